@@ -1,0 +1,149 @@
+"""Graph passes that follow PyTorch's export.
+
+Parameters keep the names they have in the checkpoint, so that ``verify`` and a reader can find them; what
+the graph computes from a parameter alone is computed here once, under the parameter's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import optimizer, rewriter
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and clean up, in place; nodes that read a parameter are left to ``fold_parameters``."""
+
+    def should_fold(node: ir.Node) -> bool | None:
+        parameters = model.graph.initializers
+        return False if any(v is not None and v.name in parameters for v in node.inputs) else None
+
+    common.InlinePass()(model)
+    for _ in range(2):  # a rewrite may open a new chance to fold
+        optimizer.fold_constants(model, should_fold=should_fold)
+        rewriter.rewrite(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+
+
+def rename_interface(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
+    """Give the graph's inputs and outputs their names, in order."""
+    for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        if len(values) != len(names):
+            raise ValueError(f"the graph has {len(values)} values where {len(names)} names were given")
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+
+
+def rename_weights(model: ir.Model, prefix: str) -> None:
+    """Drop the wrapper's prefix from initializer names, so that they read as in the checkpoint."""
+    names = [name for name in model.graph.initializers if name.startswith(prefix)]
+    _rename(model.graph, {name: name.removeprefix(prefix) for name in names})
+
+
+def _rename(graph: ir.Graph, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        value = graph.initializers.pop(old)
+        value.name = new
+        graph.initializers[new] = value
+
+
+def _transpose(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
+    permutation = node.attributes["perm"].as_ints()
+    return lambda array: np.ascontiguousarray(array.transpose(permutation))
+
+
+def _squeeze(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
+    axes = _squeezed_axes(node)
+    return lambda array: np.squeeze(array, axis=axes)
+
+
+def _squeezed_axes(node: ir.Node) -> tuple[int, ...]:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is None or axes.const_value is None:
+        raise ValueError("a Squeeze of a parameter has no constant axes")
+    return tuple(int(axis) for axis in axes.const_value.numpy().reshape(-1))
+
+
+_FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
+    "Exp": lambda node: np.exp,
+    "Neg": lambda node: np.negative,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Cast": lambda node: lambda array: array.astype(
+        ir.DataType(node.attributes["to"].as_int()).numpy()
+    ),
+}
+
+
+def fold_parameters(model: ir.Model) -> None:
+    """Compute once, here, what is computed from one parameter alone: ``A = -exp(A_log)``, transposed weights.
+
+    The result takes the parameter's name. A parameter with a second use stays as it is (tied embeddings
+    are stored once). TensorRT and native kernels want these tensors constant, and PyTorch's own folding stops
+    at a size and forgets the name. Large results are computed while the file is written, not before.
+    """
+    graph = model.graph
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.domain or node.op_type not in _FOLDED or source is None or source.name is None:
+            continue
+        tensor = graph.initializers[source.name].const_value if source.name in graph.initializers else None
+        if tensor is None or len(source.uses()) > 1:
+            continue
+        result = node.outputs[0]
+        folded = _lazily(tensor, _FOLDED[node.op_type](node), node)
+        value = ir.Value(
+            name=source.name,
+            const_value=folded,
+            type=ir.TensorType(folded.dtype),
+            shape=ir.Shape(folded.shape),
+        )
+        result.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        del graph.initializers[source.name]
+        graph.initializers[source.name] = value
+    _rename(graph, {name: name.removesuffix("_log") for name in graph.initializers if name.endswith(".A_log")})
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _lazily(
+    tensor: ir.TensorProtocol,
+    compute: Callable[[np.ndarray], np.ndarray],
+    node: ir.Node,
+) -> ir.LazyTensor:
+    shape, dtype = list(tensor.shape.numpy()), tensor.dtype
+    if node.op_type == "Transpose":
+        shape = [shape[axis] for axis in node.attributes["perm"].as_ints()]
+    elif node.op_type == "Squeeze":
+        axes = {axis % len(shape) for axis in _squeezed_axes(node)}
+        shape = [size for axis, size in enumerate(shape) if axis not in axes]
+    elif node.op_type == "Cast":
+        dtype = ir.DataType(node.attributes["to"].as_int())
+    return ir.LazyTensor(
+        lambda: ir.tensor(compute(tensor.numpy()), dtype=dtype),
+        dtype=dtype,
+        shape=ir.Shape(shape),
+        name=tensor.name,
+    )
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove what PyTorch notes on nodes and values: stack traces hold paths of the exporting machine."""
+    graph = model.graph
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()

@@ -1,0 +1,17 @@
+"""Mamba blocks and models: ``forward(x, state) -> y, state`` for prefill and decode alike."""
+
+from mamba_export.nn.block import LayerState, Mamba, RMSNorm
+from mamba_export.nn.config import PUBLISHED_SIZES, MambaConfig
+from mamba_export.nn.model import MambaBackbone, MambaLM, State, cast
+
+__all__ = [
+    "PUBLISHED_SIZES",
+    "LayerState",
+    "Mamba",
+    "MambaBackbone",
+    "MambaConfig",
+    "MambaLM",
+    "RMSNorm",
+    "State",
+    "cast",
+]
