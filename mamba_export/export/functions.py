@@ -56,14 +56,16 @@ _SCAN_BODY = """
     four = Add (two, two)
     C_columns = Unsqueeze (C32, four)
 
-    dt_walk = Slice (dt_columns, walk_start, walk_end, one, walk_step)
-    dt_u_walk = Slice (dt_u_columns, walk_start, walk_end, one, walk_step)
-    B_walk = Slice (B_rows, walk_start, walk_end, one, walk_step)
-    C_walk = Slice (C_columns, walk_start, walk_end, one, walk_step)
+    dt_steps = Transpose <perm = [1, 0, 2, 3, 4]> (dt_columns)
+    dt_u_steps = Transpose <perm = [1, 0, 2, 3, 4]> (dt_u_columns)
+    B_steps = Transpose <perm = [1, 0, 2, 3, 4]> (B_rows)
+    C_steps = Transpose <perm = [1, 0, 2, 3, 4]> (C_columns)
+    dt_walk = Slice (dt_steps, walk_start, walk_end, zero, walk_step)
+    dt_u_walk = Slice (dt_u_steps, walk_start, walk_end, zero, walk_step)
+    B_walk = Slice (B_steps, walk_start, walk_end, zero, walk_step)
+    C_walk = Slice (C_steps, walk_start, walk_end, zero, walk_step)
     h_final, y_walk = Scan <
         num_scan_inputs = 4,
-        scan_input_axes = [1, 1, 1, 1],
-        scan_output_axes = [1],
         body = step (float[b, g, p, n] h, float[b, g, p, k] dt_t, float[b, g, p, k] dt_u_t,
                      float[b, g, k, n] B_t, float[b, g, n, k] C_t)
             => (float[b, g, p, n] h_next, float[b, g, p, k] y_t) {
@@ -75,7 +77,8 @@ _SCAN_BODY = """
             y_t = MatMul (h_next, C_t)
         }
     > (h_first, dt_walk, dt_u_walk, B_walk, C_walk)
-    y_columns = Slice (y_walk, walk_start, walk_end, one, walk_step)
+    y_steps = Slice (y_walk, walk_start, walk_end, zero, walk_step)
+    y_columns = Transpose <perm = [1, 0, 2, 3, 4]> (y_steps)
 
     state_shape = Shape (initial_state)
     last_state = Reshape (h_final, state_shape)

@@ -1,0 +1,118 @@
+"""Where a checkpoint is: a local folder, or a Hugging Face id, downloaded to the hub's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mamba_export.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""What an exported folder takes over from the checkpoint's, where it exists."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+_PICKLES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
+
+
+def locate(source: str | Path, progress: Callable[[str], None] | None = None) -> Path:
+    """Folder of a checkpoint, downloaded where ``source`` is a Hugging Face id.
+
+    The network is asked only for a string of the form owner/name that is no existing path.
+
+    Raises:
+        CheckpointError: no such folder, or the download failed.
+        OSError: the path cannot be looked at.
+    """
+    if not str(source):
+        raise CheckpointError("the checkpoint's path is empty: pass a folder or a Hugging Face id")
+    path = Path(source)
+    with contextlib.suppress(RuntimeError):  # "~unknown-user": left as it is, a missing folder
+        path = path.expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{source} is a file: pass the folder that holds config.json")
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(
+            f"{source}: no such folder; pass an existing one, or a Hugging Face id (owner/name)"
+        )
+    return _download(source, progress)
+
+
+def _download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
+    """Snapshot of a Hugging Face repository: safetensors, or pickles where it has none."""
+    from huggingface_hub import (
+        snapshot_download,  # takes a while to import, and is not always needed
+    )
+
+    if progress is not None:
+        progress(f"downloading {hub_id} from the Hugging Face Hub")
+    wanted = ["config.json", *TOKENIZER_FILES]
+    try:
+        with _quiet_hub():
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, *_SAFETENSORS]))
+            if not any(folder.glob("*.safetensors")):
+                folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, *_PICKLES]))
+    # The hub raises its HTTP client's errors too, and the client differs between its versions.
+    except Exception as error:
+        raise CheckpointError(
+            f"download of {hub_id!r} from the Hugging Face Hub failed: {_reason(error)}; "
+            "no local folder has that name either: pass the path of one that holds the checkpoint"
+        ) from error
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed, in a few words."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "the repository is gated (accept its terms on its page, then `hf auth login`)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or it is private"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set and the local cache lacks it"
+        return "the Hub cannot be reached and the local cache lacks it"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silence the hub's progress bars, log and warnings: what is shown is the caller's business."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        if bars:
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                enable_progress_bars()
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]

@@ -1,0 +1,36 @@
+"""Shared by all tests: GPU skips with a reason, tiny models, seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mamba_export.nn import MambaConfig, MambaLM
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> MambaConfig:
+    return MambaConfig(d_model=32, n_layer=2, vocab_size=256, eos_token_id=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: MambaConfig) -> MambaLM:
+    """Random weights, with logits spread enough that an argmax means something."""
+    torch.manual_seed(0)
+    model = MambaLM(tiny_config).eval()
+    with torch.no_grad():
+        model.embeddings.weight.mul_(20)
+    return model

@@ -1,0 +1,361 @@
+"""Triton kernels against the float64 reference: outputs and every gradient.
+
+On a GPU the whole parity grid runs. Elsewhere a few tiny cases run in Triton's interpreter, in a subprocess,
+because the interpreter is chosen by an environment variable when Triton is first imported.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mamba_export.ops.reference import causal_conv1d_reference, selective_scan_reference
+
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORWARD_BOUND, BACKWARD_BOUND = 1e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case of the scan. ``delta`` shifts the step size's input; the other names speak."""
+
+    dtype: str = "fp32"
+    batch: int = 3
+    length: int = 65
+    d_inner: int = 64
+    d_state: int = 16
+    groups: int = 1
+    gate: bool = True
+    reverse: bool = False
+    softplus: bool = True
+    delta: float = 0.0
+    strided: bool = False
+
+    def __str__(self) -> str:
+        words = [
+            self.dtype,
+            f"b{self.batch}",
+            f"l{self.length}",
+            f"d{self.d_inner}",
+            f"n{self.d_state}",
+        ]
+        words += [f"g{self.groups}"] if self.groups > 1 else []
+        words += [f"delta{self.delta:+g}"] if self.delta else []
+        words += [] if self.gate else ["ungated"]
+        words += [] if self.softplus else ["plain_delta"]
+        words += [name for name in ("reverse", "strided") if getattr(self, name)]
+        return "-".join(words)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One case of the convolution."""
+
+    dtype: str = "fp32"
+    batch: int = 3
+    length: int = 65
+    channels: int = 70
+    taps: int = 4
+    silu: bool = True
+    reverse: bool = False
+    strided: bool = False
+
+    def __str__(self) -> str:
+        words = [
+            self.dtype,
+            f"b{self.batch}",
+            f"l{self.length}",
+            f"d{self.channels}",
+            f"k{self.taps}",
+        ]
+        words += [] if self.silu else ["linear"]
+        words += [name for name in ("reverse", "strided") if getattr(self, name)]
+        return "-".join(words)
+
+
+# A new combination of dtype, gate, direction, softplus and d_state costs 5 to 10 s of compilation: the cases
+# share combinations, and try others in pairs rather than all.
+SCAN_CASES = [
+    *[Scan(batch=b, length=n) for b in (1, 3) for n in (1, 2, 63, 64, 65, 1000)],
+    *[Scan(d_state=n) for n in (1, 8, 64, 256)],
+    Scan(d_inner=48, d_state=5, groups=2),
+    Scan(d_inner=128, groups=2),
+    Scan(strided=True),
+    Scan(gate=False, reverse=True, length=1000),
+    Scan("fp16", reverse=True),
+    Scan("fp16", reverse=True, length=1000, groups=2),
+    Scan("bf16"),
+    Scan("bf16", length=1000, groups=2),
+    Scan("bf16", batch=1, length=1),
+    Scan("bf16", gate=False, reverse=True, strided=True),
+    Scan(softplus=False),
+    *[Scan(delta=shift) for shift in (-30.0, -10.0, 30.0, 1e4)],
+    Scan("bf16", delta=-10.0),
+    Scan("bf16", delta=30.0),
+    Scan(batch=64, length=100, d_inner=512),
+    Scan(batch=1, length=300, d_inner=1536),
+]
+CONV_CASES = [
+    *[Conv(batch=b, length=n) for b in (1, 3) for n in (1, 2, 63, 64, 65, 1000)],
+    *[Conv(taps=k, length=n) for k in (2, 3, 8) for n in (1, 5, 130)],
+    *[Conv(dtype, reverse=True) for dtype in ("fp16", "bf16")],
+    *[Conv(dtype, silu=False, strided=True) for dtype in DTYPES],
+    Conv(reverse=True, length=2, taps=8),
+    Conv(batch=64, length=1200, channels=64),
+]
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """Norm of the difference over the norm of the truth; NaN anywhere gives infinity."""
+    error = (result.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300)
+    return float("inf") if error.isnan() else error.item()
+
+
+def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor | None], seeds: list[Tensor]):
+    """Gradients of the inputs, None where an input is None."""
+    present = [t for t in inputs if t is not None]
+    grads = iter(
+        torch.autograd.grad(
+            outputs, present, [s.to(o.dtype) for s, o in zip(seeds, outputs, strict=True)]
+        )
+    )
+    return [None if t is None else next(grads) for t in inputs]
+
+
+def leaf(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    return None if t is None else t.detach().to(dtype or t.dtype).clone().requires_grad_()
+
+
+def assert_parity(names, results, reference, truth, forward: int) -> None:
+    """Hold results to the project's bounds; the first ``forward`` of them are outputs, then gradients.
+
+    fp32 tensors: an absolute bound. fp16 and bf16: twice the error of the same-dtype reference, and half a
+    unit in the last place, since even the exact result has to be rounded.
+    """
+    problems = []
+    for i, (name, result, same, exact) in enumerate(
+        zip(names, results, reference, truth, strict=True)
+    ):
+        if exact is None:
+            assert result is None, f"{name} should be None"
+            continue
+        assert result.shape == exact.shape, f"{name}: {result.shape}, not {exact.shape}"
+        assert result.dtype == same.dtype, f"{name}: {result.dtype}, not {same.dtype}"
+        if result.dtype == torch.float32:
+            bound = FORWARD_BOUND if i < forward else BACKWARD_BOUND
+        else:
+            bound = 2 * relative_error(same, exact) + torch.finfo(result.dtype).eps / 2
+        error = relative_error(result, exact)
+        if not error <= bound:
+            problems.append(f"{name}: error {error:.2e} > {bound:.2e}")
+    assert not problems, "; ".join(problems)
+
+
+def spread(t: Tensor | None, strided: bool) -> Tensor | None:
+    """The same values, as a slice of a larger tensor if ``strided``; then no dimension is dense."""
+    if t is None or not strided:
+        return t
+    wide = torch.full(
+        (*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device
+    )
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def sliced(parts: list[Tensor]) -> list[Tensor]:
+    """The same values as slices of one projection's output, as a block hands them over."""
+    flat = torch.cat([p.flatten(2) for p in parts], dim=2)
+    pieces = flat.split([p.flatten(2).shape[2] for p in parts], dim=2)
+    return [piece.unflatten(2, p.shape[2:]) for piece, p in zip(pieces, parts, strict=True)]
+
+
+def check_scan(case: Scan, device: str) -> None:
+    """Compare outputs and gradients of one case; raises AssertionError."""
+    from mamba_export.ops import triton_scan
+
+    random = torch.Generator(device).manual_seed(case.length * 1000 + case.d_state)
+    dtype = DTYPES[case.dtype]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, device=device)
+
+    sequence = (case.batch, case.length, case.d_inner)
+    state = (case.batch, case.d_inner, case.d_state)
+    u, z, dy = (normal(*sequence).to(dtype) for _ in range(3))
+    delta = normal(*sequence)
+    delta = (delta + case.delta if case.softplus else delta.abs()).to(dtype)
+    B, C = (normal(case.batch, case.length, case.groups, case.d_state).to(dtype) for _ in range(2))
+    u, z, B, C = sliced([u, z, B, C])
+    u, delta, z, B, C, dy = (spread(t, case.strided) for t in (u, delta, z, B, C, dy))
+    A = -torch.exp(normal(case.d_inner, case.d_state))
+    bias = 0.1 * normal(case.d_inner)
+    inputs = [u, delta, A, B, C, normal(case.d_inner), z if case.gate else None]
+    inputs += [bias if case.softplus else bias.abs(), normal(*state)]
+    flags = (case.softplus, case.reverse)
+    seeds = [dy, normal(*state)]
+
+    results = triton_scan.selective_scan_forward(*inputs, *flags)
+    results += triton_scan.selective_scan_backward(*seeds, *inputs, *flags)
+    compared = []
+    for precision in (None, torch.float64):
+        leaves = [leaf(t, precision) for t in inputs]
+        outputs = selective_scan_reference(*leaves, *flags)
+        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
+    names = [
+        "y",
+        "last_state",
+        "du",
+        "ddelta",
+        "dA",
+        "dB",
+        "dC",
+        "dD",
+        "dz",
+        "ddelta_bias",
+        "dinitial_state",
+    ]
+    assert_parity(names, results, *compared, forward=2)
+
+
+def check_conv(case: Conv, device: str) -> None:
+    """Compare outputs and gradients of one case; raises AssertionError."""
+    from mamba_export.ops import triton_conv
+
+    random = torch.Generator(device).manual_seed(case.length * 1000 + case.taps)
+    dtype = DTYPES[case.dtype]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, device=device)
+
+    sequence, state = (
+        (case.batch, case.length, case.channels),
+        (case.batch, case.channels, case.taps - 1),
+    )
+    x, _ = sliced([normal(*sequence).to(dtype) for _ in range(2)])
+    x, initial = spread(x, case.strided), spread(normal(*state).to(dtype), case.strided)
+    inputs = [x, normal(case.channels, case.taps), normal(case.channels), initial]
+    seeds = [normal(*sequence).to(dtype), normal(*state).to(dtype)]
+    flags = (case.silu, case.reverse)
+
+    results = triton_conv.causal_conv1d_forward(*inputs, *flags)
+    results += triton_conv.causal_conv1d_backward(*seeds, *inputs, *flags)
+    compared = []
+    for precision in (None, torch.float64):
+        leaves = [leaf(t, precision) for t in inputs]
+        outputs = causal_conv1d_reference(*leaves, *flags)
+        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
+    names = ["y", "last_state", "dx", "dweight", "dbias", "dinitial_state"]
+    assert_parity(names, results, *compared, forward=2)
+
+
+def poison(patch: pytest.MonkeyPatch) -> None:
+    """Let ``torch.empty`` return NaN, so that an element that no kernel writes shows."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs) -> Tensor:
+        t = empty(*args, **kwargs)
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    patch.setattr(torch, "empty", poisoned)
+
+
+class TestGpu:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("case", SCAN_CASES, ids=str)
+    def test_scan(self, case: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+        poison(monkeypatch)
+        check_scan(case, "cuda")
+
+    @pytest.mark.parametrize("case", CONV_CASES, ids=str)
+    def test_conv(self, case: Conv, monkeypatch: pytest.MonkeyPatch) -> None:
+        poison(monkeypatch)
+        check_conv(case, "cuda")
+
+    def test_scan_in_two_parts_equals_one(self) -> None:
+        from mamba_export.ops.triton_scan import selective_scan_forward as scan
+
+        u, delta, z = torch.randn(3, 2, 100, 64, device="cuda").unbind(0)
+        B, C = torch.randn(2, 2, 100, 1, 16, device="cuda").unbind(0)
+        A, D = -torch.rand(64, 16, device="cuda"), torch.randn(64, device="cuda")
+        bias, state = torch.zeros(64, device="cuda"), torch.randn(2, 64, 16, device="cuda")
+
+        def run(steps: slice, state: Tensor) -> tuple[Tensor, Tensor]:
+            parts = [t[:, steps] for t in (u, delta, B, C, z)]
+            return scan(*parts[:2], A, *parts[2:4], D, parts[4], bias, state, True, False)
+
+        y, last = run(slice(None), state)
+        y1, state = run(slice(0, 37), state)
+        y2, state = run(slice(37, None), state)
+        assert torch.equal(torch.cat([y1, y2], dim=1), y)
+        assert torch.equal(state, last)
+
+    def test_gradients_are_the_same_from_run_to_run(self) -> None:
+        from mamba_export.ops.triton_scan import selective_scan_backward as backward
+
+        u, delta, z, dy = torch.randn(4, 4, 200, 128, device="cuda").unbind(0)
+        B, C = torch.randn(2, 4, 200, 1, 16, device="cuda").unbind(0)
+        A, D = -torch.rand(128, 16, device="cuda"), torch.randn(128, device="cuda")
+        bias, state = torch.zeros(128, device="cuda"), torch.randn(4, 128, 16, device="cuda")
+        args = (dy, state, u, delta, A, B, C, D, z, bias, state, True, False)
+        for first, second in zip(backward(*args), backward(*args), strict=True):
+            assert torch.equal(first, second)
+
+
+def interpret(operator: str) -> None:
+    """Body of the subprocess: every tiny case of one operator on CPU tensors."""
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch)
+        if operator == "scan":
+            from mamba_export.ops import triton_scan
+
+            tiny = Scan(batch=1, length=9, d_inner=8, d_state=4)
+            check_scan(replace(tiny, length=1, d_state=1), "cpu")
+            check_scan(replace(tiny, batch=2, d_inner=12, d_state=3, groups=2, strided=True), "cpu")
+            check_scan(replace(tiny, dtype="bf16", gate=False, reverse=True), "cpu")
+            check_scan(replace(tiny, dtype="fp16", delta=-12.0), "cpu")
+            check_scan(replace(tiny, d_inner=40, softplus=False), "cpu")
+            # Segments of one chunk, so that a short sequence takes the path of a long one.
+            patch.setattr(triton_scan, "MIN_SEGMENT_CHUNKS", 1)
+            check_scan(replace(tiny, length=21), "cpu")
+            check_scan(replace(tiny, length=16, gate=False, reverse=True), "cpu")
+        else:
+            from mamba_export.ops import triton_conv
+
+            tiny = Conv(batch=2, length=35, channels=5)
+            check_conv(tiny, "cpu")
+            check_conv(replace(tiny, length=2, taps=8, reverse=True), "cpu")
+            check_conv(replace(tiny, dtype="bf16", silu=False, strided=True), "cpu")
+            patch.setattr(triton_conv, "MAX_PARTIALS", 1)
+            check_conv(replace(tiny, length=70, taps=2, reverse=True), "cpu")
+
+
+@pytest.mark.parametrize("operator", ["scan", "conv"])
+def test_interpreter(operator: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, operator], env=environment, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+if __name__ == "__main__":
+    interpret(sys.argv[1])
