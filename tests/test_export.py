@@ -158,7 +158,9 @@ def test_bf16_is_valid_and_typed(tiny_model: MambaLM, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bcdt", [None, 1e-6], ids=["mamba", "falcon norms"])
 def test_backbone_without_tokens(tmp_path: Path, bcdt: float | None) -> None:
-    config = MambaConfig(d_model=16, n_layer=2, d_state=8, bias=True, conv_bias=False, bcdt_norm_epsilon=bcdt)
+    config = MambaConfig(
+        d_model=16, n_layer=2, d_state=8, bias=True, conv_bias=False, bcdt_norm_epsilon=bcdt
+    )
     backbone = MambaBackbone(config).eval()
     out = export(backbone, tmp_path / "out")
     x = np.random.default_rng(0).standard_normal((2, 33, 16), dtype=np.float32)
@@ -213,7 +215,10 @@ def test_from_a_checkpoint_folder(tiny_model: MambaLM, tmp_path: Path) -> None:
 
 
 def test_no_warning_reaches_the_user(
-    tiny_model: MambaLM, tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture
+    tiny_model: MambaLM,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     export(tiny_model, tmp_path / "out")
     assert [str(w.message) for w in recwarn] == []

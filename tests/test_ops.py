@@ -97,18 +97,14 @@ def test_scan_matches_float64_reference(length: int, batch: int, reverse: bool) 
 @pytest.mark.parametrize("d_state", [1, 8, 16, 64, 256])
 def test_scan_shapes(d_state: int, n_groups: int, gate: bool) -> None:
     inputs = scan_inputs(2, 20, 8, d_state, n_groups, gate=gate)
-    for output, truth in zip(
-        SCAN(*inputs), selective_scan_reference(*double(inputs)), strict=True
-    ):
+    for output, truth in zip(SCAN(*inputs), selective_scan_reference(*double(inputs)), strict=True):
         assert error(output, truth) <= FP32_BOUND
 
 
 @pytest.mark.parametrize("shift", [-30.0, -10.0, 10.0, 30.0])
 def test_scan_extreme_steps(shift: float) -> None:
     inputs = scan_inputs(2, 65, delta_shift=shift)
-    for output, truth in zip(
-        SCAN(*inputs), selective_scan_reference(*double(inputs)), strict=True
-    ):
+    for output, truth in zip(SCAN(*inputs), selective_scan_reference(*double(inputs)), strict=True):
         assert torch.isfinite(output).all()
         assert error(output, truth) <= FP32_BOUND
 
@@ -134,7 +130,9 @@ def test_split_equals_whole(parts: tuple[int, ...]) -> None:
     for start, size in zip(torch.tensor((0, *parts)).cumsum(0).tolist(), parts, strict=False):
         u, delta, A, B, C, D, z, bias, _ = inputs
         cut = slice(start, start + size)
-        y, state = SCAN(u[:, cut], delta[:, cut], A, B[:, cut], C[:, cut], D, z[:, cut], bias, state)
+        y, state = SCAN(
+            u[:, cut], delta[:, cut], A, B[:, cut], C[:, cut], D, z[:, cut], bias, state
+        )
         outputs.append(y)
     assert error(torch.cat(outputs, 1), whole) <= FP32_BOUND
     assert error(state, last) <= FP32_BOUND
@@ -194,7 +192,12 @@ def test_scan_gradients_across_chunks() -> None:
     truth = torch.autograd.grad(
         (expected_y * weights[0]).sum() + (expected_last * weights[1]).sum(), leaves
     )
-    for name, a, b in zip("u delta A B C D z delta_bias initial_state".split(), found, truth, strict=True):
+    for name, a, b in zip(
+        ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"],
+        found,
+        truth,
+        strict=True,
+    ):
         assert error(a, b) <= 1e-12, name
 
 
@@ -221,7 +224,9 @@ def test_conv_is_torchs_depthwise_convolution() -> None:
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("length", [1, 6])
 def test_conv_gradcheck(length: int, reverse: bool) -> None:
-    inputs = [t.requires_grad_() for t in conv_inputs(length=length, channels=3, dtype=torch.float64)]
+    inputs = [
+        t.requires_grad_() for t in conv_inputs(length=length, channels=3, dtype=torch.float64)
+    ]
     assert torch.autograd.gradcheck(lambda *t: CONV(*t, True, reverse), inputs)
 
 
@@ -268,7 +273,9 @@ def test_wrappers_fill_in_what_is_absent() -> None:
     u, delta, A, B, C, *_ = scan_inputs(2, 10)
     y, last = selective_scan(u, delta, A, B[:, :, 0], C[:, :, 0])
     zeros = torch.zeros(8)
-    expected = selective_scan_reference(u, delta, A, B, C, zeros, None, zeros, torch.zeros(2, 8, 16))
+    expected = selective_scan_reference(
+        u, delta, A, B, C, zeros, None, zeros, torch.zeros(2, 8, 16)
+    )
     torch.testing.assert_close(y, expected[0])
     torch.testing.assert_close(last, expected[1])
 
@@ -299,7 +306,17 @@ def test_environment_variable_forces_a_backend(monkeypatch: pytest.MonkeyPatch) 
         (8, torch.randn(3, 8, 16), "initial_state has shape"),
         (8, torch.randn(2, 8, 16).half(), "initial_state is torch.float16"),
     ],
-    ids=["empty", "rank", "length", "A", "B rank", "groups", "z dtype", "state batch", "state dtype"],
+    ids=[
+        "empty",
+        "rank",
+        "length",
+        "A",
+        "B rank",
+        "groups",
+        "z dtype",
+        "state batch",
+        "state dtype",
+    ],
 )
 def test_scan_refuses(index: int, bad: Tensor, message: str) -> None:
     inputs = scan_inputs()

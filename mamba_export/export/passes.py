@@ -37,7 +37,9 @@ def rename_interface(model: ir.Model, inputs: list[str], outputs: list[str]) -> 
     """Give the graph's inputs and outputs their names, in order."""
     for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         if len(values) != len(names):
-            raise ValueError(f"the graph has {len(values)} values where {len(names)} names were given")
+            raise ValueError(
+                f"the graph has {len(values)} values where {len(names)} names were given"
+            )
         for value, name in zip(values, names, strict=True):
             value.name = name
 
@@ -77,8 +79,8 @@ _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
     "Neg": lambda node: np.negative,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
-    "Cast": lambda node: lambda array: array.astype(
-        ir.DataType(node.attributes["to"].as_int()).numpy()
+    "Cast": lambda node: (
+        lambda array: array.astype(ir.DataType(node.attributes["to"].as_int()).numpy())
     ),
 }
 
@@ -95,7 +97,11 @@ def fold_parameters(model: ir.Model) -> None:
         source = node.inputs[0] if node.inputs else None
         if node.domain or node.op_type not in _FOLDED or source is None or source.name is None:
             continue
-        tensor = graph.initializers[source.name].const_value if source.name in graph.initializers else None
+        tensor = (
+            graph.initializers[source.name].const_value
+            if source.name in graph.initializers
+            else None
+        )
         if tensor is None or len(source.uses()) > 1:
             continue
         result = node.outputs[0]
@@ -110,7 +116,10 @@ def fold_parameters(model: ir.Model) -> None:
         graph.remove(node, safe=True)
         del graph.initializers[source.name]
         graph.initializers[source.name] = value
-    _rename(graph, {name: name.removesuffix("_log") for name in graph.initializers if name.endswith(".A_log")})
+    _rename(
+        graph,
+        {name: name.removesuffix("_log") for name in graph.initializers if name.endswith(".A_log")},
+    )
     common.RemoveUnusedNodesPass()(model)
 
 

@@ -130,7 +130,7 @@ def selective_scan_backward(
     """
     p = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
     acc = p.u.dtype
-    batch, length, d_inner = u.shape
+    batch, _length, d_inner = u.shape
     grouped = p.u.shape
     state_shape = (batch, *p.A.shape)
 

@@ -79,10 +79,11 @@ def selective_scan_reference(
     ys: list[Tensor] = [h.new_empty(0)] * u.shape[1]
     for t in reversed(steps) if reverse else steps:
         dtA = dt[:, t, :, None] * A  # (batch, d_inner, d_state)
-        if discretization == "zoh":
-            Bbar = torch.expm1(dtA) / A * Bt[:, t]
-        else:
-            Bbar = dt[:, t, :, None] * Bt[:, t]
+        Bbar = (
+            torch.expm1(dtA) / A * Bt[:, t]
+            if discretization == "zoh"
+            else dt[:, t, :, None] * Bt[:, t]
+        )
         h = torch.exp(dtA) * h + Bbar * ut[:, t, :, None]
         ys[t] = (h * Ct[:, t]).sum(-1) + D * ut[:, t]
     y = torch.stack(ys, dim=1) if ys else ut

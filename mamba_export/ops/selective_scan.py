@@ -113,11 +113,12 @@ def _selective_scan_backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _kernels(u).selective_scan_backward(
+    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate = _kernels(u).selective_scan_backward(
         dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse
     )
     # A custom op returns tensors only: a zero-sized one stands for the absent gate's gradient.
-    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+    dz = u.new_empty(0) if dz is None else dz
+    return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate
 
 
 @_selective_scan_backward.register_fake

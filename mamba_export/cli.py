@@ -1,0 +1,234 @@
+"""The command line: ``mamba-export export | verify | run``.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 success, 1 a
+verification that failed, 2 bad input (one line, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mamba_export import __version__
+from mamba_export.errors import MambaExportError
+
+app = typer.Typer(
+    name="mamba-export",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=(
+        "Take a Mamba model out of PyTorch: one ONNX file that runs in ONNX Runtime.\n\n"
+        "A first session: `mamba-export export models/kjv-bytes -o out`, "
+        "`mamba-export verify out`, `mamba-export run out --prompt 'Ge1:1 '`."
+    ),
+)
+_console = Console(stderr=True)
+
+
+class Dtype(str, Enum):
+    """What an exported file may hold."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Provider(str, Enum):
+    """Where ONNX Runtime runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"mamba-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
+            "Hugging Face id such as state-spaces/mamba-130m-hf.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Matrices, activations and logits; states of the scan stay fp32."),
+    ] = Dtype.fp32,
+    opset: Annotated[int, typer.Option(help="Version of standard ONNX, 18 to 23.")] = 20,
+    last_logits_only: Annotated[
+        bool,
+        typer.Option("--last-logits-only", help="Return the last step's logits alone."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
+) -> None:
+    """Write OUT/model.onnx, its weights, the tokenizer, metadata and genai_config.json."""
+    from mamba_export.export import export
+
+    with _console.status("starting") as status:
+        export(
+            model,
+            out,
+            dtype=dtype.value,
+            opset=opset,
+            last_logits_only=last_logits_only,
+            force=force,
+            progress=status.update,
+        )
+    size = sum(file.stat().st_size for file in out.iterdir())
+    _console.print(f"wrote {out} ({size / 1e6:.1f} MB, {dtype.value}, opset {opset})")
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An exported folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The source, where it is not where the export found it."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Text for next-token agreement; a short one ships with us."
+        ),
+    ] = None,
+    backend: Annotated[
+        list[Provider] | None,
+        typer.Option(help="Backend to check; may be repeated. Default: every one that is present."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer lengths, batch 1 alone.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare every backend that is present with the PyTorch model; exit with 1 if anything fails."""
+    from mamba_export.parity import verify
+    from mamba_export.parity.table import print_report
+
+    names = tuple(item.value for item in backend or ())
+    if not names or "auto" in names:
+        names = ("cpu", "cuda")
+    with _console.status("loading") as status:
+        report = verify(
+            folder,
+            model=model,
+            text=_read_text(text),
+            backends=names,
+            quick=quick,
+            on_check=lambda check: status.update(f"{check.backend}: {check.check}"),
+        )
+    if json_output:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        print_report(report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _read_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MambaExportError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+@app.command("run")
+def run_model_command(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An exported folder.")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="Text to continue; may be repeated for a batch."),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens that hold this share; 1: all.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1: off.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    provider: Annotated[Provider, typer.Option(help="Where to run.")] = Provider.auto,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Go on after the end-of-text token.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of text.")
+    ] = False,
+) -> None:
+    """Generate text in ONNX Runtime, as it comes; tokens per second at the end."""
+    from mamba_export.runtime.run_command import run_command
+
+    code = run_command(
+        folder,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        provider=None if provider is Provider.auto else provider.value,
+        threads=threads,
+        json_output=json_output,
+        stream=not json_output,
+        ignore_end=ignore_end,
+    )
+    raise typer.Exit(code)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: runs a command, turns errors that a user can act on into one line and an exit code."""
+    return run_app(app, arguments)
+
+
+def run_app(application: typer.Typer, arguments: list[str] | None = None) -> Any:
+    """Run a typer application with our error and exit-code rules; the scripts in tools/ share it."""
+    try:
+        code = application(args=arguments, standalone_mode=True)
+    except MambaExportError as error:
+        # Not through rich: it would wrap the line and read brackets in a path as markup.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader left (| head). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

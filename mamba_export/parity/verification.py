@@ -1,0 +1,140 @@
+"""``verify``: every backend that is present, against the PyTorch model that the file came from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mamba_export import checkpoints, contract
+from mamba_export.errors import ExportError, SessionError
+from mamba_export.nn import MambaBackbone, MambaLM, cast
+from mamba_export.parity import backends as known_backends
+from mamba_export.parity.backends import Backend
+from mamba_export.parity.bounds import BATCHES, LENGTHS, Check, Report
+from mamba_export.parity.models import Comparison, TorchModel, model_checks
+from mamba_export.parity.operators import grid, operator_checks
+from mamba_export.parity.weights import weight_checks
+from mamba_export.runtime import Metadata, read_metadata
+from mamba_export.runtime.tokenizer import load_tokenizer
+
+_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_QUICK_LENGTHS = (1, 2, 65)
+_TEXT_TOKENS = 1024
+"""Tokens of text that are compared: enough to see a drift, seconds on a CPU at 130M."""
+
+
+def verify(
+    folder: str | Path,
+    *,
+    model: str | Path | MambaLM | MambaBackbone | None = None,
+    text: str | None = None,
+    backends: Sequence[str] = known_backends.NAMES,
+    quick: bool = False,
+    on_check: Callable[[Check], None] | None = None,
+) -> Report:
+    """Hold an exported folder against its source.
+
+    Checks, for each backend that is present: each operator alone over the parity grid, whole-model outputs and
+    states over lengths and batches, splits, extremes, next-token agreement over a real text; and once
+    for the file: every weight.
+
+    Args:
+        folder: what ``export`` wrote.
+        model: the source; None for the one that the metadata names.
+        text: text of the next-token check; None for the one that ships with the package.
+        backends: which to try, of ``parity.backends.NAMES``.
+        quick: fewer lengths and one batch size.
+        on_check: called with each result as it comes.
+
+    Returns:
+        The report. It passes when at least one check ran and none failed.
+
+    Raises:
+        MambaExportError: the folder is not ours, or the source cannot be loaded.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    truth_model = _source(metadata, model)
+    reference_model = truth_model
+    if metadata.dtype != "fp32":
+        reference_model = copy.deepcopy(truth_model)
+        cast(reference_model, _TORCH_DTYPES[metadata.dtype])
+    last_only = metadata.last_logits_only
+    truth = TorchModel(truth_model, last_only)
+    reference = truth if reference_model is truth_model else TorchModel(reference_model, last_only)
+    found, missing = known_backends.present(tuple(backends))
+    report = Report(str(folder), metadata.dtype, not_run=missing)
+
+    def note(check: Check) -> None:
+        report.checks.append(check)
+        if on_check is not None:
+            on_check(check)
+
+    note(weight_checks(folder / contract.MODEL_FILE, reference_model))
+    tokens = _tokens(folder, metadata, text)
+    if tokens is None and isinstance(truth_model, MambaLM):
+        report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
+    for backend in found:
+        for check in operator_checks(
+            folder / contract.MODEL_FILE, metadata.dtype, backend.name, backend.run_graph, grid()
+        ):
+            note(check)
+        if metadata.dtype in backend.missing_dtypes:
+            report.not_run[f"{backend.name}, whole model"] = backend.missing_dtypes[metadata.dtype]
+            continue
+        session = _open(backend, folder, note)
+        if session is None:
+            continue
+        comparison = Comparison(backend.name, session, truth, reference, metadata.dtype)
+        for check in model_checks(
+            comparison,
+            truth_model,
+            lengths=_QUICK_LENGTHS if quick else LENGTHS,
+            batches=BATCHES[:1] if quick else BATCHES,
+            text=tokens,
+        ):
+            note(check)
+    return report
+
+
+def _open(backend: Backend, folder: Path, note: Callable[[Check], None]) -> object | None:
+    try:
+        return backend.open_model(folder)
+    except SessionError as error:
+        note(Check(backend.name, "load", math.inf, 0.0, contract.MODEL_FILE, str(error)))
+        return None
+
+
+def _source(
+    metadata: Metadata, model: str | Path | MambaLM | MambaBackbone | None
+) -> MambaLM | MambaBackbone:
+    if isinstance(model, (MambaLM, MambaBackbone)):
+        return model
+    if model is None:
+        if metadata.source_path is None:
+            raise ExportError(
+                "the file was exported from a model in memory: pass the model (--model FOLDER) to compare with"
+            )
+        if not Path(metadata.source_path).is_dir():
+            raise ExportError(
+                f"{metadata.source_path}: the source of this export is not there any more: "
+                "pass its folder with --model"
+            )
+        model = metadata.source_path
+    return checkpoints.load(model).model
+
+
+def _tokens(folder: Path, metadata: Metadata, text: str | None) -> np.ndarray | None:
+    """(1, length) tokens of the text; None where there is no tokenizer, or no logits to compare."""
+    if metadata.last_logits_only or not (folder / contract.TOKENIZER_FILE).is_file():
+        return None
+    if text is None:
+        text = resources.files("mamba_export.parity").joinpath("text.txt").read_text("utf-8")
+    tokens = load_tokenizer(folder).encode(text)[:_TEXT_TOKENS]
+    return np.array([tokens], dtype=np.int64) if tokens else None

@@ -1,0 +1,104 @@
+"""Tensors on the device of an ONNX Runtime session.
+
+ONNX Runtime's Python API knows no bf16 in numpy: such tensors are stored as their bits (uint16) and bound
+to the graph by address with bf16's type number. Every dtype is bound by address, so there is one path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+from mamba_export.errors import SessionError
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype(np.int64),
+}
+_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+_ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Name of a numpy dtype ("fp32", "fp16", "bf16", "int64"), or numpy's own for any other."""
+    return _NAMES.get(dtype, str(dtype))
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """Dtype that ONNX Runtime's Python API stores a tensor of this name as."""
+    return np.dtype(np.uint16) if name == "bf16" else NUMPY_DTYPES[name]
+
+
+def element_type(name: str) -> Any:
+    """Element type to bind a tensor of this dtype with."""
+    return _ONNX_BFLOAT16 if name == "bf16" else NUMPY_DTYPES[name].type
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a session keeps its tensors: ONNX Runtime's name for it ("cpu", "cuda"), and which one."""
+
+    name: str = "cpu"
+    index: int = 0
+
+
+class DeviceTensor:
+    """A tensor on a device.
+
+    Attributes:
+        dtype: "fp32", "fp16", "bf16" or "int64".
+        shape: its sizes.
+        device: where it lies.
+        address: of its first element, on that device.
+    """
+
+    __slots__ = ("_value", "address", "device", "dtype", "shape")
+
+    def __init__(
+        self, value: ort.OrtValue, dtype: str, shape: tuple[int, ...], device: Device
+    ) -> None:
+        self._value = value  # owns the memory at ``address``
+        self.address: int = value.data_ptr()
+        self.dtype = dtype
+        self.shape = shape
+        self.device = device
+
+    @classmethod
+    def empty(cls, dtype: str, shape: tuple[int, ...], device: Device) -> DeviceTensor:
+        """A tensor whose content is undefined."""
+        value = ort.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), storage_dtype(dtype).type, device.name, device.index
+        )
+        return cls(value, dtype, shape, device)
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, device: Device) -> DeviceTensor:
+        """A copy of an array on the device.
+
+        Raises:
+            SessionError: the array's dtype is none of ours.
+        """
+        if array.dtype not in _NAMES:
+            raise SessionError(
+                f"an array of {array.dtype} was given: use float32, float16 or ml_dtypes.bfloat16"
+            )
+        dtype = _NAMES[array.dtype]
+        # On the CPU an OrtValue shares the array's memory, so it gets one of its own.
+        stored = np.array(array, order="C").view(storage_dtype(dtype))
+        value = ort.OrtValue.ortvalue_from_numpy(stored, device.name, device.index)
+        return cls(value, dtype, array.shape, device)
+
+    def numpy(self) -> np.ndarray:
+        """A copy in host memory."""
+        return np.array(self._value.numpy()).view(NUMPY_DTYPES[self.dtype])
+
+    def select(self, rows: np.ndarray) -> DeviceTensor:
+        """A copy with these rows of the first dimension."""
+        host = self._value.numpy()[rows].view(NUMPY_DTYPES[self.dtype])
+        return DeviceTensor.from_numpy(host, self.device)

@@ -1,0 +1,173 @@
+"""``OrtSession``: an exported folder in ONNX Runtime, on a CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import ArrayLike
+
+from mamba_export.errors import SessionError
+from mamba_export.runtime.binding import (
+    bind_host_output,
+    bind_input,
+    bind_states,
+    empty_state,
+    execute,
+)
+from mamba_export.runtime.device import NUMPY_DTYPES, DeviceTensor, storage_dtype
+from mamba_export.runtime.generate import GenerationMethods
+from mamba_export.runtime.metadata import read_metadata
+from mamba_export.runtime.ort_load import Provider, check_version, open_session
+from mamba_export.runtime.ort_stepper import OrtStepper
+from mamba_export.runtime.sequence import check_sequence
+from mamba_export.runtime.state import OrtState, check_state
+from mamba_export.runtime.tokenizer import Tokenizer, load_tokenizer
+
+
+class OrtSession(GenerationMethods):
+    """An exported model, loaded.
+
+    ``generate`` and ``stream`` write text; ``run`` is for those who drive the loop themselves. A session
+    may be used by several threads at once: a state is never modified, and every call, stepper and
+    generation has buffers of its own.
+
+    Args:
+        folder: what ``mamba-export export`` wrote.
+        providers: ONNX Runtime's execution providers, best first, as names or (name, options); None for
+            CUDA where the installed ONNX Runtime has it and a GPU works, else the CPU.
+        threads: of the CPU provider; None lets ONNX Runtime choose.
+        session_options: ONNX Runtime's, used instead of ours; then ``threads`` belongs there.
+
+    Attributes:
+        metadata: what the folder says of itself.
+        device: where states lie.
+
+    Raises:
+        SessionError: ONNX Runtime is too old, the folder is not ours or is damaged, or this ONNX Runtime
+            cannot run the file.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+        session_options: ort.SessionOptions | None = None,
+    ) -> None:
+        check_version()
+        self.metadata = read_metadata(folder)
+        self._session, self.device = open_session(
+            self.metadata, providers, threads, session_options
+        )
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the provider that computes."""
+        return str(self._session.get_providers()[0])
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer. Raises SessionError where it has none."""
+        return load_tokenizer(self.metadata.folder)
+
+    def initial_state(self, batch: int) -> OrtState:
+        """Zeros: what a batch of sequences starts from. Raises SessionError for a batch below 1."""
+        if batch < 1:
+            raise SessionError(f"batch is {batch}, expected at least 1")
+        zeros = [
+            np.zeros(info.past.resolve(batch), NUMPY_DTYPES[info.past.dtype])
+            for info in self.metadata.states
+        ]
+        return OrtState.from_numpy(zeros, self.device)
+
+    def state_from_numpy(self, arrays: Sequence[np.ndarray]) -> OrtState:
+        """A state from what ``OrtState.numpy()`` returned, or from floats of another dtype.
+
+        Args:
+            arrays: one a state tensor, in the metadata's order; converted to the model's dtypes.
+
+        Raises:
+            SessionError: their count or shapes are not those of this model's states.
+        """
+        infos = self.metadata.states
+        if len(arrays) != len(infos):
+            raise SessionError(f"state has {len(arrays)} tensors, the model has {len(infos)}")
+        converted = [
+            np.asarray(array).astype(NUMPY_DTYPES[info.past.dtype], copy=False)
+            for array, info in zip(arrays, infos, strict=True)
+        ]
+        state = OrtState.from_numpy(converted, self.device)
+        check_state(state, self.metadata)
+        return state
+
+    def concatenate(self, states: Sequence[OrtState]) -> OrtState:
+        """One state of all their sequences, in order."""
+        return OrtState.concatenate(states)
+
+    def run(
+        self, sequence: ArrayLike, state: OrtState | None = None
+    ) -> tuple[np.ndarray, OrtState]:
+        """Read a part of a batch of sequences.
+
+        Args:
+            sequence: token ids (batch, length), integers in [0, vocab_size); for a model without tokens
+                floats (batch, length, d_model). Batch and length are at least 1.
+            state: what the call for the part before returned; None at the start. It is left as it is.
+
+        Returns:
+            Logits (batch, length, vocab_size), or (batch, 1, vocab_size) of the last step where the file
+            was exported with ``--last-logits-only``; for a model without tokens the last hidden state
+            (batch, length, d_model). In the file's dtype; bf16 is ``ml_dtypes.bfloat16``. And the state
+            after this part, on the device.
+
+        Raises:
+            SessionError: the sequence or the state is of a wrong shape, dtype or batch, a token id is
+                outside the vocabulary, or ONNX Runtime failed (memory).
+        """
+        array = check_sequence(sequence, self.metadata)
+        info = self.metadata.output
+        output = np.empty(info.resolve(*array.shape[:2]), storage_dtype(info.dtype))
+        new_state = self._run(array, state, output)
+        return output.view(NUMPY_DTYPES[info.dtype]), new_state
+
+    def advance(self, sequence: ArrayLike, state: OrtState | None = None) -> OrtState:
+        """``run`` for the state alone: the logits do not leave the device."""
+        return self._run(check_sequence(sequence, self.metadata), state, None)
+
+    def stepper(self, state: OrtState) -> OrtStepper:
+        """A stepper that starts from ``state``, and leaves it as it is.
+
+        Raises:
+            SessionError: the model takes no tokens, or the state does not fit it.
+        """
+        if not self.metadata.takes_tokens:
+            raise SessionError("this model takes no tokens: drive it with run")
+        check_state(state, self.metadata)
+        return OrtStepper(self._session, self.metadata, self.device, state)
+
+    def _run(
+        self, array: np.ndarray, state: OrtState | None, output: np.ndarray | None
+    ) -> OrtState:
+        batch = array.shape[0]
+        if state is None:
+            state = self.initial_state(batch)
+        check_state(state, self.metadata, batch)
+        # These are held until the graph has run: the binding knows addresses only.
+        sequence = DeviceTensor.from_numpy(array, self.device)
+        new_state = empty_state(self.metadata, batch, self.device)
+
+        binding = self._session.io_binding()
+        bind_input(binding, self.metadata.sequence.name, sequence)
+        bind_states(binding, self.metadata, state, new_state)
+        info = self.metadata.output
+        if output is None:
+            binding.bind_output(info.name, self.device.name, self.device.index)
+        else:
+            bind_host_output(binding, info.name, info.dtype, output)
+        execute(self._session, binding, self.metadata)
+        return new_state

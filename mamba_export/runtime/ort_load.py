@@ -1,0 +1,177 @@
+"""Opening a graph in ONNX Runtime: version, providers, and errors in one clear line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime as ort
+
+from mamba_export.errors import SessionError
+from mamba_export.runtime.device import Device
+from mamba_export.runtime.metadata import Metadata
+
+MINIMUM_VERSION = (1, 20)
+"""The oldest ONNX Runtime that the exported files were run with."""
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+Provider = str | tuple[str, dict[str, Any]]
+
+_TYPE_NAMES = {
+    "tensor(float)": "fp32",
+    "tensor(float16)": "fp16",
+    "tensor(bfloat16)": "bf16",
+    "tensor(int64)": "int64",
+}
+
+
+def check_version() -> None:
+    """Check that ONNX Runtime is new enough.
+
+    Raises:
+        SessionError: it is older than ``MINIMUM_VERSION``; names what was found and what is needed.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", ort.__version__)
+    if numbers and tuple(map(int, numbers.groups())) < MINIMUM_VERSION:
+        needed = ".".join(map(str, MINIMUM_VERSION))
+        raise SessionError(
+            f"ONNX Runtime {ort.__version__} is too old: {needed} or newer is needed "
+            f"(pip install 'onnxruntime>={needed}')"
+        )
+
+
+def open_session(
+    metadata: Metadata,
+    providers: Sequence[Provider] | None,
+    threads: int | None,
+    session_options: ort.SessionOptions | None,
+) -> tuple[ort.InferenceSession, Device]:
+    """Open the graph of an exported folder.
+
+    Args:
+        metadata: of the folder.
+        providers: ONNX Runtime's names, best first; None for CUDA where it works, else the CPU.
+        threads: of the CPU provider; None lets ONNX Runtime choose.
+        session_options: used instead of ours.
+
+    Returns:
+        The session, and the device that its first provider computes on.
+
+    Raises:
+        SessionError: a provider is unknown or does not start, or the graph cannot be loaded, or is not
+            the one that the metadata describes.
+    """
+    if threads is not None and session_options is not None:
+        raise SessionError("give threads or session_options, not both")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise SessionError(f"threads is {threads!r}, expected an integer >= 1")
+    options = _options(threads) if session_options is None else session_options
+
+    available = ort.get_available_providers()
+    if providers is None:
+        session = _open_best(metadata, options, CUDA_PROVIDER in available)
+    else:
+        session = _open_given(metadata, options, providers, available)
+    _check_interface(metadata, session)
+    return session, _device(session)
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal: its errors reach the user once, as ours
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open_best(
+    metadata: Metadata, options: ort.SessionOptions, has_cuda: bool
+) -> ort.InferenceSession:
+    if has_cuda:
+        try:
+            return _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
+        except SessionError:
+            pass  # no GPU, or no driver for it; what is wrong with the file the CPU will say
+    return _open(metadata, options, [CPU_PROVIDER])
+
+
+def _open_given(
+    metadata: Metadata,
+    options: ort.SessionOptions,
+    providers: Sequence[Provider],
+    available: Sequence[str],
+) -> ort.InferenceSession:
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    if not names:
+        raise SessionError("providers is empty: name at least one, or pass None")
+    for name in names:
+        if name not in available:
+            hint = ": install onnxruntime-gpu" if name == CUDA_PROVIDER else ""
+            raise SessionError(
+                f"ONNX Runtime {ort.__version__} here has no {name} "
+                f"(it has {', '.join(available)}){hint}"
+            )
+    session = _open(metadata, options, providers)
+    # Where a provider cannot start, ONNX Runtime goes on with the next one and only logs it.
+    if session.get_providers()[0] != names[0]:
+        raise SessionError(
+            f"{names[0]} did not start: check the GPU, its driver and the CUDA and cuDNN libraries, "
+            "or use the CPU provider"
+        )
+    return session
+
+
+def _open(
+    metadata: Metadata, options: ort.SessionOptions, providers: Sequence[Provider]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(
+            str(metadata.model_path), options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        raise SessionError(_explain(metadata, error, first)) from error
+
+
+def _explain(metadata: Metadata, error: Exception, provider: str) -> str:
+    reason = plain_reason(error)
+    found = f"ONNX Runtime {ort.__version__}"
+    if provider == CPU_PROVIDER and metadata.dtype != "fp32" and "NOT_IMPLEMENTED" in str(error):
+        return (
+            f"{metadata.model_path} is {metadata.dtype}, which the CPU provider of {found} cannot "
+            f"compute ({reason}): run it on a GPU (onnxruntime-gpu, --provider cuda), or export the "
+            "model again with --dtype fp32"
+        )
+    return f"{metadata.model_path} cannot be loaded by {found} on {provider}: {reason}"
+
+
+def plain_reason(error: Exception) -> str:
+    """First line of an ONNX Runtime error, without its codes and places in the source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"\S+\.cc:\d+ \w+ ", "", line)
+
+
+def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
+    """A graph that was swapped for another must not be fed by the metadata's shapes."""
+    for kind, values, expected in (
+        ("input", session.get_inputs(), [metadata.sequence, *(s.past for s in metadata.states)]),
+        ("output", session.get_outputs(), [metadata.output, *(s.present for s in metadata.states)]),
+    ):
+        found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
+        if found != wanted:
+            name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+            raise SessionError(
+                f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
+                f"describes ({kind} {name} differs): export the model again"
+            )
+
+
+def _device(session: ort.InferenceSession) -> Device:
+    first = session.get_providers()[0]
+    if first != CUDA_PROVIDER:
+        return Device("cpu", 0)
+    return Device("cuda", int(session.get_provider_options()[first].get("device_id", 0)))

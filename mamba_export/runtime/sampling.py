@@ -1,0 +1,154 @@
+"""Choosing the next token from logits: pure numpy, the same for every runtime.
+
+The order and meaning of the steps are those of Hugging Face's generation: repetition penalty (CTRL,
+section 4.1), temperature, top-k, top-p. Tokens that tie with the last one kept are kept too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mamba_export.errors import SessionError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the most likely token (greedy).
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens whose probabilities sum to at least this; 1 keeps all.
+        repetition_penalty: logits of tokens that the prompt or the continuation holds already are divided
+            by it where positive and multiplied where negative; 1 is off.
+        seed: of the random stream; sequence i of a request draws from a stream of (seed, i).
+
+    Raises:
+        SessionError: a value is out of range; the message names the option.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(name: str, valid: bool, expected: str) -> None:
+            if not valid:
+                raise SessionError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        check("temperature", 0 <= self.temperature < math.inf, "a number >= 0")
+        check("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "an integer >= 0")
+        check("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1")
+        check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0")
+        check("seed", isinstance(self.seed, int) and self.seed >= 0, "an integer >= 0")
+
+
+def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Apply the repetition penalty.
+
+    Args:
+        logits: (batch, vocab_size) fp32.
+        seen: (batch, vocab_size) bool, the tokens that a sequence holds.
+        penalty: as in ``Sampling``.
+    """
+    penalised = np.where(logits < 0, logits * np.float32(penalty), logits / np.float32(penalty))
+    return np.where(seen, penalised, logits)
+
+
+def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Apply temperature (above 0), top-k and top-p.
+
+    Args:
+        logits: (batch, vocab_size) fp32.
+        sampling: the options.
+
+    Returns:
+        (batch, vocab_size) fp32 with maximum 0 a row, and -inf where a token was dropped.
+    """
+    # The maximum is taken off first: a tiny temperature must not overflow.
+    scores = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(sampling.temperature)
+    vocab_size = scores.shape[-1]
+    if 0 < sampling.top_k < vocab_size:
+        kth = np.partition(scores, vocab_size - sampling.top_k, axis=-1)
+        last_kept = kth[:, vocab_size - sampling.top_k, None]
+        scores = np.where(scores < last_kept, -np.inf, scores)
+    if sampling.top_p < 1:
+        ascending = np.sort(scores, axis=-1)
+        probabilities = np.exp(ascending)
+        probabilities /= probabilities.sum(axis=-1, keepdims=True)
+        below = probabilities.cumsum(axis=-1, dtype=np.float64).astype(np.float32)
+        dropped = (below <= np.float32(1 - sampling.top_p)).sum(axis=-1)
+        dropped = np.minimum(dropped, vocab_size - 1)  # the most likely token always stays
+        last_kept = np.take_along_axis(ascending, dropped[:, None], axis=-1)
+        scores = np.where(scores < last_kept, -np.inf, scores)
+    return scores.astype(np.float32, copy=False)
+
+
+class Sampler:
+    """Chooses the tokens of a batch; holds a random stream and a seen-mask a sequence.
+
+    Args:
+        sampling: the options.
+        prompts: token ids of each sequence so far.
+        vocab_size: of the logits.
+    """
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray], vocab_size: int) -> None:
+        self._sampling = sampling
+        # Streams of their own, so that a sequence does not depend on what else is in its batch.
+        self._streams = [np.random.default_rng([sampling.seed, i]) for i in range(len(prompts))]
+        self._seen: np.ndarray | None = None
+        if sampling.repetition_penalty != 1:
+            # A mask rather than the tokens themselves: its size does not grow.
+            self._seen = np.zeros((len(prompts), vocab_size), bool)
+            for row, prompt in zip(self._seen, prompts, strict=True):
+                row[prompt] = True
+
+    def sample(self, logits: np.ndarray) -> np.ndarray:
+        """Choose a token for each sequence, and remember it.
+
+        Args:
+            logits: (batch, vocab_size) fp32; left as it is.
+
+        Returns:
+            (batch,) int64.
+
+        Raises:
+            SessionError: a sequence's logits hold NaN or infinity at their maximum.
+        """
+        rows = np.arange(len(logits))
+        best = logits.argmax(axis=-1)  # NaN counts as the maximum
+        if not np.isfinite(logits[rows, best]).all():
+            raise SessionError(
+                "the model returned logits that are not finite; if it was exported in fp16, "
+                "export it again with --dtype fp32 or bf16"
+            )
+        if self._seen is not None:
+            logits = penalise(logits, self._seen, self._sampling.repetition_penalty)
+            best = logits.argmax(axis=-1)
+        tokens = best if self._sampling.temperature == 0 else self._draw(logits)
+        if self._seen is not None:
+            self._seen[rows, tokens] = True
+        return tokens
+
+    def _draw(self, logits: np.ndarray) -> np.ndarray:
+        weights = np.exp(warp(logits, self._sampling)).cumsum(axis=-1, dtype=np.float64)
+        tokens = np.empty(len(logits), np.int64)
+        for i, (row, stream) in enumerate(zip(weights, self._streams, strict=True)):
+            # The first token whose cumulative weight exceeds the draw; a dropped token's never does. The
+            # draw itself may round up to the total.
+            draw = min(stream.random() * row[-1], np.nextafter(row[-1], 0))
+            tokens[i] = np.searchsorted(row, draw, side="right")
+        return tokens
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these sequences of the batch."""
+        self._streams = [self._streams[row] for row in rows]
+        if self._seen is not None:
+            self._seen = self._seen[list(rows)]
