@@ -131,15 +131,13 @@ def verify_command(
     from mamba_export.parity import verify
     from mamba_export.parity.table import print_report
 
-    names = tuple(item.value for item in backend or ())
-    if not names or "auto" in names:
-        names = ("cpu", "cuda")
+    names = [item.value for item in backend or ()]
     with _console.status("loading") as status:
         report = verify(
             folder,
             model=model,
             text=_read_text(text),
-            backends=names,
+            backends=None if Provider.auto.value in names else names,
             quick=quick,
             on_check=lambda check: status.update(f"{check.backend}: {check.check}"),
         )

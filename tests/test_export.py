@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -289,3 +290,16 @@ def test_missing_source_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(MambaExportError, match="missing"):
         export(tmp_path / "missing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_130m_shape(tmp_path: Path) -> None:
+    """The published size as it is: the figures that go with it are printed, and gate nothing."""
+    model = MambaLM(MambaConfig.published("130m")).eval()
+    start = time.perf_counter()
+    out = export(model, tmp_path / "out", dtype="fp16")
+    print(f"130M exported in {time.perf_counter() - start:.1f} s")
+    graph = onnx.load(str(out / contract.MODEL_FILE), load_external_data=False).graph
+    assert len(graph.node) <= 20 * 24 + 5
+    stored = (out / contract.WEIGHTS_FILE).stat().st_size
+    assert stored < 2.05 * sum(p.numel() for p in model.parameters()), "tied embeddings, once"

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mamba_export.runtime import OrtSession
+from mamba_export.runtime.ort_load import with_defaults
 
 _DTYPES_WITHOUT_MODELS = {
     "CPUExecutionProvider": {
@@ -38,7 +39,7 @@ def _onnxruntime(provider: str) -> Backend:
     def run_graph(model: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        session = ort.InferenceSession(model, options, providers=[provider])
+        session = ort.InferenceSession(model, options, providers=with_defaults([provider]))
         return session.run(None, inputs)
 
     return Backend(
@@ -86,7 +87,7 @@ def _gpu_works(backend: Backend) -> bool:
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CUDAExecutionProvider"]
+            model.SerializeToString(), options, providers=with_defaults([_ALIASES["cuda"]])
         )
     except Exception:
         return False

@@ -34,7 +34,7 @@ def verify(
     *,
     model: str | Path | MambaLM | MambaBackbone | None = None,
     text: str | None = None,
-    backends: Sequence[str] = known_backends.NAMES,
+    backends: Sequence[str] | None = None,
     quick: bool = False,
     on_check: Callable[[Check], None] | None = None,
 ) -> Report:
@@ -48,7 +48,7 @@ def verify(
         folder: what ``export`` wrote.
         model: the source; None for the one that the metadata names.
         text: text of the next-token check; None for the one that ships with the package.
-        backends: which to try, of ``parity.backends.NAMES``.
+        backends: which to run, of ``parity.backends.NAMES``; None for every one that is present.
         quick: fewer lengths and one batch size.
         on_check: called with each result as it comes.
 
@@ -56,10 +56,15 @@ def verify(
         The report. It passes when at least one check ran and none failed.
 
     Raises:
-        MambaExportError: the folder is not ours, or the source cannot be loaded.
+        MambaExportError: the folder is not ours, the source cannot be loaded, or a backend that was asked
+            for by name is not present.
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
+    found, missing = known_backends.present(tuple(backends or known_backends.NAMES))
+    if backends and missing:
+        name, reason = next(iter(missing.items()))
+        raise SessionError(f"{name} was asked for and is not here: {reason}")
     truth_model = _source(metadata, model)
     reference_model = truth_model
     if metadata.dtype != "fp32":
@@ -68,7 +73,6 @@ def verify(
     last_only = metadata.last_logits_only
     truth = TorchModel(truth_model, last_only)
     reference = truth if reference_model is truth_model else TorchModel(reference_model, last_only)
-    found, missing = known_backends.present(tuple(backends))
     report = Report(str(folder), metadata.dtype, not_run=missing)
 
     def note(check: Check) -> None:

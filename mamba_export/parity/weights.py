@@ -5,6 +5,8 @@ An error bound on outputs would let a small change of one weight pass; this does
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from mamba_export import contract
 from mamba_export.nn import MambaBackbone, MambaLM
 from mamba_export.parity.bounds import Check, compare
 
@@ -29,7 +32,17 @@ def weight_checks(model_file: Path, model: MambaLM | MambaBackbone) -> Check:
     Returns:
         One check: the first parameter that differs, or success. Parameters are stored exactly, but for A.
     """
-    initializers = ir.load(model_file).graph.initializers
+    try:
+        return _compare(ir.load(model_file).graph.initializers, model)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # truncated or missing: a file that a verifier must report
+        reason = str(error).strip().splitlines()[0]
+        return Check("file", "weights", math.inf, 0.0, contract.WEIGHTS_FILE, reason)
+
+
+def _compare(initializers: Mapping[str, ir.Value], model: MambaLM | MambaBackbone) -> Check:
     largest = 0.0
     place = ""
     parameters = list(model.named_parameters())
@@ -37,7 +50,7 @@ def weight_checks(model_file: Path, model: MambaLM | MambaBackbone) -> Check:
         stored_name = name.removesuffix("_log") if name.endswith(".A_log") else name
         if stored_name not in initializers:
             failure = f"{stored_name} is not in the file"
-            return Check("file", "weights", float("inf"), 0.0, stored_name, failure)
+            return Check("file", "weights", math.inf, 0.0, stored_name, failure)
         tensor = initializers[stored_name].const_value
         assert tensor is not None
         stored = np.asarray(tensor.numpy()).astype(np.float32)

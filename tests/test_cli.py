@@ -1,0 +1,143 @@
+"""The command line, as a user meets it: help, one-line errors, exit codes, the script in tools/."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mamba_export import checkpoints
+from mamba_export.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.nn import MambaLM
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments: str | Path, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = (
+        [sys.executable, str(ROOT / script)]
+        if script
+        else [sys.executable, "-m", "mamba_export.cli"]
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [*start, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tiny_model: MambaLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    checkpoints.save(tiny_model, folder)
+    write_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(source: Path) -> Path:
+    out = source.parent / "out"
+    result = command("export", source, "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert "wrote" in result.stderr
+    assert "arning" not in result.stderr
+    return out
+
+
+@pytest.mark.parametrize("name", ["export", "verify", "run"])
+def test_help_teaches(name: str) -> None:
+    result = command(name, "--help")
+    assert result.returncode == 0
+    assert "OUT" in result.stdout
+
+
+def test_version() -> None:
+    assert command("--version").stdout.startswith("mamba-export 0.")
+
+
+def test_verify_prints_a_table_and_json(exported: Path) -> None:
+    table = command("verify", exported, "--quick")
+    assert table.returncode == 0, table.stderr
+    assert "checks passed" in table.stdout
+    report = json.loads(command("verify", exported, "--quick", "--json").stdout)
+    assert report["passed"] is True
+
+
+def test_verify_exits_with_1_when_a_check_fails(exported: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model = checkpoints.load(
+        json.loads((exported / "mamba_export.json").read_text())["source"]["path"]
+    )
+    model.model.backbone.layers[0].mixer.D.data += 0.1
+    checkpoints.save(model.model, other)
+    result = command("verify", exported, "--quick", "--model", other)
+    assert result.returncode == 1
+    assert "FAIL" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_run_streams_text(exported: Path) -> None:
+    result = command("run", exported, "--prompt", "In the ", "--max-new-tokens", "20")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("In the ")
+    assert "tokens/s" in result.stderr
+
+
+def test_script_exports_and_verifies(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    result = command(source, "-o", out, "--quick", script="tools/export_engine.py")
+    assert result.returncode == 0, result.stderr
+    assert "checks passed" in result.stdout
+    assert f"{out} is ready" in result.stderr
+
+
+def _mamba2(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+def _foreign(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"not ours")
+    return folder
+
+
+BAD = {
+    "missing model": (lambda s, e, t: ["export", t / "none", "-o", t / "out"], "none"),
+    "download without a network": (
+        lambda s, e, t: ["export", "someone/some-mamba", "-o", t / "out"], "local folder"),
+    "another architecture": (lambda s, e, t: ["export", _mamba2(t / "m"), "-o", t / "out"], "llama"),
+    "output exists": (lambda s, e, t: ["export", s, "-o", e], "--force"),
+    "opset": (lambda s, e, t: ["export", s, "-o", t / "out", "--opset", "3"], "18 to 23"),
+    "dtype": (lambda s, e, t: ["export", s, "-o", t / "out", "--dtype", "int4"], "fp16"),
+    "verify a missing folder": (lambda s, e, t: ["verify", t / "none"], "none"),
+    "verify what is not ours": (lambda s, e, t: ["verify", _foreign(t / "f")], "mamba_export.json"),
+    "verify with a text that is missing": (
+        lambda s, e, t: ["verify", e, "--text", t / "no.txt"], "no.txt"),
+    "run a missing folder": (lambda s, e, t: ["run", t / "none", "--prompt", "a"], "none"),
+    "run what is not ours": (
+        lambda s, e, t: ["run", _foreign(t / "f"), "--prompt", "a"], "mamba_export.json"),
+    "empty prompt": (lambda s, e, t: ["run", e, "--prompt", ""], "prompt is empty"),
+    "no prompt": (lambda s, e, t: ["run", e], "--prompt"),
+    "temperature": (lambda s, e, t: ["run", e, "--prompt", "a", "--temperature", "-1"], "temperature"),
+    "no tokens asked for": (
+        lambda s, e, t: ["run", e, "--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_code_2(
+    case: str, source: Path, exported: Path, tmp_path: Path
+) -> None:
+    arguments, word = BAD[case]
+    result = command(*arguments(source, exported, tmp_path))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    if result.stderr.startswith("error: "):
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists(), "nothing is written"
