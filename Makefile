@@ -15,7 +15,8 @@ demo: $(VENV)/.installed
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
 
 test: lint .ort-oldest/.installed
-	$(BIN)/pytest -n 2
+	# One thread a worker: two workers of two threads each would wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -86,6 +86,12 @@ def export_command(
         bool,
         typer.Option("--last-logits-only", help="Return the last step's logits alone."),
     ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
 ) -> None:
     """Write OUT/model.onnx, its weights, the tokenizer, metadata and genai_config.json."""
@@ -98,6 +104,7 @@ def export_command(
             dtype=dtype.value,
             opset=opset,
             last_logits_only=last_logits_only,
+            tokenizer=tokenizer,
             force=force,
             progress=status.update,
         )

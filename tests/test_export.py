@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 import mamba_export
 from mamba_export import checkpoints, contract
+from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.errors import ExportError, MambaExportError
 from mamba_export.export import OPSETS, export
 from mamba_export.export import exporter as exporter_module
@@ -213,6 +214,15 @@ def test_from_a_checkpoint_folder(tiny_model: MambaLM, tmp_path: Path) -> None:
     source = json.loads((out / contract.METADATA_FILE).read_text())["source"]
     assert source["path"] == str(tmp_path / "model")
     assert stages[-1] == "checking"
+
+
+def test_tokenizer_from_elsewhere(tiny_model: MambaLM, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MambaExportError, match=r"holds no tokenizer.json"):
+        export(tiny_model, tmp_path / "out", tokenizer=tmp_path / "empty")
+    write_byte_tokenizer(tmp_path / "empty")
+    out = export(tiny_model, tmp_path / "out", tokenizer=tmp_path / "empty")
+    assert (out / "tokenizer.json").is_file()
 
 
 def test_no_warning_reaches_the_user(

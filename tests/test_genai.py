@@ -50,8 +50,7 @@ def test_generator_takes_batches_of_one_length(tiny_model: MambaLM, tmp_path: Pa
 
 def test_generators_tokenizer_reads_ours(tiny_model: MambaLM, tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path)
-    files = [tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"]
-    out = export(tiny_model, tmp_path / "out", tokenizer_files=files)
+    out = export(tiny_model, tmp_path / "out", tokenizer=tmp_path)
     tokenizer = og.Tokenizer(og.Model(str(out)))
     text = "Ge1:1 In the beginning; naïve 字"
     ids = [int(token) for token in tokenizer.encode(text)]

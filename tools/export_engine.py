@@ -34,6 +34,12 @@ def main(
     last_logits_only: Annotated[
         bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
     ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Verify fewer lengths.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
 ) -> None:
@@ -50,6 +56,7 @@ def main(
             dtype=dtype.value,
             opset=opset,
             last_logits_only=last_logits_only,
+            tokenizer=tokenizer,
             force=force,
             progress=lambda stage: progress.update(exporting, description=f"export: {stage}"),
         )

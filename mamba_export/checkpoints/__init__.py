@@ -5,5 +5,6 @@
 
 from mamba_export.checkpoints.loading import Checkpoint, load
 from mamba_export.checkpoints.saving import save
+from mamba_export.checkpoints.source import locate_tokenizer
 
-__all__ = ["Checkpoint", "load", "save"]
+__all__ = ["Checkpoint", "load", "locate_tokenizer", "save"]

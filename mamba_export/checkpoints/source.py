@@ -34,6 +34,32 @@ def locate(source: str | Path, progress: Callable[[str], None] | None = None) ->
         CheckpointError: no such folder, or the download failed.
         OSError: the path cannot be looked at.
     """
+    return _locate(source, _download, progress)
+
+
+def locate_tokenizer(
+    source: str | Path, progress: Callable[[str], None] | None = None
+) -> list[Path]:
+    """Tokenizer files of a folder or a Hugging Face repository, whatever model it holds.
+
+    Raises:
+        CheckpointError: no such folder, the download failed, or there is no tokenizer.json.
+        OSError: the path cannot be looked at.
+    """
+    def download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
+        return _snapshot(hub_id, list(TOKENIZER_FILES), progress)
+
+    files = tokenizer_files(_locate(source, download, progress))
+    if not any(file.name == TOKENIZER_FILES[0] for file in files):
+        raise CheckpointError(f"{source} holds no {TOKENIZER_FILES[0]}: pass a folder that does")
+    return files
+
+
+def _locate(
+    source: str | Path,
+    download: Callable[[str, Callable[[str], None] | None], Path],
+    progress: Callable[[str], None] | None,
+) -> Path:
     if not str(source):
         raise CheckpointError("the checkpoint's path is empty: pass a folder or a Hugging Face id")
     path = Path(source)
@@ -47,30 +73,34 @@ def locate(source: str | Path, progress: Callable[[str], None] | None = None) ->
         raise CheckpointError(
             f"{source}: no such folder; pass an existing one, or a Hugging Face id (owner/name)"
         )
-    return _download(source, progress)
+    return download(source, progress)
 
 
 def _download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
     """Snapshot of a Hugging Face repository: safetensors, or pickles where it has none."""
+    wanted = ["config.json", *TOKENIZER_FILES]
+    folder = _snapshot(hub_id, [*wanted, *_SAFETENSORS], progress)
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(hub_id, [*wanted, *_PICKLES], progress)
+    return folder
+
+
+def _snapshot(hub_id: str, files: list[str], progress: Callable[[str], None] | None) -> Path:
     from huggingface_hub import (
         snapshot_download,  # takes a while to import, and is not always needed
     )
 
     if progress is not None:
         progress(f"downloading {hub_id} from the Hugging Face Hub")
-    wanted = ["config.json", *TOKENIZER_FILES]
     try:
         with _quiet_hub():
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, *_SAFETENSORS]))
-            if not any(folder.glob("*.safetensors")):
-                folder = Path(snapshot_download(hub_id, allow_patterns=[*wanted, *_PICKLES]))
+            return Path(snapshot_download(hub_id, allow_patterns=files))
     # The hub raises its HTTP client's errors too, and the client differs between its versions.
     except Exception as error:
         raise CheckpointError(
             f"download of {hub_id!r} from the Hugging Face Hub failed: {_reason(error)}; "
             "no local folder has that name either: pass the path of one that holds the checkpoint"
         ) from error
-    return folder
 
 
 def _reason(error: Exception) -> str:

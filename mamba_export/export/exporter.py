@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     last_logits_only: bool = False,
     force: bool = False,
-    tokenizer_files: Sequence[Path] = (),
+    tokenizer: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write an exported folder: model.onnx (weights beside it), tokenizer, metadata, genai_config.json.
@@ -47,7 +47,8 @@ def export(
         opset: version of standard ONNX.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         force: replace an existing folder.
-        tokenizer_files: copied beside the graph; those of a checkpoint are taken by themselves.
+        tokenizer: folder or Hugging Face id whose tokenizer is copied beside the graph; None for the
+            checkpoint's own, where it has one (those in state-spaces' format do not).
         progress: called with a line at each stage.
 
     Returns:
@@ -63,9 +64,9 @@ def export(
     with new_folder(out, force=force) as folder:
         if isinstance(model, (str, Path)):
             say(f"loading {model}")
-            checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype])
+            checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype], progress=say)
             module: MambaLM | MambaBackbone = checkpoint.model
-            tokenizer_files = tokenizer_files or checkpoint.tokenizer_files
+            tokenizer_files = checkpoint.tokenizer_files
             source: dict[str, Any] = {
                 "kind": checkpoint.format,
                 "name": checkpoint.source,
@@ -73,7 +74,10 @@ def export(
             }
         else:
             module = _in_dtype(model, TORCH_DTYPES[dtype])
+            tokenizer_files = []
             source = {"kind": "module", "name": type(model).__name__, "path": None}
+        if tokenizer is not None:
+            tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
         if last_logits_only and not isinstance(module, MambaLM):
             raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
         _check_space(module, out)

@@ -17,6 +17,12 @@ from mamba_export.runtime.ort_load import CPU_PROVIDER, CUDA_PROVIDER
 from mamba_export.runtime.results import Generations, Timings
 
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\t\n"
+}
+"""Control characters other than tab and newline."""
 _PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 
 
@@ -108,7 +114,8 @@ def _follow(pieces: TextStream, prompt: str | None) -> Generations:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # What a model wrote must not command the user's terminal; a file or a pipe gets it as it is.
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

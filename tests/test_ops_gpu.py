@@ -1,0 +1,73 @@
+"""The operators on a GPU through PyTorch's own machinery: opcheck, autocast, torch.compile, a whole model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from mamba_export.nn import MambaLM
+
+pytestmark = pytest.mark.gpu
+
+
+def scan_inputs() -> list[torch.Tensor]:
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda")
+
+    return [
+        randn(2, 20, 32), randn(2, 20, 32), -torch.rand(32, 16, device="cuda"), randn(2, 20, 1, 16),
+        randn(2, 20, 1, 16), randn(32), randn(2, 20, 32), randn(32), randn(2, 32, 16),
+    ]  # fmt: skip
+
+
+def conv_inputs() -> list[torch.Tensor]:
+    shapes = (2, 20, 32), (32, 4), (32,), (2, 32, 3)
+    return [torch.randn(*shape, device="cuda") for shape in shapes]
+
+
+@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
+def test_opcheck(name: str) -> None:
+    inputs = scan_inputs() if name == "selective_scan" else conv_inputs()
+    op = getattr(torch.ops.mamba_export, name).default
+    torch.library.opcheck(op, tuple(t.requires_grad_() for t in inputs))
+
+
+def test_float64_runs_without_triton() -> None:
+    inputs = [t.double().requires_grad_() for t in conv_inputs()]
+    small = [inputs[0][:1, :4, :2], inputs[1][:2], inputs[2][:2], inputs[3][:1, :2]]
+    leaves = [t.detach().clone().requires_grad_() for t in small]
+    assert torch.autograd.gradcheck(lambda *t: torch.ops.mamba_export.causal_conv1d(*t), leaves)
+
+
+def test_model_compiled_under_autocast(tiny_model: MambaLM) -> None:
+    model = copy.deepcopy(tiny_model).cuda()
+    ids = torch.randint(0, 256, (2, 65), device="cuda")
+
+    def loss(m: torch.nn.Module) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits, _ = m(ids[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    plain = loss(model)
+    plain.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    compiled = loss(torch.compile(model, fullgraph=True))
+    compiled.backward()
+    torch.testing.assert_close(compiled, plain, rtol=2e-2, atol=0)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        error = (parameter.grad - gradient).norm() / gradient.norm()
+        assert error < 0.05, "two bf16 roundings apart"
+
+
+@torch.no_grad()
+def test_model_is_the_cpus(tiny_model: MambaLM) -> None:
+    ids = torch.randint(0, 256, (3, 65))
+    expected, state = tiny_model(ids)
+    found, gpu_state = copy.deepcopy(tiny_model).cuda()(ids.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        gpu_state[1].recurrent.cpu(), state[1].recurrent, rtol=1e-3, atol=1e-4
+    )
