@@ -52,7 +52,7 @@ def test_passes_on_an_export(exported: Path) -> None:
     assert seen == report.checks
     names = " ".join(check.check for check in report.checks)
     for part in ("weights", "SelectiveScan alone", "CausalConv1d alone", "batch 3, length 1000",
-                 "split: ", "extreme: states of 100", "next token over 1024 tokens"):  # fmt: skip
+                 "split: ", "extreme: states of 100", "next token over 1024 of text"):  # fmt: skip
         assert part in names
     assert all(check.error <= 1e-5 for check in report.checks), "far inside the bounds"
 
@@ -196,5 +196,10 @@ def test_report_as_json_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert content["checks"][3]["error"] is None
     print_report(report)
     printed = capsys.readouterr().out
-    for part in ("batch 1, lengths", "FAIL", "not run: CUDA: no GPU", "1 of 4 checks failed"):
+    for part in (
+        "batch 1, length 1 to 64",
+        "FAIL",
+        "not run: CUDA: no GPU",
+        "1 of 4 checks failed",
+    ):
         assert part in printed

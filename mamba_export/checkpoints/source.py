@@ -46,6 +46,7 @@ def locate_tokenizer(
         CheckpointError: no such folder, the download failed, or there is no tokenizer.json.
         OSError: the path cannot be looked at.
     """
+
     def download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
         return _snapshot(hub_id, list(TOKENIZER_FILES), progress)
 

@@ -17,7 +17,7 @@ from mamba_export.parity.bounds import Check, bound, compare, relative_error, wo
 
 _SPLIT_LENGTH = 130
 _SPLITS = {
-    "one token at a time, then the rest": (*[1] * 66, 64),
+    "token by token, then 64": (*[1] * 66, 64),
     "two halves": (65, 65),
     "awkward parts": (63, 1, 2, 64),
 }
@@ -147,7 +147,7 @@ class Comparison:
         prefers its own by more than the bound on logits allows both to move. The error is the share of
         different tokens; none are allowed.
         """
-        what = f"next token over {tokens.shape[1]} tokens of text"
+        what = f"next token over {tokens.shape[1]} of text"
         try:
             logits = self._session_run([tokens], None).output
         except Exception as error:
@@ -164,7 +164,7 @@ class Comparison:
         decided = margin > 2 * allowed * np.sqrt((exact**2).mean(-1)) * math.sqrt(2)
         different = (logits.argmax(-1) != exact.argmax(-1)) & decided
         plain = float((logits.argmax(-1) == exact.argmax(-1)).mean())
-        where = f"{plain:.2%} equal, {float(decided.mean()):.1%} of the tokens decided"
+        where = f"{plain:.2%} equal, {float(decided.mean()):.1%} decided"
         if different.any():
             where += f"; first at token {int(different[0].argmax())}"
         return Check(self.backend, what, float(different.mean()), 0.0, where)
@@ -218,7 +218,7 @@ def model_checks(
             break
     if isinstance(model, MambaLM):
         ends = np.array([[0, config.vocab_size - 1] * 10])
-        yield comparison.check("extreme: first and last token", ends)
+        yield comparison.check("extreme: first, last token", ends)
         yield comparison.check("extreme: one token repeated", np.full((1, _REPEATED), ends[0, 1]))
     else:
         yield comparison.check("extreme: inputs of 1000", 1000 * draw(1, 20))

@@ -73,13 +73,12 @@ class Case:
     delta_shift: float = 0.0
 
     def __str__(self) -> str:
-        text = f"batch {self.batch}, length {self.length}, d_state {self.d_state}"
+        text = f"({self.batch}, {self.length}, {self.d_inner}) d_state {self.d_state}"
         extras = [
             (self.n_groups != 1, f"{self.n_groups} groups"),
             (self.reverse, "reverse"),
             (not self.flag, "no activation"),
-            (self.delta_shift != 0, f"delta around {self.delta_shift:g}"),
-            (self.delta_scale != 1, f"delta scaled by {self.delta_scale:g}"),
+            (self.delta_shift != 0, f"delta {self.delta_shift:g} +- {self.delta_scale:g}"),
         ]
         return ", ".join([text, *(words for holds, words in extras if holds)])
 

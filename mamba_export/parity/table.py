@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,10 +26,10 @@ def _merged(checks: list[Check]) -> list[Check]:
             and last is not None
             and last.passed
             and check.passed
-            and last.backend == check.backend
             and last.check.startswith(f"{found[1]}, length")
         ):
-            name = f"{last.check.replace('length ', 'lengths ')}, {found[2]}"
+            # "batch 1, length 1" and "batch 1, length 2" become "batch 1, length 1 to 2".
+            name = f"{last.check.split(' to ')[0]} to {found[2]}"
             rows[-1] = dataclasses.replace(worst([last, check]), check=name)
         else:
             rows.append(check)
@@ -39,21 +40,31 @@ def _row(check: Check) -> tuple[Text | str, ...]:
     verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
     error = "-" if check.failure else f"{check.error:.1e}"
     where = f"{check.where}: {check.failure}" if check.failure else check.where
-    return verdict, check.backend, check.check, error, f"{check.bound:.1e}", Text(where)
+    return verdict, check.check, error, f"{check.bound:.1e}", Text(where)
 
 
 def print_report(report: Report) -> None:
-    """Print the checks with its error, its bound and the place of the largest difference."""
+    """Print the checks, backend by backend, each with its error, its bound and its largest difference."""
     console = Console()
-    table = Table(title=f"{report.folder} ({report.dtype}) against PyTorch")
-    for header in ("", "backend", "check"):
-        table.add_column(header)
-    table.add_column("error", justify="right")
-    table.add_column("bound", justify="right")
-    table.add_column("largest difference", overflow="fold")
-    for check in _merged(report.checks):
-        table.add_row(*_row(check))
-    console.print(table)
+    for backend in dict.fromkeys(check.backend for check in report.checks):
+        checks = [check for check in report.checks if check.backend == backend]
+        title = f"{report.folder} ({report.dtype}) against PyTorch: {backend}"
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("", no_wrap=True)
+        table.add_column("check", no_wrap=True)
+        table.add_column("error", justify="right", no_wrap=True)
+        table.add_column("bound", justify="right", no_wrap=True)
+        table.add_column("largest difference", overflow="fold")
+        for check in _merged(checks):
+            table.add_row(*_row(check))
+        console.print(table)
     for name, reason in report.not_run.items():
         console.print(Text(f"not run: {name}: {reason}"))
     failed = [check for check in report.checks if not check.passed]
