@@ -66,33 +66,39 @@ def _main(
     pass
 
 
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
+        "Hugging Face id such as state-spaces/mamba-130m-hf.",
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="Matrices, activations and logits; states of the scan stay fp32.")
+]
+OpsetOption = Annotated[int, typer.Option(help="Version of standard ONNX, 18 to 23.")]
+LastLogitsOption = Annotated[
+    bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."),
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Verify fewer lengths, batch 1 alone.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")]
+
+
 @app.command("export")
 def export_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
-            "Hugging Face id such as state-spaces/mamba-130m-hf.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
-    dtype: Annotated[
-        Dtype,
-        typer.Option(help="Matrices, activations and logits; states of the scan stay fp32."),
-    ] = Dtype.fp32,
-    opset: Annotated[int, typer.Option(help="Version of standard ONNX, 18 to 23.")] = 20,
-    last_logits_only: Annotated[
-        bool,
-        typer.Option("--last-logits-only", help="Return the last step's logits alone."),
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
+    model: ModelArgument,
+    out: OutOption,
+    dtype: DtypeOption = Dtype.fp32,
+    opset: OpsetOption = 20,
+    last_logits_only: LastLogitsOption = False,
+    tokenizer: TokenizerOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write OUT/model.onnx, its weights, the tokenizer, metadata and genai_config.json."""
     from mamba_export.export import export
@@ -131,7 +137,7 @@ def verify_command(
         list[Provider] | None,
         typer.Option(help="Backend to check; may be repeated. Default: every one that is present."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer lengths, batch 1 alone.")] = False,
+    quick: QuickOption = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare every backend that is present with the PyTorch model; exit with 1 if anything fails."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Export a Mamba model and prove the result, in one go: load, export, verify.
 
+\b
     python tools/export_engine.py models/kjv-bytes -o out/kjv
     python tools/export_engine.py state-spaces/mamba-130m-hf -o out/130m --dtype fp16
 
@@ -10,38 +11,37 @@ Exit code 0: exported and verified; 1: exported, and a check failed; 2: bad inpu
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mamba_export.cli import Dtype, run_app
+from mamba_export.cli import (
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    LastLogitsOption,
+    ModelArgument,
+    OpsetOption,
+    OutOption,
+    QuickOption,
+    TokenizerOption,
+    run_app,
+)
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(stderr=True)
 
 
 @app.command(help=__doc__)
 def main(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder of a checkpoint, or a Hugging Face id.")
-    ],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
-    dtype: Annotated[Dtype, typer.Option(help="Matrices, activations and logits.")] = Dtype.fp32,
-    opset: Annotated[int, typer.Option(help="Version of standard ONNX, 18 to 23.")] = 20,
-    last_logits_only: Annotated[
-        bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Verify fewer lengths.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
+    model: ModelArgument,
+    out: OutOption,
+    dtype: DtypeOption = Dtype.fp32,
+    opset: OpsetOption = 20,
+    last_logits_only: LastLogitsOption = False,
+    tokenizer: TokenizerOption = None,
+    quick: QuickOption = False,
+    force: ForceOption = False,
 ) -> None:
     from mamba_export.export import export
     from mamba_export.parity import verify
