@@ -8,6 +8,9 @@ OLDEST_ORT := onnxruntime==1.20.1
 MODEL := models/kjv-bytes
 OUT := out/kjv-bytes
 
+# What the compiled libraries are made of: a change builds them again.
+NATIVE := CMakeLists.txt $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
@@ -23,7 +26,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,train]'
 	touch $@

@@ -1,4 +1,4 @@
-"""The command line: ``mamba-export export | verify | run``.
+"""The command line: ``mamba-export export | verify | run | doctor | library-path``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 success, 1 a
 verification that failed, 2 bad input (one line, no traceback), 130 interrupted.
@@ -47,6 +47,15 @@ class Provider(str, Enum):
 
     auto = "auto"
     cpu = "cpu"
+    cuda = "cuda"
+
+
+class Backend(str, Enum):
+    """What verify checks: ONNX Runtime with the file's own function bodies, or with our kernels."""
+
+    auto = "auto"
+    cpu = "cpu"
+    native = "native"
     cuda = "cuda"
 
 
@@ -134,8 +143,11 @@ def verify_command(
         ),
     ] = None,
     backend: Annotated[
-        list[Provider] | None,
-        typer.Option(help="Backend to check; may be repeated. Default: every one that is present."),
+        list[Backend] | None,
+        typer.Option(
+            help="Backend to check; may be repeated. cpu and cuda run the file's function bodies, native "
+            "the compiled kernels on the CPU. Default: every one that is present."
+        ),
     ] = None,
     quick: QuickOption = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -150,7 +162,7 @@ def verify_command(
             folder,
             model=model,
             text=_read_text(text),
-            backends=None if Provider.auto.value in names else names,
+            backends=None if Backend.auto.value in names else names,
             quick=quick,
             on_check=lambda check: status.update(f"{check.backend}: {check.check}"),
         )
@@ -216,6 +228,27 @@ def run_model_command(
         ignore_end=ignore_end,
     )
     raise typer.Exit(code)
+
+
+@app.command("doctor")
+def doctor_command(
+    json_output: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print what was built and found on this machine, and why the rest was not."""
+    from mamba_export import doctor
+
+    doctor.print_report(json_output)
+
+
+@app.command("library-path")
+def library_path_command() -> None:
+    """Print the custom-op library's file, for ONNX Runtime's register_custom_ops_library."""
+    from mamba_export.runtime import native_library
+
+    path = native_library.library_path()
+    if path is None:
+        raise MambaExportError(native_library.why_absent())
+    print(path)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from mamba_export import checkpoints
 from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.nn import MambaLM
+from mamba_export.runtime import native_library
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +93,21 @@ def test_script_exports_and_verifies(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "checks passed" in result.stdout
     assert f"{out} is ready" in result.stderr
+
+
+def test_doctor() -> None:
+    found = json.loads(command("doctor", "--json").stdout)
+    assert {"torch", "onnxruntime", "kernels for PyTorch"} <= {entry["what"] for entry in found}
+    assert command("doctor").returncode == 0
+
+
+def test_library_path() -> None:
+    result = command("library-path")
+    if native_library.library_path() is None:
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+    else:
+        assert Path(result.stdout.strip()).is_file()
 
 
 def _mamba2(folder: Path) -> Path:

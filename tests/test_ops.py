@@ -289,7 +289,7 @@ def test_environment_variable_forces_a_backend(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="needs Triton and CUDA tensors"):
         SCAN(*inputs)
     monkeypatch.setenv(BACKEND_VARIABLE, "fast")
-    with pytest.raises(ValueError, match="use one of auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match="use one of auto, reference, cpu, native, triton"):
         SCAN(*inputs)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_export.contract import DOMAIN
-from mamba_export.ops import dispatch
+from mamba_export.ops import dispatch, native
 from mamba_export.ops.reference import accumulation_dtype, causal_conv1d_reference
 
 _OP = "causal_conv1d"
@@ -33,11 +33,15 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor) -> No
         dispatch.expect_dtype(_OP, name, tensor, dtype)
 
 
-def _kernels(x: Tensor) -> ModuleType:
-    if dispatch.choose_backend(x) == "triton":
+def _kernels(x: Tensor, weight: Tensor, *, backward: bool = False) -> ModuleType:
+    backend = dispatch.choose_backend(x)
+    if backend == "triton":
         from mamba_export.ops import triton_conv
 
         return triton_conv
+    # What is compiled has no gradients.
+    if backend == "native" and not backward and weight.shape[1] <= native.MOST_TAPS:
+        return native
     from mamba_export.ops import cpu_conv
 
     return cpu_conv
@@ -55,7 +59,7 @@ def _causal_conv1d(
     _check(x, weight, bias, initial_state)
     if dispatch.choose_backend(x) == "reference":
         return causal_conv1d_reference(x, weight, bias, initial_state, silu, reverse)
-    return _kernels(x).causal_conv1d_forward(x, weight, bias, initial_state, silu, reverse)
+    return _kernels(x, weight).causal_conv1d_forward(x, weight, bias, initial_state, silu, reverse)
 
 
 @_causal_conv1d.register_fake
@@ -74,7 +78,7 @@ def _causal_conv1d_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels(x).causal_conv1d_backward(
+    return _kernels(x, weight, backward=True).causal_conv1d_backward(
         dy, dlast_state, x, weight, bias, initial_state, silu, reverse
     )
 

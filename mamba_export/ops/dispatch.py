@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from mamba_export.contract import DOMAIN
+from mamba_export.ops import native
 
 BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
-"""Environment variable that forces one implementation: auto, reference, cpu or triton."""
+"""Environment variable that forces one implementation: auto, reference, cpu, native or triton."""
 
-_BACKENDS = ("auto", "reference", "cpu", "triton")
+_BACKENDS = ("auto", "reference", "cpu", "native", "triton")
+_NATIVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def choose_backend(tensor: Tensor) -> str:
-    """Implementation for tensors like ``tensor``: "cpu", "triton" or "reference".
+    """Implementation for tensors like ``tensor``: "native", "triton", "cpu" or "reference".
 
-    The environment variable ``MAMBA_EXPORT_BACKEND`` forces one. The default is the vectorised path on a
-    CPU, Triton on a GPU where Triton is installed and the dtype is not float64, else the vectorised path,
-    which is plain PyTorch and runs on every device.
+    The environment variable ``MAMBA_EXPORT_BACKEND`` forces one. The default for fp32, fp16 and bf16 is the
+    compiled kernels on a CPU where they are installed, and Triton on a GPU where it is installed; else the
+    vectorised path ("cpu"), which is plain PyTorch and runs on every device and in float64.
 
     Raises:
-        ValueError: the variable holds an unknown name, or forces Triton on a tensor it cannot take.
+        ValueError: the variable holds an unknown name, forces an implementation that is not installed, or
+            forces one on a tensor that it cannot take.
     """
     forced = os.environ.get(BACKEND_VARIABLE, "auto")
     if forced not in _BACKENDS:
@@ -37,9 +40,20 @@ def choose_backend(tensor: Tensor) -> str:
             f"{BACKEND_VARIABLE}=triton needs Triton and CUDA tensors of fp32, fp16 or bf16; "
             f"got {tensor.dtype} on {tensor.device}"
         )
+    native_fits = tensor.device.type == "cpu" and tensor.dtype in _NATIVE_DTYPES
+    if forced == "native":
+        if not native_fits:
+            raise ValueError(
+                f"{BACKEND_VARIABLE}=native needs CPU tensors of fp32, fp16 or bf16; "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+        if not native.available():
+            raise ValueError(f"{BACKEND_VARIABLE}=native: {native.why_absent()}")
     if forced != "auto":
         return forced
-    return "triton" if triton_fits else "cpu"
+    if triton_fits:
+        return "triton"
+    return "native" if native_fits and native.available() else "cpu"
 
 
 def _triton_present() -> bool:

@@ -1,7 +1,8 @@
 """``torch.ops.mamba_export.selective_scan``: the S6 scan as a torch custom op.
 
 Works under autograd, autocast, torch.compile and torch.export. The implementation is chosen a call:
-Triton on a GPU, a vectorised path on a CPU, the reference where forced (see ``dispatch``).
+Triton on a GPU; on a CPU the compiled kernels, or the vectorised path where they are absent and for
+gradients; the reference where forced (see ``dispatch``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamba_export.contract import DOMAIN
-from mamba_export.ops import dispatch
+from mamba_export.ops import dispatch, native
 from mamba_export.ops.reference import accumulation_dtype, selective_scan_reference
 
 _OP = "selective_scan"
@@ -59,11 +60,14 @@ def _check(
             dispatch.expect_dtype(_OP, name, tensor, dtype)
 
 
-def _kernels(u: Tensor) -> ModuleType:
-    if dispatch.choose_backend(u) == "triton":
+def _kernels(u: Tensor, *, backward: bool = False) -> ModuleType:
+    backend = dispatch.choose_backend(u)
+    if backend == "triton":
         from mamba_export.ops import triton_scan
 
         return triton_scan
+    if backend == "native" and not backward:  # what is compiled has no gradients
+        return native
     from mamba_export.ops import cpu_scan
 
     return cpu_scan
@@ -113,7 +117,9 @@ def _selective_scan_backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate = _kernels(u).selective_scan_backward(
+    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate = _kernels(
+        u, backward=True
+    ).selective_scan_backward(
         dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse
     )
     # A custom op returns tensors only: a zero-sized one stands for the absent gate's gradient.

@@ -10,47 +10,61 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mamba_export.runtime import OrtSession
-from mamba_export.runtime.ort_load import with_defaults
+from mamba_export.runtime import OrtSession, native_library
+from mamba_export.runtime.ort_load import CPU_PROVIDER, CUDA_PROVIDER, with_defaults
 
 _DTYPES_WITHOUT_MODELS = {
-    "CPUExecutionProvider": {
+    CPU_PROVIDER: {
         "bf16": "ONNX Runtime's CPU provider has no bf16 MatMul; operators and weights are checked"
     }
 }
 """What a provider cannot run as a whole model, and why."""
 
 
+Inputs = dict[str, np.ndarray]
+"""Of a one-node graph, in fp32."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A way to run an exported file.
 
-    name: for the report. open_model: folder -> session. run_graph: serialised one-node model and fp32
-    inputs -> outputs. missing_dtypes: dtypes whose models it cannot run, with the reason.
+    name: for the report. open_model: folder -> session. open_graph: serialised one-node model -> a function
+    from its fp32 inputs to its outputs. missing_dtypes: dtypes whose models it cannot run, with the reason.
     """
 
     name: str
     open_model: Callable[[Path], Any]
-    run_graph: Callable[[bytes, dict[str, np.ndarray]], list[np.ndarray]]
+    open_graph: Callable[[bytes], Callable[[Inputs], list[np.ndarray]]]
     missing_dtypes: dict[str, str]
 
+    def run_graph(self, model: bytes, inputs: Inputs) -> list[np.ndarray]:
+        """Run a serialised one-node model once."""
+        return self.open_graph(model)(inputs)
 
-def _onnxruntime(provider: str) -> Backend:
-    def run_graph(model: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+
+def _onnxruntime(provider: str, native: bool) -> Backend:
+    def open_graph(model: bytes) -> Callable[[Inputs], list[np.ndarray]]:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        native_library.register(options, native)
         session = ort.InferenceSession(model, options, providers=with_defaults([provider]))
-        return session.run(None, inputs)
+        return lambda inputs: session.run(None, inputs)
 
     return Backend(
-        name=f"onnxruntime {provider.removesuffix('ExecutionProvider')}",
-        open_model=lambda folder: OrtSession(folder, providers=[provider]),
-        run_graph=run_graph,
+        name=f"onnxruntime {provider.removesuffix('ExecutionProvider')}{', native' * native}",
+        open_model=lambda folder: OrtSession(folder, providers=[provider], native=native),
+        open_graph=open_graph,
         missing_dtypes=_DTYPES_WITHOUT_MODELS.get(provider, {}),
     )
 
 
-_ALIASES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ALIASES = {
+    "cpu": (CPU_PROVIDER, False),
+    "native": (CPU_PROVIDER, True),
+    "cuda": (CUDA_PROVIDER, False),
+}
+"""Provider, and whether our custom-op library runs the nodes of our domain or their function bodies."""
 NAMES = tuple(_ALIASES)
 """What ``--backend`` takes."""
 
@@ -61,18 +75,20 @@ def present(names: tuple[str, ...] = NAMES) -> tuple[list[Backend], dict[str, st
     missing: dict[str, str] = {}
     available = ort.get_available_providers()
     for name in names:
-        provider = _ALIASES[name]
-        backend = _onnxruntime(provider)
+        provider, native = _ALIASES[name]
+        backend = _onnxruntime(provider, native)
         if provider not in available:
             missing[backend.name] = f"the installed onnxruntime {ort.__version__} has no {provider}"
-        elif name == "cuda" and not _gpu_works(backend):
+        elif name == "cuda" and not _gpu_works():
             missing[backend.name] = "no NVIDIA GPU that ONNX Runtime can use"
+        elif native and native_library.library_path() is None:
+            missing[backend.name] = native_library.why_absent()
         else:
             found.append(backend)
     return found, missing
 
 
-def _gpu_works(backend: Backend) -> bool:
+def _gpu_works() -> bool:
     """Whether the CUDA provider comes up: ONNX Runtime falls back to the CPU with no more than a log line."""
     from onnx import TensorProto, helper
 
@@ -87,8 +103,8 @@ def _gpu_works(backend: Backend) -> bool:
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=with_defaults([_ALIASES["cuda"]])
+            model.SerializeToString(), options, providers=with_defaults([CUDA_PROVIDER])
         )
     except Exception:
         return False
-    return "CUDAExecutionProvider" in session.get_providers()
+    return CUDA_PROVIDER in session.get_providers()

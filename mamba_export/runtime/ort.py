@@ -40,15 +40,20 @@ class OrtSession(GenerationMethods):
         providers: ONNX Runtime's execution providers, best first, as names or (name, options); None for
             CUDA where the installed ONNX Runtime has it and a GPU works, else the CPU.
         threads: of the CPU provider; None lets ONNX Runtime choose.
-        session_options: ONNX Runtime's, used instead of ours; then ``threads`` belongs there.
+        session_options: ONNX Runtime's, used instead of ours; then ``threads`` belongs there, and our
+            library is registered on them.
+        native: whether our compiled kernels run the nodes of our domain, or their function bodies in
+            standard ONNX. None for the kernels where they are installed and the provider is the CPU
+            (there are none for CUDA yet); True makes their absence an error.
 
     Attributes:
         metadata: what the folder says of itself.
         device: where states lie.
+        native: whether our compiled kernels run.
 
     Raises:
-        SessionError: ONNX Runtime is too old, the folder is not ours or is damaged, or this ONNX Runtime
-            cannot run the file.
+        SessionError: ONNX Runtime is too old, the folder is not ours or is damaged, this ONNX Runtime
+            cannot run the file, or the kernels are wanted and absent, or do not load.
     """
 
     def __init__(
@@ -58,11 +63,12 @@ class OrtSession(GenerationMethods):
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         session_options: ort.SessionOptions | None = None,
+        native: bool | None = None,
     ) -> None:
         check_version()
         self.metadata = read_metadata(folder)
-        self._session, self.device = open_session(
-            self.metadata, providers, threads, session_options
+        self._session, self.device, self.native = open_session(
+            self.metadata, providers, threads, session_options, native
         )
 
     @property

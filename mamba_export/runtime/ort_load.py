@@ -12,6 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from mamba_export.errors import SessionError
+from mamba_export.runtime import native_library
 from mamba_export.runtime.device import Device
 from mamba_export.runtime.metadata import Metadata
 
@@ -50,7 +51,8 @@ def open_session(
     providers: Sequence[Provider] | None,
     threads: int | None,
     session_options: ort.SessionOptions | None,
-) -> tuple[ort.InferenceSession, Device]:
+    native: bool | None = None,
+) -> tuple[ort.InferenceSession, Device, bool]:
     """Open the graph of an exported folder.
 
     Args:
@@ -58,13 +60,14 @@ def open_session(
         providers: ONNX Runtime's names, best first; None for CUDA where it works, else the CPU.
         threads: of the CPU provider; None lets ONNX Runtime choose.
         session_options: used instead of ours.
+        native: whether to register our custom-op library; None for where it is found and has kernels.
 
     Returns:
-        The session, and the device that its first provider computes on.
+        The session, the device that its first provider computes on, and whether our library is registered.
 
     Raises:
-        SessionError: a provider is unknown or does not start, or the graph cannot be loaded, or is not
-            the one that the metadata describes.
+        SessionError: our library is wanted and absent, or does not load, a provider is unknown or does
+            not start, or the graph cannot be loaded, or is not the one that the metadata describes.
     """
     if threads is not None and session_options is not None:
         raise SessionError("give threads or session_options, not both")
@@ -73,12 +76,14 @@ def open_session(
     options = _options(threads) if session_options is None else session_options
 
     available = ort.get_available_providers()
+    if native is False and native_library.is_registered(options):
+        raise SessionError("native is False, but session_options has our library registered")
     if providers is None:
-        session = _open_best(metadata, options, CUDA_PROVIDER in available)
+        session = _open_best(metadata, options, CUDA_PROVIDER in available, native)
     else:
-        session = _open_given(metadata, options, providers, available)
+        session = _open_given(metadata, options, providers, available, native)
     _check_interface(metadata, session)
-    return session, _device(session)
+    return session, _device(session), native_library.is_registered(options)
 
 
 def _options(threads: int | None) -> ort.SessionOptions:
@@ -89,14 +94,34 @@ def _options(threads: int | None) -> ort.SessionOptions:
     return options
 
 
+def _register_native(options: ort.SessionOptions, provider: str, native: bool | None) -> None:
+    """Register our library where ``native`` and the first provider say so."""
+    if provider == CPU_PROVIDER:
+        native_library.register(options, native)
+    elif native:
+        raise SessionError(
+            f"native=True: the native library has no kernels for {provider} yet: "
+            "use the CPU provider, or leave native out"
+        )
+    # Else not: on a GPU its CPU kernels would win over the function bodies, and every node would copy its
+    # tensors to the host and back.
+
+
 def _open_best(
-    metadata: Metadata, options: ort.SessionOptions, has_cuda: bool
+    metadata: Metadata, options: ort.SessionOptions, has_cuda: bool, native: bool | None
 ) -> ort.InferenceSession:
+    session = None
     if has_cuda:
-        try:
-            return _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
-        except SessionError:
-            pass  # no GPU, or no driver for it; what is wrong with the file the CPU will say
+        with contextlib.suppress(SessionError):
+            # No GPU, or no driver for it; what is wrong with the file the CPU will say.
+            session = _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
+    # Where CUDA cannot start, ONNX Runtime may go on with the CPU, on which our library is wanted.
+    first = CPU_PROVIDER if session is None else session.get_providers()[0]
+    _register_native(options, first, native)
+    if session is not None and not (
+        first == CPU_PROVIDER and native_library.is_registered(options)
+    ):
+        return session
     return _open(metadata, options, [CPU_PROVIDER])
 
 
@@ -105,6 +130,7 @@ def _open_given(
     options: ort.SessionOptions,
     providers: Sequence[Provider],
     available: Sequence[str],
+    native: bool | None,
 ) -> ort.InferenceSession:
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
     if not names:
@@ -116,6 +142,7 @@ def _open_given(
                 f"ONNX Runtime {ort.__version__} here has no {name} "
                 f"(it has {', '.join(available)}){hint}"
             )
+    _register_native(options, names[0], native)
     session = _open(metadata, options, providers)
     # Where a provider cannot start, ONNX Runtime goes on with the next one and only logs it.
     if session.get_providers()[0] != names[0]:

@@ -22,9 +22,12 @@ namespace {
 constexpr int64_t kMostThreads = 256;
 
 struct Job {
-  void (*body)(void* context, size_t task);
-  void* context;
-  size_t tasks;
+  Job(void (*body)(void* context, size_t task), void* context, size_t tasks, size_t helpers)
+      : body(body), context(context), tasks(tasks), wanted(helpers) {}
+
+  void (*const body)(void* context, size_t task);
+  void* const context;
+  const size_t tasks;
   size_t wanted;                   // helpers that may still join; guarded by Pool::mutex_
   std::fenv_t float_mode{};        // of the caller: rounding, and flushing of subnormal numbers
   size_t helping = 0;              // helpers at work; guarded by Pool::mutex_
@@ -116,7 +119,7 @@ void mamba_thread_pool_parallel_for(void* scheduler, size_t tasks,
   const int64_t asked = scheduler == nullptr ? 1 : *static_cast<const int64_t*>(scheduler);
   const size_t threads = static_cast<size_t>(std::clamp<int64_t>(asked, 1, kMostThreads));
   const size_t helpers = std::min(threads, tasks) - std::min<size_t>(tasks, 1);
-  Job job{body, context, tasks, helpers};
+  Job job(body, context, tasks, helpers);
   if (helpers == 0) {
     job.work();
     return;

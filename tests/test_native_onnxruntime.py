@@ -1,0 +1,517 @@
+"""The compiled custom-op library under ONNX Runtime: arithmetic, errors, threads, and how it is found."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from mamba_export import contract, verify
+from mamba_export.errors import SessionError
+from mamba_export.export import export
+from mamba_export.export.functions import function_protos
+from mamba_export.nn import MambaLM
+from mamba_export.ops import causal_conv1d_reference
+from mamba_export.parity import backends, operators
+from mamba_export.parity.operators import Case
+from mamba_export.runtime import OrtSession, native_library, ort_load
+
+OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
+OPSET = 20
+FUNCTIONS = function_protos(OPSET)
+SCAN, UNGATED, CONV = (
+    contract.SELECTIVE_SCAN,
+    contract.SELECTIVE_SCAN_UNGATED,
+    contract.CAUSAL_CONV1D,
+)
+OPERATORS = (SCAN, UNGATED, CONV)
+CASE = Case(2, 65, n_groups=2)
+
+# Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
+needs_library = pytest.mark.skipif(
+    native_library.library_path() is None, reason=native_library.why_absent()
+)
+
+
+def native_options(threads: int = 0) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    native_library.register(options, True)
+    return options
+
+
+def open_graph(model: bytes, threads: int = 0) -> ort.InferenceSession:
+    return ort.InferenceSession(model, native_options(threads), providers=["CPUExecutionProvider"])
+
+
+def node_session(op: str, dtype: str = "fp32", case: Case = CASE, threads: int = 0) -> Any:
+    return open_graph(operators.one_node_model(op, dtype, case, FUNCTIONS, OPSET), threads)
+
+
+def random_inputs(op: str, case: Case = CASE) -> dict[str, np.ndarray]:
+    drawn = operators._inputs(op, case, seed=0)
+    return {name: tensor.float().numpy() for name, tensor in drawn.items()}
+
+
+def native_backend() -> backends.Backend:
+    found, _ = backends.present(("native",))
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model: MambaLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_model, tmp_path_factory.mktemp("native") / "out")
+
+
+def broken_functions() -> list[onnx.FunctionProto]:
+    """Functions whose every output y is zero: a graph that runs them cannot give the right answer."""
+    functions = []
+    for function in FUNCTIONS:
+        broken = copy.deepcopy(function)
+        last = next(node for node in broken.node if "y" in node.output)
+        source, like = last.input
+        broken.node.remove(last)
+        broken.node.append(helper.make_node("Sub", [source, source], ["zero_y"]))
+        broken.node.append(helper.make_node("CastLike", ["zero_y", like], ["y"]))
+        functions.append(broken)
+    return functions
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_parity_grid(op: str, dtype: str) -> None:
+    run_graph = native_backend().run_graph
+    for index, case in enumerate(operators.grid()):
+        model = operators.one_node_model(op, dtype, case, FUNCTIONS, OPSET)
+        check = operators._check_case(op, dtype, "native", case, index, model, run_graph)
+        assert check.passed, check
+
+
+@needs_library
+@pytest.mark.parametrize("d_conv", [1, 2, 3, 4, 5])
+def test_widths_of_the_convolution(d_conv: int) -> None:
+    inputs = operators._inputs(CONV, CASE, seed=0)
+    inputs["weight"] = torch.randn(CASE.d_inner, d_conv, dtype=torch.float64)
+    inputs["initial_state"] = torch.randn(CASE.batch, CASE.d_inner, d_conv - 1, dtype=torch.float64)
+    expected = causal_conv1d_reference(**inputs)
+    outputs = node_session(CONV).run(None, {k: v.float().numpy() for k, v in inputs.items()})
+    for output, exact in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, exact.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_library_runs_and_not_the_function(op: str, dtype: str) -> None:
+    inputs = random_inputs(op)
+    good = operators.one_node_model(op, dtype, CASE, FUNCTIONS, OPSET)
+    broken = operators.one_node_model(op, dtype, CASE, broken_functions(), OPSET)
+    expected = open_graph(good).run(None, inputs)
+    np.testing.assert_array_equal(open_graph(broken).run(None, inputs)[0], expected[0])
+    without = ort.InferenceSession(broken, providers=["CPUExecutionProvider"])
+    assert not without.run(None, inputs)[0].any()
+
+
+@needs_library
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_split_run_equals_the_whole(reverse: bool) -> None:
+    case = Case(3, 100, reverse=reverse)
+    for op in OPERATORS:
+        session, inputs = node_session(op, case=case), random_inputs(op, case)
+        whole = session.run(None, inputs)
+        along = [name for name in inputs if name in {"u", "delta", "z", "B", "C", "x"}]
+        cuts = [slice(0, 1), slice(1, 64), slice(64, 100)]
+        state, parts = inputs["initial_state"], []
+        for cut in reversed(cuts) if reverse else cuts:
+            part = {**inputs, **{name: inputs[name][:, cut] for name in along}}
+            y, state = session.run(None, {**part, "initial_state": state})
+            parts.append(y)
+        joined = np.concatenate(parts[::-1] if reverse else parts, axis=1)
+        np.testing.assert_allclose(joined, whole[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state, whole[1], rtol=1e-4, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_nan_in_the_state_is_passed_on(op: str, dtype: str) -> None:
+    inputs = random_inputs(op, Case(2, 2))
+    inputs["initial_state"][1, 3, -1] = np.nan
+    y, last_state = node_session(op, dtype, Case(2, 2)).run(None, inputs)
+    assert np.isnan(y[1, 0, 3])
+    assert np.isnan(last_state[1, 3]).any()
+    assert np.isfinite(np.delete(y[1], 3, axis=-1)).all(), "other channels are not touched"
+    assert np.isfinite(y[0]).all()
+    assert np.isfinite(last_state[0]).all()
+
+
+@needs_library
+@pytest.mark.parametrize("op", OPERATORS)
+def test_repetitions_and_thread_counts_give_the_same_bits(op: str) -> None:
+    session, inputs = node_session(op, threads=2), random_inputs(op)
+    first = session.run(None, inputs)
+    for _ in range(1000):
+        for output, expected in zip(session.run(None, inputs), first, strict=True):
+            assert output.tobytes() == expected.tobytes()
+    alone = node_session(op, threads=1).run(None, inputs)
+    assert [array.tobytes() for array in alone] == [array.tobytes() for array in first]
+
+
+@needs_library
+def test_two_sessions_in_two_threads(exported: Path) -> None:
+    sessions = [OrtSession(exported, native=True) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 256, (2, 70)) for _ in range(2)]
+    expected = [session.run(ids)[0] for session, ids in zip(sessions, prompts, strict=True)]
+
+    def work(index: int) -> bool:
+        # Each thread uses both sessions, so that one kernel also runs in two threads at once.
+        return all(
+            np.array_equal(sessions[k].run(prompts[k])[0], expected[k])
+            for i in range(50)
+            for k in [(i + index) % 2]
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, range(2)))
+
+
+@needs_library
+def test_sessions_outlive_their_options_and_each_other() -> None:
+    inputs = random_inputs(CONV)
+    expected = node_session(CONV).run(None, inputs)
+    for _ in range(20):  # options and session go at each round; the library's objects must not
+        np.testing.assert_array_equal(node_session(CONV).run(None, inputs)[0], expected[0])
+
+
+# --- Errors ----------------------------------------------------------------------------------------
+
+
+def run_error(op: str, changed: dict[str, np.ndarray]) -> str:
+    session, inputs = node_session(op), random_inputs(op)
+    with pytest.raises(Exception, match=f"mamba_export {op}: ") as caught:
+        session.run(None, {**inputs, **changed})
+    session.run(None, inputs)  # the session still works
+    return str(caught.value)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPERATORS for name in operators._SIGNATURES[op][0]]
+)
+def test_a_wrong_size_names_the_contract_s_tensor(op: str, name: str) -> None:
+    array = random_inputs(op)[name]
+    if name in {"u", "x"}:  # it sets the sizes, so the next tensor is the one that differs
+        message = run_error(op, {name: array[:, :, :-2]})
+        assert operators._SIGNATURES[op][0][1] in message
+    else:
+        longer = np.concatenate([array, array[:1]], axis=0)
+        assert f": {name} has shape {list(longer.shape)}, expected (" in run_error(
+            op, {name: longer}
+        )
+
+
+@needs_library
+def test_the_text_says_what_was_expected() -> None:
+    inputs = random_inputs(SCAN)
+    assert (
+        "mamba_export SelectiveScan: B has shape [2, 5, 2, 16], "
+        "expected (batch = 2, length = 65, n_groups, d_state = 16)"
+    ) in run_error(SCAN, {"B": inputs["B"][:, :5]})
+    conv = random_inputs(CONV)
+    assert (
+        "initial_state has shape [2, 8, 2], expected (batch = 2, channels = 8, d_conv - 1 = 3)"
+    ) in run_error(CONV, {"initial_state": conv["initial_state"][..., 1:]})
+    three = np.concatenate([inputs["B"], inputs["B"][:, :, :1]], axis=2)
+    assert "n_groups 3, which does not divide d_inner 8" in run_error(
+        SCAN, {"B": three, "C": three}
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize(("axis", "size"), [(0, "batch"), (1, "length"), (2, "")])
+def test_nothing_to_read_is_refused(op: str, axis: int, size: str) -> None:
+    along = {"u", "delta", "z", "B", "C", "x"} | ({"initial_state"} if axis == 0 else set())
+    inputs = random_inputs(op)
+    empty = {
+        name: array[tuple([slice(None)] * axis + [slice(0, 0)])]
+        for name, array in inputs.items()
+        if name in along
+    }
+    assert f"{size} is 0, expected at least 1" in run_error(op, empty)
+
+
+def raw_model(
+    shapes: dict[str, list[int | str] | None],
+    attributes: dict[str, Any],
+    outputs: tuple[str, ...] = ("y", "last_state"),
+) -> bytes:
+    """A convolution without declared output shapes and without function, straight on graph inputs."""
+    node = helper.make_node(CONV, list(shapes), list(outputs), domain=contract.DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "raw",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items()],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs if n],
+    )
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(contract.DOMAIN, 1)]
+    return helper.make_model(graph, ir_version=10, opset_imports=imports).SerializeToString()
+
+
+SHAPES: dict[str, list[int | str] | None] = {
+    "x": ["batch", "length", 8],
+    "weight": [8, 4],
+    "bias": [8],
+    "initial_state": ["batch", 8, 3],
+}
+ATTRIBUTES = {"silu": 1, "reverse": 0, "plugin_version": "1", "plugin_namespace": "mamba_export"}
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"silu": None}, "the integer attribute silu is missing"),
+        ({"reverse": "yes"}, "the integer attribute reverse is missing"),
+        ({"reverse": 2}, "attribute reverse is 2, expected 0 or 1"),
+        ({"plugin_version": "2"}, "the file has version 2 of this operator, the library has version 1"),
+        ({"plugin_version": None}, "plugin_version is missing"),
+        ({"plugin_version": "1" * 99}, "plugin_version is missing or too long"),
+    ],
+)  # fmt: skip
+def test_bad_attributes(changed: dict[str, Any], message: str) -> None:
+    attributes = {k: v for k, v in {**ATTRIBUTES, **changed}.items() if v is not None}
+    with pytest.raises(Exception, match=f"mamba_export CausalConv1d: .*{message}"):
+        open_graph(raw_model(SHAPES, attributes))
+
+
+@needs_library
+def test_the_shape_of_y_is_inferred() -> None:
+    session = open_graph(raw_model(SHAPES, ATTRIBUTES))
+    assert session.get_outputs()[0].shape == ["batch", "length", 8]
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [None, [None, None, 8], [None, None, None]])
+def test_unknown_shapes_stay_unknown_and_run(shape: list[None] | None) -> None:
+    shapes = {**SHAPES, "x": shape, "initial_state": None}
+    session, inputs = open_graph(raw_model(shapes, ATTRIBUTES)), random_inputs(CONV)
+    expected = node_session(CONV).run(None, inputs)
+    for output, exact in zip(session.run(None, inputs), expected, strict=True):
+        np.testing.assert_array_equal(output, exact)
+
+
+@needs_library
+@pytest.mark.parametrize("rank", [1, 2, 4, 9])
+def test_a_wrong_rank(rank: int) -> None:
+    session, inputs = open_graph(raw_model({**SHAPES, "x": None}, ATTRIBUTES)), random_inputs(CONV)
+    inputs["x"] = np.ones([1] * rank, np.float32)
+    with pytest.raises(
+        Exception, match=r"CausalConv1d: x has shape .* \(batch, length, channels\)"
+    ):
+        session.run(None, inputs)
+
+
+@needs_library
+def test_an_output_that_the_graph_leaves_out() -> None:
+    inputs = random_inputs(CONV)
+    expected = node_session(CONV).run(None, inputs)[0]
+    for outputs in (("y",), ("y", "")):
+        session = open_graph(raw_model(SHAPES, ATTRIBUTES, outputs))
+        np.testing.assert_array_equal(session.run(None, inputs)[0], expected)
+
+
+def test_an_onnxruntime_too_old_for_the_interface() -> None:
+    """A runtime whose GetApi knows no version above 1 gets a status with our text."""
+    path = native_library.library_path()
+    if path is None:
+        pytest.skip(native_library.why_absent())
+    texts: list[bytes] = []
+    create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
+        lambda code, text: texts.append(text) or 1
+    )
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create, ctypes.c_void_p))
+    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
+        lambda version: ctypes.addressof(table) if version == 1 else None
+    )
+    version = ctypes.create_string_buffer(b"1.9.0")
+    get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(version))
+    base = (ctypes.c_void_p * 2)(
+        ctypes.cast(get_api, ctypes.c_void_p), ctypes.cast(get_version, ctypes.c_void_p)
+    )
+    function = ctypes.CDLL(str(path)).RegisterCustomOps
+    function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]
+    assert function(None, base) == 1
+    assert texts == [
+        b"mamba_export: ONNX Runtime 1.9.0 is too old for this library: 1.17 or newer is needed"
+    ]
+
+
+# --- Whole models and sessions ---------------------------------------------------------------------
+
+
+@needs_library
+def test_verify_covers_both(exported: Path, tiny_model: MambaLM) -> None:
+    report = verify(exported, model=tiny_model, backends=["cpu", "native"])
+    assert [check for check in report.checks if not check.passed] == []
+    counts = {
+        name: sum(check.backend == name for check in report.checks)
+        for name in ("onnxruntime CPU", "onnxruntime CPU, native")
+    }
+    assert counts["onnxruntime CPU"] == counts["onnxruntime CPU, native"] >= 20
+
+
+@needs_library
+def test_fp16_model(tiny_model: MambaLM, tmp_path: Path) -> None:
+    out = export(copy.deepcopy(tiny_model), tmp_path / "out", dtype="fp16")
+    report = verify(out, model=tiny_model, backends=["native"], quick=True)
+    assert [check for check in report.checks if not check.passed] == []
+
+
+@needs_library
+def test_a_session_takes_the_library_by_itself(exported: Path) -> None:
+    cpu = ["CPUExecutionProvider"]
+    by_itself = OrtSession(exported, providers=cpu)
+    bodies = OrtSession(exported, providers=cpu, native=False)
+    assert by_itself.native
+    assert OrtSession(exported, providers=cpu, native=True).native
+    assert not bodies.native
+    ids = np.arange(130).reshape(2, 65)
+    np.testing.assert_allclose(by_itself.run(ids)[0], bodies.run(ids)[0], rtol=1e-3, atol=1e-3)
+
+
+@needs_library
+def test_options_of_the_user(exported: Path) -> None:
+    cpu = ["CPUExecutionProvider"]
+    options = ort.SessionOptions()
+    for _ in range(2):  # registered once, used twice
+        assert OrtSession(exported, providers=cpu, session_options=options).native
+    assert OrtSession(exported, providers=cpu, session_options=native_options()).native
+    untouched = ort.SessionOptions()
+    assert not OrtSession(exported, providers=cpu, session_options=untouched, native=False).native
+    assert not native_library.is_registered(untouched)
+    with pytest.raises(SessionError, match="native is False, but session_options has our library"):
+        OrtSession(exported, providers=cpu, session_options=options, native=False)
+
+
+@needs_library
+def test_the_oldest_onnxruntime(exported: Path) -> None:
+    if not (OLDEST_ORT / "onnxruntime").is_dir():
+        pytest.skip("ONNX Runtime 1.20 is not in .ort-oldest: `make test` puts it there")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np, onnxruntime\n"
+        "from mamba_export.runtime import OrtSession\n"
+        "session = OrtSession(sys.argv[2], native=True)\n"
+        "ids = np.arange(130).reshape(2, 65)\n"
+        "whole, _ = session.run(ids)\n"
+        "bodies, _ = OrtSession(sys.argv[2], native=False).run(ids)\n"
+        "np.testing.assert_allclose(whole, bodies, rtol=1e-3, atol=1e-3)\n"
+        "first, state = session.run(ids[:, :1])\n"
+        "rest, _ = session.run(ids[:, 1:], state)\n"
+        "split = np.concatenate([first, rest], axis=1)\n"
+        "np.testing.assert_allclose(split, whole, rtol=1e-3, atol=1e-3)\n"
+        "print(onnxruntime.__version__, session.native)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(OLDEST_ORT), str(exported)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    version, native = result.stdout.split()
+    assert version.startswith("1.20.")
+    assert native == "True"
+
+
+@needs_library
+def test_these_tests_under_the_oldest_onnxruntime() -> None:
+    """The interface's corners: 1.20 once ended the process where 1.31 did not mind."""
+    if not (OLDEST_ORT / "onnxruntime").is_dir():
+        pytest.skip("ONNX Runtime 1.20 is not in .ort-oldest: `make test` puts it there")
+    chosen = "not_the_function or inferred or unknown or rank or leaves_out or attributes or names"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(OLDEST_ORT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+
+
+# --- Finding it ------------------------------------------------------------------------------------
+
+
+def session_error(action: Callable[[], object]) -> str:
+    with pytest.raises(SessionError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "none")
+    assert native_library.library_path() is None
+    assert "switched off by MAMBA_EXPORT_LIBRARY=none" in native_library.why_absent()
+    assert not OrtSession(exported).native
+    message = session_error(
+        lambda: OrtSession(exported, providers=["CPUExecutionProvider"], native=True)
+    )
+    assert message.startswith("native=True: the native library is switched off")
+    _, missing = backends.present(("native",))
+    assert "switched off" in missing["onnxruntime CPU, native"]
+
+
+def test_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(native_library.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(native_library, "LIBRARY_FILE", "libabsent.so")
+    assert native_library.library_path() is None
+    assert "libabsent.so is not installed" in native_library.why_absent()
+    found = tmp_path / "mamba_export" / "lib" / "libabsent.so"
+    found.parent.mkdir(parents=True)
+    found.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))  # what site-packages is to an editable installation
+    assert native_library.library_path() == found
+    assert native_library.why_absent() == ""
+
+
+def test_a_file_that_is_not_there(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "/nowhere/lib.so")
+    message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
+    assert message.startswith("MAMBA_EXPORT_LIBRARY=/nowhere/lib.so is not a file")
+
+
+def test_a_file_that_does_not_load(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, str(path))
+    message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
+    assert message.startswith(f"{path} cannot be loaded by ONNX Runtime")
+    assert "set MAMBA_EXPORT_LIBRARY=none to run without it" in message
+    assert not OrtSession(exported, providers=["CPUExecutionProvider"], native=False).native
+
+
+def test_cuda_has_no_kernels_yet() -> None:
+    options = ort.SessionOptions()
+    ort_load._register_native(options, "CUDAExecutionProvider", None)
+    assert not native_library.is_registered(options)
+    message = session_error(
+        lambda: ort_load._register_native(options, "CUDAExecutionProvider", True)
+    )
+    assert "no kernels for CUDAExecutionProvider yet" in message
