@@ -18,9 +18,8 @@ from mamba_export.errors import ExportError
 from mamba_export.export.describe import describe, genai_config
 from mamba_export.export.graph import DEFAULT_OPSET, build
 from mamba_export.files import new_folder
-from mamba_export.nn import MambaBackbone, MambaLM, cast
+from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaLM, cast
 
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
 Progress = Callable[[str], None]

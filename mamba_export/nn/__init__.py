@@ -2,10 +2,11 @@
 
 from mamba_export.nn.block import LayerState, Mamba, RMSNorm
 from mamba_export.nn.config import PUBLISHED_SIZES, MambaConfig
-from mamba_export.nn.model import MambaBackbone, MambaLM, State, cast
+from mamba_export.nn.model import TORCH_DTYPES, MambaBackbone, MambaLM, State, cast
 
 __all__ = [
     "PUBLISHED_SIZES",
+    "TORCH_DTYPES",
     "LayerState",
     "Mamba",
     "MambaBackbone",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from mamba_export.files import installed_library
 
 LIBRARY_VARIABLE = "MAMBA_EXPORT_KERNELS"
 """Environment variable: the library to load instead of the installed one, or ``none`` for no library."""
@@ -100,16 +101,6 @@ class Library:
         return self.functions.mamba_cpu_instruction_set().decode()
 
 
-def _candidates() -> list[Path]:
-    """Places where an installation puts the library, the package's own folder first.
-
-    An editable installation keeps the sources here and the library under site-packages.
-    """
-    packages = [Path(__file__).parents[1]]
-    packages += [Path(entry or ".") / "mamba_export" for entry in sys.path]
-    return list(dict.fromkeys(package / "lib" / LIBRARY_FILE for package in packages))
-
-
 def _declare(path: Path, functions: ctypes.CDLL) -> Library:
     functions.mamba_kernels_version.argtypes = []
     functions.mamba_kernels_version.restype = ctypes.c_int
@@ -132,18 +123,14 @@ def _load(setting: str) -> Library | str:
     """The library for this value of the environment variable, or one line about why there is none."""
     if setting == "none":
         return f"the compiled kernels are switched off by {LIBRARY_VARIABLE}=none"
-    if setting:
-        path = Path(setting)
-        if not path.is_file():
-            return f"{LIBRARY_VARIABLE}={setting} is not a file"
-    else:
-        found = [candidate for candidate in _candidates() if candidate.is_file()]
-        if not found:
-            return (
-                f"{LIBRARY_FILE} is not installed with mamba_export: "
-                "a C++ compiler and `pip install .` in its sources build it"
-            )
-        path = found[0]
+    path = Path(setting) if setting else installed_library(LIBRARY_FILE)
+    if path is None:
+        return (
+            f"{LIBRARY_FILE} is not installed with mamba_export: "
+            "a C++ compiler and `pip install .` in its sources build it"
+        )
+    if not path.is_file():
+        return f"{LIBRARY_VARIABLE}={setting} is not a file"
     try:
         library = _declare(path, ctypes.CDLL(str(path.resolve())))
         version = library.functions.mamba_kernels_version()

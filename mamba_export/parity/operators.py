@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from mamba_export import contract
+from mamba_export.nn import TORCH_DTYPES
 from mamba_export.ops import causal_conv1d_reference, selective_scan_reference
 from mamba_export.parity.bounds import (
     BATCHES,
@@ -40,7 +41,6 @@ _ELEMENT_TYPES = {
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
 }
-_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SIGNATURES = {
     contract.SELECTIVE_SCAN: (contract.SELECTIVE_SCAN_INPUTS, contract.SELECTIVE_SCAN_OUTPUTS),
     contract.SELECTIVE_SCAN_UNGATED: (
@@ -214,7 +214,7 @@ def operator_checks(
 def _check_case(
     op: str, dtype: str, backend: str, case: Case, seed: int, model: bytes, run_graph: RunGraph
 ) -> Check:
-    low, torch_dtype = _LOW[op], _TORCH_DTYPES[dtype]
+    low, torch_dtype = _LOW[op], TORCH_DTYPES[dtype]
     # What the node sees: rounded to T once, so that rounding the inputs is no part of the error.
     rounded = {
         name: tensor.to(torch_dtype if name in low else torch.float32)

@@ -9,11 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mamba_export import checkpoints, contract
 from mamba_export.errors import ExportError, SessionError
-from mamba_export.nn import MambaBackbone, MambaLM, cast
+from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaLM, cast
 from mamba_export.parity import backends as known_backends
 from mamba_export.parity.backends import Backend
 from mamba_export.parity.bounds import BATCHES, LENGTHS, Check, Report
@@ -23,7 +22,6 @@ from mamba_export.parity.weights import weight_checks
 from mamba_export.runtime import Metadata, read_metadata
 from mamba_export.runtime.tokenizer import load_tokenizer
 
-_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _QUICK_LENGTHS = (1, 2, 65)
 _TEXT_TOKENS = 1024
 """Tokens of text that are compared: enough to see a drift, seconds on a CPU at 130M."""
@@ -69,7 +67,7 @@ def verify(
     reference_model = truth_model
     if metadata.dtype != "fp32":
         reference_model = copy.deepcopy(truth_model)
-        cast(reference_model, _TORCH_DTYPES[metadata.dtype])
+        cast(reference_model, TORCH_DTYPES[metadata.dtype])
     last_only = metadata.last_logits_only
     truth = TorchModel(truth_model, last_only)
     reference = truth if reference_model is truth_model else TorchModel(reference_model, last_only)

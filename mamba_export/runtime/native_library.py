@@ -7,12 +7,12 @@ without it, the functions that the file carries, in standard ONNX.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import onnxruntime as ort
 
 from mamba_export.errors import SessionError
+from mamba_export.files import installed_library
 
 LIBRARY_VARIABLE = "MAMBA_EXPORT_LIBRARY"
 """Environment variable: path of the library to use instead of the installed one, or ``none`` for no library."""
@@ -38,10 +38,7 @@ def library_path() -> Path | None:
                 f"{LIBRARY_VARIABLE}={setting} is not a file: name {LIBRARY_FILE}, or none"
             )
         return path.resolve()
-    # An editable installation keeps the sources here and the library under site-packages.
-    packages = [Path(__file__).parents[1], *(Path(p or ".") / "mamba_export" for p in sys.path)]
-    places = (package / "lib" / LIBRARY_FILE for package in packages)
-    return next((place.resolve() for place in places if place.is_file()), None)
+    return installed_library(LIBRARY_FILE)
 
 
 def why_absent() -> str:
