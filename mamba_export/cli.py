@@ -7,7 +7,6 @@ verification that failed, 2 bad input (one line, no traceback), 130 interrupted.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -257,20 +256,16 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def run_app(application: typer.Typer, arguments: list[str] | None = None) -> Any:
-    """Run a typer application with our error and exit-code rules; the scripts in tools/ share it."""
+    """Run a typer application with our error and exit-code rules; the scripts in tools/ share it.
+
+    Typer itself ends on Ctrl-C (130) and on a reader that left (``| head``) without a traceback.
+    """
     try:
         code = application(args=arguments, standalone_mode=True)
     except MambaExportError as error:
         # Not through rich: it would wrap the line and read brackets in a path as markup.
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader left (| head). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -11,12 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from mamba_export import checkpoints, contract, verify
 from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
-from mamba_export.nn import MambaBackbone, MambaConfig, MambaLM
+from mamba_export.nn import MambaBackbone, MambaConfig, MambaLM, cast
 from mamba_export.parity import Check, Report
 from mamba_export.parity.bounds import bound, compare, relative_error
 from mamba_export.parity.table import print_report
@@ -157,6 +159,23 @@ def test_moved_source_is_named(source: Path, tmp_path: Path) -> None:
     with pytest.raises(MambaExportError, match=r"is not there any more: .* --model"):
         verify(out)
     assert verify(out, model=tmp_path / "elsewhere", quick=True).passed
+
+
+def test_a_model_of_other_sizes_is_named(exported: Path) -> None:
+    other = MambaLM(MambaConfig(d_model=32, n_layer=3, vocab_size=256)).eval()
+    with pytest.raises(MambaExportError, match=r"has n_layer 3 and .* 2: pass the model that"):
+        verify(exported, model=other)
+    backbone = MambaBackbone(MambaConfig(d_model=32, n_layer=2, vocab_size=256)).eval()
+    with pytest.raises(MambaExportError, match="do not both take tokens"):
+        verify(exported, model=backbone)
+
+
+def test_a_low_precision_model_is_compared_in_fp32(tiny_model: MambaLM, tmp_path: Path) -> None:
+    half = cast(copy.deepcopy(tiny_model), torch.float16)
+    out = export(half, tmp_path / "out", dtype="fp16")
+    report = verify(out, model=half, quick=True)
+    assert failed(report) == []
+    assert half.backbone_dtype == torch.float16, "the caller's model is left alone"
 
 
 def test_a_missing_backend_that_was_asked_for(exported: Path) -> None:

@@ -7,13 +7,14 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from mamba_export.versions import installed_versions
 
 _PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers")
 _BEGIN = "<!-- benchmark table: written by tools/benchmark.py --readme -->"
@@ -39,16 +40,10 @@ class Row:
 
 def new_record(rows: Sequence[Row], device: str, command: str) -> dict[str, Any]:
     """A record as plain values: date, device, versions, command and rows."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": device,
-        "versions": versions,
+        "versions": installed_versions(*_PACKAGES),
         "command": command,
         "rows": [asdict(row) for row in rows],
     }

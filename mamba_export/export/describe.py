@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-from importlib import metadata
 from typing import Any
 
 import onnx_ir as ir
 
 from mamba_export import contract
 from mamba_export.nn import MambaConfig
+from mamba_export.versions import installed_versions
 
 _DTYPE_NAMES = {
     ir.DataType.FLOAT: "fp32",
@@ -25,17 +24,6 @@ def _describe_value(value: ir.Value) -> dict[str, Any]:
     assert value.shape is not None
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
     return {"name": value.name, "dtype": _DTYPE_NAMES[value.dtype], "shape": shape}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("mamba_export", "torch", "onnx", "onnxscript")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def describe(
@@ -70,7 +58,7 @@ def describe(
         ],
         "model": dataclasses.asdict(config),
         "source": source,
-        "versions": _versions(),
+        "versions": installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
     }
 
 

@@ -16,7 +16,7 @@ import torch
 from mamba_export import checkpoints, contract
 from mamba_export.errors import ExportError
 from mamba_export.export.describe import describe, genai_config
-from mamba_export.export.graph import DEFAULT_OPSET, build
+from mamba_export.export.graph import DEFAULT_OPSET, build, check_opset
 from mamba_export.files import new_folder
 from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaLM, cast
 
@@ -59,6 +59,7 @@ def export(
     say: Progress = progress or (lambda _: None)
     if dtype not in TORCH_DTYPES:
         raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
+    check_opset(opset)  # before minutes are spent on loading
     out = Path(out)
     with new_folder(out, force=force) as folder:
         if isinstance(model, (str, Path)):

@@ -57,6 +57,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def check_opset(opset: int) -> None:
+    """Raise ExportError unless ``opset`` is one of ``OPSETS``."""
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset} is not supported: use one of {OPSETS.start} to {OPSETS.stop - 1}"
+        )
+
+
 def build(
     model: MambaLM | MambaBackbone,
     *,
@@ -78,10 +86,7 @@ def build(
     Raises:
         ExportError: the opset is not supported, or PyTorch could not export the model.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"opset {opset} is not supported: use one of {OPSETS.start} to {OPSETS.stop - 1}"
-        )
+    check_opset(opset)
     language_model = isinstance(model, MambaLM)
     device = next(model.parameters()).device
     # Sizes above 1, so that nothing is specialised to a batch or length of one.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mamba_export import checkpoints, contract
 from mamba_export.errors import ExportError, SessionError
-from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaLM, cast
+from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast
 from mamba_export.parity import backends as known_backends
 from mamba_export.parity.backends import Backend
 from mamba_export.parity.bounds import BATCHES, LENGTHS, Check, Report
@@ -64,6 +66,7 @@ def verify(
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
     truth_model = _source(metadata, model)
+    _check_source(metadata, truth_model)
     reference_model = truth_model
     if metadata.dtype != "fp32":
         reference_model = copy.deepcopy(truth_model)
@@ -117,7 +120,7 @@ def _source(
     metadata: Metadata, model: str | Path | MambaLM | MambaBackbone | None
 ) -> MambaLM | MambaBackbone:
     if isinstance(model, (MambaLM, MambaBackbone)):
-        return model
+        return _in_fp32(model)
     if model is None:
         if metadata.source_path is None:
             raise ExportError(
@@ -130,6 +133,35 @@ def _source(
             )
         model = metadata.source_path
     return checkpoints.load(model).model
+
+
+def _in_fp32(model: MambaLM | MambaBackbone) -> MambaLM | MambaBackbone:
+    """The caller's model where it can be the truth as it is, else a copy in fp32 on the CPU."""
+    device = next(model.parameters()).device
+    if model.backbone_dtype == torch.float32 and device.type == "cpu":
+        return model
+    duplicate = copy.deepcopy(model).cpu()
+    cast(duplicate, torch.float32)
+    return duplicate
+
+
+def _check_source(metadata: Metadata, model: MambaLM | MambaBackbone) -> None:
+    """A model of other sizes cannot be compared with at all, and is no doubt the wrong one."""
+    config = model.config
+    found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
+    exported = MambaConfig(**metadata.model)
+    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
+    for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
+        if found[name] != expected[name]:
+            raise ExportError(
+                f"the model to compare with has {name} {found[name]} and {metadata.folder} "
+                f"{expected[name]}: pass the model that it was exported from (--model)"
+            )
+    if isinstance(model, MambaLM) != metadata.takes_tokens:
+        raise ExportError(
+            f"the model to compare with and {metadata.folder} do not both take tokens: "
+            "pass the model that it was exported from"
+        )
 
 
 def _tokens(folder: Path, metadata: Metadata, text: str | None) -> np.ndarray | None:
