@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BIN_PATH := $(CURDIR)/$(BIN)
 # The oldest ONNX Runtime that we support; it has wheels for Python 3.10 to 3.13.
 OLDEST_ORT := onnxruntime==1.20.1
 
@@ -9,7 +10,16 @@ MODEL := models/kjv-bytes
 OUT := out/kjv-bytes
 
 # What the compiled libraries are made of: a change builds them again.
-NATIVE := CMakeLists.txt $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+NATIVE := CMakeLists.txt $(shell find plugins tests/tensorrt_harness -type f -not -name '*.pyc')
+CODE := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE))
+# TensorRT's headers, from a wheel that carries NVIDIA's: the plugins are compiled against them where the
+# machine has none. No code of that wheel is used.
+TENSORRT_HEADERS := $(CURDIR)/build/tensorrt-headers
+HEADERS_WHEEL := kernel-lens==2.0.1
+# Where nvcc is, GPU code is built for this machine's GPUs alone, or for the H100 where there is none.
+# `make test CUDA_ARCHITECTURES=all` builds what a wheel holds, and takes ten times as long.
+CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+	| sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -u | paste -sd,),90)
 
 .PHONY: demo test lint clean
 
@@ -25,10 +35,24 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CODE)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,train]'
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(TENSORRT_HEADERS)/.unpacked
+	SKBUILD_CMAKE_DEFINE='MAMBA_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES);TENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS);MAMBA_TEST_PROGRAMS=ON' \
+		$(BIN)/pip install -q -c constraints.txt -e '.[test,train]'
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(TENSORRT_HEADERS)/.unpacked: | $(BIN)/python
+	rm -rf $(TENSORRT_HEADERS)
+	mkdir -p $(TENSORRT_HEADERS)
+	$(BIN)/pip download -q --no-deps -d $(TENSORRT_HEADERS) $(HEADERS_WHEEL)
+	cd $(TENSORRT_HEADERS) && $(BIN_PATH)/python -c "import pathlib, zipfile; \
+		wheel = zipfile.ZipFile(next(pathlib.Path().glob('*.whl'))); \
+		[pathlib.Path(n.split('/')[-1]).write_bytes(wheel.read(n)) for n in wheel.namelist() \
+		 if n.startswith('kernel_lens/include/tensorrt/')]"
 	touch $@
 
 .ort-oldest/.installed: $(VENV)/.installed

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mamba_export.export import export
     from mamba_export.parity import verify
     from mamba_export.runtime import OrtSession
+    from mamba_export.runtime.trt import TrtSession
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOMES = {
     "MambaExportError": "errors",
     "SessionError": "errors",
     "OrtSession": "runtime",
+    "TrtSession": "runtime.trt",
     "export": "export",
     "verify": "parity",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "MambaExportError",
     "OrtSession",
     "SessionError",
+    "TrtSession",
     "export",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``mamba-export export | verify | run | doctor | library-path``.
+"""The command line: ``mamba-export export | build | verify | run | doctor | library-path``.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 success, 1 a
 verification that failed, 2 bad input (one line, no traceback), 130 interrupted.
@@ -41,6 +41,21 @@ class Dtype(str, Enum):
     bf16 = "bf16"
 
 
+class TrtRuntime(str, Enum):
+    """What builds and runs an engine."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class RunBackend(str, Enum):
+    """What runs a model: ONNX Runtime, or TensorRT with the engine that `build` wrote."""
+
+    ort = "ort"
+    trt = "trt"
+
+
 class Provider(str, Enum):
     """Where ONNX Runtime runs."""
 
@@ -56,6 +71,8 @@ class Backend(str, Enum):
     cpu = "cpu"
     native = "native"
     cuda = "cuda"
+    cuda_native = "cuda-native"
+    trt = "trt"
 
 
 def _show_version(value: bool) -> None:
@@ -96,6 +113,24 @@ TokenizerOption = Annotated[
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Verify fewer lengths, batch 1 alone.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")]
+PluginOption = Annotated[
+    bool,
+    typer.Option(
+        "--plugin/--no-plugin",
+        help="Our operators as TensorRT plugins, or as standard operators, which are slow.",
+    ),
+]
+BatchRangeOption = Annotated[
+    str, typer.Option(metavar="MIN,OPT,MAX", help="Sequences a run, or one number for all three.")
+]
+LengthRangeOption = Annotated[
+    str,
+    typer.Option(metavar="MIN,OPT,MAX", help="Steps of a prompt a run; single steps always work."),
+]
+TrtRuntimeOption = Annotated[
+    TrtRuntime,
+    typer.Option("--runtime", help="tensorrt needs a GPU to build, tensorrt-rtx none."),
+]
 
 
 @app.command("export")
@@ -126,6 +161,66 @@ def export_command(
     _console.print(f"wrote {out} ({size / 1e6:.1f} MB, {dtype.value}, opset {opset})")
 
 
+@app.command("build")
+def build_command(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An exported folder.")],
+    precision: Annotated[
+        Dtype | None, typer.Option(help="Must be the file's own dtype, which is the default.")
+    ] = None,
+    batch: BatchRangeOption = "1,4,16",
+    length: LengthRangeOption = "1,128,4096",
+    workspace: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most scratch memory of a layer, as in 512M or 4G."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Kernel timings, read and written: later builds are quick."
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Runs on later TensorRT versions too."),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option("--hardware-compatible", help="Runs on every GPU from Ampere on."),
+    ] = False,
+    plugin: PluginOption = True,
+    runtime: TrtRuntimeOption = TrtRuntime.auto,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Build nothing; write what a target needs to build it itself."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing engine, or FOLDER.")
+    ] = False,
+) -> None:
+    """Write OUT/model.engine for TensorRT or TensorRT-RTX, engine.json and DEPLOY.md."""
+    from mamba_export.tensorrt import build_command
+    from mamba_export.tensorrt.building import BuildOptions, parse_workspace
+    from mamba_export.tensorrt.profiles import parse_range
+
+    options = BuildOptions(
+        precision=None if precision is None else precision.value,
+        batch=parse_range(batch, "--batch"),
+        length=parse_range(length, "--length"),
+        workspace_mib=None if workspace is None else parse_workspace(workspace),
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        plugin=plugin,
+        runtime=runtime.value,
+    )
+    if bundle is None:
+        build_command.build_command(folder, options, force=force)
+    else:
+        build_command.bundle_command(folder, bundle, options, force=force)
+
+
 @app.command("verify")
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="An exported folder.")],
@@ -145,7 +240,8 @@ def verify_command(
         list[Backend] | None,
         typer.Option(
             help="Backend to check; may be repeated. cpu and cuda run the file's function bodies, native "
-            "the compiled kernels on the CPU. Default: every one that is present."
+            "the compiled kernels on the CPU, cuda-native those on the GPU, trt the engine that build wrote. "
+            "Default: every one that is present."
         ),
     ] = None,
     quick: QuickOption = False,
@@ -199,7 +295,10 @@ def run_model_command(
         float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1: off.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    provider: Annotated[Provider, typer.Option(help="Where to run.")] = Provider.auto,
+    backend: Annotated[
+        RunBackend, typer.Option(help="trt runs the engine that `build` wrote, on an NVIDIA GPU.")
+    ] = RunBackend.ort,
+    provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")] = Provider.auto,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
     ignore_end: Annotated[
         bool, typer.Option("--ignore-end", help="Go on after the end-of-text token.")
@@ -208,7 +307,7 @@ def run_model_command(
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
 ) -> None:
-    """Generate text in ONNX Runtime, as it comes; tokens per second at the end."""
+    """Generate text, as it comes; tokens per second at the end."""
     from mamba_export.runtime.run_command import run_command
 
     code = run_command(
@@ -220,6 +319,7 @@ def run_model_command(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        backend=backend.value,
         provider=None if provider is Provider.auto else provider.value,
         threads=threads,
         json_output=json_output,

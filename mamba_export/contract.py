@@ -22,6 +22,9 @@ PLUGIN_VERSION = "1"
 SELECTIVE_SCAN = "SelectiveScan"
 SELECTIVE_SCAN_UNGATED = "SelectiveScanUngated"
 CAUSAL_CONV1D = "CausalConv1d"
+MAMBA_LAYER = "MambaLayer"
+"""A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function calls
+the operators above, so a runtime without a kernel for it loses nothing."""
 
 ATTR_REVERSE = "reverse"
 """int: 1 walks the sequence from its last step to its first; states then belong to that walk."""
@@ -29,6 +32,10 @@ ATTR_DELTA_SOFTPLUS = "delta_softplus"
 """int: 1 applies softplus to ``delta + delta_bias``."""
 ATTR_SILU = "silu"
 """int: 1 applies SiLU to the convolution's output."""
+ATTR_EPSILON = "epsilon"
+"""float: added under the root of a layer's norm."""
+ATTR_SPLIT = "split"
+"""ints: dt_rank, d_state, d_state: how a layer splits the output of x_proj into dt, B and C."""
 ATTR_PLUGIN_VERSION = "plugin_version"
 ATTR_PLUGIN_NAMESPACE = "plugin_namespace"
 
@@ -57,6 +64,27 @@ CAUSAL_CONV1D_INPUTS = (
 CAUSAL_CONV1D_OUTPUTS = (
     "y",  # (batch, length, channels) T
     "last_state",  # (batch, channels, d_conv - 1) T
+)
+# Projection weights are (in, out). R is the residual stream's dtype: fp32, or T.
+MAMBA_LAYER_INPUTS = (
+    "hidden",  # (batch, length, d_model) R
+    "norm_weight",  # (d_model,) fp32
+    "in_proj_weight",  # (d_model, 2 d_inner) T: the convolution's columns, then the gate's
+    "conv_weight",  # (d_inner, d_conv) fp32
+    "conv_bias",  # (d_inner,) fp32
+    "x_proj_weight",  # (d_inner, dt_rank + 2 d_state) T
+    "dt_proj_weight",  # (dt_rank, d_inner) T
+    "dt_bias",  # (d_inner,) fp32
+    "A",  # (d_inner, d_state) fp32, negative
+    "D",  # (d_inner,) fp32
+    "out_proj_weight",  # (d_inner, d_model) T
+    "conv_state",  # (batch, d_inner, d_conv - 1) T, oldest step first
+    "recurrent_state",  # (batch, d_inner, d_state) fp32
+)
+MAMBA_LAYER_OUTPUTS = (
+    "hidden_out",  # (batch, length, d_model) R
+    "last_conv_state",  # (batch, d_inner, d_conv - 1) T
+    "last_recurrent_state",  # (batch, d_inner, d_state) fp32
 )
 
 DTYPES = ("fp32", "fp16", "bf16")

@@ -5,6 +5,7 @@ Nothing here raises: what is broken is a row of the report.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -95,6 +96,47 @@ def _kernels() -> Finding:
     return Finding(what, "ok", f"CPU, {library.instruction_set}: {library.path}")
 
 
+def _cuda(what: str, functions: ctypes.CDLL) -> Finding:
+    """What a library was built for, and which of the GPUs of this machine it runs on."""
+    import torch
+
+    from mamba_export.ops import kernel_library
+
+    architectures = kernel_library.cuda_architectures(functions)
+    if not architectures:
+        return Finding(what, "absent", kernel_library.why_not_on_gpu(functions, 0))
+    # A torch without CUDA counts no GPU; the library looks for itself.
+    gpus = range(max(1, torch.cuda.device_count()))
+    problems = [kernel_library.why_not_on_gpu(functions, index) for index in gpus]
+    runs_on = [f"GPU {index}" for index in gpus if not problems[index]]
+    built = f"built for {', '.join(f'sm_{name}' for name in architectures.split())}"
+    details = [
+        built,
+        *([f"runs on {', '.join(runs_on)}"] if runs_on else []),
+        *filter(None, problems),
+    ]
+    return Finding(what, "ok" if runs_on else "absent", "; ".join(details))
+
+
+def _cuda_kernels() -> Finding:
+    from mamba_export.ops import native
+
+    what = "CUDA kernels for PyTorch"
+    if not native.available():
+        return Finding(what, "absent", native.why_absent())
+    return _cuda(what, native.library().functions)
+
+
+def _cuda_custom_ops() -> Finding:
+    from mamba_export.runtime import native_library
+
+    what = "CUDA kernels for ONNX Runtime"
+    path = native_library.library_path()
+    if path is None:
+        return Finding(what, "absent", native_library.why_absent())
+    return _cuda(what, native_library.load(path))
+
+
 def _custom_ops() -> Finding:
     from mamba_export.runtime import native_library
 
@@ -130,7 +172,9 @@ def report() -> list[Finding]:
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
+        _guarded("CUDA kernels for PyTorch", _cuda_kernels),
         _guarded("kernels for ONNX Runtime", _custom_ops),
+        _guarded("CUDA kernels for ONNX Runtime", _cuda_custom_ops),
     ]
 
 

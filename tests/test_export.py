@@ -78,8 +78,17 @@ def test_interface_has_the_contracts_names(exported: Path, tiny_config: MambaCon
     assert metadata["states"][1]["shape"] == ["batch", 64, 16]
 
 
-def test_graph_is_small_and_holds_one_function_an_operator(exported: Path) -> None:
+def test_graph_holds_one_node_a_layer_and_one_function_an_operator(exported: Path) -> None:
     model = onnx.load(str(exported / contract.MODEL_FILE), load_external_data=False)
+    # A layer is one node, whose function calls the operators' own.
+    assert Counter(node.op_type for node in model.graph.node)["MambaLayer"] == 2
+    assert {f.name for f in model.functions} == {"SelectiveScan", "CausalConv1d", "MambaLayer"}
+    assert len(model.graph.node) <= 2 + 10
+
+
+def test_single_nodes_carry_what_tensorrt_looks_for(tiny_model: MambaLM, tmp_path: Path) -> None:
+    out = export(tiny_model, tmp_path / "out", fuse_layers=False)
+    model = onnx.load(str(out / contract.MODEL_FILE), load_external_data=False)
     operators = Counter(node.op_type for node in model.graph.node)
     assert operators["SelectiveScan"] == operators["CausalConv1d"] == 2
     assert {f.name for f in model.functions} == {"SelectiveScan", "CausalConv1d"}
@@ -310,6 +319,6 @@ def test_130m_shape(tmp_path: Path) -> None:
     out = export(model, tmp_path / "out", dtype="fp16")
     print(f"130M exported in {time.perf_counter() - start:.1f} s")
     graph = onnx.load(str(out / contract.MODEL_FILE), load_external_data=False).graph
-    assert len(graph.node) <= 20 * 24 + 5
+    assert len(graph.node) <= 24 + 15
     stored = (out / contract.WEIGHTS_FILE).stat().st_size
     assert stored < 2.05 * sum(p.numel() for p in model.parameters()), "tied embeddings, once"

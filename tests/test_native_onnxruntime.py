@@ -31,13 +31,13 @@ from mamba_export.runtime import OrtSession, native_library, ort_load
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
-FUNCTIONS = function_protos(OPSET)
 SCAN, UNGATED, CONV = (
     contract.SELECTIVE_SCAN,
     contract.SELECTIVE_SCAN_UNGATED,
     contract.CAUSAL_CONV1D,
 )
 OPERATORS = (SCAN, UNGATED, CONV)
+FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
 CASE = Case(2, 65, n_groups=2)
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
@@ -507,11 +507,87 @@ def test_a_file_that_does_not_load(
     assert not OrtSession(exported, providers=["CPUExecutionProvider"], native=False).native
 
 
-def test_cuda_has_no_kernels_yet() -> None:
+# --- Kernels for CUDA, where there may be no GPU -----------------------------------------------------
+
+
+def library_without(message: str, **functions: Any) -> Any:
+    """A stand-in for the library's C functions."""
+    return type(
+        "Library",
+        (),
+        {"mamba_last_error": lambda: message.encode(), **functions},
+    )
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("library", "problem"),
+    [
+        (library_without("", mamba_cuda_architectures=lambda: b""), "was built without CUDA"),
+        (
+            library_without(
+                "GPU 0 is sm_70",
+                mamba_cuda_architectures=lambda: b"90",
+                mamba_cuda_check_device=lambda device: 2,
+            ),
+            "GPU 0 is sm_70",
+        ),
+    ],
+    ids=["no CUDA", "another GPU"],
+)
+def test_a_gpu_without_our_kernels(
+    library: Any, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_library, "load", lambda path: library)
     options = ort.SessionOptions()
     ort_load._register_native(options, "CUDAExecutionProvider", None)
-    assert not native_library.is_registered(options)
+    assert not native_library.is_registered(options), "its CPU kernels would slow the GPU down"
     message = session_error(
         lambda: ort_load._register_native(options, "CUDAExecutionProvider", True)
     )
-    assert "no kernels for CUDAExecutionProvider yet" in message
+    assert message.startswith("native=True: ")
+    assert problem in message
+    assert problem in native_library.cuda_problem()
+
+
+@needs_library
+def test_a_gpu_with_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    covers = library_without(
+        "", mamba_cuda_architectures=lambda: b"90", mamba_cuda_check_device=lambda device: 0
+    )
+    monkeypatch.setattr(native_library, "load", lambda path: covers)
+    assert native_library.cuda_problem() == ""
+    options = ort.SessionOptions()
+    ort_load._register_native(options, "CUDAExecutionProvider", False)
+    assert not native_library.is_registered(options)
+    ort_load._register_native(options, "CUDAExecutionProvider", None)
+    assert native_library.is_registered(options)
+    assert options.get_session_config_entry("mamba_export.cuda") == "1"
+
+
+def test_switched_off_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "none")
+    assert "switched off" in native_library.cuda_problem()
+
+
+def test_a_provider_that_we_have_nothing_for() -> None:
+    options = ort.SessionOptions()
+    ort_load._register_native(options, "OpenVINOExecutionProvider", None)
+    assert not native_library.is_registered(options)
+    message = session_error(
+        lambda: ort_load._register_native(options, "OpenVINOExecutionProvider", True)
+    )
+    assert "no kernels for OpenVINOExecutionProvider" in message
+
+
+@needs_library
+def test_registration_for_cuda_leaves_the_operators_on_the_cpu() -> None:
+    """The operators of the contract have a kernel for either provider, so one set of options serves both."""
+    options = ort.SessionOptions()
+    native_library.register(options, True, for_cuda=True)
+    for op in OPERATORS:
+        model = operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET)
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        expected = node_session(op).run(None, random_inputs(op))
+        for found, wanted in zip(session.run(None, random_inputs(op)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)

@@ -13,9 +13,15 @@ import pytest
 import torch
 from test_ops import CONV, FP32_BOUND, ROUNDING_FLOOR, SCAN, conv_inputs, double, error, scan_inputs
 from torch import Tensor
+from truths import last_state_truth, scan_truth
 
-from mamba_export.ops import causal_conv1d_reference, native, selective_scan_reference
-from mamba_export.ops.dispatch import BACKEND_VARIABLE, choose_backend
+from mamba_export.ops import (
+    causal_conv1d_reference,
+    kernel_library,
+    native,
+    selective_scan_reference,
+)
+from mamba_export.ops.dispatch import BACKEND_VARIABLE
 
 HEADER = Path(__file__).parents[1] / "plugins/kernels/mamba_kernels.h"
 DTYPES = pytest.mark.parametrize(
@@ -101,51 +107,26 @@ def test_structs_mirror_the_header(name: str, mirror: type[ctypes.Structure]) ->
 
 def test_version_and_dtypes_mirror_the_header() -> None:
     text = HEADER.read_text()
-    assert f"#define MAMBA_KERNELS_VERSION {native._VERSION}\n" in text
+    assert f"#define MAMBA_KERNELS_VERSION {kernel_library.VERSION}\n" in text
     names = {torch.float32: "MAMBA_FP32", torch.float16: "MAMBA_FP16", torch.bfloat16: "MAMBA_BF16"}
-    for dtype, number in native._DTYPES.items():
+    for dtype, number in native.DTYPES.items():
         assert f"{names[dtype]} = {number}" in text
+    assert f"MAMBA_OK = {kernel_library.OK}" in text
+    assert f"MAMBA_INVALID = {kernel_library.INVALID}" in text
 
 
-@pytest.mark.parametrize(
-    ("dtype", "backend"),
-    [
-        (torch.float32, "native"),
-        (torch.float16, "native"),
-        (torch.bfloat16, "native"),
-        (torch.float64, "cpu"),
-    ],
-    ids=str,
-)
-@installed
-def test_native_is_the_default_on_a_cpu(dtype: torch.dtype, backend: str) -> None:
-    assert choose_backend(torch.zeros(1, dtype=dtype)) == backend
+@pytest.mark.parametrize("structure", [native.SelectiveScanParams, native.CausalConv1dParams])
+def test_packed_bytes_are_the_structures(structure: type[ctypes.Structure]) -> None:
+    def flat(value: object) -> list[int]:
+        if isinstance(value, ctypes.Structure):
+            return [number for name, _ in value._fields_ for number in flat(getattr(value, name))]
+        return [value]
 
-
-def test_without_the_library_the_vectorised_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
-    inputs = scan_inputs(2, 10)
-    truth = selective_scan_reference(*double(inputs))[0]
-    assert choose_backend(inputs[0]) == "cpu"
-    assert error(SCAN(*inputs)[0], truth) <= FP32_BOUND
-
-
-def test_forcing_an_absent_library_says_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(BACKEND_VARIABLE, "native")
-    monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
-    with pytest.raises(ValueError, match="switched off by MAMBA_EXPORT_KERNELS=none"):
-        SCAN(*scan_inputs())
-    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(tmp_path / "nothing.so"))
-    with pytest.raises(ValueError, match=r"nothing\.so is not a file"):
-        CONV(*conv_inputs())
-
-
-@uses_native
-def test_forcing_native_refuses_float64() -> None:
-    with pytest.raises(ValueError, match="native needs CPU tensors of fp32, fp16 or bf16"):
-        SCAN(*scan_inputs(dtype=torch.float64))
+    packer = native.packer(structure)
+    numbers = range(1, 1 + len(flat(structure())))
+    packed = packer.pack(*numbers)
+    assert len(packed) == ctypes.sizeof(structure)
+    assert flat(structure.from_buffer_copy(packed)) == list(numbers)
 
 
 @installed
@@ -406,13 +387,15 @@ def test_empty_tensors_give_empty_tensors(shape: tuple[int, int, int]) -> None:
     assert (y.shape, last_state.shape) == (shape, (batch, d_inner, 3))
 
 
-@installed
-@uses_native
-def test_tensors_elsewhere_are_refused() -> None:
-    inputs = scan_inputs()
-    inputs[2] = inputs[2].to("meta")
-    with pytest.raises(ValueError, match="A is on meta"):
-        native.selective_scan_forward(*inputs, True, False)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_truths_of_the_gpu_tests_are_the_references(reverse: bool) -> None:
+    for inputs in (scan_inputs(2, 45, 6, 4, 2), scan_inputs(1, 1, 4, 3, gate=False)):
+        truth = selective_scan_reference(*double(inputs), True, reverse)
+        for found, expected in zip(scan_truth(*inputs, True, reverse), truth, strict=True):
+            assert error(found, expected) < 1e-14
+    u, delta, A, B, _, _, _, bias, state = inputs = scan_inputs(2, 45, 6)
+    truth = selective_scan_reference(*double(inputs))[1]
+    assert error(last_state_truth(u, delta, A, B, bias, state, chunk=7), truth) < 1e-12
 
 
 @installed

@@ -1,4 +1,7 @@
-"""The operators on a GPU through PyTorch's own machinery: opcheck, autocast, torch.compile, a whole model."""
+"""The operators on a GPU through PyTorch's own machinery: opcheck, autocast, torch.compile, a whole model.
+
+Each runs twice: with the compiled kernels and Triton's gradients, and with Triton alone.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,19 @@ import pytest
 import torch
 
 from mamba_export.nn import MambaLM
+from mamba_export.ops import native
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True, params=["native", "triton"])
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "native":
+        if why := native.why_not_on(torch.device("cuda", 0)):
+            pytest.skip(why)
+    else:
+        pytest.importorskip("triton")
+        monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
 
 
 def scan_inputs() -> list[torch.Tensor]:
@@ -60,6 +74,23 @@ def test_model_compiled_under_autocast(tiny_model: MambaLM) -> None:
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         error = (parameter.grad - gradient).norm() / gradient.norm()
         assert error < 0.05, "two bf16 roundings apart"
+
+
+@torch.no_grad()
+def test_compiled_model_replays_a_graph(tiny_model: MambaLM) -> None:
+    """torch.compile's CUDA graphs, with one token a call as a decoder would."""
+    model = copy.deepcopy(tiny_model).cuda()
+    ids = torch.randint(0, 256, (1, 6), device="cuda")
+    step = torch.compile(lambda token, state: model(token, state), mode="reduce-overhead")
+    _, state = model(ids[:, :1])
+    expected_state = state
+    for index in range(1, 6):
+        token = ids[:, index : index + 1]
+        expected, expected_state = model(token, expected_state)
+        torch.compiler.cudagraph_mark_step_begin()
+        found, state = step(token, state)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        state = torch.utils._pytree.tree_map(torch.clone, state)  # the next replay overwrites it
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import mamba_export
 from mamba_export import doctor
-from mamba_export.ops import native
+from mamba_export.ops import kernel_library, native
 
 DISTRIBUTION = metadata.distribution("mamba_export")
 LIBRARIES = [
@@ -43,12 +46,40 @@ def test_wheel_is_of_every_python_and_of_this_platform() -> None:
     assert "Tag: py3-none-any" not in wheel
 
 
+EVERY_LIBRARY = pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
+
+
+def binutil(name: str, *arguments: str | Path) -> str:
+    if shutil.which(name) is None:
+        pytest.skip(f"needs {name}, of binutils")
+    return subprocess.run([name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
 @NEEDS_LIBRARIES
-@pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
-def test_library_needs_no_cpp_runtime_and_no_framework(path: Path) -> None:
-    content = path.read_bytes()
-    for name in (b"libstdc++.so", b"libgcc_s.so", b"libtorch", b"libonnxruntime", b"libpython"):
-        assert name not in content
+@EVERY_LIBRARY
+def test_library_needs_the_c_library_alone(path: Path) -> None:
+    """So one with CUDA kernels loads where there is no GPU, no driver and no CUDA toolkit."""
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", binutil("readelf", "-dW", path)))
+    glibc = r"lib(c|m|dl|rt|pthread)\.so\.\d|ld-linux.*\.so\.\d"
+    assert needed
+    assert not {name for name in needed if not re.fullmatch(glibc, name)}
+
+
+@NEEDS_LIBRARIES
+@EVERY_LIBRARY
+def test_library_offers_our_functions_alone(path: Path) -> None:
+    """Not those of the C++ and CUDA runtimes inside it, which another library could be bound to."""
+    lines = binutil("nm", "-D", "--defined-only", path).splitlines()
+    offered = {line.split()[-1] for line in lines}
+    entries = {"RegisterCustomOps", "getCreators", "setLoggerFinder"}
+    assert {"mamba_last_error", "mamba_cuda_check_device"} <= offered
+    assert not {name for name in offered - entries if not name.startswith("mamba_")}
+
+
+@NEEDS_LIBRARIES
+@EVERY_LIBRARY
+def test_library_names_no_folder_of_the_machine_that_built_it(path: Path) -> None:
+    assert str(Path(__file__).parents[1] / "plugins").encode() not in path.read_bytes()
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -60,6 +91,26 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         timeout=120,
         check=False,
     )
+
+
+RUN_ALL = """
+import onnxruntime, torch
+from mamba_export.ops import selective_scan
+from mamba_export.runtime import native_library
+x, B = torch.randn(1, 5, 8), torch.randn(1, 5, 16)
+y, _ = selective_scan(x, x, -torch.rand(8, 16), B, B)
+native_library.register(onnxruntime.SessionOptions(), True)
+print(bool(torch.isfinite(y).all()))
+"""
+
+
+@NEEDS_LIBRARIES
+def test_runs_on_a_machine_without_compilers(tmp_path: Path) -> None:
+    """No program at all can be found, and no CUDA library."""
+    result = run_python(
+        RUN_ALL, PATH=str(tmp_path), LD_LIBRARY_PATH="", MAMBA_EXPORT_BACKEND="native"
+    )
+    assert result.stdout == "True\n", result.stderr
 
 
 def test_doctor_reports_every_part_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +126,22 @@ def test_doctor_reports_every_part_as_json(capsys: pytest.CaptureFixture[str]) -
         assert str(native.library().path) in kernels["detail"]
 
 
+@pytest.mark.skipif(not native.available(), reason=native.why_absent())
+def test_doctor_says_what_the_gpu_kernels_are_built_for() -> None:
+    rows = {finding.what: finding for finding in doctor.report()}
+    found = rows["CUDA kernels for PyTorch"]
+    built = kernel_library.cuda_architectures(native.library().functions)
+    why_not = native.why_not_on(torch.device("cuda", 0))
+    assert found.state == ("absent" if why_not else "ok")
+    if built:
+        assert found.detail.startswith("built for sm_" + ", sm_".join(built.split()))
+        assert why_not in found.detail
+        assert ("runs on GPU 0" in found.detail) == (not why_not)
+    else:
+        assert found.detail == why_not
+    assert rows["CUDA kernels for ONNX Runtime"].state in ("ok", "absent")
+
+
 def test_doctor_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     doctor.print_report()
     printed = capsys.readouterr().out
@@ -88,6 +155,7 @@ def test_doctor_says_why_something_is_absent(monkeypatch: pytest.MonkeyPatch) ->
     found = rows["kernels for PyTorch"]
     assert (found.state, found.detail) == ("absent", native.why_absent())
     assert "switched off by MAMBA_EXPORT_KERNELS=none" in found.detail
+    assert rows["CUDA kernels for PyTorch"].detail == found.detail
 
 
 def test_a_damaged_library_is_one_line_and_no_crash(tmp_path: Path) -> None:

@@ -1,30 +1,39 @@
 #!/usr/bin/env python3
-"""Export a Mamba model and prove the result, in one go: load, export, verify.
+"""Export a Mamba model and prove the result, in one go: load, export, build a TensorRT engine, verify.
 
 \b
     python tools/export_engine.py models/kjv-bytes -o out/kjv
-    python tools/export_engine.py state-spaces/mamba-130m-hf -o out/130m --dtype fp16
+    python tools/export_engine.py state-spaces/mamba-130m-hf -o out/130m --dtype fp16 --engine
 
-Writes OUT as `mamba-export export` does, then holds it against PyTorch on every backend that this machine has.
-Exit code 0: exported and verified; 1: exported, and a check failed; 2: bad input, nothing written.
+Writes OUT as `mamba-export export` does, with --engine the TensorRT engine as `mamba-export build` does, then
+holds it against PyTorch on every backend that this machine has.
+Exit code 0: exported and verified; 1: exported, and a check failed; 2: bad input, nothing written (where the
+engine is refused after the export, that stays).
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mamba_export.cli import (
+    BatchRangeOption,
     Dtype,
     DtypeOption,
     ForceOption,
     LastLogitsOption,
+    LengthRangeOption,
     ModelArgument,
     OpsetOption,
     OutOption,
+    PluginOption,
     QuickOption,
     TokenizerOption,
+    TrtRuntime,
+    TrtRuntimeOption,
     run_app,
 )
 
@@ -42,10 +51,30 @@ def main(
     tokenizer: TokenizerOption = None,
     quick: QuickOption = False,
     force: ForceOption = False,
+    engine: Annotated[
+        bool,
+        typer.Option("--engine", help="Build a TensorRT engine too, our scan in it as a plugin."),
+    ] = False,
+    batch: BatchRangeOption = "1,4,16",
+    length: LengthRangeOption = "1,128,4096",
+    plugin: PluginOption = True,
+    runtime: TrtRuntimeOption = TrtRuntime.auto,
 ) -> None:
     from mamba_export.export import export
     from mamba_export.parity import verify
     from mamba_export.parity.table import print_report
+    from mamba_export.tensorrt import BuildOptions, build, check_installed
+    from mamba_export.tensorrt.build_command import print_trtexec, summary
+    from mamba_export.tensorrt.profiles import parse_range
+
+    options = BuildOptions(
+        batch=parse_range(batch, "--batch"),
+        length=parse_range(length, "--length"),
+        plugin=plugin,
+        runtime=runtime.value,
+    )
+    if engine:
+        check_installed(options)  # before minutes are spent on the export
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -61,6 +90,17 @@ def main(
             progress=lambda stage: progress.update(exporting, description=f"export: {stage}"),
         )
         progress.update(exporting, description="export: done", total=1, completed=1)
+        description = None
+        if engine:
+            building = progress.add_task("engine", total=1.0)
+            description = build(
+                out,
+                options,
+                progress=lambda phase, share: progress.update(
+                    building, description=f"engine: {phase.lower()}", completed=share
+                ),
+            )
+            progress.update(building, description="engine: done", completed=1.0)
         verifying = progress.add_task("verify", total=None)
         report = verify(
             out,
@@ -70,6 +110,9 @@ def main(
             ),
         )
         progress.update(verifying, description="verify: done", total=1, completed=1)
+    if description is not None:
+        print(summary(out, description))
+        print_trtexec(out, options)
     print_report(report)
     if not report.passed:
         raise typer.Exit(1)

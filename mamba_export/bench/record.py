@@ -1,24 +1,26 @@
-"""What a benchmark run leaves: a small JSON record, a table for people, and the README's table."""
+"""What a benchmark run leaves: rows, and one JSON file of them that is whole at every moment."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from mamba_export.errors import MambaExportError
 from mamba_export.versions import installed_versions
 
+OURS = "mamba_export"
+LIMIT = "limit"
+"""Implementations that tables and plots look for; the limit's note says what sets it."""
+
 _PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers")
-_BEGIN = "<!-- benchmark table: written by tools/benchmark.py --readme -->"
-_END = "<!-- end of the benchmark table -->"
 
 
 @dataclass(frozen=True)
@@ -28,25 +30,69 @@ class Row:
     Args:
         what: what was timed, the same for all implementations that are compared.
         implementation: who did it.
-        milliseconds: median time.
-        note: how many repetitions, or why there is no time.
+        milliseconds: median time; None where there is none.
+        note: what is to be said of it, or why there is no time.
+        kind: which table it belongs to ("scan", "prefill"); empty for the CPU's one table.
+        sizes: what sets it apart from the other rows of that table.
     """
 
     what: str
     implementation: str
     milliseconds: float | None
     note: str = ""
+    kind: str = ""
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        sizes: dict[str, Any],
+        implementation: str,
+        milliseconds: float | None,
+        note: str = "",
+    ) -> Row:
+        """A row of a table whose columns are sizes and implementations."""
+        what = f"{kind}: " + ", ".join(f"{name} {value}" for name, value in sizes.items())
+        return cls(what, implementation, milliseconds, note, kind, sizes)
 
 
-def new_record(rows: Sequence[Row], device: str, command: str) -> dict[str, Any]:
-    """A record as plain values: date, device, versions, command and rows."""
+def new_record(
+    rows: Sequence[Row],
+    device: str,
+    command: str,
+    versions: dict[str, str] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A record as plain values.
+
+    Args:
+        rows: the measurements.
+        device: processor or GPU.
+        command: that made it.
+        versions: of the packages that it depends on; None for those of the CPU's.
+        more: what else belongs in it, such as "method", "ceilings" and "note"; None is left out.
+    """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": device,
-        "versions": installed_versions(*_PACKAGES),
+        "versions": installed_versions(*_PACKAGES) if versions is None else versions,
         "command": command,
-        "rows": [asdict(row) for row in rows],
+        **{name: value for name, value in more.items() if value is not None},
+        "rows": [_plain(row) for row in rows],
     }
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    if not row.kind:  # the CPU's rows have no sizes of their own
+        del values["kind"], values["sizes"]
+    return values
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    """The rows of a record."""
+    return [Row(**row) for row in record["rows"]]
 
 
 def cpu_name() -> str:
@@ -61,69 +107,93 @@ def cpu_name() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.what, []).append(row)
-    return groups
+class RecordFile:
+    """A record on disk that is written again after every row, so that a run that is killed keeps what it has.
 
+    A file that is there already is added to: rows of the same table, sizes and implementation are replaced,
+    the others stay. So a run may be made in parts.
 
-def _time(row: Row) -> str:
-    if row.milliseconds is None:
-        return row.note
-    return f"{row.milliseconds:.0f}" if row.milliseconds >= 100 else f"{row.milliseconds:.3g}"
-
-
-def _ratio(row: Row, slowest: float) -> str:
-    return "" if row.milliseconds is None else f"{slowest / row.milliseconds:.1f}x"
-
-
-def _slowest(rows: Sequence[Row]) -> float:
-    return max((row.milliseconds for row in rows if row.milliseconds is not None), default=0.0)
-
-
-def print_rows(rows: Sequence[Row], device: str) -> None:
-    """Print a table: each implementation's time, and how much faster than the slowest it is."""
-    table = Table(title=device, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("what")
-    table.add_column("implementation")
-    table.add_column("ms", justify="right")
-    table.add_column("faster", justify="right")
-    for what, group in _groups(rows).items():
-        slowest = _slowest(group)
-        for index, row in enumerate(group):
-            name = what if index == 0 else ""
-            table.add_row(name, row.implementation, _time(row), _ratio(row, slowest))
-    Console().print(table)
-
-
-def markdown_table(records: Sequence[dict[str, Any]]) -> str:
-    """Tables of the records, newest of each device first, as Markdown."""
-    parts = []
-    for record in records:
-        rows = [Row(**row) for row in record["rows"]]
-        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        parts.append(f"{record['device']} ({record['date']}; {versions}):\n")
-        parts.append("| what | implementation | ms | faster |\n|---|---|---|---|")
-        for what, group in _groups(rows).items():
-            slowest = _slowest(group)
-            for row in group:
-                cells = (what, row.implementation, _time(row), _ratio(row, slowest))
-                parts.append(f"| {' | '.join(cells)} |")
-        parts.append("")
-    return "\n".join(parts).strip()
-
-
-def update_readme(readme: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Replace the README's benchmark table by that of the records.
+    Args:
+        path: the file, or a folder in which it is named DATE-device.json.
+        record: from ``new_record``, without rows.
 
     Raises:
-        ValueError: the README lacks the comments between which the table stands.
+        MambaExportError: the file cannot be read or written, or was made by another device or other
+            versions.
     """
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{readme} lacks the line {_BEGIN} or {_END}")
-    table = markdown_table(records)
-    readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        if path.is_dir():
+            device = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
+            path = path / f"{record['date']}-{device}.json"
+        self.path = path
+        self._record = {**record, "rows": []}
+        if path.exists():
+            self._continue(read_record(path))
+        self._write()
+
+    def add(self, row: Row) -> None:
+        """Add a row, or replace the one that it measures again."""
+        rows = self._record["rows"]
+        new = _plain(row)
+        same = [index for index, old in enumerate(rows) if _key(old) == _key(new)]
+        if same:
+            rows[same[0]] = new
+        else:
+            rows.append(new)
+        self._write()
+
+    def _continue(self, old: dict[str, Any]) -> None:
+        for name in ("date", "device", "versions"):
+            if old[name] != self._record[name]:
+                raise MambaExportError(
+                    f"{self.path} is a record of another {name.removesuffix('s')}: give another file"
+                )
+        commands = [old["command"], self._record["command"]]
+        self._record = {
+            **self._record,
+            "command": "; ".join(dict.fromkeys(commands)),
+            "rows": old["rows"],
+        }
+
+    def _write(self) -> None:
+        write_whole(self.path, json.dumps(self._record, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is never seen half written.
+
+    Raises:
+        MambaExportError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MambaExportError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["what"], row["implementation"]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        MambaExportError: the file cannot be read or is no record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name for one in dataclasses.fields(Row)}
+        if any(set(row) - known for row in record["rows"]):
+            raise ValueError
+        for name in ("date", "device", "versions", "command"):
+            record[name]
+    except OSError as error:
+        raise MambaExportError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MambaExportError(f"{path} is not a record of tools/benchmark.py") from error
+    return record

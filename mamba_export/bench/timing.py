@@ -10,12 +10,20 @@ _SECONDS = 1.5
 _LEAST, _MOST = 3, 200
 
 
-def median_milliseconds(call: Callable[[], object], seconds: float = _SECONDS) -> float:
-    """Median time of ``call`` in milliseconds, over about ``seconds`` after one call to warm up."""
+def median_milliseconds(
+    call: Callable[[], object], seconds: float = _SECONDS, least: int = _LEAST
+) -> float:
+    """Median time of ``call`` in milliseconds, over about ``seconds`` after one call to warm up.
+
+    Args:
+        call: returns when its work is done.
+        seconds: how long to repeat it.
+        least: repetitions, however long they take.
+    """
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < _LEAST or (time.perf_counter() < end and len(times) < _MOST):
+    while len(times) < least or (time.perf_counter() < end and len(times) < _MOST):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -32,6 +32,7 @@ def export(
     dtype: str = "fp32",
     opset: int = DEFAULT_OPSET,
     last_logits_only: bool = False,
+    fuse_layers: bool = True,
     force: bool = False,
     tokenizer: str | Path | None = None,
     progress: Progress | None = None,
@@ -45,6 +46,8 @@ def export(
             recurrent states and the residual stream are fp32 whatever is chosen.
         opset: version of standard ONNX.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
+        fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
+            launches and every other runtime inlines. False leaves the single nodes.
         force: replace an existing folder.
         tokenizer: folder or Hugging Face id whose tokenizer is copied beside the graph; None for the
             checkpoint's own, where it has one (those in state-spaces' format do not).
@@ -83,7 +86,9 @@ def export(
         _check_space(module, out)
 
         say("tracing")
-        graph_model = build(module, opset=opset, last_logits_only=last_logits_only)
+        graph_model = build(
+            module, opset=opset, last_logits_only=last_logits_only, fuse_layers=fuse_layers
+        )
         say("writing")
         ir.save(
             graph_model,

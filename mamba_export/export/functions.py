@@ -131,6 +131,58 @@ _CONV_BODY = """
     last_state = Transpose <perm = [0, 2, 1]> (last_rows)
 """
 
+# Exactly the nodes that export writes for a layer, so that a runtime that inlines it loses nothing. The casts
+# are those of a 16-bit file; with R or T fp32 they change nothing and runtimes drop them.
+_LAYER_BODY = """
+    two_f = Constant <value_float = 2.0> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    epsilon = Constant <value_float: float = @epsilon> ()
+    hidden32 = Cast <to = 1> (hidden)
+    squares = Pow (hidden32, two_f)
+    mean = ReduceMean <keepdims = 1> (squares, last_axis)
+    mean_epsilon = Add (mean, epsilon)
+    rms = Sqrt (mean_epsilon)
+    normed = Div (hidden32, rms)
+    scaled = Mul (normed, norm_weight)
+    x = CastLike (scaled, in_proj_weight)
+    xz = MatMul (x, in_proj_weight)
+    u_raw, z = Split <axis = 2, num_outputs = 2> (xz)
+    u, last_conv_state = mamba_export.CausalConv1d <
+        silu = 1, reverse = 0, plugin_version: string = @plugin_version,
+        plugin_namespace: string = @plugin_namespace
+    > (u_raw, conv_weight, conv_bias, conv_state)
+    dt_B_C = MatMul (u, x_proj_weight)
+    sizes = Constant <value_ints: ints = @split> ()
+    dt, B_steps, C_steps = Split <axis = 2> (dt_B_C, sizes)
+    delta = MatMul (dt, dt_proj_weight)
+    group_axis = Constant <value_ints = [2]> ()
+    B = Unsqueeze (B_steps, group_axis)
+    C = Unsqueeze (C_steps, group_axis)
+    y, last_recurrent_state = mamba_export.SelectiveScan <
+        delta_softplus = 1, reverse = 0, plugin_version: string = @plugin_version,
+        plugin_namespace: string = @plugin_namespace
+    > (u, delta, A, B, C, D, z, dt_bias, recurrent_state)
+    mixed = MatMul (y, out_proj_weight)
+    mixed_R = CastLike (mixed, hidden)
+    hidden_out = Add (hidden, mixed_R)
+"""
+
+
+def _layer_function(opset: int) -> onnx.FunctionProto:
+    attributes = (
+        contract.ATTR_EPSILON,
+        contract.ATTR_SPLIT,
+        contract.ATTR_PLUGIN_VERSION,
+        contract.ATTR_PLUGIN_NAMESPACE,
+    )
+    return onnx.parser.parse_function(
+        f'<opset_import: ["" : {opset}, "{contract.DOMAIN}" : {contract.CONTRACT_VERSION}],'
+        f' domain: "{contract.DOMAIN}">'
+        f"{contract.MAMBA_LAYER} <{', '.join(attributes)}>"
+        f" ({', '.join(contract.MAMBA_LAYER_INPUTS)}) => ({', '.join(contract.MAMBA_LAYER_OUTPUTS)})"
+        f"{{{_LAYER_BODY}}}"
+    )
+
 
 def _function(
     name: str,
@@ -178,4 +230,5 @@ def function_protos(opset: int) -> list[onnx.FunctionProto]:
             _CONV_BODY,
             opset,
         ),
+        _layer_function(opset),
     ]

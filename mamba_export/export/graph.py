@@ -16,6 +16,7 @@ from mamba_export import contract
 from mamba_export.errors import ExportError
 from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
+from mamba_export.export.layers import fuse_layers as fuse_layers_pass
 from mamba_export.export.translate import translation_table
 from mamba_export.nn import LayerState, MambaBackbone, MambaLM
 
@@ -70,6 +71,7 @@ def build(
     *,
     opset: int = DEFAULT_OPSET,
     last_logits_only: bool = False,
+    fuse_layers: bool = True,
 ) -> ir.Model:
     """Convert a model to ONNX IR, with our nodes and their functions.
 
@@ -77,6 +79,7 @@ def build(
         model: in the dtype that the graph is to have.
         opset: version of standard ONNX, one of ``OPSETS``.
         last_logits_only: the graph returns the last step's logits alone, (batch, 1, vocab_size).
+        fuse_layers: put each layer of the common form into one ``MambaLayer`` node.
 
     Returns:
         A model whose inputs are ``input_ids`` (batch, length) int64, or ``inputs_embeds`` (batch, length,
@@ -129,15 +132,20 @@ def build(
     passes.rename_weights(graph_model, prefix="model.")
     passes.fold_parameters(graph_model)
     passes.strip_metadata(graph_model)
+    if fuse_layers:
+        fuse_layers_pass(graph_model)
     add_functions(graph_model, opset)
     return graph_model
 
 
 def add_functions(model: ir.Model, opset: int) -> None:
     """Add the function of every operator of our domain that the graph uses, in place."""
+    protos = {proto.name: proto for proto in function_protos(opset)}
     used = {node.op_type for node in model.graph if node.domain == contract.DOMAIN}
-    for proto in function_protos(opset):
-        if proto.name in used:
+    for name in list(used):  # a function calls others
+        used |= {node.op_type for node in protos[name].node if node.domain == contract.DOMAIN}
+    for name, proto in protos.items():
+        if name in used:
             function = ir.serde.deserialize_function(
                 onnx.FunctionProto.FromString(proto.SerializeToString())
             )

@@ -17,37 +17,32 @@ _BACKWARD = "causal_conv1d_backward"
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor) -> None:
     dispatch.expect_sequence(_OP, "x", x)
-    batch, _, channels = x.shape
+    sequence, dtype, device = x.shape, x.dtype, x.device
+    batch, _, channels = sequence
     if weight.dim() != 2 or weight.shape[1] == 0:
         raise ValueError(
             f"{_OP}: weight has shape {tuple(weight.shape)}, expected (channels, d_conv)"
         )
     taps = weight.shape[1]
-    acc = accumulation_dtype(x.dtype)
-    for name, tensor, shape, dtype in (
-        ("weight", weight, (channels, taps), acc),
-        ("bias", bias, (channels,), acc),
-        ("initial_state", initial_state, (batch, channels, taps - 1), x.dtype),
-    ):
-        dispatch.expect_shape(_OP, name, tensor, shape)
-        dispatch.expect_dtype(_OP, name, tensor, dtype)
+    acc = accumulation_dtype(dtype)
+    expect = dispatch.expect
+    expect(_OP, "weight", weight, (channels, taps), acc, device)
+    expect(_OP, "bias", bias, (channels,), acc, device)
+    expect(_OP, "initial_state", initial_state, (batch, channels, taps - 1), dtype, device)
 
 
-def _kernels(x: Tensor, weight: Tensor, *, backward: bool = False) -> ModuleType:
-    backend = dispatch.choose_backend(x)
+def _kernels(backend: str) -> ModuleType:
+    if backend == "native":
+        return native
     if backend == "triton":
         from mamba_export.ops import triton_conv
 
         return triton_conv
-    # What is compiled has no gradients.
-    if backend == "native" and not backward and weight.shape[1] <= native.MOST_TAPS:
-        return native
     from mamba_export.ops import cpu_conv
 
     return cpu_conv
 
 
-@torch.library.custom_op(f"{DOMAIN}::{_OP}", mutates_args=())
 def _causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -57,17 +52,19 @@ def _causal_conv1d(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     _check(x, weight, bias, initial_state)
-    if dispatch.choose_backend(x) == "reference":
-        return causal_conv1d_reference(x, weight, bias, initial_state, silu, reverse)
-    return _kernels(x, weight).causal_conv1d_forward(x, weight, bias, initial_state, silu, reverse)
+    backend = dispatch.choose_backend(x, native_takes=weight.shape[1] <= native.MOST_TAPS)
+    forward = (
+        causal_conv1d_reference
+        if backend == "reference"
+        else _kernels(backend).causal_conv1d_forward
+    )
+    return forward(x, weight, bias, initial_state, silu, reverse)
 
 
-@_causal_conv1d.register_fake
 def _fake(x, weight, bias, initial_state, silu=True, reverse=False):
     return x.new_empty(x.shape), initial_state.new_empty(initial_state.shape)
 
 
-@torch.library.custom_op(f"{DOMAIN}::{_BACKWARD}", mutates_args=())
 def _causal_conv1d_backward(
     dy: Tensor,
     dlast_state: Tensor,
@@ -78,14 +75,18 @@ def _causal_conv1d_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels(x, weight, backward=True).causal_conv1d_backward(
+    backend = dispatch.choose_backend(x, native_takes=False)  # what is compiled has no gradients
+    return _kernels(backend).causal_conv1d_backward(
         dy, dlast_state, x, weight, bias, initial_state, silu, reverse
     )
 
 
-@_causal_conv1d_backward.register_fake
 def _fake_backward(dy, dlast_state, x, weight, bias, initial_state, silu, reverse):
     return tuple(t.new_empty(t.shape) for t in (x, weight, bias, initial_state))
+
+
+dispatch.define_operator(_OP, _causal_conv1d, _fake)
+dispatch.define_operator(_BACKWARD, _causal_conv1d_backward, _fake_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,34 +1,55 @@
-"""The compiled CPU kernels for torch tensors: forward passes of both operators.
+"""The compiled kernels for torch tensors, on CPUs and NVIDIA GPUs: forward passes of both operators.
 
-``pip install`` compiles ``plugins/kernels`` into ``mamba_export/lib/libmamba_export_kernels.so``; its C
-interface (``mamba_kernels.h``) is called here through ctypes, which lets go of Python's lock meanwhile. The
-library is optional: without it, ``dispatch`` takes the vectorised path. Gradients are that path's as well.
+The C interface of ``kernel_library`` is called through ctypes, which lets go of Python's lock meanwhile. On
+a GPU the work is queued on PyTorch's current stream, so that CUDA graphs capture it. Gradients need nothing
+of the forward but its inputs; another implementation computes them (see ``dispatch``).
+
+A decoded token makes two calls a layer, so what Python does here counts: a params struct is packed as
+bytes (a third of the time of filling a ctypes structure), and a tensor's properties are read once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import os
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+import struct
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from mamba_export.files import installed_library
+from mamba_export.ops.kernel_library import (
+    INVALID,
+    LIBRARY_FILE,
+    LIBRARY_VARIABLE,
+    Library,
+    available,
+    library,
+    why_absent,
+    why_not_on,
+)
 
-LIBRARY_VARIABLE = "MAMBA_EXPORT_KERNELS"
-"""Environment variable: the library to load instead of the installed one, or ``none`` for no library."""
-
-LIBRARY_FILE = "libmamba_export_kernels.so"
+__all__ = [
+    "DTYPES",
+    "LIBRARY_FILE",
+    "LIBRARY_VARIABLE",
+    "MOST_TAPS",
+    "CausalConv1dParams",
+    "SelectiveScanParams",
+    "Sequence",
+    "available",
+    "causal_conv1d_forward",
+    "library",
+    "selective_scan_forward",
+    "why_absent",
+    "why_not_on",
+]
 
 MOST_TAPS = 16
 """Largest d_conv that the compiled convolution takes."""
 
-_VERSION = 1  # MAMBA_KERNELS_VERSION
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # mamba_dtype
-_OK = 0  # mamba_status
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""``mamba_dtype`` of each dtype that the kernels take."""
 
 
 class Sequence(ctypes.Structure):
@@ -87,130 +108,55 @@ class CausalConv1dParams(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Library:
-    """The loaded library: its file, its C functions, and the address of its parallel-for."""
+def packer(structure: type[ctypes.Structure]) -> struct.Struct:
+    """What packs a structure's numbers, nested ones in line, into bytes of its C layout."""
+    letters = {ctypes.c_int64: "q", ctypes.c_int: "i", ctypes.c_void_p: "P"}
 
-    path: Path
-    functions: ctypes.CDLL
-    parallel_for: int
+    def codes(structure: type[ctypes.Structure]) -> str:
+        kinds: list[Any] = [field[1] for field in structure._fields_]
+        return "".join(letters.get(kind) or codes(kind) for kind in kinds)
 
-    @property
-    def instruction_set(self) -> str:
-        """Instruction set that its kernels use on this machine: "avx512", "avx2" or "baseline"."""
-        return self.functions.mamba_cpu_instruction_set().decode()
+    return struct.Struct("@" + codes(structure))
 
 
-def _declare(path: Path, functions: ctypes.CDLL) -> Library:
-    functions.mamba_kernels_version.argtypes = []
-    functions.mamba_kernels_version.restype = ctypes.c_int
-    for text in (functions.mamba_cpu_instruction_set, functions.mamba_last_error):
-        text.argtypes = []
-        text.restype = ctypes.c_char_p
-    for operator, params in (
-        (functions.mamba_selective_scan_cpu, SelectiveScanParams),
-        (functions.mamba_causal_conv1d_cpu, CausalConv1dParams),
-    ):
-        operator.argtypes = [ctypes.POINTER(params), ctypes.c_void_p, ctypes.c_void_p]
-        operator.restype = ctypes.c_int
-    parallel_for = ctypes.cast(functions.mamba_thread_pool_parallel_for, ctypes.c_void_p).value
-    assert parallel_for is not None
-    return Library(path, functions, parallel_for)
+_SCAN = packer(SelectiveScanParams)
+_CONV = packer(CausalConv1dParams)
 
 
-@lru_cache(maxsize=8)
-def _load(setting: str) -> Library | str:
-    """The library for this value of the environment variable, or one line about why there is none."""
-    if setting == "none":
-        return f"the compiled kernels are switched off by {LIBRARY_VARIABLE}=none"
-    path = Path(setting) if setting else installed_library(LIBRARY_FILE)
-    if path is None:
-        return (
-            f"{LIBRARY_FILE} is not installed with mamba_export: "
-            "a C++ compiler and `pip install .` in its sources build it"
-        )
-    if not path.is_file():
-        return f"{LIBRARY_VARIABLE}={setting} is not a file"
-    try:
-        library = _declare(path, ctypes.CDLL(str(path.resolve())))
-        version = library.functions.mamba_kernels_version()
-    except (OSError, AttributeError) as error:
-        return f"{path} cannot be loaded: {error}"
-    if version != _VERSION:
-        return (
-            f"{path} has version {version} of the kernels' interface, and this mamba_export needs "
-            f"{_VERSION}: install mamba_export again"
-        )
-    return library
-
-
-def _setting() -> str:
-    return os.environ.get(LIBRARY_VARIABLE, "")
-
-
-def available() -> bool:
-    """Whether the compiled kernels can be used in this process."""
-    return isinstance(_load(_setting()), Library)
-
-
-def why_absent() -> str:
-    """One line about why ``available`` is False; empty where it is True."""
-    loaded = _load(_setting())
-    return loaded if isinstance(loaded, str) else ""
-
-
-def library() -> Library:
-    """The loaded library.
-
-    Raises:
-        ValueError: there is none; the message says why.
-    """
-    loaded = _load(_setting())
-    if isinstance(loaded, str):
-        raise ValueError(loaded)
-    return loaded
-
-
-def _expect_memory(op: str, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless every tensor is a plain one in this process's memory."""
-    for name, tensor in tensors.items():
-        if tensor is not None and (
-            tensor.device.type != "cpu" or tensor.layout is not torch.strided
-        ):
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device} ({tensor.layout}), expected a dense CPU tensor"
-            )
-
-
-def _sequence(tensor: Tensor, keep: list[Tensor]) -> Sequence:
-    """Describe (batch, length, ...) without a copy where the dimensions after the second are dense.
-
-    ``keep`` collects what must live until the call is over.
-    """
-    dense, stride = True, 1
+def _dense(tensor: Tensor) -> Tensor:
+    """(batch, length, ...) as it is where the dimensions after the second are dense, else a copy."""
+    if tensor.is_contiguous():
+        return tensor
+    stride = 1
     for size, step in zip(reversed(tensor.shape[2:]), reversed(tensor.stride()[2:]), strict=True):
-        dense &= size == 1 or step == stride
+        if size != 1 and step != stride:
+            return tensor.contiguous()
         stride *= size
-    if not dense:
-        tensor = tensor.contiguous()
-    keep.append(tensor)
-    return Sequence(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+    return tensor
 
 
-def _pointer(tensor: Tensor, keep: list[Tensor]) -> int:
-    tensor = tensor.contiguous()
-    keep.append(tensor)
-    return tensor.data_ptr()
+def _place(tensor: Tensor) -> tuple[int, int, int]:
+    """The fields of a ``mamba_sequence``."""
+    strides = tensor.stride()
+    return tensor.data_ptr(), strides[0], strides[1]
 
 
-def _call(function: str, params: ctypes.Structure) -> None:
-    kernels = library()
-    threads = ctypes.c_int64(torch.get_num_threads())
-    status = getattr(kernels.functions, function)(
-        ctypes.byref(params), kernels.parallel_for, ctypes.addressof(threads)
-    )
-    if status != _OK:
-        raise ValueError(kernels.functions.mamba_last_error().decode())
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which ``device`` is CUDA's current one; entering torch's own always costs 2 us."""
+    if torch.cuda.current_device() == device.index:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+def _stream(device: torch.device) -> int:
+    """The ``cudaStream_t`` of PyTorch's current stream, as Triton asks for it: without a Stream object."""
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def _fail(kernels: Library, status: int) -> NoReturn:
+    """Raise for a status that is not MAMBA_OK: the thread's last error says what happened."""
+    text = kernels.functions.mamba_last_error().decode()
+    raise ValueError(text) if status == INVALID else RuntimeError(text)
 
 
 def selective_scan_forward(
@@ -228,44 +174,48 @@ def selective_scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """Forward pass; arguments and results as in ``selective_scan_reference``, in fp32, fp16 or bf16.
 
-    Shapes and dtypes must have been checked, as the operator does: the kernel reads what they say. u,
-    delta, z may have any strides over batch and length, B and C as well; a copy is made of a tensor
-    whose channels (or groups and states) are not contiguous.
+    Shapes, dtypes and devices must have been checked, as the operator does: the kernel reads what they
+    say. u, delta, z may have any strides over batch and length, B and C as well; a copy is made of a
+    tensor whose channels (or groups and states) are not contiguous.
 
     Raises:
-        ValueError: no library, a tensor that is not in CPU memory, or a size that the kernel refuses.
+        ValueError: no library, or a size that the kernel refuses.
+        RuntimeError: CUDA refused the launch, or the library has no kernels for this GPU.
     """
-    _expect_memory(
-        "selective_scan", u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,
-        initial_state=initial_state,
-    )  # fmt: skip
-    y = u.new_empty(u.shape)
-    last_state = u.new_empty(initial_state.shape, dtype=torch.float32)
-    if u.numel() == 0:
+    kernels = library()
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    last_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
+    batch, length, d_inner = u.shape
+    if batch == 0 or d_inner == 0:
         return y, last_state.copy_(initial_state)
-    keep: list[Tensor] = []
-    params = SelectiveScanParams(
-        batch=u.shape[0],
-        length=u.shape[1],
-        d_inner=u.shape[2],
-        d_state=A.shape[1],
-        n_groups=B.shape[2],
-        dtype=_DTYPES[u.dtype],
-        delta_softplus=delta_softplus,
-        reverse=reverse,
-        u=_sequence(u, keep),
-        delta=_sequence(delta, keep),
-        z=Sequence() if z is None else _sequence(z, keep),
-        B=_sequence(B, keep),
-        C=_sequence(C, keep),
-        A=_pointer(A, keep),
-        D=_pointer(D, keep),
-        delta_bias=_pointer(delta_bias, keep),
-        initial_state=_pointer(initial_state, keep),
-        y=y.data_ptr(),
-        last_state=last_state.data_ptr(),
-    )
-    _call("mamba_selective_scan_cpu", params)
+    # The names hold what was copied until the call is over.
+    u, delta, B, C = _dense(u), _dense(delta), _dense(B), _dense(C)
+    A, D, delta_bias = A.contiguous(), D.contiguous(), delta_bias.contiguous()
+    initial_state = initial_state.contiguous()
+    if z is not None:
+        z = _dense(z)
+    params = _SCAN.pack(
+        batch, length, d_inner, A.shape[1], B.shape[2], DTYPES[u.dtype], delta_softplus, reverse,
+        *_place(u), *_place(delta), *((0, 0, 0) if z is None else _place(z)), *_place(B), *_place(C),
+        A.data_ptr(), D.data_ptr(), delta_bias.data_ptr(), initial_state.data_ptr(),
+        y.data_ptr(), last_state.data_ptr(),
+    )  # fmt: skip
+    functions = kernels.functions
+    if u.is_cuda:
+        device = u.device
+        with _current(device):
+            size = functions.mamba_selective_scan_cuda_workspace(params)
+            workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+            status = functions.mamba_selective_scan_cuda(
+                params, workspace.data_ptr() if workspace is not None else None, _stream(device)
+            )
+    else:
+        threads = ctypes.c_int64(torch.get_num_threads())
+        status = functions.mamba_selective_scan_cpu(
+            params, kernels.parallel_for, ctypes.byref(threads)
+        )
+    if status:
+        _fail(kernels, status)
     return y, last_state
 
 
@@ -274,32 +224,36 @@ def causal_conv1d_forward(
 ) -> tuple[Tensor, Tensor]:
     """Forward pass; arguments and results as in ``causal_conv1d_reference``, in fp32, fp16 or bf16.
 
-    Shapes and dtypes must have been checked, as the operator does: the kernel reads what they say. x may
-    have any strides over batch and length; it is copied where its channels are not contiguous.
+    Shapes, dtypes and devices must have been checked, as the operator does: the kernel reads what they
+    say. x may have any strides over batch and length; it is copied where its channels are not contiguous.
 
     Raises:
-        ValueError: no library, a tensor that is not in CPU memory, or a size that the kernel refuses.
+        ValueError: no library, or a size that the kernel refuses.
+        RuntimeError: CUDA refused the launch, or the library has no kernels for this GPU.
     """
-    _expect_memory("causal_conv1d", x=x, weight=weight, bias=bias, initial_state=initial_state)
-    y = x.new_empty(x.shape)
-    last_state = x.new_empty(initial_state.shape)
-    if x.numel() == 0:
+    kernels = library()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
+    batch, length, channels = x.shape
+    if batch == 0 or channels == 0:
         return y, last_state.copy_(initial_state)
-    keep: list[Tensor] = []
-    params = CausalConv1dParams(
-        batch=x.shape[0],
-        length=x.shape[1],
-        channels=x.shape[2],
-        d_conv=weight.shape[1],
-        dtype=_DTYPES[x.dtype],
-        silu=silu,
-        reverse=reverse,
-        x=_sequence(x, keep),
-        weight=_pointer(weight, keep),
-        bias=_pointer(bias, keep),
-        initial_state=_pointer(initial_state, keep),
-        y=y.data_ptr(),
-        last_state=last_state.data_ptr(),
-    )
-    _call("mamba_causal_conv1d_cpu", params)
+    x, weight, bias = _dense(x), weight.contiguous(), bias.contiguous()
+    initial_state = initial_state.contiguous()
+    params = _CONV.pack(
+        batch, length, channels, weight.shape[1], DTYPES[x.dtype], silu, reverse, *_place(x),
+        weight.data_ptr(), bias.data_ptr(), initial_state.data_ptr(),
+        y.data_ptr(), last_state.data_ptr(),
+    )  # fmt: skip
+    functions = kernels.functions
+    if x.is_cuda:
+        device = x.device
+        with _current(device):
+            status = functions.mamba_causal_conv1d_cuda(params, _stream(device))
+    else:
+        threads = ctypes.c_int64(torch.get_num_threads())
+        status = functions.mamba_causal_conv1d_cpu(
+            params, kernels.parallel_for, ctypes.byref(threads)
+        )
+    if status:
+        _fail(kernels, status)
     return y, last_state

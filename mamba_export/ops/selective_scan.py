@@ -1,8 +1,9 @@
 """``torch.ops.mamba_export.selective_scan``: the S6 scan as a torch custom op.
 
-Works under autograd, autocast, torch.compile and torch.export. The implementation is chosen a call:
-Triton on a GPU; on a CPU the compiled kernels, or the vectorised path where they are absent and for
-gradients; the reference where forced (see ``dispatch``).
+Works under autograd, autocast, torch.compile and torch.export. The implementation is chosen a call: the
+compiled kernels where they run on the device; else, and for gradients, Triton on a GPU and the vectorised
+path on a CPU; the reference where forced (see ``dispatch``). Gradients need the inputs alone, so that
+forward and backward may be of two implementations.
 """
 
 from __future__ import annotations
@@ -32,48 +33,44 @@ def _check(
     initial_state: Tensor,
 ) -> None:
     dispatch.expect_sequence(_OP, "u", u)
-    if A.dim() != 2 or A.shape[1] == 0:
-        raise ValueError(f"{_OP}: A has shape {tuple(A.shape)}, expected (d_inner, d_state)")
-    if B.dim() != 4:
+    A_shape, B_shape = A.shape, B.shape
+    if len(A_shape) != 2 or A_shape[1] == 0:
+        raise ValueError(f"{_OP}: A has shape {tuple(A_shape)}, expected (d_inner, d_state)")
+    if len(B_shape) != 4:
         raise ValueError(
-            f"{_OP}: B has shape {tuple(B.shape)}, expected (batch, length, n_groups, d_state)"
+            f"{_OP}: B has shape {tuple(B_shape)}, expected (batch, length, n_groups, d_state)"
         )
-    batch, length, d_inner = u.shape
-    n_groups, d_state = B.shape[2], A.shape[1]
+    sequence, dtype, device = u.shape, u.dtype, u.device
+    batch, length, d_inner = sequence
+    n_groups, d_state = B_shape[2], A_shape[1]
     if n_groups == 0 or d_inner % n_groups:
         raise ValueError(f"{_OP}: n_groups {n_groups} (from B) does not divide d_inner {d_inner}")
     per_step = (batch, length, n_groups, d_state)
-    acc = accumulation_dtype(u.dtype)
-    expected: list[tuple[str, Tensor | None, tuple[int, ...], torch.dtype]] = [
-        ("delta", delta, (batch, length, d_inner), u.dtype),
-        ("A", A, (d_inner, d_state), acc),
-        ("B", B, per_step, u.dtype),
-        ("C", C, per_step, u.dtype),
-        ("D", D, (d_inner,), acc),
-        ("z", z, (batch, length, d_inner), u.dtype),
-        ("delta_bias", delta_bias, (d_inner,), acc),
-        ("initial_state", initial_state, (batch, d_inner, d_state), acc),
-    ]
-    for name, tensor, shape, dtype in expected:
-        if tensor is not None:
-            dispatch.expect_shape(_OP, name, tensor, shape)
-            dispatch.expect_dtype(_OP, name, tensor, dtype)
+    acc = accumulation_dtype(dtype)
+    expect = dispatch.expect
+    expect(_OP, "delta", delta, sequence, dtype, device)
+    expect(_OP, "A", A, (d_inner, d_state), acc, device)
+    expect(_OP, "B", B, per_step, dtype, device)
+    expect(_OP, "C", C, per_step, dtype, device)
+    expect(_OP, "D", D, (d_inner,), acc, device)
+    if z is not None:
+        expect(_OP, "z", z, sequence, dtype, device)
+    expect(_OP, "delta_bias", delta_bias, (d_inner,), acc, device)
+    expect(_OP, "initial_state", initial_state, (batch, d_inner, d_state), acc, device)
 
 
-def _kernels(u: Tensor, *, backward: bool = False) -> ModuleType:
-    backend = dispatch.choose_backend(u)
+def _kernels(backend: str) -> ModuleType:
+    if backend == "native":
+        return native
     if backend == "triton":
         from mamba_export.ops import triton_scan
 
         return triton_scan
-    if backend == "native" and not backward:  # what is compiled has no gradients
-        return native
     from mamba_export.ops import cpu_scan
 
     return cpu_scan
 
 
-@torch.library.custom_op(f"{DOMAIN}::{_OP}", mutates_args=())
 def _selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -88,20 +85,21 @@ def _selective_scan(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    args = (u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse)
-    if dispatch.choose_backend(u) == "reference":
-        return selective_scan_reference(*args)
-    return _kernels(u).selective_scan_forward(*args)
+    backend = dispatch.choose_backend(u)
+    forward = (
+        selective_scan_reference
+        if backend == "reference"
+        else _kernels(backend).selective_scan_forward
+    )
+    return forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse)
 
 
-@_selective_scan.register_fake
 def _fake(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus=True, reverse=False):
     y = u.new_empty(u.shape)
     last_state = u.new_empty(initial_state.shape, dtype=accumulation_dtype(u.dtype))
     return y, last_state
 
 
-@torch.library.custom_op(f"{DOMAIN}::{_BACKWARD}", mutates_args=())
 def _selective_scan_backward(
     dy: Tensor,
     dlast_state: Tensor,
@@ -117,9 +115,8 @@ def _selective_scan_backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate = _kernels(
-        u, backward=True
-    ).selective_scan_backward(
+    backend = dispatch.choose_backend(u, native_takes=False)  # what is compiled has no gradients
+    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate = _kernels(backend).selective_scan_backward(
         dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse
     )
     # A custom op returns tensors only: a zero-sized one stands for the absent gate's gradient.
@@ -127,10 +124,13 @@ def _selective_scan_backward(
     return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dstate
 
 
-@_selective_scan_backward.register_fake
 def _fake_backward(dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, initial_state, *flags):
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)
+
+
+dispatch.define_operator(_OP, _selective_scan, _fake)
+dispatch.define_operator(_BACKWARD, _selective_scan_backward, _fake_backward)
 
 
 def _setup_context(ctx, inputs, output) -> None:

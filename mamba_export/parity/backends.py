@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def _onnxruntime(provider: str, native: bool) -> Backend:
     def open_graph(model: bytes) -> Callable[[Inputs], list[np.ndarray]]:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        native_library.register(options, native)
+        native_library.register(options, native, for_cuda=provider == CUDA_PROVIDER)
         session = ort.InferenceSession(model, options, providers=with_defaults([provider]))
         return lambda inputs: session.run(None, inputs)
 
@@ -63,31 +64,49 @@ _ALIASES = {
     "cpu": (CPU_PROVIDER, False),
     "native": (CPU_PROVIDER, True),
     "cuda": (CUDA_PROVIDER, False),
+    "cuda-native": (CUDA_PROVIDER, True),
 }
 """Provider, and whether our custom-op library runs the nodes of our domain or their function bodies."""
-NAMES = tuple(_ALIASES)
+TRT = "trt"
+NAMES = (*_ALIASES, TRT)
 """What ``--backend`` takes."""
 
 
-def present(names: tuple[str, ...] = NAMES) -> tuple[list[Backend], dict[str, str]]:
-    """The backends that this machine has, and for the others the reason."""
+def present(
+    names: tuple[str, ...] = NAMES, folder: Path | None = None
+) -> tuple[list[Backend], dict[str, str]]:
+    """The backends that this machine has for a folder, and for the others the reason."""
     found: list[Backend] = []
     missing: dict[str, str] = {}
     available = ort.get_available_providers()
     for name in names:
+        if name == TRT:
+            from mamba_export.parity import trt  # it imports this module
+
+            engine, reason = trt.find(folder or Path())
+            found += [] if engine is None else [engine]
+            missing.update({} if engine else {"TensorRT": reason})
+            continue
         provider, native = _ALIASES[name]
         backend = _onnxruntime(provider, native)
         if provider not in available:
             missing[backend.name] = f"the installed onnxruntime {ort.__version__} has no {provider}"
-        elif name == "cuda" and not _gpu_works():
+        elif provider == CUDA_PROVIDER and not _gpu_works():
             missing[backend.name] = "no NVIDIA GPU that ONNX Runtime can use"
-        elif native and native_library.library_path() is None:
-            missing[backend.name] = native_library.why_absent()
+        elif native and (problem := _native_problem(provider)):
+            missing[backend.name] = problem
         else:
             found.append(backend)
     return found, missing
 
 
+def _native_problem(provider: str) -> str:
+    if provider == CUDA_PROVIDER:
+        return native_library.cuda_problem()
+    return native_library.why_absent()
+
+
+@functools.cache
 def _gpu_works() -> bool:
     """Whether the CUDA provider comes up: ONNX Runtime falls back to the CPU with no more than a log line."""
     from onnx import TensorProto, helper

@@ -61,7 +61,7 @@ def verify(
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    found, missing = known_backends.present(tuple(backends or known_backends.NAMES))
+    found, missing = known_backends.present(tuple(backends or known_backends.NAMES), folder)
     if backends and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")

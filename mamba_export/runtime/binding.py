@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import onnxruntime as ort
 
 from mamba_export.errors import SessionError
 from mamba_export.runtime.device import Device, DeviceTensor, element_type
 from mamba_export.runtime.metadata import Metadata
-from mamba_export.runtime.ort_load import plain_reason
+from mamba_export.runtime.ort_load import LoadedModel, plain_reason
 from mamba_export.runtime.state import OrtState
 
 
@@ -30,13 +32,18 @@ def bind_input(binding: ort.IOBinding, name: str, tensor: DeviceTensor) -> None:
     binding.bind_input(name, *_place(tensor))
 
 
+def bind_output(binding: ort.IOBinding, name: str, tensor: DeviceTensor) -> None:
+    """Bind a graph output to a tensor."""
+    binding.bind_output(name, *_place(tensor))
+
+
 def bind_states(
     binding: ort.IOBinding, metadata: Metadata, past: OrtState, present: OrtState
 ) -> None:
     """Bind every state input to ``past`` and every state output to ``present``."""
     for info, read, written in zip(metadata.states, past.tensors, present.tensors, strict=True):
-        binding.bind_input(info.past.name, *_place(read))
-        binding.bind_output(info.present.name, *_place(written))
+        bind_input(binding, info.past.name, read)
+        bind_output(binding, info.present.name, written)
 
 
 def bind_host_output(binding: ort.IOBinding, name: str, dtype: str, stored: np.ndarray) -> None:
@@ -45,17 +52,18 @@ def bind_host_output(binding: ort.IOBinding, name: str, dtype: str, stored: np.n
     binding.bind_output(name, "cpu", 0, element_type(dtype), list(stored.shape), address)
 
 
-def execute(session: ort.InferenceSession, binding: ort.IOBinding, metadata: Metadata) -> None:
+def execute(model: LoadedModel, binding: ort.IOBinding) -> None:
     """Run the graph over what is bound; it has finished when this returns.
 
     Raises:
         SessionError: ONNX Runtime failed, for instance for want of memory.
     """
     try:
-        session.run_with_iobinding(binding)
+        with model.gpu.lock if model.gpu is not None else contextlib.nullcontext():
+            model.session.run_with_iobinding(binding)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise SessionError(
-            f"{metadata.model_path}: ONNX Runtime failed while running it: {plain_reason(error)}"
+            f"{model.metadata.model_path}: ONNX Runtime failed while running it: {plain_reason(error)}"
         ) from error
 
 

@@ -10,17 +10,56 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mamba_export.runtime.results import END_OF_TEXT, INTERRUPTED, LENGTH, Timings
 from mamba_export.runtime.sampling import Sampler, Sampling
-from mamba_export.runtime.session import Session
+from mamba_export.runtime.session import Session, Stepper
 
 PREFILL_TOKENS = 512
 """Tokens of a prompt that are read in one run (shared by a batch): bounds the memory of the logits."""
 _PREFILL_LEAST = 16  # tokens a sequence and run, however large the batch
+
+
+class Chooser(Protocol):
+    """A batch of sequences that advances by a token each, and chooses it itself."""
+
+    def next(self) -> np.ndarray:
+        """Read the tokens that were chosen last, and choose the next: (batch,) int64."""
+        ...
+
+    @property
+    def state(self) -> Any:
+        """The state after the last step, valid until the next step."""
+        ...
+
+
+@runtime_checkable
+class ChoosesOnDevice(Protocol):
+    """A session that may choose tokens where the logits are."""
+
+    def chooser(self, state: Any, sampler: Sampler, tokens: np.ndarray) -> Chooser | None:
+        """A chooser whose first step reads ``tokens``; None where the host has to choose."""
+        ...
+
+
+class _HostChooser:
+    """Chooses from logits that a stepper brings to the host."""
+
+    def __init__(self, stepper: Stepper[Any], sampler: Sampler, tokens: np.ndarray) -> None:
+        self._stepper = stepper
+        self._sampler = sampler
+        self._tokens = tokens
+
+    def next(self) -> np.ndarray:
+        self._tokens = self._sampler.sample(self._stepper.step(self._tokens))
+        return self._tokens
+
+    @property
+    def state(self) -> Any:
+        return self._stepper.state
 
 
 class Decoding:
@@ -68,10 +107,10 @@ class Decoding:
             tokens = np.array([prompt[-1] for prompt in self._prompts])
             rows = list(range(len(tokens)))  # the request's row of each row of the batch
             live = [True] * len(rows)
-            stepper = self._session.stepper(state)
-            del state  # the stepper has let go of it after its first step
+            chooser = self._chooser(state, sampler, tokens)
+            del state  # the chooser has let go of it after its first step
             while True:
-                tokens = sampler.sample(stepper.step(tokens))
+                tokens = chooser.next()
                 if first_at is None:
                     first_at = time.perf_counter()
                     self._first = len(rows)
@@ -86,15 +125,22 @@ class Decoding:
                 # Ended rows stay in the batch, idle, until they are half of it: taking them out copies
                 # the states of the others.
                 if 2 * len(remaining) <= len(rows):
-                    stepper = self._session.stepper(stepper.state.select(remaining))
                     sampler.select(remaining)
                     tokens = tokens[remaining]
+                    chooser = self._chooser(chooser.state.select(remaining), sampler, tokens)
                     rows = [rows[slot] for slot in remaining]
                     live = [True] * len(rows)
         finally:
             end = time.perf_counter()
             self._prefill_seconds = (end if first_at is None else first_at) - start
             self._decode_seconds = 0.0 if first_at is None else end - first_at
+
+    def _chooser(self, state: Any, sampler: Sampler, tokens: np.ndarray) -> Chooser:
+        if isinstance(self._session, ChoosesOnDevice):
+            on_device = self._session.chooser(state, sampler, tokens)
+            if on_device is not None:
+                return on_device
+        return _HostChooser(self._session.stepper(state), sampler, tokens)
 
     def _take(self, row: int, token: int) -> Generator[tuple[int, int | None], None, None]:
         self._chosen += 1

@@ -6,6 +6,9 @@ to the graph by address with bf16's type number. Every dtype is bound by address
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +51,18 @@ class Device:
     index: int = 0
 
 
+@contextlib.contextmanager
+def _allocating(dtype: str, shape: tuple[int, ...], device: Device) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        size = math.prod(shape) * storage_dtype(dtype).itemsize
+        raise SessionError(
+            f"out of memory on {device.name}: {size:,} bytes for a tensor of shape {shape} could not be had: "
+            "use a smaller batch"
+        ) from error
+
+
 class DeviceTensor:
     """A tensor on a device.
 
@@ -71,10 +86,15 @@ class DeviceTensor:
 
     @classmethod
     def empty(cls, dtype: str, shape: tuple[int, ...], device: Device) -> DeviceTensor:
-        """A tensor whose content is undefined."""
-        value = ort.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), storage_dtype(dtype).type, device.name, device.index
-        )
+        """A tensor whose content is undefined.
+
+        Raises:
+            SessionError: the device has no memory for it.
+        """
+        with _allocating(dtype, shape, device):
+            value = ort.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), storage_dtype(dtype).type, device.name, device.index
+            )
         return cls(value, dtype, shape, device)
 
     @classmethod
@@ -82,16 +102,17 @@ class DeviceTensor:
         """A copy of an array on the device.
 
         Raises:
-            SessionError: the array's dtype is none of ours.
+            SessionError: the array's dtype is none of ours, or the device has no memory for it.
         """
         if array.dtype not in _NAMES:
             raise SessionError(
                 f"an array of {array.dtype} was given: use float32, float16 or ml_dtypes.bfloat16"
             )
         dtype = _NAMES[array.dtype]
-        # On the CPU an OrtValue shares the array's memory, so it gets one of its own.
-        stored = np.array(array, order="C").view(storage_dtype(dtype))
-        value = ort.OrtValue.ortvalue_from_numpy(stored, device.name, device.index)
+        with _allocating(dtype, array.shape, device):
+            # On the CPU an OrtValue shares the array's memory, so it gets one of its own.
+            stored = np.array(array, order="C").view(storage_dtype(dtype))
+            value = ort.OrtValue.ortvalue_from_numpy(stored, device.name, device.index)
         return cls(value, dtype, array.shape, device)
 
     def numpy(self) -> np.ndarray:

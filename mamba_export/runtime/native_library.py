@@ -6,6 +6,8 @@ without it, the functions that the file carries, in standard ONNX.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -19,7 +21,11 @@ LIBRARY_VARIABLE = "MAMBA_EXPORT_LIBRARY"
 
 LIBRARY_FILE = "libmamba_export_ort.so"
 
-_REGISTERED = "mamba_export.registered"  # written by the library itself (custom_ops.cpp)
+_REMEDY = f"install mamba_export again, or set {LIBRARY_VARIABLE}=none to run without it"
+
+# Entries of a session's configuration (custom_ops.cpp).
+_REGISTERED = "mamba_export.registered"  # written by the library itself
+_FOR_CUDA = "mamba_export.cuda"  # read by it: register what has a kernel for CUDA alone, too
 
 
 def library_path() -> Path | None:
@@ -53,6 +59,42 @@ def why_absent() -> str:
     )
 
 
+@functools.cache
+def load(path: Path) -> ctypes.CDLL:
+    """The library's C functions; ONNX Runtime has the same file loaded.
+
+    Raises:
+        SessionError: it does not load.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+        library.mamba_last_error.restype = ctypes.c_char_p
+        library.mamba_cuda_architectures.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise SessionError(f"{path} cannot be loaded ({error}): {_REMEDY}") from error
+    return library
+
+
+def cuda_problem(device: int = 0) -> str:
+    """One line about why our kernels cannot run on a GPU; empty where they can.
+
+    Args:
+        device: the GPU's number.
+
+    Raises:
+        SessionError: the library is there and does not load.
+    """
+    path = library_path()
+    if path is None:
+        return why_absent()
+    library = load(path)
+    if not library.mamba_cuda_architectures():
+        return f"{path} was built without CUDA: install mamba_export where nvcc is"
+    if library.mamba_cuda_check_device(device) != 0:
+        return str(library.mamba_last_error().decode())
+    return ""
+
+
 def is_registered(options: ort.SessionOptions) -> bool:
     """Whether these session options have the library, whoever registered it."""
     try:
@@ -63,12 +105,14 @@ def is_registered(options: ort.SessionOptions) -> bool:
         return False
 
 
-def register(options: ort.SessionOptions, wanted: bool | None) -> None:
+def register(options: ort.SessionOptions, wanted: bool | None, *, for_cuda: bool = False) -> None:
     """Register the library with session options; nothing happens where they have it already.
 
     Args:
         options: of a session to come.
         wanted: True: it must be there; None: register it where it is installed; False: do nothing.
+        for_cuda: the session will run on CUDA: operators that have a kernel for CUDA alone are registered
+            too. On the CPU a file that holds them would then not load.
 
     Raises:
         SessionError: it is wanted and absent, or it is there and does not load.
@@ -80,11 +124,12 @@ def register(options: ort.SessionOptions, wanted: bool | None) -> None:
         if wanted:
             raise SessionError(f"native=True: {why_absent()}")
         return
+    if for_cuda:
+        options.add_session_config_entry(_FOR_CUDA, "1")
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SessionError(
-            f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({reason}): install mamba_export "
-            f"again, or set {LIBRARY_VARIABLE}=none to run without it"
+            f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({reason}): {_REMEDY}"
         ) from error

@@ -21,8 +21,10 @@ from mamba_export.runtime.binding import (
 from mamba_export.runtime.device import NUMPY_DTYPES, DeviceTensor, storage_dtype
 from mamba_export.runtime.generate import GenerationMethods
 from mamba_export.runtime.metadata import read_metadata
+from mamba_export.runtime.ort_graph import GraphStepper, StepGraphs
 from mamba_export.runtime.ort_load import Provider, check_version, open_session
 from mamba_export.runtime.ort_stepper import OrtStepper
+from mamba_export.runtime.sampling import Sampler
 from mamba_export.runtime.sequence import check_sequence
 from mamba_export.runtime.state import OrtState, check_state
 from mamba_export.runtime.tokenizer import Tokenizer, load_tokenizer
@@ -43,8 +45,8 @@ class OrtSession(GenerationMethods):
         session_options: ONNX Runtime's, used instead of ours; then ``threads`` belongs there, and our
             library is registered on them.
         native: whether our compiled kernels run the nodes of our domain, or their function bodies in
-            standard ONNX. None for the kernels where they are installed and the provider is the CPU
-            (there are none for CUDA yet); True makes their absence an error.
+            standard ONNX. None for the kernels where they are installed and cover the provider, which is
+            the CPU, or CUDA with a GPU that they were built for; True makes their absence an error.
 
     Attributes:
         metadata: what the folder says of itself.
@@ -67,14 +69,15 @@ class OrtSession(GenerationMethods):
     ) -> None:
         check_version()
         self.metadata = read_metadata(folder)
-        self._session, self.device, self.native = open_session(
-            self.metadata, providers, threads, session_options, native
-        )
+        self._model = open_session(self.metadata, providers, threads, session_options, native)
+        self.device = self._model.device
+        self.native = self._model.native
+        self._graphs = None if self._model.gpu is None else StepGraphs(self._model)
 
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the provider that computes."""
-        return str(self._session.get_providers()[0])
+        return str(self._model.session.get_providers()[0])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -145,16 +148,35 @@ class OrtSession(GenerationMethods):
         """``run`` for the state alone: the logits do not leave the device."""
         return self._run(check_sequence(sequence, self.metadata), state, None)
 
-    def stepper(self, state: OrtState) -> OrtStepper:
+    def stepper(self, state: OrtState) -> OrtStepper | GraphStepper:
         """A stepper that starts from ``state``, and leaves it as it is.
 
         Raises:
             SessionError: the model takes no tokens, or the state does not fit it.
         """
+        self._check_start(state)
+        if self._graphs is not None:
+            return GraphStepper(self._graphs, state)
+        return OrtStepper(self._model, state)
+
+    def chooser(self, state: OrtState, sampler: Sampler, tokens: np.ndarray) -> GraphStepper | None:
+        """A stepper that chooses tokens on the device; None where that cannot be done.
+
+        Args:
+            state: what to start from; it is left as it is.
+            sampler: how tokens are chosen.
+            tokens: (batch,) what its first step reads, trusted to be in [0, vocab_size).
+
+        Raises:
+            SessionError: the model takes no tokens, or the state does not fit it.
+        """
+        self._check_start(state)
+        return None if self._graphs is None else GraphStepper(self._graphs, state, sampler, tokens)
+
+    def _check_start(self, state: OrtState) -> None:
         if not self.metadata.takes_tokens:
             raise SessionError("this model takes no tokens: drive it with run")
         check_state(state, self.metadata)
-        return OrtStepper(self._session, self.metadata, self.device, state)
 
     def _run(
         self, array: np.ndarray, state: OrtState | None, output: np.ndarray | None
@@ -167,7 +189,7 @@ class OrtSession(GenerationMethods):
         sequence = DeviceTensor.from_numpy(array, self.device)
         new_state = empty_state(self.metadata, batch, self.device)
 
-        binding = self._session.io_binding()
+        binding = self._model.session.io_binding()
         bind_input(binding, self.metadata.sequence.name, sequence)
         bind_states(binding, self.metadata, state, new_state)
         info = self.metadata.output
@@ -175,5 +197,5 @@ class OrtSession(GenerationMethods):
             binding.bind_output(info.name, self.device.name, self.device.index)
         else:
             bind_host_output(binding, info.name, info.dtype, output)
-        execute(self._session, binding, self.metadata)
+        execute(self._model, binding)
         return new_state

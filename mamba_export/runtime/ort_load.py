@@ -6,7 +6,8 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime as ort
@@ -14,6 +15,7 @@ import onnxruntime as ort
 from mamba_export.errors import SessionError
 from mamba_export.runtime import native_library
 from mamba_export.runtime.device import Device
+from mamba_export.runtime.gpu import GpuStream
 from mamba_export.runtime.metadata import Metadata
 
 MINIMUM_VERSION = (1, 20)
@@ -46,13 +48,32 @@ def check_version() -> None:
         )
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """An exported graph, open in ONNX Runtime.
+
+    Args:
+        session: ONNX Runtime's.
+        metadata: of its folder.
+        device: that the first provider computes on.
+        native: whether our library is registered.
+        gpu: the stream that the session computes on, where its steps can be captured in CUDA graphs.
+    """
+
+    session: ort.InferenceSession
+    metadata: Metadata
+    device: Device
+    native: bool
+    gpu: GpuStream | None
+
+
 def open_session(
     metadata: Metadata,
     providers: Sequence[Provider] | None,
     threads: int | None,
     session_options: ort.SessionOptions | None,
     native: bool | None = None,
-) -> tuple[ort.InferenceSession, Device, bool]:
+) -> LoadedModel:
     """Open the graph of an exported folder.
 
     Args:
@@ -62,28 +83,32 @@ def open_session(
         session_options: used instead of ours.
         native: whether to register our custom-op library; None for where it is found and has kernels.
 
-    Returns:
-        The session, the device that its first provider computes on, and whether our library is registered.
-
     Raises:
-        SessionError: our library is wanted and absent, or does not load, a provider is unknown or does
-            not start, or the graph cannot be loaded, or is not the one that the metadata describes.
+        SessionError: our library is wanted and absent or has no kernels for the provider, or does not
+            load, a provider is unknown or does not start, or the graph cannot be loaded, or is not the one
+            that the metadata describes.
     """
     if threads is not None and session_options is not None:
         raise SessionError("give threads or session_options, not both")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise SessionError(f"threads is {threads!r}, expected an integer >= 1")
-    options = _options(threads) if session_options is None else session_options
+    if (
+        native is False
+        and session_options is not None
+        and native_library.is_registered(session_options)
+    ):
+        raise SessionError("native is False, but session_options has our library registered")
+
+    def make_options() -> ort.SessionOptions:
+        return _options(threads) if session_options is None else session_options
 
     available = ort.get_available_providers()
-    if native is False and native_library.is_registered(options):
-        raise SessionError("native is False, but session_options has our library registered")
     if providers is None:
-        session = _open_best(metadata, options, CUDA_PROVIDER in available, native)
+        model = _open_best(metadata, make_options, CUDA_PROVIDER in available, native)
     else:
-        session = _open_given(metadata, options, providers, available, native)
-    _check_interface(metadata, session)
-    return session, _device(session), native_library.is_registered(options)
+        model = _open_given(metadata, make_options(), providers, available, native)
+    _check_interface(metadata, model.session)
+    return model
 
 
 def _options(threads: int | None) -> ort.SessionOptions:
@@ -94,35 +119,56 @@ def _options(threads: int | None) -> ort.SessionOptions:
     return options
 
 
-def _register_native(options: ort.SessionOptions, provider: str, native: bool | None) -> None:
+def _register_native(
+    options: ort.SessionOptions, provider: str, native: bool | None, device: int = 0
+) -> None:
     """Register our library where ``native`` and the first provider say so."""
     if provider == CPU_PROVIDER:
         native_library.register(options, native)
+    elif provider == CUDA_PROVIDER and native is not False:
+        problem = native_library.cuda_problem(device)
+        if not problem:
+            native_library.register(options, native, for_cuda=True)
+        elif native:
+            raise SessionError(f"native=True: {problem}")
+        # Else not: its CPU kernels would win over the function bodies, and every node would copy its tensors
+        # to the host and back.
     elif native:
         raise SessionError(
-            f"native=True: the native library has no kernels for {provider} yet: "
-            "use the CPU provider, or leave native out"
+            f"native=True: the native library has no kernels for {provider}: "
+            "use the CPU or the CUDA provider, or leave native out"
         )
-    # Else not: on a GPU its CPU kernels would win over the function bodies, and every node would copy its
-    # tensors to the host and back.
 
 
 def _open_best(
-    metadata: Metadata, options: ort.SessionOptions, has_cuda: bool, native: bool | None
-) -> ort.InferenceSession:
-    session = None
-    if has_cuda:
-        with contextlib.suppress(SessionError):
-            # No GPU, or no driver for it; what is wrong with the file the CPU will say.
-            session = _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
-    # Where CUDA cannot start, ONNX Runtime may go on with the CPU, on which our library is wanted.
-    first = CPU_PROVIDER if session is None else session.get_providers()[0]
-    _register_native(options, first, native)
-    if session is not None and not (
-        first == CPU_PROVIDER and native_library.is_registered(options)
-    ):
-        return session
+    metadata: Metadata,
+    make_options: Callable[[], ort.SessionOptions],
+    has_cuda: bool,
+    native: bool | None,
+) -> LoadedModel:
+    model = _try_cuda(metadata, make_options(), native) if has_cuda else None
+    if model is not None:
+        if native and not model.native:
+            raise SessionError(f"native=True: {native_library.cuda_problem()}")
+        return model
+    options = make_options()
+    _register_native(options, CPU_PROVIDER, native)
     return _open(metadata, options, [CPU_PROVIDER])
+
+
+def _try_cuda(
+    metadata: Metadata, options: ort.SessionOptions, native: bool | None
+) -> LoadedModel | None:
+    """The model on CUDA; None where a GPU is missing, or its driver, or the file does not load.
+
+    Then the CPU runs it, or says what is wrong with the file.
+    """
+    with contextlib.suppress(SessionError):
+        _register_native(options, CUDA_PROVIDER, None if native else native)
+        model = _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
+        if model.device.name == "cuda":
+            return model
+    return None
 
 
 def _open_given(
@@ -131,8 +177,8 @@ def _open_given(
     providers: Sequence[Provider],
     available: Sequence[str],
     native: bool | None,
-) -> ort.InferenceSession:
-    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+) -> LoadedModel:
+    names = [_name(provider) for provider in providers]
     if not names:
         raise SessionError("providers is empty: name at least one, or pass None")
     for name in names:
@@ -142,15 +188,24 @@ def _open_given(
                 f"ONNX Runtime {ort.__version__} here has no {name} "
                 f"(it has {', '.join(available)}){hint}"
             )
-    _register_native(options, names[0], native)
-    session = _open(metadata, options, providers)
+    _register_native(options, names[0], native, _device_index(providers[0]))
+    model = _open(metadata, options, providers)
     # Where a provider cannot start, ONNX Runtime goes on with the next one and only logs it.
-    if session.get_providers()[0] != names[0]:
+    if model.session.get_providers()[0] != names[0]:
         raise SessionError(
             f"{names[0]} did not start: check the GPU, its driver and the CUDA and cuDNN libraries, "
             "or use the CPU provider"
         )
-    return session
+    return model
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _device_index(provider: Provider) -> int:
+    options = {} if isinstance(provider, str) else provider[1]
+    return int(options.get("device_id", 0))
 
 
 def with_defaults(providers: Sequence[Provider]) -> list[Provider]:
@@ -158,8 +213,7 @@ def with_defaults(providers: Sequence[Provider]) -> list[Provider]:
 
     CUDA computes fp32 products in TF32 unless told otherwise, which costs three digits: fp32 means fp32.
     """
-    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
-    if CUDA_PROVIDER in names:
+    if CUDA_PROVIDER in map(_name, providers):
         _preload_cuda()
     return [(CUDA_PROVIDER, {"use_tf32": "0"}) if p == CUDA_PROVIDER else p for p in providers]
 
@@ -175,14 +229,35 @@ def _preload_cuda() -> None:
 
 def _open(
     metadata: Metadata, options: ort.SessionOptions, providers: Sequence[Provider]
-) -> ort.InferenceSession:
+) -> LoadedModel:
+    all_providers = with_defaults(providers)
+    native = native_library.is_registered(options)
+    gpu = None
+    if native and not isinstance(all_providers[0], str):
+        name, given = all_providers[0]
+        gpu = _stream_for(name, given)
+        if gpu is not None:
+            all_providers[0] = (name, {**given, **gpu.provider_options})
     try:
-        return ort.InferenceSession(
-            str(metadata.model_path), options, providers=with_defaults(providers), enable_fallback=0
+        session = ort.InferenceSession(
+            str(metadata.model_path), options, providers=all_providers, enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        raise SessionError(_explain(metadata, error, first)) from error
+        raise SessionError(_explain(metadata, error, _name(providers[0]))) from error
+    device = _device(session)
+    if device.name != "cuda":
+        gpu = None
+    return LoadedModel(session, metadata, device, native, gpu)
+
+
+def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:
+    """A stream for a session whose first provider this is; None where there is nothing to capture."""
+    # Whoever brings a stream of his own, or lets ONNX Runtime capture, keeps it.
+    taken = {"user_compute_stream", "has_user_compute_stream", "enable_cuda_graph"} & set(options)
+    if provider != CUDA_PROVIDER or taken:
+        return None
+    device = _device_index((provider, options))
+    return None if native_library.cuda_problem(device) else GpuStream(device)
 
 
 def _explain(metadata: Metadata, error: Exception, provider: str) -> str:

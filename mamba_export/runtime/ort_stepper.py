@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 
 from mamba_export.runtime.binding import bind_host_output, bind_states, empty_state, execute
-from mamba_export.runtime.device import NUMPY_DTYPES, Device, storage_dtype
-from mamba_export.runtime.metadata import Metadata
+from mamba_export.runtime.device import NUMPY_DTYPES, storage_dtype
+from mamba_export.runtime.ort_load import LoadedModel
 from mamba_export.runtime.state import OrtState
 
 
@@ -20,24 +20,20 @@ class OrtStepper:
     bound to the graph at the start, so that a step binds nothing and memory does not grow.
 
     Args:
-        session: an ONNX Runtime session of a language model.
-        metadata: of its folder.
-        device: of the session.
+        model: a language model.
         state: what to start from; it is left as it is.
     """
 
-    def __init__(
-        self, session: ort.InferenceSession, metadata: Metadata, device: Device, state: OrtState
-    ) -> None:
-        self._session = session
-        self._metadata = metadata
+    def __init__(self, model: LoadedModel, state: OrtState) -> None:
+        self._model = model
+        self._metadata = metadata = model.metadata
         # On the CPU the graph reads this array itself; elsewhere a step sends it there.
         self._tokens = np.zeros((state.batch, 1), np.int64)
-        self._sends_tokens = device.name != "cpu"
+        self._sends_tokens = model.device.name != "cpu"
         shape = metadata.output.resolve(state.batch)
         self._logits = np.empty(shape, storage_dtype(metadata.output.dtype))
         self._state = state
-        one, other = (empty_state(metadata, state.batch, device) for _ in range(2))
+        one, other = (empty_state(metadata, state.batch, model.device) for _ in range(2))
         # Each turn is a binding, the state that it reads and the state that it writes.
         self._turn = self._bind(state, one)
         self._turns = itertools.cycle((self._bind(one, other), self._bind(other, one)))
@@ -58,7 +54,7 @@ class OrtStepper:
         binding, _, present = self._turn
         if self._sends_tokens:
             binding.bind_cpu_input(self._metadata.sequence.name, self._tokens)
-        execute(self._session, binding, self._metadata)
+        execute(self._model, binding)
         self._state = present
         self._turn = next(self._turns)
         logits = self._logits.view(NUMPY_DTYPES[self._metadata.output.dtype])[:, 0]
@@ -70,7 +66,7 @@ class OrtStepper:
         return self._state
 
     def _bind(self, past: OrtState, present: OrtState) -> tuple[ort.IOBinding, OrtState, OrtState]:
-        binding = self._session.io_binding()
+        binding = self._model.session.io_binding()
         if not self._sends_tokens:
             binding.bind_input(
                 self._metadata.sequence.name,

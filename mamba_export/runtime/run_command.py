@@ -15,6 +15,7 @@ from mamba_export.runtime.generate import TextStream
 from mamba_export.runtime.ort import OrtSession
 from mamba_export.runtime.ort_load import CPU_PROVIDER, CUDA_PROVIDER
 from mamba_export.runtime.results import Generations, Timings
+from mamba_export.runtime.trt import TrtSession
 
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _CONTROLS = {
@@ -41,6 +42,7 @@ def run_command(
     json_output: bool,
     stream: bool,
     ignore_end: bool,
+    backend: str = "ort",
 ) -> int:
     """Continue prompts and print them.
 
@@ -53,6 +55,7 @@ def run_command(
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
         ignore_end: go on after an end-of-text token.
+        backend: "ort", or "trt" for the engine that ``mamba-export build`` wrote.
 
     The others are those of ``OrtSession.generate``.
 
@@ -67,11 +70,14 @@ def run_command(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its text
     try:
-        session = OrtSession(
-            folder,
-            providers=None if provider is None else [_PROVIDERS.get(provider.lower(), provider)],
-            threads=threads,
-        )
+        session: OrtSession | TrtSession
+        if backend == "trt":
+            if provider is not None or threads is not None:
+                raise SessionError("--provider and --threads are for --backend ort: leave them out")
+            session = TrtSession(folder)
+        else:
+            names = None if provider is None else [_PROVIDERS.get(provider.lower(), provider)]
+            session = OrtSession(folder, providers=names, threads=threads)
         pieces = session.stream(
             prompts,
             max_new_tokens=max_new_tokens,

@@ -61,6 +61,11 @@ def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
     return np.where(seen, penalised, logits)
 
 
+def divisor(sampling: Sampling) -> np.float32:
+    """The temperature as logits are divided by it: never so small that it is 0 in fp32."""
+    return max(np.float32(sampling.temperature), np.finfo(np.float32).tiny)
+
+
 def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Apply temperature (above 0), top-k and top-p.
 
@@ -72,7 +77,7 @@ def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         (batch, vocab_size) fp32 with maximum 0 a row, and -inf where a token was dropped.
     """
     # The maximum is taken off first: a tiny temperature must not overflow.
-    scores = (logits - logits.max(axis=-1, keepdims=True)) / np.float32(sampling.temperature)
+    scores = (logits - logits.max(axis=-1, keepdims=True)) / divisor(sampling)
     vocab_size = scores.shape[-1]
     if 0 < sampling.top_k < vocab_size:
         kth = np.partition(scores, vocab_size - sampling.top_k, axis=-1)
@@ -90,6 +95,15 @@ def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     return scores.astype(np.float32, copy=False)
 
 
+def check_finite(is_finite: np.ndarray) -> None:
+    """Raise SessionError unless every sequence's largest logit is finite."""
+    if not is_finite.all():
+        raise SessionError(
+            "the model returned logits that are not finite; if it was exported in fp16, "
+            "export it again with --dtype fp32 or bf16"
+        )
+
+
 class Sampler:
     """Chooses the tokens of a batch; holds a random stream and a seen-mask a sequence.
 
@@ -97,17 +111,21 @@ class Sampler:
         sampling: the options.
         prompts: token ids of each sequence so far.
         vocab_size: of the logits.
+
+    Attributes:
+        sampling: the options.
+        seen: (batch, vocab_size) bool, the tokens that a sequence holds; None where no option needs it.
     """
 
     def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray], vocab_size: int) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
         # Streams of their own, so that a sequence does not depend on what else is in its batch.
         self._streams = [np.random.default_rng([sampling.seed, i]) for i in range(len(prompts))]
-        self._seen: np.ndarray | None = None
+        self.seen: np.ndarray | None = None
         if sampling.repetition_penalty != 1:
             # A mask rather than the tokens themselves: its size does not grow.
-            self._seen = np.zeros((len(prompts), vocab_size), bool)
-            for row, prompt in zip(self._seen, prompts, strict=True):
+            self.seen = np.zeros((len(prompts), vocab_size), bool)
+            for row, prompt in zip(self.seen, prompts, strict=True):
                 row[prompt] = True
 
     def sample(self, logits: np.ndarray) -> np.ndarray:
@@ -124,31 +142,35 @@ class Sampler:
         """
         rows = np.arange(len(logits))
         best = logits.argmax(axis=-1)  # NaN counts as the maximum
-        if not np.isfinite(logits[rows, best]).all():
-            raise SessionError(
-                "the model returned logits that are not finite; if it was exported in fp16, "
-                "export it again with --dtype fp32 or bf16"
-            )
-        if self._seen is not None:
-            logits = penalise(logits, self._seen, self._sampling.repetition_penalty)
+        check_finite(np.isfinite(logits[rows, best]))
+        if self.seen is not None:
+            logits = penalise(logits, self.seen, self.sampling.repetition_penalty)
             best = logits.argmax(axis=-1)
-        tokens = best if self._sampling.temperature == 0 else self._draw(logits)
-        if self._seen is not None:
-            self._seen[rows, tokens] = True
+        tokens = best if self.sampling.temperature == 0 else self._draw(logits)
+        self.note(tokens)
         return tokens
 
+    def note(self, tokens: np.ndarray) -> None:
+        """Remember (batch,) tokens, whoever chose them."""
+        if self.seen is not None:
+            self.seen[np.arange(len(tokens)), tokens] = True
+
+    def draws(self) -> np.ndarray:
+        """The next number of each sequence's random stream: (batch,) float64 in [0, 1)."""
+        return np.array([stream.random() for stream in self._streams])
+
     def _draw(self, logits: np.ndarray) -> np.ndarray:
-        weights = np.exp(warp(logits, self._sampling)).cumsum(axis=-1, dtype=np.float64)
+        weights = np.exp(warp(logits, self.sampling)).cumsum(axis=-1, dtype=np.float64)
         tokens = np.empty(len(logits), np.int64)
-        for i, (row, stream) in enumerate(zip(weights, self._streams, strict=True)):
+        for i, (row, number) in enumerate(zip(weights, self.draws(), strict=True)):
             # The first token whose cumulative weight exceeds the draw; a dropped token's never does. The
             # draw itself may round up to the total.
-            draw = min(stream.random() * row[-1], np.nextafter(row[-1], 0))
+            draw = min(number * row[-1], np.nextafter(row[-1], 0))
             tokens[i] = np.searchsorted(row, draw, side="right")
         return tokens
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences of the batch."""
         self._streams = [self._streams[row] for row in rows]
-        if self._seen is not None:
-            self._seen = self._seen[list(rows)]
+        if self.seen is not None:
+            self.seen = self.seen[list(rows)]

@@ -3,6 +3,7 @@
 // From any language: register this file with the session options (register_custom_ops_library in
 // Python, RegisterCustomOpsLibrary in C++, RegisterCustomOpLibrary in C#) before the session is
 // made.
+#include <cstring>
 #include <memory>
 #include <mutex>
 
@@ -11,10 +12,17 @@
 namespace mamba_ort {
 namespace {
 
-// An entry of the session's configuration, so that nobody need register twice: the runtime refuses
+// Entries of the session's configuration.
+//
+// Written here, so that nobody need register twice: the runtime refuses
 // that when it makes the session, and shows no other sign. mamba_export/runtime/native_library.py
 // reads it.
 constexpr char kRegisteredKey[] = "mamba_export.registered";
+// "1" where the session is to run on CUDA, set before this library is registered: then the
+// operators that have a kernel for CUDA alone are registered too. Registration is not told the
+// providers, and ONNX Runtime looks at no function of an operator that is registered for any
+// provider: on the CPU such a model would not load.
+constexpr char kCudaKey[] = "mamba_export.cuda";
 
 const CustomOp& self(const OrtCustomOp* op) { return static_cast<const CustomOp&>(*op); }
 
@@ -54,34 +62,62 @@ class Registration {
   const OrtApiBase* const runtime;
 
  private:
-  OrtStatus* make_domain();
+  // Operators under our domain's name; made when first asked for.
+  struct Domain {
+    Operators operators;
+    OrtCustomOpDomain* domain = nullptr;
+  };
+
+  OrtStatus* make(Domain& domain, bool for_cuda);
+  OrtStatus* is_for_cuda(const OrtSessionOptions* options, bool* answer) const;
 
   OrtFunctions api_;
-  std::vector<std::unique_ptr<CustomOp>> ops_;
-  OrtCustomOpDomain* domain_ = nullptr;
+  Domain everywhere_;  // for sessions on any provider
+  Domain for_cuda_;    // for sessions on CUDA
 };
 
-OrtStatus* Registration::make_domain() {
-  ops_.clear();
+OrtStatus* Registration::make(Domain& made, bool for_cuda) {
+  if (made.domain) return nullptr;
+  made.operators.clear();
+  const bool has_cuda = *mamba_cuda_architectures() != '\0';
   for (const Operator& description : kOperators) {
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
-      ops_.push_back(std::make_unique<CustomOp>(api_, description, dtype));
+      made.operators.push_back(std::make_shared<CustomOp>(api_, description, dtype, kCpu));
+      if (has_cuda) {
+        made.operators.push_back(std::make_shared<CustomOp>(api_, description, dtype, kCuda));
+      }
     }
   }
+  if (for_cuda && has_cuda) add_cuda_only(api_, made.operators);
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = api_.CreateCustomOpDomain(kDomain, &domain)) return status;
-  for (const auto& op : ops_) {
+  for (const auto& op : made.operators) {
     if (OrtStatus* status = api_.CustomOpDomain_Add(domain, op.get())) return status;
   }
-  domain_ = domain;
+  made.domain = domain;
+  return nullptr;
+}
+
+OrtStatus* Registration::is_for_cuda(const OrtSessionOptions* options, bool* answer) const {
+  *answer = false;
+  int has = 0;
+  if (OrtStatus* status = api_.HasSessionConfigEntry(options, kCudaKey, &has)) return status;
+  if (!has) return nullptr;
+  char value[8] = "";
+  size_t size = sizeof value;
+  if (OrtStatus* status = api_.GetSessionConfigEntry(options, kCudaKey, value, &size)) {
+    return status;
+  }
+  *answer = std::strcmp(value, "1") == 0;
   return nullptr;
 }
 
 OrtStatus* Registration::add_to(OrtSessionOptions* options) {
-  if (!domain_) {
-    if (OrtStatus* status = make_domain()) return status;
-  }
-  if (OrtStatus* status = api_.AddCustomOpDomain(options, domain_)) return status;
+  bool for_cuda = false;
+  if (OrtStatus* status = is_for_cuda(options, &for_cuda)) return status;
+  Domain& chosen = for_cuda ? for_cuda_ : everywhere_;
+  if (OrtStatus* status = make(chosen, for_cuda)) return status;
+  if (OrtStatus* status = api_.AddCustomOpDomain(options, chosen.domain)) return status;
   return api_.AddSessionConfigEntry(options, kRegisteredKey, "1");
 }
 
@@ -110,11 +146,14 @@ OrtStatus* too_old(const OrtApiBase* runtime) {
 
 }  // namespace
 
-CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_)
-    : OrtCustomOp{}, api(api_), description(description_), dtype(dtype_) {
+CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_,
+                   Provider provider_)
+    : OrtCustomOp{}, api(api_), description(description_), dtype(dtype_), provider(provider_) {
   version = kOrtApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).description.name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  GetExecutionProviderType = [](const OrtCustomOp* op) {
+    return self(op).provider == kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+  };
   GetInputType = [](const OrtCustomOp* op, size_t index) { return element_type(self(op), index); };
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).description.input_count; };
   GetOutputType = [](const OrtCustomOp* op, size_t index) {
@@ -131,7 +170,8 @@ CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype 
   KernelComputeV2 = compute;
   KernelDestroy = destroy_kernel;
   InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
-    return guarded(self(op), [&] { infer_shapes(self(op), context); });
+    return guarded(self(op).api, self(op).description.name,
+                   [&] { infer_shapes(self(op), context); });
   };
 }
 

@@ -1,9 +1,7 @@
 // A node of the graph: its attributes are read once, its shapes are checked and its kernel called
 // at each run.
-#include <cstring>
-#include <memory>
-
-#include "library.h"
+#include "context.h"
+#include "cuda_device.h"
 
 namespace mamba_ort {
 namespace {
@@ -14,36 +12,6 @@ struct Kernel {
   bool reverse;
   bool flag;  // delta_softplus or silu
 };
-
-bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name) {
-  int64_t value = 0;
-  if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
-    api.ReleaseStatus(status);
-    // Export always writes it, and the function body has no default either.
-    throw InputError(std::string("the integer attribute ") + name + " is missing");
-  }
-  if (value != 0 && value != 1) {
-    throw InputError(std::string("attribute ") + name + " is " + std::to_string(value) +
-                     ", expected 0 or 1");
-  }
-  return value == 1;
-}
-
-void check_version(const OrtFunctions& api, const OrtKernelInfo* info) {
-  char version[16] = "";
-  size_t size = sizeof version;
-  if (OrtStatus* status =
-          api.KernelInfoGetAttribute_string(info, kVersionAttribute, version, &size)) {
-    api.ReleaseStatus(status);
-    throw InputError(std::string("the text attribute ") + kVersionAttribute +
-                     " is missing or too long");
-  }
-  if (std::strcmp(version, kVersion) != 0) {
-    throw InputError(std::string("the file has version ") + version +
-                     " of this operator, the library has version " + kVersion +
-                     ": export the model again, or install the mamba_export that wrote it");
-  }
-}
 
 // The runtime's thread pool behind the kernels' parallel_for.
 struct Scheduler {
@@ -65,76 +33,71 @@ void run_tasks(void* data, size_t tasks, void (*body)(void*, size_t), void* cont
 class Call {
  public:
   Call(const Kernel& kernel, OrtKernelContext* context)
-      : kernel_(kernel), api_(kernel.op.api), context_(context) {
-    for (size_t i = 0; i < kernel.op.description.input_count; ++i) read_input(i);
+      : kernel_(kernel),
+        api_(kernel.op.api),
+        context_(context),
+        scratch_(api_, context, kernel.op.provider) {
+    const Operator& description = kernel.op.description;
+    for (size_t i = 0; i < description.input_count; ++i) {
+      inputs_[i] = read_input(api_, context, i);
+      sizes_.match(description.inputs[i], inputs_[i].shape.data(), inputs_[i].shape.size());
+    }
     for (size_t i = 0; i < kOutputs; ++i) allocate_output(i);
   }
 
   void run() {
-    Scheduler scheduler{api_, context_};
-    const mamba_status status =
-        kernel_.op.description.is_convolution ? run_convolution(&scheduler) : run_scan(&scheduler);
-    check(scheduler.failure);
-    if (status != MAMBA_OK) throw InputError(mamba_last_error());
+    if (kernel_.op.description.is_convolution) {
+      run_convolution();
+    } else {
+      run_scan();
+    }
   }
 
  private:
-  void read_input(size_t index);
   void allocate_output(size_t index);
-  mamba_status run_scan(Scheduler* scheduler) const;
-  mamba_status run_convolution(Scheduler* scheduler) const;
+  void run_scan();
+  void run_convolution();
 
-  const float* numbers(size_t input) const { return static_cast<const float*>(inputs_[input]); }
+  template <typename Params>
+  void run_on_cpu(mamba_status (*kernel)(const Params*, mamba_parallel_for, void*),
+                  const Params& params) const {
+    Scheduler scheduler{api_, context_};
+    const mamba_status status = kernel(&params, run_tasks, &scheduler);
+    check(scheduler.failure);
+    check(status);
+  }
+
+  const float* numbers(size_t input) const {
+    return static_cast<const float*>(inputs_[input].data);
+  }
   mamba_sequence sequence(size_t input, int64_t width) const {
-    return {inputs_[input], sizes_[kLength] * width, width};
+    return {inputs_[input].data, sizes_[kLength] * width, width};
   }
 
   const Kernel& kernel_;
   const OrtFunctions& api_;
   OrtKernelContext* context_;
+  Scratch scratch_;
   Sizes sizes_;
-  std::vector<int64_t> shapes_[kMostInputs];
-  const void* inputs_[kMostInputs] = {};
+  Input inputs_[kMostInputs] = {};
   void* outputs_[kOutputs] = {};
-  std::unique_ptr<char[]> unwanted_[kOutputs];
 };
 
-void Call::read_input(size_t index) {
-  const OrtValue* value = nullptr;
-  check(api_.KernelContext_GetInput(context_, index, &value));
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api_.GetTensorTypeAndShape(value, &info));
-  const auto release = [this](OrtTensorTypeAndShapeInfo* p) {
-    api_.ReleaseTensorTypeAndShapeInfo(p);
-  };
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> owner(info, release);
-  shapes_[index] = shape_of(api_, info);
-  sizes_.match(kernel_.op.description.inputs[index], shapes_[index].data(), shapes_[index].size());
-
-  void* data = nullptr;  // the interface has no form for constant tensors; inputs are only read
-  check(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  inputs_[index] = data;
-}
-
 void Call::allocate_output(size_t index) {
-  const size_t like = like_input(kernel_.op.description, index);
-  const std::vector<int64_t>& shape = shapes_[like];
-  OrtValue* value = nullptr;
-  check(api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
-  if (value) {
-    check(api_.GetTensorMutableData(value, &outputs_[index]));
-    return;
-  }
+  const Operator& description = kernel_.op.description;
+  const size_t like = like_input(description, index);
+  const std::vector<int64_t>& shape = inputs_[like].shape;
+  outputs_[index] = make_output(api_, context_, index, shape);
+  if (outputs_[index]) return;
   // The graph leaves this output out; the kernel writes it all the same.
-  const bool is_wide =
-      kernel_.op.description.inputs[like].is_fp32 || kernel_.op.dtype == MAMBA_FP32;
+  const bool is_wide = description.inputs[like].is_fp32 || kernel_.op.dtype == MAMBA_FP32;
   size_t bytes = is_wide ? 4 : 2;
   for (int64_t size : shape) bytes *= static_cast<size_t>(size);
-  unwanted_[index].reset(new char[bytes]);
-  outputs_[index] = unwanted_[index].get();
+  // A convolution of one tap has a state without elements.
+  if (bytes > 0) outputs_[index] = scratch_.take(bytes, "an output that the graph leaves out");
 }
 
-mamba_status Call::run_scan(Scheduler* scheduler) const {
+void Call::run_scan() {
   const int64_t inner = sizes_[kInner], per_step = sizes_[kGroups] * sizes_[kState];
   if (inner % sizes_[kGroups] != 0) {
     throw InputError("B has n_groups " + std::to_string(sizes_[kGroups]) +
@@ -161,10 +124,13 @@ mamba_status Call::run_scan(Scheduler* scheduler) const {
   p.initial_state = numbers(input++);
   p.y = outputs_[0];
   p.last_state = static_cast<float*>(outputs_[1]);
-  return mamba_selective_scan_cpu(&p, run_tasks, scheduler);
+  if (kernel_.op.provider == kCpu) return run_on_cpu(mamba_selective_scan_cpu, p);
+  const size_t bytes = mamba_selective_scan_cuda_workspace(&p);
+  void* workspace = bytes > 0 ? scratch_.take(bytes, "the scan's workspace") : nullptr;
+  check(mamba_selective_scan_cuda(&p, workspace, stream_of(api_, context_)));
 }
 
-mamba_status Call::run_convolution(Scheduler* scheduler) const {
+void Call::run_convolution() {
   mamba_causal_conv1d_params p = {};
   p.batch = sizes_[kBatch];
   p.length = sizes_[kLength];
@@ -176,10 +142,11 @@ mamba_status Call::run_convolution(Scheduler* scheduler) const {
   p.x = sequence(0, p.channels);
   p.weight = numbers(1);
   p.bias = numbers(2);
-  p.initial_state = inputs_[3];
+  p.initial_state = inputs_[3].data;
   p.y = outputs_[0];
   p.last_state = outputs_[1];
-  return mamba_causal_conv1d_cpu(&p, run_tasks, scheduler);
+  if (kernel_.op.provider == kCpu) return run_on_cpu(mamba_causal_conv1d_cpu, p);
+  check(mamba_causal_conv1d_cuda(&p, stream_of(api_, context_)));
 }
 
 }  // namespace
@@ -187,8 +154,9 @@ mamba_status Call::run_convolution(Scheduler* scheduler) const {
 OrtStatus* create_kernel(const OrtCustomOp* base, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) noexcept {
   const auto& op = static_cast<const CustomOp&>(*base);
-  return guarded(op, [&] {
+  return guarded(op.api, op.description.name, [&] {
     check_version(op.api, info);
+    if (op.provider == kCuda) check(mamba_cuda_check_device(current_device()));
     *kernel = new Kernel{op, read_flag(op.api, info, kReverse),
                          read_flag(op.api, info, op.description.flag)};
   });
@@ -196,7 +164,7 @@ OrtStatus* create_kernel(const OrtCustomOp* base, const OrtApi*, const OrtKernel
 
 OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept {
   const auto& self = *static_cast<const Kernel*>(kernel);
-  return guarded(self.op, [&] { Call(self, context).run(); });
+  return guarded(self.op.api, self.op.description.name, [&] { Call(self, context).run(); });
 }
 
 void destroy_kernel(void* kernel) noexcept { delete static_cast<Kernel*>(kernel); }

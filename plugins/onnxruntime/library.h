@@ -1,9 +1,10 @@
-// What the files of the custom-op library share: the operator as ONNX Runtime sees it, and error
+// What the files of the custom-op library share: the operators as ONNX Runtime sees them, and error
 // handling.
 //
 // Errors are exceptions inside and an OrtStatus outside; nothing is thrown past the boundary.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,14 +14,18 @@
 
 namespace mamba_ort {
 
-// One operator for one dtype: ONNX Runtime picks among those of a name by the types of a node's
-// inputs.
+// Where a kernel computes: ONNX Runtime's execution provider.
+enum Provider { kCpu, kCuda };
+
+// One operator for one dtype and one provider: ONNX Runtime picks among those of a name by the
+// provider that a node was given to and by the types of its inputs.
 struct CustomOp : OrtCustomOp {
-  CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype);
+  CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype, Provider provider);
 
   OrtFunctions api;
   const Operator& description;
   mamba_dtype dtype;
+  Provider provider;
 };
 
 // The members of CustomOp that make and run kernels (kernel.cpp).
@@ -28,6 +33,15 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelIn
                          void** kernel) noexcept;
 OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept;
 void destroy_kernel(void* kernel) noexcept;
+
+// What is registered; ONNX Runtime keeps pointers to them. Of any type that begins with
+// OrtCustomOp.
+using Operators = std::vector<std::shared_ptr<const OrtCustomOp>>;
+
+// Adds the operators that have a kernel for CUDA alone; every other runtime inlines their
+// functions. They are registered for sessions on CUDA only, so they must cover every dtype that
+// export writes.
+void add_cuda_only(const OrtFunctions& api, Operators& operators);
 
 // An error that ONNX Runtime itself reported: passed on as it is.
 struct RuntimeError {
@@ -40,7 +54,7 @@ inline void check(OrtStatus* status) {
 
 // Runs body and turns what it throws into a status; our own texts start with the operator's name.
 template <typename Body>
-OrtStatus* guarded(const CustomOp& op, Body body) noexcept {
+OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcept {
   try {
     try {
       body();
@@ -48,13 +62,18 @@ OrtStatus* guarded(const CustomOp& op, Body body) noexcept {
     } catch (const RuntimeError& error) {
       return error.status;
     } catch (const InputError& error) {
-      const std::string text = std::string("mamba_export ") + op.description.name + ": ";
-      return op.api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
+      const std::string text = std::string("mamba_export ") + name + ": ";
+      return api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
     }
   } catch (
       ...) {  // nothing else is thrown but for want of memory, also while the text is put together
-    return op.api.CreateStatus(kOrtFail, "mamba_export: out of memory");
+    return api.CreateStatus(kOrtFail, "mamba_export: out of memory");
   }
+}
+
+// What the kernels' C interface answered.
+inline void check(mamba_status status) {
+  if (status != MAMBA_OK) throw InputError(mamba_last_error());
 }
 
 inline std::vector<int64_t> shape_of(const OrtFunctions& api,

@@ -15,7 +15,20 @@ constexpr char kReverse[] = "reverse";
 constexpr char kVersionAttribute[] = "plugin_version";
 constexpr char kVersion[] = "1";
 
-enum Size { kBatch, kLength, kInner, kState, kGroups, kChannels, kTaps, kSizes };
+enum Size {
+  kBatch,
+  kLength,
+  kInner,
+  kState,
+  kGroups,
+  kChannels,
+  kTaps,
+  kModel,
+  kTwoInner,
+  kRank,
+  kProjected,
+  kSizes
+};
 
 // One axis of a tensor: a size, or a size less something.
 struct Axis {
@@ -90,7 +103,8 @@ class Sizes {
   std::string expected(const Tensor& tensor) const;
 
   static constexpr int64_t kUnknown = -1;
-  int64_t values_[kSizes] = {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown};
+  int64_t values_[kSizes] = {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown,
+                             kUnknown, kUnknown, kUnknown, kUnknown, kUnknown};
 };
 
 }  // namespace mamba_ort

@@ -19,6 +19,8 @@ struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtTensorTypeAndShapeInfo;
+struct OrtMemoryInfo;
+struct OrtAllocator;
 
 // The version we ask for, and the one whose OrtCustomOp we fill: the oldest that has every member
 // used here.
@@ -33,6 +35,7 @@ enum OrtErrorCode : int { kOrtFail = 1, kOrtInvalidArgument = 2 };
 enum OrtElementType : int { kOrtFloat = 1, kOrtFloat16 = 10, kOrtBFloat16 = 16 };
 enum OrtCharacteristic : int { kOrtRequired = 0, kOrtOptional = 1 };
 enum OrtMemType : int { kOrtMemTypeDefault = 0 };
+enum OrtAllocatorType : int { kOrtDeviceAllocator = 0 };
 
 struct OrtCustomOp {
   uint32_t version;
@@ -116,6 +119,18 @@ class OrtFunctions {
   OrtStatus* GetTensorTypeAndShape(const OrtValue* value, OrtTensorTypeAndShapeInfo** info) const {
     return member<OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>(65)(value, info);
   }
+  OrtStatus* CreateMemoryInfo(const char* name, OrtAllocatorType type, int device,
+                              OrtMemType memory, OrtMemoryInfo** info) const {
+    return member<OrtStatus*(const char*, OrtAllocatorType, int, OrtMemType, OrtMemoryInfo**)>(68)(
+        name, type, device, memory, info);
+  }
+  OrtStatus* AllocatorFree(OrtAllocator* allocator, void* memory) const {
+    return member<OrtStatus*(OrtAllocator*, void*)>(76)(allocator, memory);
+  }
+  OrtStatus* KernelInfoGetAttribute_float(const OrtKernelInfo* info, const char* name,
+                                          float* value) const {
+    return member<OrtStatus*(const OrtKernelInfo*, const char*, float*)>(85)(info, name, value);
+  }
   OrtStatus* KernelInfoGetAttribute_int64(const OrtKernelInfo* info, const char* name,
                                           int64_t* value) const {
     return member<OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)>(86)(info, name, value);
@@ -136,6 +151,7 @@ class OrtFunctions {
         context, index, sizes, count, value);
   }
   void ReleaseStatus(OrtStatus* status) const { member<void(OrtStatus*)>(93)(status); }
+  void ReleaseMemoryInfo(OrtMemoryInfo* info) const { member<void(OrtMemoryInfo*)>(94)(info); }
   void ReleaseTensorTypeAndShapeInfo(OrtTensorTypeAndShapeInfo* info) const {
     member<void(OrtTensorTypeAndShapeInfo*)>(99)(info);
   }
@@ -143,6 +159,38 @@ class OrtFunctions {
                                    const char* value) const {
     return member<OrtStatus*(OrtSessionOptions*, const char*, const char*)>(130)(options, key,
                                                                                  value);
+  }
+  void ReleaseAllocator(OrtAllocator* allocator) const {
+    member<void(OrtAllocator*)>(132)(allocator);
+  }
+  OrtStatus* KernelContext_GetGPUComputeStream(const OrtKernelContext* context,
+                                               void** stream) const {
+    return member<OrtStatus*(const OrtKernelContext*, void**)>(193)(context, stream);
+  }
+  OrtStatus* HasSessionConfigEntry(const OrtSessionOptions* options, const char* key,
+                                   int* has) const {
+    return member<OrtStatus*(const OrtSessionOptions*, const char*, int*)>(237)(options, key, has);
+  }
+  OrtStatus* GetSessionConfigEntry(const OrtSessionOptions* options, const char* key, char* value,
+                                   size_t* size) const {
+    return member<OrtStatus*(const OrtSessionOptions*, const char*, char*, size_t*)>(238)(
+        options, key, value, size);
+  }
+  // To be released with ReleaseAllocator.
+  OrtStatus* KernelContext_GetAllocator(const OrtKernelContext* context, const OrtMemoryInfo* info,
+                                        OrtAllocator** allocator) const {
+    return member<OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>(253)(
+        context, info, allocator);
+  }
+  OrtStatus* KernelInfoGetConstantInput_tensor(const OrtKernelInfo* info, size_t index,
+                                               int* is_constant, const OrtValue** value) const {
+    return member<OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>(249)(
+        info, index, is_constant, value);
+  }
+  OrtStatus* KernelContext_GetResource(const OrtKernelContext* context, int version, int id,
+                                       void** resource) const {
+    return member<OrtStatus*(const OrtKernelContext*, int, int, void**)>(265)(context, version, id,
+                                                                              resource);
   }
   // The info belongs to the context: not to be released.
   OrtStatus* ShapeInferContext_GetInputTypeShape(const OrtShapeInferContext* context, size_t index,
@@ -161,6 +209,15 @@ class OrtFunctions {
                                        size_t batches, void* data) const {
     return member<OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t,
                              void*)>(274)(context, body, tasks, batches, data);
+  }
+  // Memory of the run's stream: nobody else gets it before the work that was queued until it is
+  // freed is done. To be freed with the allocator of KernelContext_GetAllocator. Throws where there
+  // is none left.
+  OrtStatus* KernelContext_GetScratchBuffer(const OrtKernelContext* context,
+                                            const OrtMemoryInfo* info, size_t bytes,
+                                            void** memory) const {
+    return member<OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, size_t, void**)>(277)(
+        context, info, bytes, memory);
   }
 
  private:

@@ -4,8 +4,17 @@ namespace mamba_ort {
 namespace {
 
 const char* name_of(Size size) {
-  static constexpr const char* names[kSizes] = {"batch",    "length",   "d_inner", "d_state",
-                                                "n_groups", "channels", "d_conv"};
+  static constexpr const char* names[kSizes] = {"batch",
+                                                "length",
+                                                "d_inner",
+                                                "d_state",
+                                                "n_groups",
+                                                "channels",
+                                                "d_conv",
+                                                "d_model",
+                                                "2 * d_inner",
+                                                "dt_rank",
+                                                "dt_rank + 2 * d_state"};
   return names[size];
 }
 

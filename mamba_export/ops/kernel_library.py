@@ -1,0 +1,161 @@
+"""The library of compiled kernels: where it is, whether it fits this package, and which devices it runs on.
+
+``pip install`` compiles ``plugins/kernels`` into ``mamba_export/lib/libmamba_export_kernels.so``, with CUDA
+kernels where nvcc was there. Its C interface (``mamba_kernels.h``) is declared here for ctypes. The library
+is optional: without it, ``dispatch`` takes another implementation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from mamba_export.files import installed_library
+
+LIBRARY_VARIABLE = "MAMBA_EXPORT_KERNELS"
+"""Environment variable: the library to load instead of the installed one, or ``none`` for no library."""
+
+LIBRARY_FILE = "libmamba_export_kernels.so"
+
+VERSION = 2  # MAMBA_KERNELS_VERSION
+OK, INVALID = 0, 1  # mamba_status
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library: its file, its C functions, and the address of its parallel-for."""
+
+    path: Path
+    functions: ctypes.CDLL
+    parallel_for: int
+
+    @property
+    def instruction_set(self) -> str:
+        """Instruction set that its kernels use on this CPU: "avx512", "avx2" or "baseline"."""
+        return self.functions.mamba_cpu_instruction_set().decode()
+
+
+def declare_cuda_queries(functions: ctypes.CDLL) -> None:
+    """Declare the functions that ``cuda_architectures`` and ``why_not_on_gpu`` call.
+
+    The custom-op library for ONNX Runtime exports them as well.
+
+    Raises:
+        AttributeError: the library does not have them.
+    """
+    functions.mamba_last_error.argtypes = []
+    functions.mamba_last_error.restype = ctypes.c_char_p
+    functions.mamba_cuda_architectures.argtypes = []
+    functions.mamba_cuda_architectures.restype = ctypes.c_char_p
+    functions.mamba_cuda_check_device.argtypes = [ctypes.c_int]
+    functions.mamba_cuda_check_device.restype = ctypes.c_int
+
+
+def cuda_architectures(functions: ctypes.CDLL) -> str:
+    """GPU architectures that a library was built for, such as "75 80 90 120+ptx"; "" without CUDA."""
+    return functions.mamba_cuda_architectures().decode()
+
+
+def why_not_on_gpu(functions: ctypes.CDLL, index: int) -> str:
+    """One line about why a library's kernels do not run on GPU ``index``; "" where they do."""
+    if functions.mamba_cuda_check_device(index) == OK:
+        return ""
+    return functions.mamba_last_error().decode()
+
+
+def _declare(path: Path, functions: ctypes.CDLL) -> Library:
+    declare_cuda_queries(functions)
+    functions.mamba_cpu_instruction_set.argtypes = []
+    functions.mamba_cpu_instruction_set.restype = ctypes.c_char_p
+    # Params travel as the bytes of the struct, so every pointer is a plain one.
+    pointer = ctypes.c_void_p
+    for function, arguments in (
+        (functions.mamba_selective_scan_cpu, [pointer, pointer, pointer]),
+        (functions.mamba_causal_conv1d_cpu, [pointer, pointer, pointer]),
+        (functions.mamba_selective_scan_cuda, [pointer, pointer, pointer]),
+        (functions.mamba_causal_conv1d_cuda, [pointer, pointer]),
+    ):
+        function.argtypes = arguments
+        function.restype = ctypes.c_int
+    functions.mamba_selective_scan_cuda_workspace.argtypes = [pointer]
+    functions.mamba_selective_scan_cuda_workspace.restype = ctypes.c_size_t
+    parallel_for = ctypes.cast(functions.mamba_thread_pool_parallel_for, pointer).value
+    assert parallel_for is not None
+    return Library(path, functions, parallel_for)
+
+
+@lru_cache(maxsize=8)
+def _load(setting: str) -> Library | str:
+    """The library for this value of the environment variable, or one line about why there is none."""
+    if setting == "none":
+        return f"the compiled kernels are switched off by {LIBRARY_VARIABLE}=none"
+    path = Path(setting) if setting else installed_library(LIBRARY_FILE)
+    if path is None:
+        return (
+            f"{LIBRARY_FILE} is not installed with mamba_export: "
+            "a C++ compiler and `pip install .` in its sources build it"
+        )
+    if not path.is_file():
+        return f"{LIBRARY_VARIABLE}={setting} is not a file"
+    try:
+        functions = ctypes.CDLL(str(path.resolve()))
+        functions.mamba_kernels_version.argtypes = []
+        functions.mamba_kernels_version.restype = ctypes.c_int
+        version = functions.mamba_kernels_version()
+        if version != VERSION:  # before anything else: another version may lack functions
+            return (
+                f"{path} has version {version} of the kernels' interface, and this mamba_export "
+                f"needs {VERSION}: install mamba_export again"
+            )
+        return _declare(path, functions)
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded: {error}"
+
+
+def _setting() -> str:
+    return os.environ.get(LIBRARY_VARIABLE, "")
+
+
+def available() -> bool:
+    """Whether the library can be used in this process, on CPUs at least."""
+    return isinstance(_load(_setting()), Library)
+
+
+def why_absent() -> str:
+    """One line about why ``available`` is False; empty where it is True."""
+    loaded = _load(_setting())
+    return loaded if isinstance(loaded, str) else ""
+
+
+def why_not_on(device: torch.device) -> str:
+    """One line about why the kernels do not run on ``device``; empty where they do.
+
+    A GPU is asked once a process. No device is an error: one that the library has no kernels for gets
+    its line too.
+    """
+    if device.type == "cuda":
+        return _why_not_on_gpu(_setting(), device.index)
+    return why_absent() if device.type == "cpu" else f"there are no kernels for {device}"
+
+
+@lru_cache(maxsize=64)
+def _why_not_on_gpu(setting: str, index: int) -> str:
+    loaded = _load(setting)
+    return loaded if isinstance(loaded, str) else why_not_on_gpu(loaded.functions, index)
+
+
+def library() -> Library:
+    """The loaded library.
+
+    Raises:
+        ValueError: there is none; the message says why.
+    """
+    loaded = _load(_setting())
+    if isinstance(loaded, str):
+        raise ValueError(loaded)
+    return loaded

@@ -1,0 +1,138 @@
+# Finds nvcc, tries it, and says in one line what is built for the GPU, or why nothing is. Sets
+#
+#   MAMBA_CUDA_FOUND    whether the CUDA kernels are built
+#   MAMBA_CUDA_ABSENCE  why they are not, for the library to say
+#   MAMBA_CUDA_NAMES    what mamba_cuda_architectures answers, such as "75 80 90 120+ptx"
+#   MAMBA_CUDA_OPTIONS  nvcc's options
+set(known_architectures 75 80 86 87 89 90 100 110 120 121)
+set(oldest_cuda 11.8)
+set(MAMBA_CUDA_FOUND FALSE)
+set(MAMBA_CUDA_ABSENCE "")
+set(MAMBA_CUDA_NAMES "")
+set(MAMBA_CUDA_OPTIONS "")
+
+# Goes on without CUDA where that is allowed; a macro, so that return() leaves this file. (CMake leaves
+# the lines of an error alone that begin with a blank.)
+macro(leave_cuda_out reason advice)
+  if(MAMBA_CUDA STREQUAL "ON")
+    message(FATAL_ERROR " mamba_export: MAMBA_CUDA=ON, and ${reason}: ${advice}")
+  endif()
+  message(STATUS "mamba_export: CUDA kernels are left out: ${reason} (${advice})")
+  set(MAMBA_CUDA_ABSENCE "${reason}")
+  return()
+endmacro()
+
+# The first line of a tool's output that speaks of an error, else its first line; without what means
+# something in a C string or a CMake list.
+function(error_line output variable)
+  string(REGEX REPLACE "[\\\\$\"; ]+" " " output "${output}")
+  string(REGEX MATCH "[^\n]*([Ee]rror|not found|cannot|No such)[^\n]*" line "${output}")
+  if(NOT line)
+    string(REGEX MATCH "[^\n]+" line "${output}")
+  endif()
+  string(STRIP "${line}" line)
+  set(${variable} "${line}" PARENT_SCOPE)
+endfunction()
+
+if(NOT MAMBA_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR " mamba_export: MAMBA_CUDA is '${MAMBA_CUDA}', expected AUTO, ON or OFF")
+endif()
+# Commas, for where a semicolon separates something else, as it does in scikit-build-core's variables.
+string(REPLACE "," ";" architectures "${MAMBA_CUDA_ARCHITECTURES}")
+if(NOT architectures MATCHES "^(all|[0-9]+(;[0-9]+)*)$")
+  message(FATAL_ERROR " mamba_export: MAMBA_CUDA_ARCHITECTURES is '${MAMBA_CUDA_ARCHITECTURES}', expected all, or numbers such as 90 or 87,120")
+endif()
+if(MAMBA_CUDA STREQUAL "OFF")
+  message(STATUS "mamba_export: CUDA kernels are left out (MAMBA_CUDA=OFF)")
+  set(MAMBA_CUDA_ABSENCE "MAMBA_CUDA was OFF")
+  return()
+endif()
+if(MAMBA_SANITIZE)
+  leave_cuda_out("MAMBA_SANITIZE is set" "sanitizers are for the CPU; compute-sanitizer checks CUDA")
+endif()
+
+# CMake looks in PATH and CUDACXX; the toolkit's installers put nvcc in a folder of its own.
+if(NOT CMAKE_CUDA_COMPILER)
+  if(NOT "$ENV{CUDACXX}" STREQUAL "")
+    set(CMAKE_CUDA_COMPILER $ENV{CUDACXX})
+  else()
+    find_program(MAMBA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+    if(MAMBA_NVCC)
+      set(CMAKE_CUDA_COMPILER ${MAMBA_NVCC})
+    endif()
+  endif()
+endif()
+if(NOT CMAKE_CUDA_COMPILER)
+  leave_cuda_out("no nvcc was found" "install the CUDA toolkit, or set CUDACXX to its nvcc")
+endif()
+
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version
+                OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE failed)
+if(failed OR NOT output MATCHES "release ([0-9]+\\.[0-9]+)")
+  error_line("${output}${failed}" line)
+  leave_cuda_out("${CMAKE_CUDA_COMPILER} does not run (${line})" "set CUDACXX to the nvcc of a CUDA toolkit")
+endif()
+set(cuda_version ${CMAKE_MATCH_1})
+if(cuda_version VERSION_LESS oldest_cuda)
+  leave_cuda_out("${CMAKE_CUDA_COMPILER} is of CUDA ${cuda_version}"
+                 "CUDA ${oldest_cuda} or newer is needed: set CUDACXX to its nvcc")
+endif()
+
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE output)
+string(REGEX MATCHALL "[0-9]+" offered "${output}")
+if(architectures STREQUAL "all")
+  set(architectures ${known_architectures})
+  foreach(architecture IN LISTS known_architectures)
+    if(NOT architecture IN_LIST offered)
+      list(REMOVE_ITEM architectures ${architecture})
+    endif()
+  endforeach()
+  list(GET architectures -1 newest)
+  # PTX, which the driver compiles for GPUs that are newer than all of these.
+  list(APPEND MAMBA_CUDA_OPTIONS "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
+  set(ptx "+ptx")
+else()
+  foreach(architecture IN LISTS architectures)
+    if(NOT architecture IN_LIST offered)
+      list(JOIN offered " " offered)
+      message(FATAL_ERROR " mamba_export: MAMBA_CUDA_ARCHITECTURES names ${architecture}, and CUDA ${cuda_version} compiles for ${offered} (MAMBA_CUDA=OFF builds for the CPU alone)")
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES architectures)
+  list(SORT architectures COMPARE NATURAL)
+  set(ptx "")
+endif()
+
+# CMake would end the whole build where nvcc and the host's compiler do not fit together.
+set(check ${CMAKE_BINARY_DIR}/cuda_check)
+file(WRITE ${check}.cu "#include <cstdint>\n__global__ void nothing() {}\nint main() { nothing<<<1, 1>>>(); }\n")
+list(GET architectures 0 first)
+set(command ${CMAKE_CUDA_COMPILER} -std=c++17 -arch=sm_${first} -o ${check} ${check}.cu)
+if(CMAKE_CUDA_HOST_COMPILER)
+  list(APPEND command -ccbin ${CMAKE_CUDA_HOST_COMPILER})
+elseif(NOT "$ENV{CUDAHOSTCXX}" STREQUAL "")
+  list(APPEND command -ccbin $ENV{CUDAHOSTCXX})
+endif()
+execute_process(COMMAND ${command} OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE failed)
+if(failed)
+  error_line("${output}${failed}" line)
+  leave_cuda_out("${CMAKE_CUDA_COMPILER} cannot compile (${line})"
+                 "set CUDAHOSTCXX to a C++ compiler that CUDA ${cuda_version} supports")
+endif()
+
+# Given on each compile instead, so that CMake adds none of its own choice.
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+foreach(architecture IN LISTS architectures)
+  list(APPEND MAMBA_CUDA_OPTIONS "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
+endforeach()
+# All architectures of a file at once, on as many threads as there are cores.
+list(APPEND MAMBA_CUDA_OPTIONS --threads=0 -Xfatbin=-compress-all)
+list(JOIN architectures " " MAMBA_CUDA_NAMES)
+string(APPEND MAMBA_CUDA_NAMES "${ptx}")
+set(MAMBA_CUDA_FOUND TRUE)
+message(STATUS "mamba_export: CUDA kernels are built with CUDA ${cuda_version} for ${MAMBA_CUDA_NAMES}")

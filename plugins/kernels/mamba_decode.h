@@ -1,0 +1,76 @@
+/* Decoding on an NVIDIA GPU: a step of the model captured in a CUDA graph, with the choice of the
+ * next token at its end, so that a token costs the host one launch and one number to read.
+ *
+ * In libraries that were built with CUDA. A stream is used by one thread at a time.
+ * mamba_stream_create and mamba_graph_run set the device that they need and put the caller's back;
+ * the others expect the stream's device to be the current one, as it is after a run of ONNX
+ * Runtime.
+ */
+#ifndef MAMBA_DECODE_H
+#define MAMBA_DECODE_H
+
+#include "mamba_kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  MAMBA_CHOOSE_NOTHING = 0,
+  MAMBA_CHOOSE_BEST = 1, /* the most likely token; of several, the one with the lowest id */
+  MAMBA_CHOOSE_DRAWN = 2 /* drawn by its probability */
+} mamba_choice;
+
+/* As mamba_export/runtime/sampling.py defines them. */
+typedef struct {
+  int32_t choice;           /* mamba_choice */
+  int32_t top_k;            /* 0 keeps all */
+  float temperature;        /* above 0 */
+  float repetition_penalty; /* 1 is off */
+  double top_p;             /* 1 keeps all */
+} mamba_choice_options;
+
+/* Host memory here is memory of mamba_host_alloc, which the GPU reads and writes itself: what it
+ * holds counts when the work runs, not when it is queued or captured. */
+typedef struct {
+  int64_t batch, vocab_size;
+  mamba_dtype dtype;  /* of logits */
+  const void* logits; /* (batch, vocab_size) */
+  float* scores;      /* (batch, vocab_size), to work in */
+  uint8_t* seen;      /* (batch, vocab_size), 1 for the tokens that a sequence holds; kept
+                         up where repetition_penalty is not 1 */
+  const mamba_choice_options* options; /* host */
+  const double* draws;                 /* host, (batch,) in [0, 1) */
+  int64_t* next;                       /* (batch,): what the model reads in its next step */
+  int64_t* chosen; /* host, (batch,); -1 where the largest logit is not finite */
+} mamba_choose_params;
+
+/* Queues the choice. Equal input gives equal tokens. */
+MAMBA_API mamba_status mamba_choose_cuda(const mamba_choose_params* params, void* stream);
+
+/* A stream of its own, which does not wait for the default one. It is the process's until it ends.
+ */
+MAMBA_API mamba_status mamba_stream_create(int device, void** stream);
+
+/* Zeroed host memory that GPUs reach; mamba_host_free takes NULL too. */
+MAMBA_API mamba_status mamba_host_alloc(size_t bytes, void** memory);
+MAMBA_API void mamba_host_free(void* memory);
+
+/* Queues a copy between any two places and waits for all that was queued. */
+MAMBA_API mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream);
+MAMBA_API mamba_status mamba_wait(void* stream);
+
+/* Between the two, work on the stream is noted and not run. mamba_capture_end returns NULL in graph
+ * and an error where something was queued that cannot be repeated, such as a copy from host memory,
+ * and where graph is NULL itself throws the work away. */
+MAMBA_API mamba_status mamba_capture_begin(void* stream);
+MAMBA_API mamba_status mamba_capture_end(void* stream, void** graph);
+
+/* Runs a captured graph and waits for its end. */
+MAMBA_API mamba_status mamba_graph_run(void* graph, void* stream);
+MAMBA_API void mamba_graph_destroy(void* graph);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* MAMBA_DECODE_H */

@@ -1,0 +1,106 @@
+#include "context.h"
+
+#include <cstring>
+
+#include "cuda_device.h"
+
+namespace mamba_ort {
+
+bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name) {
+  int64_t value = 0;
+  if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
+    api.ReleaseStatus(status);
+    // Export always writes it, and the function body has no default either.
+    throw InputError(std::string("the integer attribute ") + name + " is missing");
+  }
+  if (value != 0 && value != 1) {
+    throw InputError(std::string("attribute ") + name + " is " + std::to_string(value) +
+                     ", expected 0 or 1");
+  }
+  return value == 1;
+}
+
+void check_version(const OrtFunctions& api, const OrtKernelInfo* info) {
+  char version[16] = "";
+  size_t size = sizeof version;
+  if (OrtStatus* status =
+          api.KernelInfoGetAttribute_string(info, kVersionAttribute, version, &size)) {
+    api.ReleaseStatus(status);
+    throw InputError(std::string("the text attribute ") + kVersionAttribute +
+                     " is missing or too long");
+  }
+  if (std::strcmp(version, kVersion) != 0) {
+    throw InputError(std::string("the file has version ") + version +
+                     " of this operator, the library has version " + kVersion +
+                     ": export the model again, or install the mamba_export that wrote it");
+  }
+}
+
+Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index) {
+  const OrtValue* value = nullptr;
+  check(api.KernelContext_GetInput(context, index, &value));
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api.GetTensorTypeAndShape(value, &info));
+  const auto release = [&api](OrtTensorTypeAndShapeInfo* p) {
+    api.ReleaseTensorTypeAndShapeInfo(p);
+  };
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> owner(info, release);
+  void* data = nullptr;  // the interface has no form for constant tensors; inputs are only read
+  check(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return {shape_of(api, info), data};
+}
+
+void* make_output(const OrtFunctions& api, OrtKernelContext* context, size_t index,
+                  const std::vector<int64_t>& shape) {
+  OrtValue* value = nullptr;
+  check(api.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  if (value) check(api.GetTensorMutableData(value, &data));
+  return data;
+}
+
+Scratch::~Scratch() {
+  for (void* memory : device_) {
+    if (OrtStatus* status = api_.AllocatorFree(device_allocator_, memory)) {
+      api_.ReleaseStatus(status);
+    }
+  }
+  if (device_allocator_) api_.ReleaseAllocator(device_allocator_);
+  if (device_info_) api_.ReleaseMemoryInfo(device_info_);
+}
+
+void* Scratch::take(size_t bytes, const char* what) {
+  if (provider_ == kCuda) return take_device(bytes, what);
+  host_.emplace_back(new char[bytes]);
+  return host_.back().get();
+}
+
+void* Scratch::take_device(size_t bytes, const char* what) {
+  if (!device_allocator_) {
+    check(api_.CreateMemoryInfo("Cuda", kOrtDeviceAllocator, current_device(), kOrtMemTypeDefault,
+                                &device_info_));
+    check(api_.KernelContext_GetAllocator(context_, device_info_, &device_allocator_));
+  }
+  device_.reserve(device_.size() + 1);  // so that nothing can fail between taking and noting it
+  void* memory = nullptr;
+  OrtStatus* status = nullptr;
+  try {
+    status = api_.KernelContext_GetScratchBuffer(context_, device_info_, bytes, &memory);
+  } catch (...) {  // the runtime's arena throws, and this member of its interface lets it through
+  }
+  if (status) api_.ReleaseStatus(status);
+  if (!memory) {
+    throw InputError("out of GPU memory: " + std::to_string(bytes) + " bytes for " + what +
+                     " could not be had: use a smaller batch or shorter parts of the sequence");
+  }
+  device_.push_back(memory);
+  return memory;
+}
+
+void* stream_of(const OrtFunctions& api, const OrtKernelContext* context) {
+  void* stream = nullptr;
+  check(api.KernelContext_GetGPUComputeStream(context, &stream));
+  return stream;
+}
+
+}  // namespace mamba_ort

@@ -1,0 +1,57 @@
+// What a kernel sees of ONNX Runtime: a node's attributes, and the tensors, stream and memory of a
+// run.
+#pragma once
+
+#include <vector>
+
+#include "library.h"
+
+namespace mamba_ort {
+
+// Throws InputError where the attribute is missing or is neither 0 nor 1.
+bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name);
+
+// Throws InputError where the node was written for another version of its operator.
+void check_version(const OrtFunctions& api, const OrtKernelInfo* info);
+
+struct Input {
+  std::vector<int64_t> shape;
+  const void* data;
+};
+
+Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index);
+
+// Null where the graph leaves the output out.
+void* make_output(const OrtFunctions& api, OrtKernelContext* context, size_t index,
+                  const std::vector<int64_t>& shape);
+
+// Memory for one run of a node, on the device that it runs on; given back when this goes. On a GPU
+// that is before the queued work is done, which the runtime's allocator of the run's stream allows
+// for.
+class Scratch {
+ public:
+  Scratch(const OrtFunctions& api, OrtKernelContext* context, Provider provider)
+      : api_(api), context_(context), provider_(provider) {}
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // Aligned to 256 bytes on a GPU. what says in the error's text what could not be had.
+  void* take(size_t bytes, const char* what);
+
+ private:
+  void* take_device(size_t bytes, const char* what);
+
+  const OrtFunctions& api_;
+  OrtKernelContext* context_;
+  Provider provider_;
+  std::vector<std::unique_ptr<char[]>> host_;
+  OrtMemoryInfo* device_info_ = nullptr;
+  OrtAllocator* device_allocator_ = nullptr;
+  std::vector<void*> device_;
+};
+
+// The run's stream.
+void* stream_of(const OrtFunctions& api, const OrtKernelContext* context);
+
+}  // namespace mamba_ort

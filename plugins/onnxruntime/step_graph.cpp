@@ -1,0 +1,171 @@
+// Streams, host memory and CUDA graphs for decoding: what mamba_decode.h promises but for the
+// choice.
+//
+// The graph is captured here, not by ONNX Runtime's enable_cuda_graph, because that keeps a graph,
+// and the handles of cuBLAS and cuDNN, for every thread that ever ran a step, and a replay there
+// still checks every bound tensor.
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "errors.h"
+#include "mamba_decode.h"
+
+namespace mamba {
+namespace {
+
+mamba_status checked(const char* what, cudaError_t error) {
+  if (error == cudaSuccess) return MAMBA_OK;
+  cudaGetLastError();  // so that nobody else takes it for his own
+  return fail(MAMBA_CUDA_ERROR, "%s: CUDA failed: %s", what, cudaGetErrorString(error));
+}
+
+// Sets a device for the calling thread, and puts the one before back.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    changed_ = cudaGetDevice(&before_) == cudaSuccess && before_ != device &&
+               cudaSetDevice(device) == cudaSuccess;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+bool is_on_device(const void* memory) {
+  cudaPointerAttributes attributes = {};
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) return false;
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+}
+
+// What makes a node unfit to be repeated, or null: the host memory of a copy is gone by then, and a
+// call of the host would free its memory twice.
+const char* unfit(cudaGraphNode_t node) {
+  cudaGraphNodeType type;
+  if (cudaGraphNodeGetType(node, &type) != cudaSuccess) return "work of an unknown kind";
+  if (type == cudaGraphNodeTypeHost) return "a call of the host";
+  if (type != cudaGraphNodeTypeMemcpy) return nullptr;
+  cudaMemcpy3DParms copy = {};
+  if (cudaGraphMemcpyNodeGetParams(node, &copy) != cudaSuccess) return "a copy of an unknown kind";
+  const bool fits = !copy.srcArray && !copy.dstArray && is_on_device(copy.srcPtr.ptr) &&
+                    is_on_device(copy.dstPtr.ptr);
+  return fits ? nullptr : "a copy between the host and the GPU";
+}
+
+struct Graph {
+  cudaGraphExec_t executable = nullptr;
+  int device = 0;
+  ~Graph() {
+    if (executable) cudaGraphExecDestroy(executable);
+  }
+};
+
+mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
+  size_t count = 0;
+  if (mamba_status bad = checked("capture", cudaGraphGetNodes(captured, nullptr, &count))) {
+    return bad;
+  }
+  std::vector<cudaGraphNode_t> nodes(count);
+  if (mamba_status bad = checked("capture", cudaGraphGetNodes(captured, nodes.data(), &count))) {
+    return bad;
+  }
+  for (cudaGraphNode_t node : nodes) {
+    if (const char* what = unfit(node)) {
+      return fail(MAMBA_INVALID, "a step of this model cannot be captured: it holds %s", what);
+    }
+  }
+  auto graph = std::make_unique<Graph>();
+  cudaGetDevice(&graph->device);
+  if (mamba_status bad =
+          checked("capture", cudaGraphInstantiateWithFlags(&graph->executable, captured, 0))) {
+    return bad;
+  }
+  *made = std::move(graph);
+  return MAMBA_OK;
+}
+
+}  // namespace
+}  // namespace mamba
+
+using mamba::checked;
+
+extern "C" {
+
+mamba_status mamba_stream_create(int device, void** stream) {
+  const mamba::OnDevice on(device);
+  return checked("stream", cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream),
+                                                     cudaStreamNonBlocking));
+}
+
+mamba_status mamba_host_alloc(size_t bytes, void** memory) {
+  const mamba_status status =
+      checked("host memory", cudaHostAlloc(memory, bytes, cudaHostAllocPortable));
+  if (status == MAMBA_OK) std::memset(*memory, 0, bytes);
+  return status;
+}
+
+void mamba_host_free(void* memory) {
+  if (memory) cudaFreeHost(memory);
+}
+
+mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  if (mamba_status bad =
+          checked("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue))) {
+    return bad;
+  }
+  return mamba_wait(stream);
+}
+
+mamba_status mamba_wait(void* stream) {
+  return checked("decode", cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+// Relaxed: other threads, and the runtime's allocator in this one, may go on allocating.
+mamba_status mamba_capture_begin(void* stream) {
+  return checked("capture", cudaStreamBeginCapture(static_cast<cudaStream_t>(stream),
+                                                   cudaStreamCaptureModeRelaxed));
+}
+
+mamba_status mamba_capture_end(void* stream, void** graph) {
+  cudaGraph_t captured = nullptr;
+  const mamba_status ended =
+      checked("capture", cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &captured));
+  if (graph) *graph = nullptr;
+  if (ended != MAMBA_OK || !captured) return ended;
+  mamba_status status = MAMBA_OK;
+  if (graph) {
+    std::unique_ptr<mamba::Graph> made;
+    try {
+      status = mamba::make(captured, &made);
+    } catch (...) {
+      status = mamba::fail(MAMBA_INVALID, "capture: out of memory");
+    }
+    *graph = made.release();
+  }
+  cudaGraphDestroy(captured);
+  return status;
+}
+
+mamba_status mamba_graph_run(void* graph, void* stream) {
+  const auto& self = *static_cast<mamba::Graph*>(graph);
+  const mamba::OnDevice on(self.device);
+  if (mamba_status bad =
+          checked("decode", cudaGraphLaunch(self.executable, static_cast<cudaStream_t>(stream)))) {
+    return bad;
+  }
+  return mamba_wait(stream);
+}
+
+void mamba_graph_destroy(void* graph) { delete static_cast<mamba::Graph*>(graph); }
+
+}  // extern "C"

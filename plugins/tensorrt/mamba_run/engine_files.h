@@ -1,0 +1,48 @@
+// An engine and what `mamba-export build` wrote beside it, read and checked before anything is
+// loaded.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mamba_run {
+
+// Smallest, best and largest value that an engine takes.
+struct Range {
+  int64_t least, best, most;
+
+  bool holds(int64_t value) const { return least <= value && value <= most; }
+};
+
+struct Profile {
+  std::string name;
+  Range batch, length;
+};
+
+struct EngineFiles {
+  std::string engine;              // path
+  std::string plugin_library;      // path; empty where the engine needs none
+  bool is_rtx;                     // an engine of TensorRT-RTX
+  std::string runtime_version;     // of what built it; empty where unknown
+  std::string compute_capability;  // of the GPU that it is for; empty where it is not tied to one
+  std::string input, output;       // names of token ids and logits
+  std::vector<std::pair<std::string, std::string>> states;  // input and output that returns it
+  std::vector<Profile> profiles;                            // in the engine's order
+  bool has_byte_tokenizer;
+  int64_t vocab_size;
+  int64_t eos_token;  // -1 where there is none
+
+  // The profile that takes this many steps, the one for the longest prompts first; throws Error,
+  // which names the ranges.
+  size_t profile_for(int64_t length) const;
+};
+
+// path is an engine file or its folder; plugin a library to use instead of the one that engine.json
+// names. Throws Error where a file is missing, damaged, truncated, foreign or of another version.
+// The engine's SHA-256 takes seconds for gigabytes: check_content false leaves it out.
+EngineFiles read_engine_files(const std::string& path, const std::string& plugin,
+                              bool check_content);
+
+}  // namespace mamba_run

@@ -1,0 +1,184 @@
+"""Layers as one node: what is fused, what is left alone, and that runtimes without a kernel lose nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+from mamba_export import contract
+from mamba_export.export import build, check, export
+from mamba_export.export.layers import fuse_layers
+from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast
+
+ROOT = Path(__file__).parent.parent
+CONFIG = MambaConfig(d_model=32, n_layer=3, vocab_size=256)
+
+
+def language_model(config: MambaConfig = CONFIG, dtype: str = "fp32") -> MambaLM:
+    model = MambaLM(config).eval()
+    with torch.no_grad():
+        model.embeddings.weight.mul_(20)
+    cast(model, TORCH_DTYPES[dtype])
+    return model
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def run(path: Path, optimized: Path) -> tuple[list[np.ndarray], Counter[str]]:
+    """Outputs for random tokens and states in stock ONNX Runtime, and the operators that it kept."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options)
+    generator = np.random.default_rng(0)
+    feed = {"input_ids": generator.integers(0, 256, (2, 9))}
+    for value in session.get_inputs()[1:]:
+        kind = np.float16 if "16" in value.type else np.float32
+        feed[value.name] = generator.standard_normal([2, *value.shape[1:]]).astype(kind)
+    graph = onnx.load(str(optimized), load_external_data=False).graph
+    return session.run(None, feed), Counter(node.op_type for node in graph.node)
+
+
+@pytest.mark.parametrize("residual_in_fp32", [True, False], ids=["R fp32", "R is T"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_stock_runtime_makes_the_same_of_both_forms(
+    tmp_path: Path, dtype: str, residual_in_fp32: bool
+) -> None:
+    model = language_model(CONFIG.replace(residual_in_fp32=residual_in_fp32), dtype)
+    results = []
+    for fused in (True, False):
+        path = tmp_path / f"{fused}.onnx"
+        ir.save(build(model, fuse_layers=fused), path)
+        results.append(run(path, tmp_path / "optimized.onnx"))
+    (outputs, nodes), (expected, plain_nodes) = results
+    for output, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(output, wanted)
+    assert nodes == plain_nodes
+
+
+@pytest.mark.parametrize("residual_in_fp32", [True, False], ids=["R fp32", "R is T"])
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+def test_every_layer_is_one_node(tmp_path: Path, dtype: str, residual_in_fp32: bool) -> None:
+    config = CONFIG.replace(residual_in_fp32=residual_in_fp32, conv_bias=dtype != "fp16")
+    model = build(language_model(config, dtype))
+    assert operators(model)[contract.MAMBA_LAYER] == 3
+    assert not {contract.SELECTIVE_SCAN, contract.CAUSAL_CONV1D} & operators(model).keys()
+    ir.save(model, tmp_path / "model.onnx")
+    check(tmp_path / "model.onnx")
+    proto = onnx.load(str(tmp_path / "model.onnx"))
+    assert {function.name for function in proto.functions} == {
+        contract.MAMBA_LAYER, contract.SELECTIVE_SCAN, contract.CAUSAL_CONV1D,
+    }  # fmt: skip
+    read = {name for node in proto.graph.node for name in node.input}
+    assert {tensor.name for tensor in proto.graph.initializer} <= read, "nothing is left over"
+    node = next(n for n in proto.graph.node if n.op_type == contract.MAMBA_LAYER)
+    assert len(node.input) == len(contract.MAMBA_LAYER_INPUTS)
+    assert len(node.output) == len(contract.MAMBA_LAYER_OUTPUTS)
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
+        "epsilon": pytest.approx(1e-5), "split": [2, 16, 16],
+        "plugin_version": b"1", "plugin_namespace": b"mamba_export",
+    }  # fmt: skip
+
+
+def test_inputs_are_in_the_contracts_order() -> None:
+    model = build(language_model())
+    layer = next(node for node in model.graph if node.op_type == contract.MAMBA_LAYER)
+    prefix = "backbone.layers.0."
+    expected = {
+        "norm_weight": prefix + "norm.weight",
+        "in_proj_weight": prefix + "mixer.in_proj.weight",
+        "conv_weight": prefix + "mixer.conv1d.weight",
+        "conv_bias": prefix + "mixer.conv1d.bias",
+        "x_proj_weight": prefix + "mixer.x_proj.weight",
+        "dt_proj_weight": prefix + "mixer.dt_proj.weight",
+        "dt_bias": prefix + "mixer.dt_proj.bias",
+        "A": prefix + "mixer.A",
+        "D": prefix + "mixer.D",
+        "out_proj_weight": prefix + "mixer.out_proj.weight",
+        "conv_state": "past_key_values.0.conv_state",
+        "recurrent_state": "past_key_values.0.recurrent_state",
+    }
+    names = [value.name for value in layer.inputs if value is not None]
+    assert dict(zip(contract.MAMBA_LAYER_INPUTS[1:], names[1:], strict=True)) == expected
+    assert [value.name for value in layer.outputs[1:]] == [
+        "present.0.conv_state", "present.0.recurrent_state",
+    ]  # fmt: skip
+    shapes = [value.shape for value in layer.inputs if value is not None]
+    assert shapes[2] == ir.Shape([32, 128]), "projections are (in, out)"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG.replace(bias=True), CONFIG.replace(bcdt_norm_epsilon=1e-6)],
+    ids=["projections with a bias", "falcon norms"],
+)
+def test_other_layers_are_left_as_they_are(config: MambaConfig) -> None:
+    model = language_model(config)
+    assert operators(build(model)) == operators(build(model, fuse_layers=False))
+
+
+def test_a_value_that_others_read_keeps_its_layer_apart() -> None:
+    model = build(language_model(), fuse_layers=False)
+    gate = [node for node in model.graph if node.op_type == contract.SELECTIVE_SCAN][1].outputs[0]
+    model.graph.outputs.append(gate)
+    assert fuse_layers(model) == 2
+    assert operators(model)[contract.SELECTIVE_SCAN] == 1
+    order = [node.op_type for node in model.graph]
+    assert order.index(contract.MAMBA_LAYER) < order.index(contract.SELECTIVE_SCAN)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attribute", "value"),
+    [
+        (contract.SELECTIVE_SCAN, contract.ATTR_REVERSE, 1),
+        (contract.SELECTIVE_SCAN, contract.ATTR_DELTA_SOFTPLUS, 0),
+        (contract.CAUSAL_CONV1D, contract.ATTR_SILU, 0),
+        (contract.CAUSAL_CONV1D, contract.ATTR_REVERSE, 1),
+        ("ReduceMean", "keepdims", 0),
+    ],
+)
+def test_other_attributes_keep_a_layer_apart(op_type: str, attribute: str, value: int) -> None:
+    model = build(language_model(), fuse_layers=False)
+    node = next(node for node in model.graph if node.op_type == op_type)
+    node.attributes[attribute] = ir.AttrInt64(attribute, value)
+    assert fuse_layers(model) == 2
+
+
+def test_switched_off(tmp_path: Path) -> None:
+    out = export(language_model(), tmp_path / "out", fuse_layers=False)
+    graph = onnx.load(str(out / contract.MODEL_FILE), load_external_data=False)
+    assert {function.name for function in graph.functions} == {
+        contract.SELECTIVE_SCAN, contract.CAUSAL_CONV1D,
+    }  # fmt: skip
+
+
+def test_backbone_is_fused_too() -> None:
+    backbone = MambaBackbone(CONFIG.replace(vocab_size=0, n_layer=2)).eval()
+    assert operators(build(backbone))[contract.MAMBA_LAYER] == 2
+
+
+def test_the_kernels_table_is_the_contracts() -> None:
+    """Names, order, ranks and dtypes of the C++ side's inputs."""
+    source = (ROOT / "plugins/onnxruntime/layer.cpp").read_text()
+    assert f'kName[] = "{contract.MAMBA_LAYER}"' in source
+    assert f'kEpsilon[] = "{contract.ATTR_EPSILON}"' in source
+    rows = re.findall(r'\{"(\w+)", (true|false), (\d), ', source)
+    assert tuple(name for name, _, _ in rows) == contract.MAMBA_LAYER_INPUTS
+    layer = next(n for n in build(language_model(dtype="fp16")).graph if n.op_type == "MambaLayer")
+    for value, (name, is_fp32, rank) in zip(layer.inputs, rows, strict=True):
+        assert value is not None
+        assert value.shape is not None
+        if name != "hidden":  # of the residual stream's dtype
+            expected = ir.DataType.FLOAT if is_fp32 == "true" else ir.DataType.FLOAT16
+            assert value.dtype == expected
+        assert len(value.shape) == int(rank)

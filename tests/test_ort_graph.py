@@ -1,0 +1,337 @@
+"""Decoding in a CUDA graph, with a stand-in for CUDA: states in place, choices, the pool, and every failure.
+
+The stand-in notes work in place of running it between the begin and the end of a capture, as CUDA does, so
+that a step that is captured and run twice, or not at all, writes other tokens. On a GPU:
+tests/test_native_onnxruntime_cuda.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mamba_export.errors import SessionError
+from mamba_export.export import export
+from mamba_export.nn import MambaLM
+from mamba_export.runtime import OrtSession, native_library
+from mamba_export.runtime.gpu import CHOOSE_DRAWN, CHOOSE_NOTHING, ChoiceOptions, ChooseParams
+from mamba_export.runtime.ort_graph import GraphStepper, StepGraphs
+from mamba_export.runtime.ort_load import LoadedModel
+from mamba_export.runtime.sampling import Sampling, penalise, warp
+
+pytestmark = pytest.mark.skipif(
+    native_library.library_path() is None, reason=native_library.why_absent()
+)
+SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
+
+
+class FakeStream:
+    """A ``GpuStream`` whose device is the CPU."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.noted: list[Callable[[], None]] | None = None
+        self.runs = 0
+        self.choices = 0
+        self.problem = ""
+
+    def queue(self, work: Callable[[], None]) -> None:
+        if self.noted is None:
+            work()
+        else:
+            self.noted.append(work)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        ctypes.memmove(to, source, size)
+
+    def wait(self) -> None:
+        pass
+
+    def choose(self, params: ChooseParams) -> None:
+        self.queue(lambda: self._choose(params))
+
+    def begin_capture(self) -> None:
+        assert self.lock.locked()
+        self.noted = []
+
+    def end_capture(self) -> Any:
+        graph, self.noted = self.noted, None
+        if self.problem:
+            raise SessionError(self.problem)
+        return graph
+
+    def abandon_capture(self) -> None:
+        self.noted = None
+
+    def run(self, graph: Any) -> None:
+        assert self.lock.locked()
+        self.runs += 1
+        for work in graph:
+            work()
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def _choose(self, params: ChooseParams) -> None:
+        """What plugins/kernels/cuda/sample.cu does, by the functions that define it."""
+        self.choices += 1
+        options = ChoiceOptions.from_address(params.options)
+        if options.choice == CHOOSE_NOTHING:
+            return
+        shape = (params.batch, params.vocab_size)
+
+        def array(address: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+            pointer = ctypes.cast(address, ctypes.POINTER(kind))
+            return np.ctypeslib.as_array(pointer, shape)
+
+        logits = array(params.logits, ctypes.c_float, shape)
+        seen = array(params.seen, ctypes.c_uint8, shape)
+        draws = array(params.draws, ctypes.c_double, shape[:1])
+        if options.repetition_penalty != 1:
+            logits = penalise(logits, seen.astype(bool), options.repetition_penalty)
+        tokens = logits.argmax(axis=-1)
+        if options.choice == CHOOSE_DRAWN:
+            sampling = Sampling(options.temperature, options.top_k, options.top_p)
+            weights = np.exp(warp(logits, sampling)).cumsum(axis=-1, dtype=np.float64)
+            tokens = (weights <= (draws * weights[:, -1])[:, None]).sum(axis=-1)
+        finite = np.isfinite(logits.max(axis=-1))
+        if options.repetition_penalty != 1:
+            seen[np.arange(shape[0]), tokens] = 1
+        array(params.next, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, 0)
+        array(params.chosen, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, -1)
+
+
+class FakeInference:
+    """ONNX Runtime's session, whose runs are noted while the stream is captured."""
+
+    def __init__(self, session: Any, stream: FakeStream) -> None:
+        self.session = session
+        self.stream = stream
+        self.failure: Callable[[], BaseException] | None = None
+
+    def io_binding(self) -> Any:
+        return self.session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+        assert self.stream.lock.locked(), "others may be capturing"
+        assert (options is None) == (self.stream.noted is None)
+        if self.stream.noted is not None and self.failure is not None:
+            raise self.failure()
+        self.stream.queue(lambda: self.session.run_with_iobinding(binding))
+
+
+def on_graphs(folder: Path) -> tuple[OrtSession, FakeStream, FakeInference]:
+    """A session whose steps are captured."""
+    session = OrtSession(folder, providers=["CPUExecutionProvider"], threads=1, native=True)
+    stream = FakeStream()
+    inference = FakeInference(session._model.session, stream)
+    old = session._model
+    session._model = LoadedModel(inference, old.metadata, old.device, True, stream)  # type: ignore[arg-type]
+    session._graphs = StepGraphs(session._model)
+    return session, stream, inference
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model: MambaLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_model, tmp_path_factory.mktemp("graph") / "out")
+
+
+@pytest.fixture(scope="module")
+def plain(exported: Path) -> OrtSession:
+    return OrtSession(exported, providers=["CPUExecutionProvider"], threads=1)
+
+
+def tokens_of(session: OrtSession, prompts: Any, **options: Any) -> list[list[int]]:
+    options = {"stop_at_end": False, "max_new_tokens": 30} | options
+    return [one.tokens for one in session.generate(prompts, **options)]
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("prompts", [[[5]], [[1, 2, 3], [4], [5, 6]]], ids=["one", "three"])
+def test_generation_is_the_plain_one(
+    exported: Path, plain: OrtSession, prompts: list[list[int]], options: dict[str, Any]
+) -> None:
+    session, stream, _ = on_graphs(exported)
+    expected = tokens_of(plain, prompts, **options)
+    for attempt in range(3):
+        assert tokens_of(session, prompts, **options) == expected
+        # The first step of a generation is run plainly, from a state that is not the graph's.
+        assert stream.runs == 29 * (attempt + 1)
+
+
+def test_rows_that_end_go_on_in_a_smaller_graph(exported: Path, plain: OrtSession) -> None:
+    session, _, _ = on_graphs(exported)
+    prompts = [[i] for i in range(6)]
+    for options in ({}, SAMPLED):
+        whole = tokens_of(plain, prompts, **options)
+        end = int(np.bincount(np.concatenate([np.unique(row) for row in whole])).argmax())
+        expected = [row[: row.index(end)] if end in row else row for row in whole]
+        object.__setattr__(session.metadata, "eos_token_id", end)
+        assert tokens_of(session, prompts, stop_at_end=True, **options) == expected
+
+
+def test_steps_are_run_with_the_states_in_place(exported: Path, plain: OrtSession) -> None:
+    session, stream, _ = on_graphs(exported)
+    ids = np.random.default_rng(0).integers(0, 256, (3, 12))
+    start = session.advance(ids[:, :5])
+    kept = start.numpy()
+    stepper = session.stepper(start)
+    assert isinstance(stepper, GraphStepper)
+    expected = plain.stepper(plain.advance(ids[:, :5]))
+    for position in range(5, 12):
+        found = stepper.step(ids[:, position])
+        np.testing.assert_array_equal(found, expected.step(ids[:, position]))
+        for mine, its in zip(stepper.state.numpy(), expected.state.numpy(), strict=True):
+            np.testing.assert_array_equal(mine, its)
+    assert stepper.is_captured
+    assert stream.runs == 6
+    for before, after in zip(kept, start.numpy(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_graph_serves_one_generation_after_another(exported: Path) -> None:
+    session, _, _ = on_graphs(exported)
+    graphs = session._graphs
+    assert graphs is not None
+    tokens_of(session, [[1]])
+    first = graphs._idle
+    assert first is not None
+    tokens_of(session, [[2]])
+    assert graphs._idle is first
+    tokens_of(session, [[1], [2]])
+    assert graphs._idle is not first
+    assert graphs._idle is not None
+    assert graphs._idle.batch == 2
+
+
+def test_two_generations_do_not_disturb_each_other(exported: Path, plain: OrtSession) -> None:
+    session, _, _ = on_graphs(exported)
+    expected = [tokens_of(plain, [[i]])[0] for i in (1, 2)]
+    streams = [
+        session.chooser(
+            session.initial_state(1), _sampler(session, i), np.array([i], dtype=np.int64)
+        )
+        for i in (1, 2)
+    ]
+    found: list[list[int]] = [[], []]
+    for _ in range(30):
+        for row, one in zip(found, streams, strict=True):
+            assert one is not None
+            row += one.next().tolist()
+    assert found == expected
+
+
+def _sampler(session: OrtSession, token: int) -> Any:
+    from mamba_export.runtime.sampling import Sampler
+
+    return Sampler(Sampling(), [np.array([token])], session.metadata.vocab_size)
+
+
+def test_a_state_that_somebody_holds_is_not_written_again(exported: Path) -> None:
+    session, _, _ = on_graphs(exported)
+    stepper = session.stepper(session.initial_state(1))
+    for token in (3, 4, 5):
+        stepper.step(np.array([token]))
+    state = stepper.state
+    kept = state.numpy()
+    del stepper
+    gc.collect()
+    tokens_of(session, [[7]])
+    for before, after in zip(kept, state.numpy(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_threads_share_a_session(exported: Path, plain: OrtSession) -> None:
+    session, _, _ = on_graphs(exported)
+    prompts = [[[1]], [[2], [3]], [[4, 5, 6]]]
+    expected = [tokens_of(plain, each) for each in prompts]
+    found: dict[tuple[int, int], list[list[int]]] = {}
+
+    def work(index: int) -> None:
+        for attempt in range(5):
+            found[index, attempt] = tokens_of(session, prompts[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    assert all(tokens == expected[index] for (index, _), tokens in found.items())
+
+
+def test_what_cannot_be_captured_runs_plainly(exported: Path, plain: OrtSession) -> None:
+    for fail in ("while running", "at the end"):
+        session, stream, inference = on_graphs(exported)
+        if fail == "at the end":
+            stream.problem = "a step of this model cannot be captured: it holds a call of the host"
+        else:
+            inference.failure = lambda: RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no")
+        assert tokens_of(session, [[1, 2]]) == tokens_of(plain, [[1, 2]])
+        assert stream.runs == 0
+        stepper = session.stepper(session.initial_state(1))
+        assert not stepper.is_captured
+        problem = stepper.capture_problem
+        assert problem == (stream.problem or "no")
+
+
+def test_an_interrupt_while_capturing_leaves_nothing_behind(exported: Path) -> None:
+    session, stream, inference = on_graphs(exported)
+    inference.failure = KeyboardInterrupt
+    stepper = session.stepper(session.initial_state(1))
+    stepper.step(np.array([1]))
+    with contextlib.suppress(KeyboardInterrupt):
+        stepper.step(np.array([2]))
+    assert stream.noted is None
+    assert not stream.lock.locked()
+    inference.failure = None
+    stepper.step(np.array([2]))
+    assert stepper.is_captured
+
+
+def test_logits_that_are_not_finite(exported: Path) -> None:
+    session, _, _ = on_graphs(exported)
+    bad = session.initial_state(1).numpy()
+    bad[1][:] = np.nan
+    chooser = session.chooser(
+        session.state_from_numpy(bad), _sampler(session, 1), np.array([1], dtype=np.int64)
+    )
+    assert chooser is not None
+    with pytest.raises(SessionError, match="not finite"):
+        chooser.next()
+
+
+def test_the_c_structs_are_those_of_the_header() -> None:
+    """Sizes by the rules of C; names and order are read from the header itself."""
+    header = (Path(__file__).parent.parent / "plugins/kernels/mamba_decode.h").read_text()
+    for struct, name in (
+        (ChoiceOptions, "mamba_choice_options"),
+        (ChooseParams, "mamba_choose_params"),
+    ):
+        body = header[: header.index(f"}} {name};")].rpartition("typedef struct {")[2]
+        lines = [line.partition(";")[0] for line in body.splitlines() if ";" in line]
+        fields: list[str] = []
+        for line in lines:
+            kind, _, rest = line.replace("const ", "").strip().partition(" ")
+            fields += [f"{kind} {part.strip()}" for part in rest.split(",")]
+        kinds = {
+            "int32_t": ctypes.c_int32,
+            "int64_t": ctypes.c_int64,
+            "float": ctypes.c_float,
+            "double": ctypes.c_double,
+            "mamba_dtype": ctypes.c_int,
+        }
+        expected = []
+        for field in fields:
+            pointer = "*" in field
+            kind, _, field_name = field.replace("*", "").partition(" ")
+            expected.append((field_name.strip(), ctypes.c_void_p if pointer else kinds[kind]))
+        assert list(struct._fields_) == expected

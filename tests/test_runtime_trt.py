@@ -1,0 +1,529 @@
+"""TrtSession without a GPU: shapes, addresses, state swapping, captures, profiles and errors.
+
+The driver and TensorRT are replaced at their thin seams (`Gpu`, `Execution`) by ones that keep device memory in
+host memory and compute with ONNX Runtime. What TensorRT itself does on a GPU is not tried here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from mamba_export.errors import SessionError
+from mamba_export.export import export
+from mamba_export.nn import MambaLM
+from mamba_export.runtime import OrtSession, read_metadata, trt_engine
+from mamba_export.runtime import trt as trt_module
+from mamba_export.runtime.device import NUMPY_DTYPES
+from mamba_export.runtime.trt import TrtSession
+from mamba_export.runtime.trt_cuda import CudaError, Gpu, OutOfMemoryError
+from mamba_export.tensorrt.building import write_json
+from mamba_export.tensorrt.description import EngineDescription, describe, sha256
+from mamba_export.tensorrt.names import TENSORRT, TENSORRT_RTX
+from mamba_export.tensorrt.profiles import make_profiles
+
+MOST_LENGTH = 8
+
+
+class FakeMemory:
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.content = np.full(max(nbytes, 1), 0xFF, np.uint8)  # NaN in every float dtype
+        self.address = self.content.ctypes.data
+
+
+class FakeGpu:
+    """Host memory under the interface of ``Gpu``."""
+
+    index, name, capability = 0, "a fake GPU", "8.9"
+
+    def __init__(self) -> None:
+        self.live: weakref.WeakSet[FakeMemory] = weakref.WeakSet()
+        self.graphs = 0
+        self.launches = 0
+        self.capture_fails = False
+
+    def activate(self) -> None:
+        pass
+
+    def free_memory(self) -> int:
+        return 1 << 30
+
+    def allocate(self, nbytes: int) -> FakeMemory:
+        memory = FakeMemory(nbytes)
+        self.live.add(memory)
+        return memory
+
+    def host_array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def stream(self) -> FakeStream:
+        return FakeStream(self)
+
+
+class FakeStream:
+    """Does queued work at once, or records it while it captures."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+        self.recorded: list[Callable[[], None]] | None = None
+
+    def queue(self, work: Callable[[], None]) -> None:
+        if self.recorded is None:
+            work()
+        else:
+            self.recorded.append(work)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous
+        self.queue(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        assert array.flags.c_contiguous
+        self.queue(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        self.queue(lambda: ctypes.memmove(target, source, nbytes))
+
+    def zero(self, address: int, nbytes: int) -> None:
+        self.queue(lambda: ctypes.memset(address, 0, nbytes))
+
+    def synchronize(self) -> None:
+        assert self.recorded is None, "a stream that captures cannot be waited for"
+
+    def capture(self, work: Callable[[], None]) -> FakeGraph:
+        if self.gpu.capture_fails:
+            raise CudaError("cannot be captured")
+        self.recorded = []
+        work()
+        graph = FakeGraph(self.gpu, self.recorded)
+        self.recorded = None
+        self.gpu.graphs += 1
+        return graph
+
+
+class FakeGraph:
+    def __init__(self, gpu: FakeGpu, work: list[Callable[[], None]]) -> None:
+        self.gpu, self.work = gpu, work
+
+    def launch(self) -> None:
+        self.gpu.launches += 1
+        for one in self.work:
+            one()
+
+
+class FakeExecution:
+    """A run in ONNX Runtime between the addresses that were set, which must be inside the profile."""
+
+    def __init__(self, engine: FakeEngine, profile: int) -> None:
+        self.engine = engine
+        self.profile = engine.description.profiles[profile]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        assert self.profile.takes(
+            shape[0], shape[1] if name == "input_ids" else self.profile.length[0]
+        )
+        self.shapes[name] = tuple(shape)
+
+    def set_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def can_be_captured(self, stream: FakeStream) -> bool:
+        return self.engine.capturable
+
+    def enqueue(self, stream: FakeStream) -> None:
+        self.engine.enqueued += 1
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
+        stream.queue(lambda: self.engine.compute(shapes, addresses))
+
+
+class FakeEngine:
+    def __init__(self, description: EngineDescription, gpu: FakeGpu, graph: ort.InferenceSession):
+        self.description, self.gpu, self.graph = description, gpu, graph
+        self.library = "a fake TensorRT"
+        self.capturable = True
+        self.enqueued = 0
+        self.contexts = 0
+
+    def execution(self, profile: int, stream: FakeStream) -> FakeExecution:
+        self.contexts += 1
+        return FakeExecution(self, profile)
+
+    def compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        feeds = {
+            tensor["name"]: _at(
+                addresses[tensor["name"]], shapes[tensor["name"]], tensor["dtype"]
+            ).copy()
+            for tensor in self.description.inputs
+        }
+        names = [tensor["name"] for tensor in self.description.outputs]
+        for name, result in zip(names, self.graph.run(names, feeds), strict=True):
+            ctypes.memmove(addresses[name], np.ascontiguousarray(result).ctypes.data, result.nbytes)
+
+
+def _at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    nbytes = int(np.prod(shape)) * NUMPY_DTYPES[dtype].itemsize
+    content = (ctypes.c_ubyte * nbytes).from_address(address)
+    return np.frombuffer(memoryview(content), NUMPY_DTYPES[dtype]).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: MambaLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_model, tmp_path_factory.mktemp("trt") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> OrtSession:
+    return OrtSession(folder, providers=["CPUExecutionProvider"], native=False)
+
+
+@pytest.fixture
+def engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    description = describe(
+        read_metadata(folder),
+        runtime="tensorrt_rtx",
+        profiles=make_profiles((1, 2, 4), (2, 4, MOST_LENGTH)),
+        plugins={},
+        plugin_library=None,
+    )
+    graph = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    engine = FakeEngine(description, FakeGpu(), graph)
+    monkeypatch.setattr(trt_module, "open_engine", lambda *_: engine)
+    return engine
+
+
+@pytest.fixture
+def session(folder: Path, engine: FakeEngine) -> TrtSession:
+    return TrtSession(folder)
+
+
+def _ids(batch: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (batch, length))
+
+
+def _close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length"), [(1, 1), (1, 2), (3, 5), (4, MOST_LENGTH), (1, MOST_LENGTH + 1), (2, 67)]
+)
+def test_run_is_the_model(
+    session: TrtSession, reference: OrtSession, batch: int, length: int
+) -> None:
+    """A sequence longer than the profile takes is read in parts."""
+    ids = _ids(batch, length)
+    logits, state = session.run(ids)
+    expected, expected_state = reference.run(ids)
+    assert logits.shape == (batch, length, 256)
+    _close(logits, expected)
+    for one, other in zip(state.numpy(), expected_state.numpy(), strict=True):
+        _close(one, other)
+    for one, other in zip(session.advance(ids).numpy(), state.numpy(), strict=True):
+        _close(one, other)
+
+
+def test_any_split_is_the_whole_and_states_stay_as_they_are(
+    session: TrtSession, reference: OrtSession
+) -> None:
+    ids = _ids(2, 12)
+    whole, _ = reference.run(ids)
+    for split in (1, 5, 11):
+        first, state = session.run(ids[:, :split])
+        before = state.numpy()
+        for _ in range(2):  # the state can be gone on from again
+            second, _ = session.run(ids[:, split:], state)
+            _close(np.concatenate([first, second], axis=1), whole)
+        for one, other in zip(state.numpy(), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_states_select_concatenate_and_cross_to_numpy(
+    session: TrtSession, reference: OrtSession
+) -> None:
+    ids = _ids(3, 6)
+    _, state = session.run(ids)
+    again = session.concatenate([state.select([2]), state.select([0, 1])])
+    assert again.batch == 3
+    more = _ids(3, 4, seed=1)
+    _close(session.run(more, again)[0], reference.run(more, reference.run(ids[[2, 0, 1]])[1])[0])
+    through = session.state_from_numpy(state.numpy())
+    _close(session.run(more, through)[0], session.run(more, state)[0])
+    assert not any(array.any() for array in session.initial_state(2).numpy())
+
+
+def test_stepper_swaps_and_captures_each_direction_once(
+    session: TrtSession, engine: FakeEngine, reference: OrtSession
+) -> None:
+    ids = _ids(3, 30)
+    _, state = session.run(ids[:, :6])
+    before = state.numpy()
+    expected, _ = reference.run(ids)
+    stepper = session.stepper(state)
+    enqueued = engine.enqueued
+    for position in range(6, 30):
+        _close(stepper.step(ids[:, position]), expected[:, position])
+    assert engine.enqueued - enqueued == 3, "the first step, and one capture a direction"
+    assert (engine.gpu.graphs, engine.gpu.launches) == (2, 23)
+    for one, other in zip(state.numpy(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    _, after = reference.run(ids)
+    for one, other in zip(stepper.state.numpy(), after.numpy(), strict=True):
+        _close(one, other)
+
+
+@pytest.mark.parametrize("how", ["TensorRT says no", "the driver refuses"])
+def test_stepper_runs_where_nothing_can_be_captured(
+    session: TrtSession, engine: FakeEngine, reference: OrtSession, how: str
+) -> None:
+    if how == "TensorRT says no":
+        engine.capturable = False
+    else:
+        engine.gpu.capture_fails = True
+    ids = _ids(2, 12)
+    expected, _ = reference.run(ids)
+    stepper = session.stepper(session.initial_state(2))
+    for position in range(12):
+        _close(stepper.step(ids[:, position]), expected[:, position])
+    assert engine.gpu.launches == 0
+
+
+def test_steps_take_no_memory(session: TrtSession, engine: FakeEngine) -> None:
+    stepper = session.stepper(session.initial_state(2))
+    for _ in range(5):
+        stepper.step(np.array([1, 2]))
+    live = len(engine.gpu.live)
+    for _ in range(50):
+        stepper.step(np.array([1, 2]))
+    assert len(engine.gpu.live) == live
+    del stepper
+    session.run(_ids(1, 3))
+    assert not engine.gpu.live, "all is freed with its owner"
+
+
+def test_generation_is_onnx_runtimes(
+    session: TrtSession, engine: FakeEngine, reference: OrtSession
+) -> None:
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [4], [5, 6, 7], [9, 9]]
+    for options in ({}, {"temperature": 0.9, "top_k": 20, "seed": 3}):
+        found, expected = (
+            [
+                (one.tokens, one.finish_reason)
+                for one in s.generate(prompts, max_new_tokens=40, **options)
+            ]
+            for s in (session, reference)
+        )
+        assert found == expected
+    assert engine.contexts <= 4, "execution contexts are used again"
+
+
+def test_sessions_and_threads_share_an_engine(
+    folder: Path, engine: FakeEngine, reference: OrtSession
+) -> None:
+    sessions = [TrtSession(folder), TrtSession(folder)]
+    assert sessions[0].engine is sessions[1].engine
+    expected = reference.generate([[1, 2, 3]], max_new_tokens=30)[0].tokens
+    found: list[list[int]] = []
+
+    def work(session: TrtSession) -> None:
+        found.append(session.generate([[1, 2, 3]], max_new_tokens=30)[0].tokens)
+
+    threads = [threading.Thread(target=work, args=(sessions[i % 2],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+
+
+def test_a_request_outside_the_profiles_names_them(session: TrtSession) -> None:
+    for request in (
+        lambda: session.run(_ids(5, 3)),
+        lambda: session.advance(_ids(5, 3)),
+        lambda: session.stepper(session.initial_state(5)),
+        lambda: session.generate([[1]] * 5, max_new_tokens=2),
+    ):
+        with pytest.raises(SessionError, match=r"batch 5 .*batch 1 to 4, length 2 to 8; decode"):
+            request()
+
+
+def test_bad_requests(session: TrtSession, reference: OrtSession) -> None:
+    with pytest.raises(SessionError, match="outside the vocabulary"):
+        session.run([[256]])
+    with pytest.raises(SessionError, match="at least 1"):
+        session.initial_state(0)
+    with pytest.raises(SessionError, match="another backend"):
+        session.run([[1]], reference.initial_state(1))  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match="batch"):
+        session.run([[1]], session.initial_state(2))
+    with pytest.raises(SessionError, match="has 4"):
+        session.state_from_numpy([])
+    with pytest.raises(SessionError, match="cannot select"):
+        session.initial_state(2).select([2])
+    with pytest.raises(SessionError, match="cannot concatenate"):
+        session.concatenate([])
+
+
+def _description(folder: Path, **fields: Any) -> EngineDescription:
+    values: dict[str, Any] = {"runtime": "tensorrt_rtx", "runtime_version": "1.7.1", **fields}
+    return describe(
+        read_metadata(folder),
+        profiles=make_profiles((1, 1, 1), (1, 1, 1)),
+        plugins={},
+        plugin_library=None,
+        **values,
+    )
+
+
+def test_a_gpu_that_the_engine_does_not_run_on(folder: Path) -> None:
+    gpu = FakeGpu()
+    trt_engine.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
+    gpu.capability = "9.0"
+    with pytest.raises(
+        SessionError, match=r"compute capability 9\.0.*8\.0, 8\.6, 8\.9, 12\.0, 12\.1"
+    ):
+        trt_engine.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
+    tied = _description(folder, runtime="tensorrt", compute_capability="8.7")
+    with pytest.raises(SessionError, match=r"9\.0.*runs on 8\.7"):
+        trt_engine.check_gpu(tied, gpu)  # type: ignore[arg-type]
+    free = _description(folder, runtime="tensorrt", hardware_compatible=True)
+    trt_engine.check_gpu(free, gpu)  # type: ignore[arg-type]
+    gpu.capability = "7.5"
+    with pytest.raises(SessionError, match=r"8\.0 and later"):
+        trt_engine.check_gpu(free, gpu)  # type: ignore[arg-type]
+
+
+class FakeLibrary:
+    kind = TENSORRT
+    version = "10.13.2"
+
+
+@pytest.mark.parametrize(
+    ("built", "compatible", "runs"),
+    [
+        ("10.13.2", False, True),
+        ("10.13.1", False, False),
+        ("10.13.1", True, True),
+        ("11.0.0", True, False),
+        (None, False, True),
+    ],
+)
+def test_an_engine_of_another_version(
+    folder: Path, built: str | None, compatible: bool, runs: bool
+) -> None:
+    description = _description(
+        folder, runtime="tensorrt", runtime_version=built, version_compatible=compatible
+    )
+    if runs:
+        trt_engine.check_version(description, FakeLibrary())  # type: ignore[arg-type]
+        return
+    with pytest.raises(SessionError, match=rf"{built} and 10\.13\.2 is installed"):
+        trt_engine.check_version(description, FakeLibrary())  # type: ignore[arg-type]
+
+
+def test_too_little_gpu_memory_is_told_before_loading(folder: Path) -> None:
+    gpu = FakeGpu()
+    gpu.free_memory = lambda: 1000  # type: ignore[method-assign]
+    with pytest.raises(SessionError, match=r"0 MiB of memory free.*model\.onnx\.data needs"):
+        trt_engine._deserialise(folder / "model.onnx.data", FakeLibrary(), gpu, False)  # type: ignore[arg-type]
+
+
+def _write_engine(folder: Path, target: Path) -> Path:
+    """A folder whose engine passes every check that is made before a GPU is looked at."""
+    import shutil
+
+    shutil.copytree(folder, target)
+    head = TENSORRT_RTX.tag + bytes(20) + bytes([1, 7, 1, 116])
+    (target / "model.engine").write_bytes(head + bytes(100))
+    description = _description(target, engine_sha256=sha256(target / "model.engine"))
+    write_json(target / "engine.json", description.to_json())
+    assert json.loads((target / "engine.json").read_text())["runtime"] == "tensorrt_rtx"
+    return target
+
+
+def test_no_gpu_is_told_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mamba_export.runtime import trt_cuda
+
+    def absent(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(trt_cuda.ctypes, "CDLL", absent)
+    trt_cuda._driver.cache_clear()
+    try:
+        with pytest.raises(SessionError, match="there is no NVIDIA GPU here"):
+            TrtSession(_write_engine(folder, tmp_path / "out"))
+        assert not trt_cuda.has_gpu()
+    finally:
+        trt_cuda._driver.cache_clear()
+
+
+@pytest.mark.gpu
+def test_the_driver_on_a_gpu() -> None:
+    """Memory, copies, captures and errors of the ctypes driver module, on whatever GPU is here."""
+    gpu = Gpu()
+    assert 5.0 <= float(gpu.capability) < 20
+    assert gpu.name
+    gpu.activate()
+    stream = gpu.stream()
+    source = gpu.host_array((3, 5), np.dtype(np.float32))
+    result = gpu.host_array((3, 5), np.dtype(np.float32))
+    one, other = gpu.allocate(source.nbytes), gpu.allocate(source.nbytes)
+
+    def work() -> None:
+        stream.upload(one.address, source)
+        stream.copy(other.address, one.address, source.nbytes)
+        stream.download(result, other.address)
+
+    graph = stream.capture(work)
+    for value in (1.0, 2.0):
+        source[:] = value
+        graph.launch()
+        stream.synchronize()
+        np.testing.assert_array_equal(result, source)
+    stream.zero(other.address, 8)
+    stream.download(result, other.address)
+    stream.synchronize()
+    assert result.ravel().tolist() == [0.0, 0.0, *[2.0] * 13]
+    pageable = np.empty((3, 5), ml_dtypes.bfloat16)
+    stream.upload(one.address, np.full((3, 5), 7, ml_dtypes.bfloat16))
+    stream.download(pageable, one.address)
+    stream.synchronize()
+    assert (pageable == 7).all()
+    with pytest.raises(OutOfMemoryError, match="MiB of memory free"):
+        gpu.allocate(1 << 50)
+    free = gpu.free_memory()
+    block = gpu.allocate(1 << 30)
+    assert gpu.free_memory() <= free - (1 << 30)
+    del block
+    assert gpu.free_memory() >= free - (1 << 24)
+    with pytest.raises(ValueError, match="inside"):
+        stream.capture(_raise)
+    stream.capture(work).launch()  # the stream is out of the failed capture
+    stream.synchronize()
+
+
+def _raise() -> None:
+    raise ValueError("inside")
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_tensorrt_rtx_does_not_serve_is_named(folder: Path, tmp_path: Path) -> None:
+    capability = Gpu().capability
+    if capability in (TENSORRT_RTX.capabilities or ()):
+        pytest.skip(f"TensorRT-RTX runs on compute capability {capability}")
+    with pytest.raises(SessionError, match=rf"compute capability {capability}, .* 8\.6, 8\.9"):
+        TrtSession(_write_engine(folder, tmp_path / "out"))

@@ -1,0 +1,515 @@
+"""The TensorRT plugin library through its public interface, with the harness in TensorRT's place.
+
+Everything here runs without a GPU. TensorRT-RTX, where it is installed, loads the same library into its own
+registry and builds engines with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx import TensorProto, helper
+from tensorrt_harness import driver
+from tensorrt_harness.driver import BUILD, RUNTIME, Field, Harness, Plugin, Tensor
+
+from mamba_export import contract
+from mamba_export.export.functions import function_protos
+from mamba_export.parity import bounds, operators
+
+SCAN, UNGATED, CONV = (
+    contract.SELECTIVE_SCAN,
+    contract.SELECTIVE_SCAN_UNGATED,
+    contract.CAUSAL_CONV1D,
+)
+OPERATORS = (SCAN, UNGATED, CONV)
+ALL_TYPES = range(11)
+T_TYPES = tuple(driver.TYPES.values())
+BUILD_IN_RTX = Path(driver.__file__).parent / "build_in_rtx.py"
+OPSET = 20
+DYNAMIC = {"batch": -1, "length": -1}
+VERSION = Field("contract_version", contract.CONTRACT_VERSION)
+SIZES = {"batch": 2, "length": 65, "d_inner": 8, "d_state": 16, "n_groups": 2, "d_conv": 4}
+
+pytestmark = pytest.mark.skipif(not driver.is_built(), reason=driver.NOT_BUILT)
+
+
+@pytest.fixture(params=[10, 11], ids=["TensorRT 10", "TensorRT 11"])
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    plugin, library = driver.plugin_path(), driver.harness_path()
+    assert plugin
+    assert library
+    opened = Harness(library, plugin, request.param)
+    yield opened
+    assert opened.log() == "", "a test that provokes an error reads it"
+
+
+def flag_of(op: str) -> str:
+    return contract.ATTR_SILU if op == CONV else contract.ATTR_DELTA_SOFTPLUS
+
+
+def fields(op: str, reverse: int = 0, flag: int = 1) -> list[Field]:
+    return [Field(contract.ATTR_REVERSE, reverse), Field(flag_of(op), flag)]
+
+
+def make(harness: Harness, op: str, reverse: int = 0, flag: int = 1) -> Plugin:
+    plugin = harness.create(op, fields(op, reverse, flag))
+    assert plugin, harness.log()
+    return plugin
+
+
+def described(op: str, T: int = driver.FLOAT, **sizes: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs and outputs of a node, straight from the contract."""
+    s = {**SIZES, **sizes}
+    less = s["d_conv"] - 1 if s["d_conv"] > 0 else -1
+    sequence = (s["batch"], s["length"], s["d_inner"])
+    per_step = (s["batch"], s["length"], s["n_groups"], s["d_state"])
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("u", "delta", "z", "x", "y"), sequence),
+        **dict.fromkeys(("B", "C"), per_step),
+        **dict.fromkeys(("D", "delta_bias", "bias"), (s["d_inner"],)),
+        "A": (s["d_inner"], s["d_state"]),
+        "weight": (s["d_inner"], s["d_conv"]),
+    }
+    state = (
+        (s["batch"], s["d_inner"], less) if op == CONV else (s["batch"], s["d_inner"], s["d_state"])
+    )
+    shapes |= {"initial_state": state, "last_state": state}
+    low = operators._LOW[op]
+    inputs, outputs = operators._SIGNATURES[op]
+    return tuple(  # type: ignore[return-value]
+        [Tensor(shapes[name], T if name in low else driver.FLOAT) for name in names]
+        for names in (inputs, outputs)
+    )
+
+
+def names(op: str) -> list[str]:
+    return [*operators._SIGNATURES[op][0], *operators._SIGNATURES[op][1]]
+
+
+# --- What the library offers -----------------------------------------------------------------------
+
+
+def test_the_creators_are_the_contract_s(harness: Harness) -> None:
+    assert harness.names == list(OPERATORS)
+    for index, op in enumerate(OPERATORS):
+        texts = [harness.creator_text(index, part) for part in range(1, 4)]
+        expected = [contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE, "PLUGIN CREATOR_V3ONE"]
+        assert texts == expected
+        assert harness.creator_fields(index) == [
+            (contract.ATTR_REVERSE, driver.FIELD_INT32),
+            (flag_of(op), driver.FIELD_INT32),
+        ]
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_what_a_plugin_says_of_itself(harness: Harness, op: str) -> None:
+    plugin = make(harness, op, reverse=1)
+    texts = [plugin.text(part) for part in range(8)]
+    assert texts[:3] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
+    assert texts[3] == texts[4] == f"contract_version=1 reverse=1 {flag_of(op)}=1"
+    assert texts[5:] == ["PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
+
+
+def test_it_needs_no_tensorrt_and_no_cuda_library() -> None:
+    listed = subprocess.run(
+        ["readelf", "-d", str(driver.plugin_path())], capture_output=True, text=True, check=False
+    ).stdout
+    needed = [
+        line.split("[")[1].split(".so")[0] for line in listed.splitlines() if "NEEDED" in line
+    ]
+    assert needed
+    of_glibc = {"libc", "libm", "libdl", "libpthread", "librt"}
+    assert not [name for name in needed if name not in of_glibc and not name.startswith("ld-")]
+
+
+# --- Fields ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize(("reverse", "flag"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_an_engine_gives_back_the_same_plugin(
+    harness: Harness, op: str, reverse: int, flag: int
+) -> None:
+    plugin = make(harness, op, reverse, flag)
+    written = plugin.fields()
+    assert written == [VERSION, *fields(op, reverse, flag)]
+    for again in (plugin.clone(), plugin.reload(), harness.create(op, written, RUNTIME)):
+        assert again
+        assert again.fields() == written
+    clone = plugin.clone()
+    del plugin  # a clone stands alone
+    assert clone
+    assert clone.fields() == written
+
+
+ONE_INT32 = "expected one INT32"
+BAD_FIELDS: dict[str, tuple[Callable[[str], list[Field] | None], str]] = {
+    "none": (lambda op: None, "there are no fields"),
+    "unknown": (
+        lambda op: [*fields(op), Field("chunk", 1)],
+        "field chunk is unknown: reverse, {flag} and contract_version are known",
+    ),
+    "another operator's": (
+        lambda op: [*fields(op), Field("silu" if op != CONV else "delta_softplus", 1)],
+        "is unknown",
+    ),
+    "reverse missing": (lambda op: fields(op)[1:], "field reverse is missing"),
+    "flag missing": (lambda op: fields(op)[:1], "field {flag} is missing"),
+    "twice": (lambda op: [*fields(op), Field("reverse", 0)], "field reverse is given twice"),
+    "value": (lambda op: fields(op, reverse=2), "field reverse is 2, expected 0 or 1"),
+    "negative": (lambda op: fields(op, flag=-1), "field {flag} is -1, expected 0 or 1"),
+    "float": (
+        lambda op: [Field("reverse", 1.0, driver.FIELD_FLOAT32), *fields(op)[1:]],
+        f"field reverse has type 1 and length 1, {ONE_INT32}",
+    ),
+    "int64": (
+        lambda op: [Field("reverse", 1, driver.FIELD_INT64), *fields(op)[1:]],
+        ONE_INT32,
+    ),
+    "two values": (lambda op: [replace(fields(op)[0], length=2), *fields(op)[1:]], ONE_INT32),
+    "no value": (lambda op: [Field("reverse", None), *fields(op)[1:]], ONE_INT32),
+    "version": (
+        lambda op: [*fields(op), Field("contract_version", 2)],
+        "the engine has version 2 of this operator, the library has version 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("phase", [BUILD, RUNTIME], ids=["build", "runtime"])
+@pytest.mark.parametrize(("bad", "message"), BAD_FIELDS.values(), ids=BAD_FIELDS.keys())
+def test_bad_fields_are_refused(
+    harness: Harness,
+    op: str,
+    phase: int,
+    bad: Callable[[str], list[Field] | None],
+    message: str,
+) -> None:
+    given = bad(op)
+    if given is not None and phase == RUNTIME and "version" not in message:
+        given.append(VERSION)
+    assert harness.create(op, given, phase, layer="layers.3") is None
+    log = harness.log()
+    assert log.startswith(f'mamba_export {op} "layers.3": ')
+    assert message.format(flag=flag_of(op)) in log
+    assert "\n" not in log
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_an_engine_must_name_the_contract_s_version(harness: Harness, op: str) -> None:
+    assert harness.create(op, fields(op), RUNTIME) is None
+    assert "field contract_version is missing" in harness.log()
+
+
+# --- Types -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_exactly_the_contract_s_types_are_accepted(harness: Harness, op: str) -> None:
+    """At every position, every type, given every right choice of T before it."""
+    plugin, low = make(harness, op), operators._LOW[op]
+    count = len(operators._SIGNATURES[op][0])
+    for T in T_TYPES:
+        inputs, outputs = described(op, T)
+        right = [*inputs, *outputs]
+        for position, name in enumerate(names(op)):
+            for found in ALL_TYPES:
+                tensors = [*right]
+                tensors[position] = replace(right[position], type=found)
+                right_types = T_TYPES if position == 0 else (T if name in low else driver.FLOAT,)
+                expected = found in right_types
+                assert plugin.supports(position, tensors, count) == expected, (name, T, found)
+            for other_format in range(1, 13):
+                tensors = [*right]
+                tensors[position] = replace(right[position], format=other_format)
+                assert not plugin.supports(position, tensors, count)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_combinations_of_types_as_a_whole(harness: Harness, op: str) -> None:
+    """Of all combinations of fp32, fp16, bf16 and int32, TensorRT would keep the contract's three."""
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    count, tensors = len(inputs), [*inputs, *outputs]
+    partial: list[list[int]] = [[]]
+    for position in range(len(tensors)):  # as TensorRT does: position by position
+        longer = [[*types, found] for types in partial for found in (*T_TYPES, driver.INT32)]
+        partial = [
+            types
+            for types in longer
+            if plugin.supports(
+                position,
+                [replace(t, type=k) for t, k in zip(tensors, [*types, *[0] * 20], strict=False)],
+                count,
+            )
+        ]
+    assert partial == [[t.type for part in described(op, T) for t in part] for T in T_TYPES]
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_wrong_counts_and_positions_are_refused(harness: Harness, op: str) -> None:
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    both, count = [*inputs, *outputs], len(inputs)
+    assert not plugin.supports(-1, both, count)
+    assert not plugin.supports(len(both), both, count)
+    assert not plugin.supports(0, both, count - 1)
+    assert plugin.output_types(inputs[:-1]) is None
+    assert f"it has {count - 1} inputs and 2 outputs, expected {count} and 2" in harness.log()
+    assert plugin.configure(inputs[:-1], outputs) != 0
+    assert "expected" in harness.log()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_types_of_the_outputs(harness: Harness, op: str) -> None:
+    plugin = make(harness, op)
+    for T in T_TYPES:
+        inputs, outputs = described(op, T)
+        assert plugin.output_types(inputs) == [output.type for output in outputs]
+        for position, name in enumerate(operators._SIGNATURES[op][0]):
+            wrong = [*inputs]
+            wrong[position] = replace(inputs[position], type=driver.INT64)
+            assert plugin.output_types(wrong) is None
+            assert f"mamba_export {op} " in (log := harness.log())
+            if position == 0:
+                assert f"{name} has TensorRT's data type 8, expected fp32, fp16 or bf16" in log
+            elif name not in operators._LOW[op]:
+                assert f"{name} has TensorRT's data type 8, expected fp32" in log
+
+
+def test_the_text_names_the_type_that_t_has(harness: Harness) -> None:
+    inputs, _ = described(SCAN, driver.HALF)
+    inputs[1] = replace(inputs[1], type=driver.BF16)
+    assert make(harness, SCAN).output_types(inputs) is None
+    assert "delta has bf16, expected fp16, as u has" in harness.log()
+
+
+# --- Shapes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_shapes_of_the_outputs(harness: Harness, op: str) -> None:
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    assert plugin.output_shapes(inputs) == [output.shape for output in outputs]
+    inputs, _ = described(op, **DYNAMIC)
+    # The first two dynamic sizes are those of the first input; the last one is the state's batch.
+    dynamic = sum(size < 0 for tensor in inputs for size in tensor.shape)
+    y, state = plugin.output_shapes(inputs) or ((), ())
+    assert y == (-1, -2, SIZES["d_inner"])
+    assert state == (-dynamic, *inputs[-1].shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPERATORS for name in operators._SIGNATURES[op][0]]
+)
+@pytest.mark.parametrize("when", ["shapes", "configure", "run"])
+def test_a_wrong_size_or_rank_names_the_tensor(
+    harness: Harness, op: str, name: str, when: str
+) -> None:
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    position = operators._SIGNATURES[op][0].index(name)
+    refused = {
+        "shapes": lambda wrong: plugin.output_shapes(wrong) is None,
+        "configure": lambda wrong: plugin.configure(wrong, outputs) != 0,
+        "run": lambda wrong: plugin.shape_change(wrong, outputs) != 0,
+    }[when]
+    assert not refused(inputs)
+    shape = inputs[position].shape
+    for bad in (shape[:-1], (*shape, 1), (shape[0] + 1, *shape[1:])):
+        wrong = [*inputs]
+        wrong[position] = replace(inputs[position], shape=bad)
+        assert refused(wrong)
+        log = harness.log()
+        if position == 0 and len(bad) == len(shape):  # it sets the sizes: a later tensor differs
+            assert "has shape" in log
+        else:
+            assert f": {name} has shape {list(bad)}, expected (" in log
+
+
+def test_the_text_says_what_was_expected(harness: Harness) -> None:
+    plugin = make(harness, SCAN)
+    inputs, outputs = described(SCAN, n_groups=3)
+    assert plugin.shape_change(inputs, outputs) != 0
+    assert "B has n_groups 3, which does not divide d_inner 8" in harness.log()
+    for name, expected in {"length": "length is 0", "batch": "batch is 0"}.items():
+        inputs, outputs = described(SCAN, **{name: 0})
+        assert plugin.shape_change(inputs, outputs) != 0
+        assert f"{expected}, expected at least 1" in harness.log()
+    inputs, outputs = described(CONV)
+    inputs[3] = replace(inputs[3], shape=(2, 8, 2))
+    assert make(harness, CONV).shape_change(inputs, outputs) != 0
+    expected = "expected (batch = 2, channels = 8, d_conv - 1 = 3)"
+    assert f"initial_state has shape [2, 8, 2], {expected}" in harness.log()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("d_state", bounds.D_STATES)
+@pytest.mark.parametrize("n_groups", [1, 2, 8])
+def test_every_size_of_the_contract_is_taken(
+    harness: Harness, op: str, d_state: int, n_groups: int
+) -> None:
+    plugin = make(harness, op)
+    for sizes in (DYNAMIC, {"batch": 3, "length": 1000}):
+        inputs, outputs = described(op, d_state=d_state, n_groups=n_groups, **sizes)
+        assert plugin.configure(inputs, outputs) == 0
+        assert plugin.output_shapes(inputs)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_workspace_of_the_largest_shape_serves_the_smaller(harness: Harness, op: str) -> None:
+    plugin = make(harness, op)
+    for d_inner, d_state in itertools.product((8, 256, 1536), (1, 16, 256)):
+        sizes = {"d_inner": d_inner, "d_state": d_state, "n_groups": 1}
+
+        def needed(batch: int, length: int, sizes: dict[str, int] = sizes) -> int:
+            inputs, outputs = described(op, batch=batch, length=length, **sizes)
+            return plugin.workspace(inputs, outputs)
+
+        most = needed(16, 4096)
+        assert all(needed(b, n) <= most for b in (1, 2, 5, 16) for n in (1, 63, 1000, 4096))
+        assert op != CONV or most == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("op", OPERATORS)
+def test_without_a_gpu_running_is_refused_with_the_reason(harness: Harness, op: str) -> None:
+    plugin = make(harness, op)
+    assert plugin.attach() is None
+    assert "CUDA" in harness.log()
+    inputs, outputs = described(op)
+    memory = torch.zeros(1 << 16)
+    data = [memory.data_ptr()] * len(inputs)
+    assert plugin.enqueue(inputs, outputs, data, [memory.data_ptr()] * 2, memory.data_ptr()) != 0
+    assert harness.log().startswith(f'mamba_export {op} "a layer": ')
+
+
+# --- In TensorRT-RTX, which needs no GPU to build --------------------------------------------------
+
+
+@pytest.fixture
+def build_in_rtx(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Builds a graph of one node in a process of its own: TensorRT-RTX can end one."""
+    rtx = pytest.importorskip("tensorrt_rtx_libs", reason="tensorrt-rtx-cu13 is not installed")
+    library = next(Path(rtx.__file__).parent.glob("libtensorrt_rtx.so*"))
+    # The parser opens the unversioned name when it meets a plugin, and ends the process without it.
+    (tmp_path / "libtensorrt_rtx.so").symlink_to(library)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])
+
+    def build(op: str, inputs: list[Tensor], **attributes: int) -> dict[str, Any]:
+        model = tmp_path / "model.onnx"
+        model.write_bytes(one_node(op, inputs, {"reverse": 0, flag_of(op): 1, **attributes}))
+        low = [[1 if size < 0 else size for size in t.shape] for t in inputs]
+        # Batch 4; the length is the dynamic size of the second axis.
+        high = [
+            [(4 if axis == 0 else 300) if size < 0 else size for axis, size in enumerate(t.shape)]
+            for t in inputs
+        ]
+        request = {
+            "library": str(driver.plugin_path()),
+            "model": str(model),
+            "ranges": list(zip(low, high, strict=True)),
+        }
+        run = subprocess.run(
+            [sys.executable, str(BUILD_IN_RTX), json.dumps(request)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "LD_LIBRARY_PATH": path},
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+        return json.loads(run.stdout.splitlines()[-1])
+
+    return build
+
+
+ONNX_TYPES = {
+    driver.FLOAT: TensorProto.FLOAT,
+    driver.HALF: TensorProto.FLOAT16,
+    driver.BF16: TensorProto.BFLOAT16,
+    driver.INT32: TensorProto.INT32,
+}
+
+
+def one_node(op: str, inputs: list[Tensor], attributes: dict[str, int]) -> bytes:
+    """A graph of one node straight on graph inputs, with the operator's function."""
+    input_names, output_names = operators._SIGNATURES[op]
+    marks = {"plugin_version": contract.PLUGIN_VERSION, "plugin_namespace": contract.DOMAIN}
+    node = helper.make_node(
+        op, input_names, output_names, domain=contract.DOMAIN, **marks, **attributes
+    )
+    described_inputs = [
+        helper.make_tensor_value_info(
+            name,
+            ONNX_TYPES[t.type],
+            [f"{name}_{axis}" if size < 0 else size for axis, size in enumerate(t.shape)],
+        )
+        for name, t in zip(input_names, inputs, strict=True)
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, ONNX_TYPES[inputs[source].type], None)
+        for name, source in zip(output_names, (0, -1), strict=True)
+    ]
+    model = helper.make_model(
+        helper.make_graph([node], "one_node", described_inputs, outputs),
+        ir_version=10,
+        opset_imports=[
+            helper.make_opsetid("", OPSET),
+            helper.make_opsetid(contract.DOMAIN, contract.CONTRACT_VERSION),
+        ],
+        functions=[f for f in function_protos(OPSET) if f.name == op],
+    )
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_tensorrt_rtx_builds_an_engine_with_the_plugin(
+    build_in_rtx: Callable[..., dict[str, Any]], op: str, dtype: str
+) -> None:
+    inputs, outputs = described(op, driver.TYPES[dtype], **DYNAMIC)
+    answer = build_in_rtx(op, inputs, reverse=1)
+    assert {tuple(creator) for creator in answer["creators"]} == {
+        (name, contract.PLUGIN_VERSION) for name in OPERATORS
+    }
+    assert answer["plugins"] == 1, "the plugin is taken and not the function"
+    types = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+    state_type = types[dtype] if op == CONV else "FLOAT"
+    assert answer["outputs"] == [
+        [f"DataType.{types[dtype]}", list(outputs[0].shape)],
+        [f"DataType.{state_type}", list(outputs[1].shape)],
+    ]
+    assert answer["bytes"] > 0, answer["errors"]
+    assert answer["has_fields"], "the engine holds the plugin's fields"
+
+
+def test_tensorrt_rtx_passes_our_reasons_on(
+    build_in_rtx: Callable[..., dict[str, Any]],
+) -> None:
+    inputs, _ = described(SCAN)
+    three_groups, _ = described(SCAN, n_groups=3)
+    wrong_type = [*inputs]
+    wrong_type[3] = replace(inputs[3], type=driver.INT32)
+    for answer, reason in (
+        (build_in_rtx(SCAN, inputs, reverse=5), "field reverse is 5, expected 0 or 1"),
+        (
+            build_in_rtx(SCAN, wrong_type),
+            "B has TensorRT's data type 3, expected fp32, as u has",
+        ),
+        (build_in_rtx(SCAN, three_groups), "n_groups 3, which does not divide d_inner 8"),
+    ):
+        assert answer["bytes"] == 0
+        ours = [error for error in answer["errors"] if "mamba_export SelectiveScan" in error]
+        assert any(reason in error for error in ours), answer["errors"]
