@@ -107,6 +107,14 @@ OpsetOption = Annotated[int, typer.Option(help="Version of standard ONNX, 18 to 
 LastLogitsOption = Annotated[
     bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
 ]
+FuseLayersOption = Annotated[
+    bool,
+    typer.Option(
+        "--fuse-layers/--no-fuse-layers",
+        help="One node a layer, which our CUDA kernels run in a few launches. Switched off, a layer's matrix "
+        "products are nodes of the graph itself, where tools that edit or quantize it find them.",
+    ),
+]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."),
@@ -140,6 +148,7 @@ def export_command(
     dtype: DtypeOption = Dtype.fp32,
     opset: OpsetOption = 20,
     last_logits_only: LastLogitsOption = False,
+    fuse_layers: FuseLayersOption = True,
     tokenizer: TokenizerOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -153,6 +162,7 @@ def export_command(
             dtype=dtype.value,
             opset=opset,
             last_logits_only=last_logits_only,
+            fuse_layers=fuse_layers,
             tokenizer=tokenizer,
             force=force,
             progress=status.update,

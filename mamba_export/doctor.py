@@ -6,6 +6,7 @@ Nothing here raises: what is broken is a row of the report.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -18,6 +19,8 @@ from typing import Literal
 
 from mamba_export import __version__
 from mamba_export.errors import MambaExportError
+from mamba_export.files import installed_library
+from mamba_export.tensorrt.names import KINDS, Kind
 
 State = Literal["ok", "absent", "broken"]
 
@@ -150,6 +153,35 @@ def _custom_ops() -> Finding:
     return Finding(what, "ok", f"CPU: {path}")
 
 
+def _tensorrt(kind: Kind) -> Finding:
+    from mamba_export.tensorrt import library
+
+    if not library.is_installed(kind):
+        return Finding(kind.title, "absent", f"not installed: {kind.install}")
+    return Finding(kind.title, "ok", library.load(kind).version)
+
+
+def _tensorrt_plugins() -> Finding:
+    from mamba_export.ops import kernel_library
+    from mamba_export.tensorrt import plugin
+
+    what = "TensorRT plugins"
+    path = plugin.plugin_path()
+    if path is None:
+        return Finding(what, "absent", plugin.why_absent())
+    functions = ctypes.CDLL(str(path))
+    kernel_library.declare_cuda_queries(functions)
+    architectures = kernel_library.cuda_architectures(functions).split()
+    return Finding(what, "ok", f"built for {', '.join(f'sm_{a}' for a in architectures)}: {path}")
+
+
+def _mamba_run() -> Finding:
+    path = installed_library("mamba_run")
+    if path is None:
+        return Finding("mamba_run", "absent", "not built: it is built with the TensorRT plugins")
+    return Finding("mamba_run", "ok", str(path))
+
+
 def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
@@ -175,6 +207,9 @@ def report() -> list[Finding]:
         _guarded("CUDA kernels for PyTorch", _cuda_kernels),
         _guarded("kernels for ONNX Runtime", _custom_ops),
         _guarded("CUDA kernels for ONNX Runtime", _cuda_custom_ops),
+        *(_guarded(kind.title, functools.partial(_tensorrt, kind)) for kind in KINDS),
+        _guarded("TensorRT plugins", _tensorrt_plugins),
+        _guarded("mamba_run", _mamba_run),
     ]
 
 

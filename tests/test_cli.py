@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
-from mamba_export import checkpoints
+from mamba_export import checkpoints, contract
 from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.nn import MambaLM
 from mamba_export.runtime import native_library
@@ -48,7 +49,21 @@ def exported(source: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["export", "verify", "run"])
+def test_layers_are_one_node_or_many(source: Path, exported: Path, tmp_path: Path) -> None:
+    def operators(folder: Path) -> set[str]:
+        model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+        return {node.op_type for node in model.graph.node}
+
+    assert contract.MAMBA_LAYER in operators(exported)
+    assert contract.SELECTIVE_SCAN not in operators(exported)
+    result = command("export", source, "-o", tmp_path / "out", "--no-fuse-layers")
+    assert result.returncode == 0, result.stderr
+    single = operators(tmp_path / "out")
+    assert contract.MAMBA_LAYER not in single
+    assert {contract.SELECTIVE_SCAN, contract.CAUSAL_CONV1D, "MatMul"} <= single
+
+
+@pytest.mark.parametrize("name", ["export", "build", "verify", "run"])
 def test_help_teaches(name: str) -> None:
     result = command(name, "--help")
     assert result.returncode == 0
@@ -102,7 +117,8 @@ def test_doctor() -> None:
         for kind in ("", "CUDA ")
         for host in ("PyTorch", "ONNX Runtime")
     }
-    assert {"torch", "onnxruntime"} | kernels <= {entry["what"] for entry in found}
+    engines = {"TensorRT", "TensorRT-RTX", "TensorRT plugins", "mamba_run"}
+    assert {"torch", "onnxruntime"} | kernels | engines <= {entry["what"] for entry in found}
     assert command("doctor").returncode == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ops import CONV, FP32_BOUND, SCAN, conv_inputs, double, error, scan_inputs
+from cases import CONV, FP32_BOUND, SCAN, conv_inputs, double, error, scan_inputs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

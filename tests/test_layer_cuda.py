@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_native_torch import c_structs
-from test_ops import FP32_BOUND, ROUNDING_FLOOR, error
+from c_header import c_structs
+from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
 from mamba_export.nn import MambaConfig, cast
@@ -151,9 +151,9 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 
 class Call:
-    """One call of the layer; what it leaves unwritten stays NaN."""
+    """One call of the layer; what it leaves unwritten stays NaN. ``step``: by the step's kernels."""
 
-    def __init__(self, case: Case, in_place: bool = False) -> None:
+    def __init__(self, case: Case, in_place: bool = False, step: bool = False) -> None:
         mixer, hidden, state = case.layer.mixer, case.hidden, case.state
         self.outputs: Outputs = (
             torch.full_like(hidden, torch.nan),
@@ -190,16 +190,22 @@ class Call:
         }  # fmt: skip
         self.params = Params(**sizes, **{k: t.data_ptr() for k, t in self.kept.items()})
         self.library = functions()
-        size = self.library.mamba_layer_cuda_workspace(self.params)
+        self.step = step
+        size = max(
+            self.library.mamba_layer_step_cuda_workspace(self.params) if step else 0,
+            self.library.mamba_layer_cuda_workspace(self.params),
+        )
         self.workspace = torch.full((size,), 255, dtype=torch.uint8, device=GPU)
         torch.cuda.synchronize()
 
     def queue(self) -> None:
         """Queue it on the current stream."""
         stream = torch.cuda.current_stream().cuda_stream
-        status = self.library.mamba_layer_cuda(
-            self.params, multiply, None, self.workspace.data_ptr(), stream
-        )
+        workspace = self.workspace.data_ptr()
+        if self.step:
+            status = self.library.mamba_layer_step_cuda(self.params, workspace, stream)
+        else:
+            status = self.library.mamba_layer_cuda(self.params, multiply, None, workspace, stream)
         assert status == 0, self.library.mamba_last_error().decode()
 
     def run(self) -> Outputs:
@@ -231,9 +237,15 @@ def assert_close(case: Case, outputs: Outputs) -> None:
 @EVERY_DTYPE
 def test_step_matches_float64(dtype: torch.dtype, shape: Shape, batch: int, length: int) -> None:
     case = make_case(shape, dtype, batch, length)
-    call = Call(case)
-    assert call.library.mamba_layer_is_step_cuda(call.params) == 1
-    assert_close(case, call.run())
+    assert_close(case, Call(case, step=True).run())
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
+@pytest.mark.parametrize(("rows", "is_step"), [(1, 1), (2, 0), (8, 0)], ids=lambda n: str(n))
+def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
+    call = Call(make_case(Shape(2560, 5120, 160), torch.float16, rows, 1))
+    assert call.library.mamba_layer_is_step_cuda(call.params) == is_step
 
 
 @pytest.mark.gpu

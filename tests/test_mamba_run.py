@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorrt_harness import driver
 
 from mamba_export.files import installed_library
 from mamba_export.tensorrt import names
@@ -313,8 +314,9 @@ def test_the_plugin_library_lies_beside_the_engine_or_the_program(
 
 
 def test_the_other_tensorrt(folder: Callable[..., Path]) -> None:
-    rtx = pytest.importorskip("tensorrt_rtx_libs", reason="tensorrt-rtx-cu13 is not installed")
-    library = next(Path(rtx.__file__).parent.glob("libtensorrt_rtx.so*"))
+    library = driver.rtx_core()
+    if library is None:
+        pytest.skip(driver.RTX_ABSENT)
     written = folder(plugin_library=None)
     message = refused("--engine", written, "--prompt", "a", "--tensorrt", library)
     assert message.startswith(f"the engine is one of TensorRT, and {library} is TensorRT-RTX 1.")

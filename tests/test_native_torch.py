@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from test_ops import CONV, FP32_BOUND, ROUNDING_FLOOR, SCAN, conv_inputs, double, error, scan_inputs
+from c_header import HEADER, c_structs
+from cases import (
+    CONV,
+    FP32_BOUND,
+    ROUNDING_FLOOR,
+    SCAN,
+    assert_split_equals_whole,
+    conv_inputs,
+    double,
+    error,
+    scan_inputs,
+)
 from torch import Tensor
 from truths import last_state_truth, scan_truth
 
@@ -23,7 +32,6 @@ from mamba_export.ops import (
 )
 from mamba_export.ops.dispatch import BACKEND_VARIABLE
 
-HEADER = Path(__file__).parents[1] / "plugins/kernels/mamba_kernels.h"
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
 )
@@ -68,22 +76,6 @@ def assert_scan_parity(inputs: list[Tensor | None], *flags: bool) -> None:
         allowed = 2 * error(reference, truth[0]) + ROUNDING_FLOOR[y.dtype]
     assert error(y, truth[0]) <= allowed
     assert error(last_state, truth[1]) <= FP32_BOUND
-
-
-def c_structs() -> dict[str, list[tuple[str, str]]]:
-    """Fields (name, C type) of each struct of the header, in order."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
-    structs = {}
-    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL):
-        fields = []
-        for declaration in filter(None, map(str.strip, body.split(";"))):
-            kind, names = re.fullmatch(r"([\w ]*\w[ *]+)((?:\w+,\s*)*\w+)", declaration).groups()
-            fields += [
-                (field.strip(), "pointer" if "*" in kind else kind.strip())
-                for field in names.split(",")
-            ]
-        structs[name] = fields
-    return structs
 
 
 @pytest.mark.parametrize(
@@ -310,26 +302,8 @@ def test_flushing_subnormals_holds_on_every_thread() -> None:
 @REVERSE
 @pytest.mark.parametrize("parts", [(1,) * 40, (20, 20), (39, 1), (1, 38, 1)], ids=str)
 def test_split_equals_whole(parts: tuple[int, ...], reverse: bool, dtype: torch.dtype) -> None:
-    u, delta, A, B, C, D, z, bias, state = scan_inputs(2, 40, 20, dtype=dtype)
-    x, weight, conv_bias, conv_state = conv_inputs(2, 40, 20, 4, dtype)
-    whole, last = SCAN(u, delta, A, B, C, D, z, bias, state, True, reverse)
-    conv_whole, conv_last = CONV(x, weight, conv_bias, conv_state, True, reverse)
-    ys, conv_ys, start = [], [], 0
-    for size in parts:
-        cut = slice(40 - start - size, 40 - start) if reverse else slice(start, start + size)
-        start += size
-        y, state = SCAN(
-            u[:, cut], delta[:, cut], A, B[:, cut], C[:, cut], D, z[:, cut], bias, state, True, reverse
-        )  # fmt: skip
-        conv_y, conv_state = CONV(x[:, cut], weight, conv_bias, conv_state, True, reverse)
-        ys.append(y)
-        conv_ys.append(conv_y)
-    order = slice(None, None, -1 if reverse else 1)
-    allowed = FP32_BOUND if dtype == torch.float32 else ROUNDING_FLOOR[dtype]
-    assert error(torch.cat(ys[order], 1), whole) <= allowed
-    assert error(state, last) <= FP32_BOUND
-    assert error(torch.cat(conv_ys[order], 1), conv_whole) <= allowed
-    assert torch.equal(conv_state, conv_last)
+    scan = scan_inputs(2, 40, 20, dtype=dtype)
+    assert_split_equals_whole(scan, conv_inputs(2, 40, 20, 4, dtype), parts, reverse)
 
 
 @installed

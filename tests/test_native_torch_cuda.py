@@ -7,14 +7,28 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from dataclasses import dataclass
-from functools import lru_cache
 
 import pytest
 import torch
-from test_ops import CONV, FP32_BOUND, ROUNDING_FLOOR, SCAN, conv_inputs, error, scan_inputs
+from cases import (
+    CONV,
+    FP32_BOUND,
+    SCAN,
+    SEQUENCES,
+    Conv,
+    Scan,
+    assert_split_equals_whole,
+    bound,
+    conv_case,
+    conv_inputs,
+    error,
+    low,
+    low_conv,
+    scan_case,
+    scan_inputs,
+)
 from torch import Tensor
-from truths import last_state_truth, poisoned, scan_truth
+from truths import last_state_truth, poisoned
 
 from mamba_export.ops import causal_conv1d_reference, native, selective_scan_reference
 from mamba_export.ops.dispatch import BACKEND_VARIABLE, choose_backend
@@ -23,7 +37,6 @@ GPU = torch.device("cuda", 0)
 WHY_NOT = native.why_not_on(GPU) if torch.cuda.is_available() else ""
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SEQUENCES = (0, 1, 3, 4, 6)  # u, delta, B, C, z among the scan's inputs
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
@@ -31,99 +44,6 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def _native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing falls back to another implementation unseen."""
     monkeypatch.setenv(BACKEND_VARIABLE, "native")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One case of the scan; ``shift`` is added to the step size before softplus."""
-
-    batch: int = 2
-    length: int = 65
-    d_inner: int = 24
-    d_state: int = 16
-    groups: int = 1
-    gate: bool = True
-    reverse: bool = False
-    softplus: bool = True
-    shift: float = 0.0
-
-    def __str__(self) -> str:
-        words = [f"b{self.batch}", f"l{self.length}", f"d{self.d_inner}", f"n{self.d_state}"]
-        words += [f"g{self.groups}"] if self.groups > 1 else []
-        words += [] if self.gate else ["ungated"]
-        words += ["reverse"] if self.reverse else []
-        words += [] if self.softplus else ["plain"]
-        words += [f"shift{self.shift:+g}"] if self.shift else []
-        return "-".join(words)
-
-
-@dataclass(frozen=True)
-class Conv:
-    """One case of the convolution."""
-
-    batch: int = 2
-    length: int = 65
-    channels: int = 24
-    taps: int = 4
-    silu: bool = True
-    reverse: bool = False
-
-    def __str__(self) -> str:
-        words = [f"b{self.batch}", f"l{self.length}", f"d{self.channels}", f"k{self.taps}"]
-        words += [] if self.silu else ["linear"]
-        words += ["reverse"] if self.reverse else []
-        return "-".join(words)
-
-
-def every_dtype(numbers: Tensor) -> Tensor:
-    """The numbers rounded so that fp32, fp16 and bf16 all hold them exactly: one truth serves the three."""
-    return numbers.half().bfloat16().float()
-
-
-@lru_cache(maxsize=2)
-def scan_case(case: Scan) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
-    """Inputs of a case in fp32, and the truth in float64."""
-    torch.manual_seed(hash(case) % 2**31)
-    inputs = scan_inputs(
-        case.batch, case.length, case.d_inner, case.d_state, case.groups, gate=case.gate
-    )
-    inputs[1] = inputs[1] + case.shift
-    if not case.softplus:  # a negative step would grow without bound
-        inputs[1], inputs[7] = 0.1 * inputs[1].abs(), 0.1 * inputs[7].abs()
-    inputs = [None if t is None else t.cuda() for t in inputs]
-    for index in SEQUENCES:
-        if inputs[index] is not None:
-            inputs[index] = every_dtype(inputs[index])
-    return inputs, scan_truth(*inputs, case.softplus, case.reverse)
-
-
-@lru_cache(maxsize=2)
-def conv_case(case: Conv) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-    torch.manual_seed(hash(case) % 2**31)
-    inputs = [t.cuda() for t in conv_inputs(case.batch, case.length, case.channels, case.taps)]
-    inputs[0], inputs[3] = every_dtype(inputs[0]), every_dtype(inputs[3])
-    truth = causal_conv1d_reference(*[t.double() for t in inputs], case.silu, case.reverse)
-    return inputs, truth
-
-
-def low(inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    """Copies of a scan's inputs, the sequences in ``dtype``."""
-    kinds = [dtype if index in SEQUENCES else torch.float32 for index in range(len(inputs))]
-    return [
-        None if t is None else t.to(kind, copy=True) for t, kind in zip(inputs, kinds, strict=True)
-    ]
-
-
-def low_conv(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """A convolution's inputs, x and the state in ``dtype``."""
-    return [inputs[0].to(dtype), *inputs[1:3], inputs[3].to(dtype)]
-
-
-def bound(truth: Tensor, dtype: torch.dtype) -> float:
-    """design.md's: in fp16 and bf16 twice what rounding alone costs, plus a floor."""
-    if dtype == torch.float32:
-        return FP32_BOUND
-    return 2 * error(truth.to(dtype), truth) + ROUNDING_FLOOR[dtype]
 
 
 def assert_scan(
@@ -260,29 +180,9 @@ def test_other_layouts_are_read_or_copied(dtype: torch.dtype) -> None:
 def test_split_equals_whole(parts: tuple[int, ...], reverse: bool, dtype: torch.dtype) -> None:
     length = sum(parts)
     inputs = low([t.cuda() for t in scan_inputs(2, length, 20)], dtype)
-    u, delta, A, B, C, D, z, bias, state = inputs
-    x, weight, conv_bias, conv_state = (t.cuda() for t in conv_inputs(2, length, 20, 4, dtype))
-    whole, last = SCAN(*inputs, True, reverse)
-    conv_whole, conv_last = CONV(x, weight, conv_bias, conv_state, True, reverse)
-    ys, conv_ys, start = [], [], 0
+    conv = [t.cuda() for t in conv_inputs(2, length, 20, 4, dtype)]
     with poisoned():
-        for size in parts:
-            cut = slice(start, start + size)
-            if reverse:
-                cut = slice(length - start - size, length - start)
-            start += size
-            y, state = SCAN(
-                u[:, cut], delta[:, cut], A, B[:, cut], C[:, cut], D, z[:, cut], bias, state, True, reverse
-            )  # fmt: skip
-            conv_y, conv_state = CONV(x[:, cut], weight, conv_bias, conv_state, True, reverse)
-            ys.append(y)
-            conv_ys.append(conv_y)
-    order = slice(None, None, -1 if reverse else 1)
-    allowed = FP32_BOUND if dtype == torch.float32 else ROUNDING_FLOOR[dtype]
-    assert error(torch.cat(ys[order], 1), whole) <= allowed
-    assert error(state, last) <= FP32_BOUND
-    assert error(torch.cat(conv_ys[order], 1), conv_whole) <= allowed
-    assert torch.equal(conv_state, conv_last)
+        assert_split_equals_whole(inputs, conv, parts, reverse)
 
 
 @EVERY_DTYPE

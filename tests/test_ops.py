@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import (
+    CONV,
+    FP32_BOUND,
+    ROUNDING_FLOOR,
+    SCAN,
+    conv_inputs,
+    double,
+    error,
+    scan_inputs,
+)
 from torch import Tensor
 
 from mamba_export.ops import (
@@ -13,70 +23,6 @@ from mamba_export.ops import (
     selective_scan_reference,
 )
 from mamba_export.ops.dispatch import BACKEND_VARIABLE
-
-SCAN = torch.ops.mamba_export.selective_scan
-CONV = torch.ops.mamba_export.causal_conv1d
-FP32_BOUND = 1e-5
-ROUNDING_FLOOR = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-
-
-def scan_inputs(
-    batch: int = 2,
-    length: int = 5,
-    d_inner: int = 8,
-    d_state: int = 16,
-    n_groups: int = 1,
-    *,
-    gate: bool = True,
-    dtype: torch.dtype = torch.float32,
-    delta_shift: float = 0.0,
-) -> list[Tensor | None]:
-    """Random inputs in the operator's order; parameters and state in the accumulation dtype."""
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def low(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64).to(dtype)
-
-    def full(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=acc)
-
-    sequence, per_step = (batch, length, d_inner), (batch, length, n_groups, d_state)
-    return [
-        low(*sequence),
-        low(*sequence) + delta_shift,
-        -torch.exp(full(d_inner, d_state)),
-        low(*per_step),
-        low(*per_step),
-        full(d_inner),
-        low(*sequence) if gate else None,
-        full(d_inner),
-        full(batch, d_inner, d_state),
-    ]
-
-
-def conv_inputs(
-    batch: int = 2,
-    length: int = 5,
-    channels: int = 8,
-    d_conv: int = 4,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    return [
-        torch.randn(batch, length, channels, dtype=torch.float64).to(dtype),
-        torch.randn(channels, d_conv, dtype=acc),
-        torch.randn(channels, dtype=acc),
-        torch.randn(batch, channels, d_conv - 1, dtype=torch.float64).to(dtype),
-    ]
-
-
-def double(tensors):
-    return [None if t is None else t.double() for t in tensors]
-
-
-def error(output: Tensor, truth: Tensor) -> float:
-    output, truth = output.detach().double(), truth.detach().double()
-    return float((output - truth).norm() / truth.norm())
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])

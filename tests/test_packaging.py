@@ -16,7 +16,9 @@ import torch
 
 import mamba_export
 from mamba_export import doctor
+from mamba_export.files import installed_library
 from mamba_export.ops import kernel_library, native
+from mamba_export.tensorrt import library, names, plugin
 
 DISTRIBUTION = metadata.distribution("mamba_export")
 LIBRARIES = [
@@ -46,7 +48,9 @@ def test_wheel_is_of_every_python_and_of_this_platform() -> None:
     assert "Tag: py3-none-any" not in wheel
 
 
-EVERY_LIBRARY = pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
+# What ships; a test build has the harness beside it, which plays TensorRT's part and offers names of its own.
+SHIPPED = [path for path in LIBRARIES if path.name.startswith("libmamba_export_")]
+EVERY_LIBRARY = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 
 
 def binutil(name: str, *arguments: str | Path) -> str:
@@ -140,6 +144,18 @@ def test_doctor_says_what_the_gpu_kernels_are_built_for() -> None:
     else:
         assert found.detail == why_not
     assert rows["CUDA kernels for ONNX Runtime"].state in ("ok", "absent")
+
+
+def test_doctor_tells_of_tensorrt() -> None:
+    rows = {finding.what: finding for finding in doctor.report()}
+    for kind in names.KINDS:
+        found = rows[kind.title]
+        assert found.state == ("ok" if library.is_installed(kind) else "absent")
+        expected = library.load(kind).version if found.state == "ok" else kind.install
+        assert expected in found.detail
+    path = plugin.plugin_path()
+    assert (str(path) if path else plugin.why_absent()) in rows["TensorRT plugins"].detail
+    assert rows["mamba_run"].state == ("ok" if installed_library("mamba_run") else "absent")
 
 
 def test_doctor_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -401,8 +401,9 @@ def test_without_a_gpu_running_is_refused_with_the_reason(harness: Harness, op: 
 @pytest.fixture
 def build_in_rtx(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Builds a graph of one node in a process of its own: TensorRT-RTX can end one."""
-    rtx = pytest.importorskip("tensorrt_rtx_libs", reason="tensorrt-rtx-cu13 is not installed")
-    library = next(Path(rtx.__file__).parent.glob("libtensorrt_rtx.so*"))
+    library = driver.rtx_core()
+    if library is None:
+        pytest.skip(driver.RTX_ABSENT)
     # The parser opens the unversioned name when it meets a plugin, and ends the process without it.
     (tmp_path / "libtensorrt_rtx.so").symlink_to(library)
     path = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])

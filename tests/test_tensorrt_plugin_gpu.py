@@ -16,10 +16,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cases import Conv, Scan, bound, conv_case, error, low, low_conv, scan_case
 from tensorrt_harness import driver
 from tensorrt_harness.driver import Field, Harness, Tensor
-from test_native_torch_cuda import Conv, Scan, bound, conv_case, low, low_conv, scan_case
-from test_ops import error
 
 from mamba_export import contract
 

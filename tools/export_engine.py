@@ -24,6 +24,7 @@ from mamba_export.cli import (
     Dtype,
     DtypeOption,
     ForceOption,
+    FuseLayersOption,
     LastLogitsOption,
     LengthRangeOption,
     ModelArgument,
@@ -48,6 +49,7 @@ def main(
     dtype: DtypeOption = Dtype.fp32,
     opset: OpsetOption = 20,
     last_logits_only: LastLogitsOption = False,
+    fuse_layers: FuseLayersOption = True,
     tokenizer: TokenizerOption = None,
     quick: QuickOption = False,
     force: ForceOption = False,
@@ -64,7 +66,7 @@ def main(
     from mamba_export.parity import verify
     from mamba_export.parity.table import print_report
     from mamba_export.tensorrt import BuildOptions, build, check_installed
-    from mamba_export.tensorrt.build_command import print_trtexec, summary
+    from mamba_export.tensorrt.build_command import summary
     from mamba_export.tensorrt.profiles import parse_range
 
     options = BuildOptions(
@@ -85,6 +87,7 @@ def main(
             dtype=dtype.value,
             opset=opset,
             last_logits_only=last_logits_only,
+            fuse_layers=fuse_layers,
             tokenizer=tokenizer,
             force=force,
             progress=lambda stage: progress.update(exporting, description=f"export: {stage}"),
@@ -112,7 +115,6 @@ def main(
         progress.update(verifying, description="verify: done", total=1, completed=1)
     if description is not None:
         print(summary(out, description))
-        print_trtexec(out, options)
     print_report(report)
     if not report.passed:
         raise typer.Exit(1)

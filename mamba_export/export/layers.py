@@ -245,9 +245,8 @@ def fuse_layers(model: ir.Model) -> int:
     graph = model.graph
     scans = [node for node in graph if node.op_type == contract.SELECTIVE_SCAN]
     count = 0
-    for (
-        scan
-    ) in scans:  # one after the other: a layer's hidden value is the output of the one before
+    # One after the other: a layer's hidden value is the output of the one before.
+    for scan in scans:
         layer = _find(graph, scan)
         if layer is not None:
             _replace(graph, layer, count)

@@ -72,6 +72,7 @@ class OrtSession(GenerationMethods):
         self._model = open_session(self.metadata, providers, threads, session_options, native)
         self.device = self._model.device
         self.native = self._model.native
+        self._kept_start: tuple[int, OrtState] | None = None
         self._graphs = None if self._model.gpu is None else StepGraphs(self._model)
 
     @property
@@ -178,12 +179,19 @@ class OrtSession(GenerationMethods):
             raise SessionError("this model takes no tokens: drive it with run")
         check_state(state, self.metadata)
 
+    def _start(self, batch: int) -> OrtState:
+        """The initial state, kept: a state is never modified, and copying zeros to a GPU takes a while."""
+        kept = self._kept_start
+        if kept is None or kept[0] != batch:
+            kept = self._kept_start = (batch, self.initial_state(batch))
+        return kept[1]
+
     def _run(
         self, array: np.ndarray, state: OrtState | None, output: np.ndarray | None
     ) -> OrtState:
         batch = array.shape[0]
         if state is None:
-            state = self.initial_state(batch)
+            state = self._start(batch)
         check_state(state, self.metadata, batch)
         # These are held until the graph has run: the binding knows addresses only.
         sequence = DeviceTensor.from_numpy(array, self.device)

@@ -1,4 +1,4 @@
-"""``mamba-export build``: progress on standard error, the engine and its trtexec line on standard output."""
+"""``mamba-export build``: progress on standard error, what was built on standard output."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mamba_export.runtime.metadata import read_metadata
 from mamba_export.tensorrt.building import BuildOptions, build
 from mamba_export.tensorrt.bundling import bundle
-from mamba_export.tensorrt.deploy import trtexec_line
 from mamba_export.tensorrt.description import EngineDescription
 from mamba_export.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
 
@@ -36,18 +34,16 @@ def build_command(folder: Path, options: BuildOptions, *, force: bool) -> None:
             ),
         )
     print(summary(folder, description))
-    print_trtexec(folder, options)
 
 
 def bundle_command(folder: Path, out: Path, options: BuildOptions, *, force: bool) -> None:
     """Write a bundle and tell of it; raises as ``bundle`` does."""
     bundle(folder, out, options, force=force)
     print(f"wrote {out}: {DEPLOY_FILE} there says how to build the engine on the target")
-    print_trtexec(out, options)
 
 
 def summary(folder: Path, description: EngineDescription) -> str:
-    """What was built, a line each for the engine, its plugins and its profiles."""
+    """What was built, a line each for the engine, its plugins, its profiles and the way without Python."""
     built = description.build
     plugins = ", ".join(f"{count} {name}" for name, count in description.plugins.items())
     profiles = "; ".join(map(str, description.profiles))
@@ -56,11 +52,6 @@ def summary(folder: Path, description: EngineDescription) -> str:
         f"{description.precision}, {built['engine_bytes'] / 1e6:.1f} MB in {built['seconds']:.1f} s, "
         f"peak memory {built['peak_memory_mib']} MiB\n"
         f"plugin layers: {plugins or 'none (function bodies)'}\n"
-        f"profiles: {profiles}"
+        f"profiles: {profiles}\n"
+        f"to build the same on a target without Python: {folder / DEPLOY_FILE} has the trtexec line"
     )
-
-
-def print_trtexec(folder: Path, options: BuildOptions) -> None:
-    """Print the command that builds the same engine with TensorRT alone, to be run in the folder."""
-    print(f"the same with trtexec, in {folder} on the target ({DEPLOY_FILE}):")
-    print(trtexec_line(read_metadata(folder), options))

@@ -12,9 +12,9 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def _link_rtx() -> None:
     )
     if core is None or parser is None:
         return  # laid out in a way that we do not know: let it try
-    if TENSORRT_RTX.module in sys.modules:
+    if _is_loaded(parser):  # tensorrt_rtx was imported, or tensorrt_rtx_libs alone
         try:
             ctypes.CDLL(_RTX_CORE)  # somebody arranged for the name already
         except OSError:
@@ -142,6 +142,15 @@ def _link_rtx() -> None:
     # The wheel's own import finds both loaded already: a library is known by its file, not by its path.
     for name in (core.name, parser.name):
         ctypes.CDLL(str(links / name))
+
+
+def _is_loaded(file: Path) -> bool:
+    """Whether this process has a shared library loaded; it is not loaded for the question."""
+    try:
+        ctypes.CDLL(str(file), mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
 
 
 def _logger(module: Any) -> Any:

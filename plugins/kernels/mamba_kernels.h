@@ -159,14 +159,15 @@ typedef struct {
 /* Queues a product on the stream; returns 0, or another number where it failed. */
 typedef int (*mamba_multiply)(void* context, const mamba_product* product, void* stream);
 
-/* 1 where mamba_layer_step_cuda takes this call on the current device: few rows, batch * length. */
+/* 1 where mamba_layer_cuda runs the step's kernels for these sizes on the current device, because
+ * they are the quickest: few rows, batch * length. Then it calls no multiply. */
 MAMBA_API int mamba_layer_is_step_cuda(const mamba_layer_params* params);
 
 /* Bytes of workspace for these sizes, of the step or of the form for many rows. */
 MAMBA_API size_t mamba_layer_step_cuda_workspace(const mamba_layer_params* params);
 MAMBA_API size_t mamba_layer_cuda_workspace(const mamba_layer_params* params);
 
-/* The layer in four kernels, which read the weights once at the speed of memory. */
+/* The layer in four kernels, which read the weights once at the speed of memory: up to 8 rows. */
 MAMBA_API mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
                                              void* stream);
 /* The layer for any number of rows; multiply (cuBLAS, say) does its large products. */

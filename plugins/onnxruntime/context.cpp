@@ -11,11 +11,11 @@ bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* n
   if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
     api.ReleaseStatus(status);
     // Export always writes it, and the function body has no default either.
-    throw InputError(std::string("the integer attribute ") + name + " is missing");
+    throw Refusal(std::string("the integer attribute ") + name + " is missing");
   }
   if (value != 0 && value != 1) {
-    throw InputError(std::string("attribute ") + name + " is " + std::to_string(value) +
-                     ", expected 0 or 1");
+    throw Refusal(std::string("attribute ") + name + " is " + std::to_string(value) +
+                  ", expected 0 or 1");
   }
   return value == 1;
 }
@@ -26,13 +26,13 @@ void check_version(const OrtFunctions& api, const OrtKernelInfo* info) {
   if (OrtStatus* status =
           api.KernelInfoGetAttribute_string(info, kVersionAttribute, version, &size)) {
     api.ReleaseStatus(status);
-    throw InputError(std::string("the text attribute ") + kVersionAttribute +
-                     " is missing or too long");
+    throw Refusal(std::string("the text attribute ") + kVersionAttribute +
+                  " is missing or too long");
   }
   if (std::strcmp(version, kVersion) != 0) {
-    throw InputError(std::string("the file has version ") + version +
-                     " of this operator, the library has version " + kVersion +
-                     ": export the model again, or install the mamba_export that wrote it");
+    throw Refusal(std::string("the file has version ") + version +
+                  " of this operator, the library has version " + kVersion +
+                  ": export the model again, or install the mamba_export that wrote it");
   }
 }
 
@@ -90,8 +90,8 @@ void* Scratch::take_device(size_t bytes, const char* what) {
   }
   if (status) api_.ReleaseStatus(status);
   if (!memory) {
-    throw InputError("out of GPU memory: " + std::to_string(bytes) + " bytes for " + what +
-                     " could not be had: use a smaller batch or shorter parts of the sequence");
+    throw Refusal("out of GPU memory: " + std::to_string(bytes) + " bytes for " + what +
+                  " could not be had: use a smaller batch or shorter parts of the sequence");
   }
   device_.push_back(memory);
   return memory;

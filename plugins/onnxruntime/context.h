@@ -8,10 +8,10 @@
 
 namespace mamba_ort {
 
-// Throws InputError where the attribute is missing or is neither 0 nor 1.
+// Throws Refusal where the attribute is missing or is neither 0 nor 1.
 bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name);
 
-// Throws InputError where the node was written for another version of its operator.
+// Throws Refusal where the node was written for another version of its operator.
 void check_version(const OrtFunctions& api, const OrtKernelInfo* info);
 
 struct Input {

@@ -36,12 +36,12 @@ OrtElementType element_type(const CustomOp& op, size_t input) {
 // Runtime 1.20 ends the process when such an output gets a shape. What is wrong with a shape is
 // said at the run, when all is known.
 void infer_shapes(const CustomOp& op, OrtShapeInferContext* context) {
-  const size_t input = like_input(op.description, 0);
+  const int32_t input = like_input(op.description, 0);
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(op.api.ShapeInferContext_GetInputTypeShape(context, input, &info));
   const std::vector<int64_t> shape = shape_of(op.api, info);
   // An unknown shape looks like a scalar's here, and would be passed on as one.
-  bool is_known = shape.size() == op.description.inputs[input].rank;
+  bool is_known = shape.size() == static_cast<size_t>(op.description.inputs[input].rank);
   std::vector<const char*> names(shape.size(), "");
   check(op.api.GetSymbolicDimensions(info, names.data(), names.size()));
   // A size that is unknown and has no name would be passed on as the number -1.
@@ -155,11 +155,13 @@ CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype 
     return self(op).provider == kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
   };
   GetInputType = [](const OrtCustomOp* op, size_t index) { return element_type(self(op), index); };
-  GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).description.input_count; };
+  GetInputTypeCount = [](const OrtCustomOp* op) -> size_t {
+    return self(op).description.input_count;
+  };
   GetOutputType = [](const OrtCustomOp* op, size_t index) {
     return element_type(self(op), like_input(self(op).description, index));
   };
-  GetOutputTypeCount = [](const OrtCustomOp*) { return kOutputs; };
+  GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
   GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
   // A model that never continues a sequence may leave last_state out.
   GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) {

@@ -38,11 +38,12 @@ class Call {
         context_(context),
         scratch_(api_, context, kernel.op.provider) {
     const Operator& description = kernel.op.description;
-    for (size_t i = 0; i < description.input_count; ++i) {
+    for (int32_t i = 0; i < description.input_count; ++i) {
       inputs_[i] = read_input(api_, context, i);
       sizes_.match(description.inputs[i], inputs_[i].shape.data(), inputs_[i].shape.size());
     }
-    for (size_t i = 0; i < kOutputs; ++i) allocate_output(i);
+    if (!description.is_convolution) sizes_.check_groups();
+    for (int32_t i = 0; i < kOutputs; ++i) allocate_output(i);
   }
 
   void run() {
@@ -54,7 +55,7 @@ class Call {
   }
 
  private:
-  void allocate_output(size_t index);
+  void allocate_output(int32_t index);
   void run_scan();
   void run_convolution();
 
@@ -83,9 +84,9 @@ class Call {
   void* outputs_[kOutputs] = {};
 };
 
-void Call::allocate_output(size_t index) {
+void Call::allocate_output(int32_t index) {
   const Operator& description = kernel_.op.description;
-  const size_t like = like_input(description, index);
+  const int32_t like = like_input(description, index);
   const std::vector<int64_t>& shape = inputs_[like].shape;
   outputs_[index] = make_output(api_, context_, index, shape);
   if (outputs_[index]) return;
@@ -99,10 +100,6 @@ void Call::allocate_output(size_t index) {
 
 void Call::run_scan() {
   const int64_t inner = sizes_[kInner], per_step = sizes_[kGroups] * sizes_[kState];
-  if (inner % sizes_[kGroups] != 0) {
-    throw InputError("B has n_groups " + std::to_string(sizes_[kGroups]) +
-                     ", which does not divide d_inner " + std::to_string(inner));
-  }
   mamba_selective_scan_params p = {};
   p.batch = sizes_[kBatch];
   p.length = sizes_[kLength];

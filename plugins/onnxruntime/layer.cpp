@@ -77,7 +77,7 @@ float read_epsilon(const OrtFunctions& api, const OrtKernelInfo* info) {
   float value = 0.f;
   if (OrtStatus* status = api.KernelInfoGetAttribute_float(info, kEpsilon, &value)) {
     api.ReleaseStatus(status);
-    throw InputError(std::string("the number attribute ") + kEpsilon + " is missing");
+    throw Refusal(std::string("the number attribute ") + kEpsilon + " is missing");
   }
   return value;
 }
@@ -120,13 +120,13 @@ class LayerCall {
  private:
   void check_widths() const {
     if (sizes_[kTwoInner] != 2 * sizes_[kInner]) {
-      throw InputError("in_proj_weight has " + std::to_string(sizes_[kTwoInner]) +
-                       " columns, expected 2 * d_inner = " + std::to_string(2 * sizes_[kInner]));
+      throw Refusal("in_proj_weight has " + std::to_string(sizes_[kTwoInner]) +
+                    " columns, expected 2 * d_inner = " + std::to_string(2 * sizes_[kInner]));
     }
     const int64_t projected = sizes_[kRank] + 2 * sizes_[kState];
     if (sizes_[kProjected] != projected) {
-      throw InputError("x_proj_weight has " + std::to_string(sizes_[kProjected]) +
-                       " columns, expected dt_rank + 2 * d_state = " + std::to_string(projected));
+      throw Refusal("x_proj_weight has " + std::to_string(sizes_[kProjected]) +
+                    " columns, expected dt_rank + 2 * d_state = " + std::to_string(projected));
     }
   }
 

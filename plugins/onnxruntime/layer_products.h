@@ -5,7 +5,7 @@
 
 namespace mamba_ort {
 
-// What multiply needs of a run; throws InputError where the runtime has no cuBLAS to offer.
+// What multiply needs of a run; throws Refusal where the runtime has no cuBLAS to offer.
 struct Products {
   Products(const OrtFunctions& api, const OrtKernelContext* context);
   void* handle;  // cublasHandle_t, bound to the run's stream

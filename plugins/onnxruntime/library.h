@@ -14,6 +14,8 @@
 
 namespace mamba_ort {
 
+using namespace mamba_contract;
+
 // Where a kernel computes: ONNX Runtime's execution provider.
 enum Provider { kCpu, kCuda };
 
@@ -61,7 +63,7 @@ OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcep
       return nullptr;
     } catch (const RuntimeError& error) {
       return error.status;
-    } catch (const InputError& error) {
+    } catch (const Refusal& error) {
       const std::string text = std::string("mamba_export ") + name + ": ";
       return api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
     }
@@ -73,7 +75,7 @@ OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcep
 
 // What the kernels' C interface answered.
 inline void check(mamba_status status) {
-  if (status != MAMBA_OK) throw InputError(mamba_last_error());
+  if (status != MAMBA_OK) throw Refusal(mamba_last_error());
 }
 
 inline std::vector<int64_t> shape_of(const OrtFunctions& api,

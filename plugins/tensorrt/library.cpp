@@ -39,7 +39,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   const PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
   const char* getPluginName() const noexcept override { return op_.name; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
-  const char* getPluginNamespace() const noexcept override { return kNamespace; }
+  const char* getPluginNamespace() const noexcept override { return kDomain; }
 
  private:
   const Operator& op_;
@@ -53,14 +53,14 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 #define MAMBA_TRT_EXPORT extern "C" __attribute__((visibility("default")))
 
 MAMBA_TRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept {
-  using mamba_trt::Creator;
-  static_assert(mamba_trt::kOperatorCount == 3, "a creator for each operator");
+  using namespace mamba_trt;
+  static_assert(kOperatorCount == 3, "a creator for each operator");
   // As long as the process: engines hold plugins of them.
-  static Creator creators[] = {Creator(mamba_trt::kOperators[0]), Creator(mamba_trt::kOperators[1]),
-                               Creator(mamba_trt::kOperators[2])};
+  static Creator creators[] = {Creator(kOperators[0]), Creator(kOperators[1]),
+                               Creator(kOperators[2])};
   static nvinfer1::IPluginCreatorInterface* const pointers[] = {&creators[0], &creators[1],
                                                                 &creators[2]};
-  count = mamba_trt::kOperatorCount;
+  count = kOperatorCount;
   return pointers;
 }
 

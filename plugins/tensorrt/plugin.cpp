@@ -121,7 +121,7 @@ nvinfer1::IPluginV3* Plugin::clone() noexcept {
 
 const char* Plugin::getPluginName() const noexcept { return op_.name; }
 const char* Plugin::getPluginVersion() const noexcept { return kVersion; }
-const char* Plugin::getPluginNamespace() const noexcept { return kNamespace; }
+const char* Plugin::getPluginNamespace() const noexcept { return kDomain; }
 
 // --- IPluginV3OneBuild ---------------------------------------------------------------------------
 

@@ -10,6 +10,10 @@
 
 namespace mamba_trt {
 
+using namespace mamba_contract;
+
+constexpr char kContractVersionField[] = "contract_version";  // written into an engine
+
 // The attributes of a node, as an engine stores them.
 struct Attributes {
   bool reverse = false;

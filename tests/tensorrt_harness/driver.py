@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,21 @@ def harness_path() -> Path | None:
     """The harness that the environment names, or the installed one; None where there is neither."""
     setting = os.environ.get(HARNESS_VARIABLE)
     return Path(setting) if setting else installed_library("libmamba_trt_harness.so")
+
+
+def rtx_core() -> Path | None:
+    """TensorRT-RTX's library in its wheel, or None.
+
+    The wheel is not imported: that would load the library, and keep the product from giving it the name
+    that its parser looks for.
+    """
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    if spec is None or spec.origin is None:
+        return None
+    return next(Path(spec.origin).parent.glob("libtensorrt_rtx.so*"), None)
+
+
+RTX_ABSENT = "tensorrt-rtx-cu13 is not installed"
 
 
 NOT_BUILT = (

@@ -15,10 +15,10 @@
 namespace mamba {
 namespace step {
 
-constexpr int kInColumns = 32, kInThreads = 256;
+constexpr int kInColumns = 64, kInThreads = 512;
 constexpr int kXColumns = 16, kXThreads = 128;
 constexpr int kStateColumns = 32, kStateThreads = 128;
-constexpr int kOutColumns = 16, kOutThreads = 256;
+constexpr int kOutColumns = 16, kOutThreads = 512;
 constexpr int kTeam = 4;        // threads that share a channel's states
 constexpr int kTeamStates = 4;  // states that a thread takes at once
 static_assert(kStateThreads / kTeam == kStateColumns);

@@ -1,7 +1,7 @@
 // What the files of the selective scan share. scan.cu picks among:
 //
 //   scan_step.cu  a few steps (decode): one read and one write of the state
-//   scan_pipe.cu  d_state up to 16 and few channels: scan warps and helper warps side by side
+//   scan_pipe.cu  d_state up to 128, one group: scan warps and helper warps side by side
 //   scan_tile.cu  any other shape with d_state up to 256; also the two passes of a split length
 //   scan_any.cu   larger d_state
 //
@@ -16,7 +16,7 @@ namespace mamba {
 
 constexpr int64_t kFewSteps = 8;
 constexpr int kMostTileStates = 256;
-constexpr int kPipeStates = 16;
+constexpr int kPipeStates = 128;
 
 // A length that is split: part i starts at step i * part_length of the walk.
 //

@@ -1,7 +1,7 @@
-// Scan for d_state up to 16: scan warps do nothing but the recurrence, and two kinds of helper
+// Scan for d_state up to 128: scan warps do nothing but the recurrence, and two kinds of helper
 // warps all the rest, ahead of them and behind, so that a step costs a scan warp as few
-// instructions and as little waiting as can be. They hand tiles of 32 steps to each other in three
-// buffers of shared memory:
+// instructions and as little waiting as can be. They hand tiles of some steps to each other in
+// three buffers of shared memory:
 //
 //   preparing warps  dt, dt u, B and C in fp32; the numbers of T for the next tile are under way
 //   scan warps       the sums over the states
@@ -12,9 +12,10 @@
 // next one is read, and with kAhead the exponentials of the one between are computed.
 //
 // Sums over the states of a channel are matrix products in tf32, which take one instruction where
-// shuffles take six. For bf16 the matrices are h and C (C is exact in tf32, and what h loses is
-// less than y loses when it is rounded); for the other types they are the products C h and ones,
-// and the part of them that tf32 drops is summed too.
+// shuffles take six. Where four lanes have all states of a channel, for bf16 the matrices are h and
+// C (C is exact in tf32, and what h loses is less than y loses when it is rounded); else they are
+// the products C h and ones, and for the other types the part of them that tf32 drops is summed
+// too. Channels of more than four lanes have a sum for every four; finishing warps add those.
 #include <algorithm>
 
 #include "gpu.cuh"
@@ -23,36 +24,46 @@
 namespace mamba {
 namespace {
 
-constexpr int kSteps = 32;  // of a tile
 constexpr int kBuffers = 3;
-constexpr int kGroup = 4;  // steps of a turn of the scan loop
-constexpr int kGroups = kSteps / kGroup;
-constexpr int kQuad = 4;  // channels, or states, that a helper moves at once
+constexpr int kGroup = 4;       // steps of a turn of the scan loop
+constexpr int kQuad = 4;        // channels, or states, that a helper moves at once
+constexpr int kMostSteps = 32;  // of a tile
 
-// Scan threads have Channels channels and States states each; a block has at most Width channels,
-// and Helpers threads of either kind of helpers; Blocks blocks share a multiprocessor.
-template <int Channels, int States, int Width, int Helpers, int Blocks, bool Ahead>
+// Channels have AllStates states, zeros after d_state, and tiles have Steps steps. Scan threads
+// have Channels channels and States states each; a block has at most Width channels, and Helpers
+// threads of either kind of helpers; Blocks blocks share a multiprocessor.
+template <int AllStates, int Steps, int Channels, int States, int Width, int Helpers, int Blocks,
+          bool Ahead>
 struct PipeShape {
+  static constexpr int kAllStates = AllStates;
+  static constexpr int kSteps = Steps;
+  static constexpr int kGroups = Steps / kGroup;
+  // Tiles on their way from device memory, which takes longer than a tile of few states; of many
+  // states, a second one would need more registers than there are.
+  static constexpr int kUnderWay = kAllStates <= 16 ? 2 : 1;
   static constexpr int kChannels = Channels;
   static constexpr int kStates = States;
   static constexpr int kWidth = Width;
   static constexpr int kHelpers = Helpers;
   static constexpr int kBlocks = Blocks;
   static constexpr bool kAhead = Ahead;
-  static constexpr int kLanes = kPipeStates / States;  // that share a channel
-  static constexpr int kParts = kLanes / 4;            // sums of a channel, one a quad of lanes
+  static constexpr int kLanes = kAllStates / States;  // that share a channel
+  static constexpr int kParts = kLanes / 4;           // sums of a channel, one a quad of lanes
   static constexpr int kMultiple = 32 / kLanes * Channels;  // channels of a scan warp
   static constexpr int kScanners = Width * kLanes / Channels;
-  // Quads of a helper and a tile.
-  static constexpr int kItems = Width / kQuad * kSteps / Helpers;
-  static constexpr int kStateItems = (kPipeStates / kQuad * kSteps + Helpers - 1) / Helpers;
-  static_assert(Width % kMultiple == 0 && kItems * Helpers * kQuad == Width * kSteps);
+  // Quads of a helper and a tile, at most.
+  static constexpr int kStateQuads = kAllStates / kQuad;
+  static constexpr int kItems = (Width / kQuad * Steps + Helpers - 1) / Helpers;
+  static constexpr int kStateItems = (kStateQuads * Steps + Helpers - 1) / Helpers;
+  static_assert(Width % kMultiple == 0 && Width % kQuad == 0 && Helpers % 32 == 0);
+  static_assert(Helpers % kStateQuads == 0);  // a helper has the same states at all its steps
+  static_assert(Steps % kGroup == 0 && Steps <= kMostSteps && kParts * 4 * States == AllStates);
 
   // Rows are padded so that those of neighbouring steps begin in other banks.
   struct alignas(16) Tile {
-    float2 dt_du[kSteps][Width + 4];
-    float B[kSteps][kPipeStates], C[kSteps][kPipeStates];
-    float y[kSteps][Width * kParts + 8];  // sum_at has the order
+    float2 dt_du[Steps][Width + 4];
+    float B[Steps][AllStates], C[Steps][AllStates];
+    float y[Steps][Width * kParts + 8];  // sum_at has the order
   };
 };
 
@@ -268,14 +279,14 @@ __device__ __forceinline__ void scan(const mamba_selective_scan_params& p, int64
     auto& tile = tiles[buffer];
     if (turn >= kBuffers) wait(kFinished + buffer, threads);
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
+    for (int g = 0; g < S::kGroups; ++g) {
       Ready<S> next;
       make_ready(loaded, A, next);
-      if (g + kDepth < kGroups) {
+      if (g + kDepth < S::kGroups) {
         load(tile, g + kDepth, slot, state, loaded);
       } else {
-        if (g + kDepth == kGroups && turn + 1 < turns) wait(kPrepared + next_buffer, threads);
-        load(tiles[next_buffer], g + kDepth - kGroups, slot, state, loaded);
+        if (g + kDepth == S::kGroups && turn + 1 < turns) wait(kPrepared + next_buffer, threads);
+        load(tiles[next_buffer], g + kDepth - S::kGroups, slot, state, loaded);
       }
       walk_group<T, S>(S::kAhead ? ready : next, g, warp, lane, h, tile);
       if constexpr (S::kAhead) ready = next;
@@ -333,9 +344,9 @@ struct Walk {
       : start(const_cast<T*>(row<T>(sequence, batch, walked(p, 0))) + offset),
         stride(static_cast<int>(p.reverse ? -sequence.step_stride : sequence.step_stride)) {}
 
-  // The first step of a tile.
-  __device__ __forceinline__ T* tile(int turn) const {
-    return start + int64_t{turn} * kSteps * stride;
+  // The first step of a tile, all of which have the given steps.
+  __device__ __forceinline__ T* tile(int turn, int steps) const {
+    return start + int64_t{turn} * steps * stride;
   }
 };
 
@@ -352,12 +363,14 @@ struct Items {
       const int item = thread + i * S::kHelpers;
       const int at = item % quads * kQuad;
       step[i] = item / quads;
-      exists[i] = step[i] < kSteps && at < channels;
+      exists[i] = step[i] < S::kSteps && at < channels;
       channel[i] = exists[i] ? at : 0;
     }
   }
 };
 
+// Those of a tile that exist, of the kSteps that all tiles but the last have.
+template <int kSteps>
 __device__ __forceinline__ int steps_of_tile(int64_t length, int turn) {
   const int64_t left = length - int64_t{kSteps} * turn;
   return left < kSteps ? static_cast<int>(left) : kSteps;
@@ -371,7 +384,7 @@ template <typename T, typename S>
 __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, int64_t batch,
                                         int64_t first, int turns, int scanners, int width,
                                         int thread, typename S::Tile* tiles) {
-  constexpr int kStateQuads = kPipeStates / kQuad;
+  constexpr int kStateQuads = S::kStateQuads;
   const Items<S> items(p.d_inner - first, width, thread);
   const Walk<T> u_walk(p, p.u, batch, first), delta_walk(p, p.delta, batch, first);
   const Walk<T> B_walk(p, p.B, batch, 0), C_walk(p, p.C, batch, 0);
@@ -391,9 +404,10 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
   // What does not exist is read from where something does: no branch parts the loads.
   const auto fetch = [&](int turn, Fetched& to) {
     if (turn >= turns) return;
-    const int last = steps_of_tile(p.length, turn) - 1;
-    const T *u = u_walk.tile(turn), *delta = delta_walk.tile(turn);
-    const T *B = B_walk.tile(turn) + read_state, *C = C_walk.tile(turn) + read_state;
+    const int last = steps_of_tile<S::kSteps>(p.length, turn) - 1;
+    const T *u = u_walk.tile(turn, S::kSteps), *delta = delta_walk.tile(turn, S::kSteps);
+    const T *B = B_walk.tile(turn, S::kSteps) + read_state,
+            *C = C_walk.tile(turn, S::kSteps) + read_state;
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       const int step = min(items.step[i], last);
@@ -411,7 +425,7 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
   int buffer = 0;
   const auto prepare_tile = [&](int turn, Fetched& fetched) {
     auto& tile = tiles[buffer];
-    const int steps = steps_of_tile(p.length, turn);
+    const int steps = steps_of_tile<S::kSteps>(p.length, turn);
     if (turn >= kBuffers) wait(kRead + buffer, threads);
     // Steps past the end get dt = 0, which leaves a state as it is.
 #pragma unroll
@@ -437,7 +451,7 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
 #pragma unroll
     for (int i = 0; i < S::kStateItems; ++i) {
       const int step = (thread + i * S::kHelpers) / kStateQuads;
-      if (step >= kSteps) continue;
+      if (step >= S::kSteps) continue;
       float B[kQuad], C[kQuad];
       fetched.B[i].unpack(B);
       fetched.C[i].unpack(C);
@@ -451,17 +465,16 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
       *reinterpret_cast<float4*>(&tile.C[step][state]) = make_float4(C[0], C[1], C[2], C[3]);
     }
     arrive(kPrepared + buffer, threads);
-    fetch(turn + 2, fetched);
+    fetch(turn + S::kUnderWay, fetched);
     buffer = buffer + 1 < kBuffers ? buffer + 1 : 0;
   };
 
-  // Two tiles are under way: device memory takes longer than a tile.
-  Fetched even, odd;
+  Fetched even, odd;  // where one tile is under way, even has them all
   fetch(0, even);
-  fetch(1, odd);
-  for (int turn = 0; turn < turns; turn += 2) {
+  if (S::kUnderWay == 2) fetch(1, odd);
+  for (int turn = 0; turn < turns; turn += S::kUnderWay) {
     prepare_tile(turn, even);
-    if (turn + 1 < turns) prepare_tile(turn + 1, odd);
+    if (S::kUnderWay == 2 && turn + 1 < turns) prepare_tile(turn + 1, odd);
   }
 }
 
@@ -470,7 +483,21 @@ template <typename S>
 __device__ __forceinline__ void read_sums(const float* row, int channel, float (&to)[kQuad]) {
   const int in_warp = channel % S::kMultiple;
   const float* from = row + channel / S::kMultiple * S::kMultiple * S::kParts;
-  if constexpr (S::kParts == 2) {
+  if constexpr (S::kParts > 2) {
+    // Two scan warps or four have the four channels.
+#pragma unroll
+    for (int v = 0; v < kQuad; ++v) {
+      const int c = channel + v;
+      const float* parts = row + c / S::kMultiple * S::kMultiple * S::kParts +
+                           c % S::kChannels * 8 + c % S::kMultiple / S::kChannels * S::kParts;
+      to[v] = 0.f;
+#pragma unroll
+      for (int part = 0; part < S::kParts; part += 4) {
+        const auto four = *reinterpret_cast<const float4*>(parts + part);
+        to[v] += (four.x + four.y) + (four.z + four.w);
+      }
+    }
+  } else if constexpr (S::kParts == 2) {
     constexpr bool kTwo = S::kChannels == 2;
     const float* low = from + in_warp * 2 / S::kChannels;
     const auto a = *reinterpret_cast<const float4*>(low);
@@ -513,8 +540,8 @@ __device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int
   for (int i = 0; i < S::kItems; ++i) D[i] = four_parameters(p.D + first + items.channel[i]);
   const auto fetch = [&](int turn, Fetched& to) {
     if (turn >= turns) return;
-    const int last = steps_of_tile(p.length, turn) - 1;
-    const T *u = u_walk.tile(turn), *z = z_walk.tile(turn);
+    const int last = steps_of_tile<S::kSteps>(p.length, turn) - 1;
+    const T *u = u_walk.tile(turn, S::kSteps), *z = z_walk.tile(turn, S::kSteps);
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       const int step = min(items.step[i], last);
@@ -526,13 +553,13 @@ __device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int
   int buffer = 0;
   const auto finish_tile = [&](int turn, Fetched& fetched) {
     const auto& tile = tiles[buffer];
-    const int steps = steps_of_tile(p.length, turn);
-    T* y = y_walk.tile(turn);
+    const int steps = steps_of_tile<S::kSteps>(p.length, turn);
+    T* y = y_walk.tile(turn, S::kSteps);
     wait(kSummed + buffer, threads);
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       float values[kQuad], u[kQuad], z[kQuad];
-      read_sums<S>(tile.y[min(items.step[i], kSteps - 1)], items.channel[i], values);
+      read_sums<S>(tile.y[min(items.step[i], S::kSteps - 1)], items.channel[i], values);
       fetched.u[i].unpack(u);
       fetched.z[i].unpack(z);
       const float skips[] = {D[i].x, D[i].y, D[i].z, D[i].w};
@@ -550,16 +577,16 @@ __device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int
       }
     }
     if (turn + kBuffers < turns) arrive(kFinished + buffer, threads);
-    fetch(turn + 2, fetched);
+    fetch(turn + S::kUnderWay, fetched);
     buffer = buffer + 1 < kBuffers ? buffer + 1 : 0;
   };
 
   Fetched even, odd;  // as in prepare
   fetch(0, even);
-  fetch(1, odd);
-  for (int turn = 0; turn < turns; turn += 2) {
+  if (S::kUnderWay == 2) fetch(1, odd);
+  for (int turn = 0; turn < turns; turn += S::kUnderWay) {
     finish_tile(turn, even);
-    if (turn + 1 < turns) finish_tile(turn + 1, odd);
+    if (S::kUnderWay == 2 && turn + 1 < turns) finish_tile(turn + 1, odd);
   }
 }
 
@@ -572,7 +599,7 @@ __global__ void __launch_bounds__(S::kScanners + 2 * S::kHelpers, S::kBlocks)
   const int scanners = width * S::kLanes / S::kChannels;
   const unsigned blocks = static_cast<unsigned>((p.d_inner + width - 1) / width);
   const int64_t batch = blockIdx.x / blocks, first = int64_t{blockIdx.x % blocks} * width;
-  const int turns = static_cast<int>((p.length + kSteps - 1) / kSteps);
+  const int turns = static_cast<int>((p.length + S::kSteps - 1) / S::kSteps);
   const int helper = static_cast<int>(threadIdx.x) - scanners;
   if (helper < 0) {
     scan<T, S>(p, batch, first, turns, scanners, tiles);
@@ -583,12 +610,33 @@ __global__ void __launch_bounds__(S::kScanners + 2 * S::kHelpers, S::kBlocks)
   }
 }
 
-// The quickest of some twenty tried on an H100. Much work a thread takes the fewest instructions,
-// little of it makes more warps of few channels.
-using FewChannels = PipeShape<1, 2, 16, 128, 1, true>;
-using SomeChannels = PipeShape<2, 2, 32, 128, 1, true>;
-using MoreChannels = PipeShape<2, 2, 48, 96, 1, true>;
-using ManyChannels = PipeShape<2, 4, 32, 64, 2, false>;
+// For 16 states, the quickest of some twenty tried on an H100. Much work a thread takes the fewest
+// instructions, little of it makes more warps of few channels.
+using FewChannels = PipeShape<16, 32, 1, 2, 16, 128, 1, true>;
+using SomeChannels = PipeShape<16, 32, 2, 2, 32, 128, 1, true>;
+using MoreChannels = PipeShape<16, 32, 2, 2, 48, 96, 1, true>;
+using ManyChannels = PipeShape<16, 32, 2, 4, 32, 64, 2, false>;
+// Of more states B and C take most of the shared memory, so that tiles are shorter.
+using SomeStates = PipeShape<64, 16, 1, 4, 24, 128, 1, false>;
+using ManyStates = PipeShape<kPipeStates, 16, 1, 4, 12, 128, 1, false>;
+
+// Runs body with the shape for p (an empty object, for its type) and a block's channels, which are
+// not yet a multiple of anything.
+template <typename Body>
+auto with_shape(const mamba_selective_scan_params& p, Body body) {
+  // So many channels a block that the blocks fill every multiprocessor once, or nearly.
+  const int64_t blocks = std::max<int64_t>(1, current_gpu().multiprocessors / p.batch);
+  const int64_t width = (p.d_inner + blocks - 1) / blocks;
+  const auto with = [&](auto shape) {
+    return body(shape, std::min<int64_t>(width, decltype(shape)::kWidth));
+  };
+  if (p.d_state > SomeStates::kAllStates) return with(ManyStates{});
+  if (p.d_state > ManyChannels::kAllStates) return with(SomeStates{});
+  if (width <= FewChannels::kWidth) return with(FewChannels{});
+  if (width <= SomeChannels::kWidth) return with(SomeChannels{});
+  if (width <= MoreChannels::kWidth) return with(MoreChannels{});
+  return with(ManyChannels{});
+}
 
 template <typename T, typename S>
 cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStream_t stream) {
@@ -597,7 +645,8 @@ cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStre
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  width = (width + S::kMultiple - 1) / S::kMultiple * S::kMultiple;
+  constexpr int kMultiple = std::max(S::kMultiple, kQuad);
+  width = (width + kMultiple - 1) / kMultiple * kMultiple;
   const int64_t blocks = (p.d_inner + width - 1) / width * p.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const int threads = static_cast<int>(width) * S::kLanes / S::kChannels + 2 * S::kHelpers;
@@ -608,11 +657,13 @@ cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStre
 }  // namespace
 
 bool pipe_fits(const mamba_selective_scan_params& p) {
-  if (p.n_groups != 1 || p.d_state > kPipeStates || p.d_state % kQuad || p.d_inner % kQuad ||
-      current_gpu().shared_bytes < static_cast<int>(kBuffers * sizeof(MoreChannels::Tile))) {
+  if (p.n_groups != 1 || p.d_state > kPipeStates || p.d_state % kQuad || p.d_inner % kQuad) {
     return false;
   }
-  constexpr int64_t kMostStride = INT32_MAX / (2 * kSteps);
+  const size_t bytes = with_shape(
+      p, [](auto shape, int64_t) { return kBuffers * sizeof(typename decltype(shape)::Tile); });
+  if (current_gpu().shared_bytes < static_cast<int>(bytes)) return false;
+  constexpr int64_t kMostStride = INT32_MAX / (2 * kMostSteps);
   const size_t element = p.dtype == MAMBA_FP32 ? 4 : 2;
   const auto fits = [&](const mamba_sequence& s) {
     return (element == 4 ? rows_aligned<16>(s, 4) : rows_aligned<8>(s, 2)) &&
@@ -623,15 +674,10 @@ bool pipe_fits(const mamba_selective_scan_params& p) {
 }
 
 cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream) {
-  // So many channels a block that the blocks fill every multiprocessor once, or nearly.
-  const int64_t blocks = std::max<int64_t>(1, current_gpu().multiprocessors / p.batch);
-  const int64_t width = (p.d_inner + blocks - 1) / blocks;
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (width <= FewChannels::kWidth) return launch<T, FewChannels>(p, width, stream);
-    if (width <= SomeChannels::kWidth) return launch<T, SomeChannels>(p, width, stream);
-    if (width <= MoreChannels::kWidth) return launch<T, MoreChannels>(p, width, stream);
-    return launch<T, ManyChannels>(p, ManyChannels::kWidth, stream);
+    return with_shape(
+        p, [&](auto shape, int64_t width) { return launch<T, decltype(shape)>(p, width, stream); });
   });
 }
 

@@ -1,17 +1,22 @@
-// What the operators are called and what they take: the C++ copy of mamba_export/contract.py.
-// tests/test_native_onnxruntime.py holds the two against each other.
+// What the operators are called and what they take: the C++ copy of mamba_export/contract.py, for
+// the libraries of ONNX Runtime and TensorRT. tests/test_native_onnxruntime.py and
+// tests/test_tensorrt_plugin.py hold the two against each other.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
-namespace mamba_ort {
+namespace mamba_contract {
 
-constexpr char kDomain[] = "mamba_export";
+constexpr char kDomain[] = "mamba_export";  // of a node; to TensorRT the plugins' namespace
 constexpr char kReverse[] = "reverse";
-// The version that export writes on every node; the domain's own version is not shown to a kernel.
+
+constexpr int32_t kContractVersion = 1;
+// The same, as export writes it on every node.
 constexpr char kVersionAttribute[] = "plugin_version";
 constexpr char kVersion[] = "1";
 
@@ -23,7 +28,7 @@ enum Size {
   kGroups,
   kChannels,
   kTaps,
-  kModel,
+  kModel,  // this and the next ones: of a layer
   kTwoInner,
   kRank,
   kProjected,
@@ -36,30 +41,37 @@ struct Axis {
   int64_t less = 0;
 };
 
-constexpr size_t kMostAxes = 4;
-constexpr size_t kMostInputs = 9;
+constexpr int32_t kMostAxes = 4;
+constexpr int32_t kMostInputs = 9;
+constexpr int32_t kOutputs = 2;
 
 struct Tensor {
   const char* name;
   bool is_fp32;  // else T
-  size_t rank;
+  int32_t rank;
   Axis axes[kMostAxes];
 };
 
-// y, the first output, has dtype and shape of the first input; last_state, the second, those of the
+// y, the first output, has type and shape of the first input; last_state, the second, those of the
 // last input, which is initial_state.
 struct Operator {
   const char* name;
   const char* flag;  // attribute beside reverse
   const Tensor* inputs;
-  size_t input_count;
+  int32_t input_count;
   bool is_convolution;
   bool has_gate;
 };
 
-constexpr size_t kOutputs = 2;
-constexpr size_t like_input(const Operator& op, size_t output) {
+constexpr int32_t like_input(const Operator& op, int32_t output) {
   return output == 0 ? 0 : op.input_count - 1;
+}
+
+// The tensor at a position that counts inputs, then outputs; an output is described by the input
+// that it is like.
+constexpr const Tensor& at_position(const Operator& op, int32_t position) {
+  return op
+      .inputs[position < op.input_count ? position : like_input(op, position - op.input_count)];
 }
 
 constexpr Tensor kU = {"u", false, 3, {{kBatch}, {kLength}, {kInner}}};
@@ -85,26 +97,34 @@ constexpr Operator kOperators[] = {
     {"SelectiveScanUngated", "delta_softplus", kUngatedInputs, 8, false, false},
     {"CausalConv1d", "silu", kConvInputs, 4, true, false},
 };
+constexpr size_t kOperatorCount = sizeof(kOperators) / sizeof(kOperators[0]);
 
-// An error that the caller can act on; its text names the tensor or the attribute.
-struct InputError : std::runtime_error {
+// What is refused; the text names the tensor, the attribute or the field and what was expected.
+struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The sizes of one call: the first tensor that has a size sets it, the later ones must agree.
+// The sizes of one call. A size that is not known yet, such as a dynamic batch while an engine is
+// built, is kUnknown and agrees with every value.
 class Sizes {
  public:
+  static constexpr int64_t kUnknown = -1;
+
+  Sizes() { std::fill(std::begin(values_), std::end(values_), kUnknown); }
+
   int64_t operator[](Size size) const { return values_[size]; }
 
-  // Throws InputError where the shape is not the tensor's.
-  void match(const Tensor& tensor, const int64_t* shape, size_t rank);
+  // The first tensor that has a size sets it, the later ones must agree: throws Refusal where the
+  // shape is not the tensor's.
+  void match(const Tensor& tensor, const int64_t* shape, int32_t rank);
+
+  // Throws Refusal where the groups of B do not divide the channels; call it after the last match.
+  void check_groups() const;
 
  private:
   std::string expected(const Tensor& tensor) const;
 
-  static constexpr int64_t kUnknown = -1;
-  int64_t values_[kSizes] = {kUnknown, kUnknown, kUnknown, kUnknown, kUnknown, kUnknown,
-                             kUnknown, kUnknown, kUnknown, kUnknown, kUnknown};
+  int64_t values_[kSizes];
 };
 
-}  // namespace mamba_ort
+}  // namespace mamba_contract
