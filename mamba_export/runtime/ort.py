@@ -26,7 +26,7 @@ from mamba_export.runtime.ort_load import Provider, check_version, open_session
 from mamba_export.runtime.ort_stepper import OrtStepper
 from mamba_export.runtime.sampling import Sampler
 from mamba_export.runtime.sequence import check_sequence
-from mamba_export.runtime.state import OrtState, check_state
+from mamba_export.runtime.state import OrtState, check_state, model_arrays
 from mamba_export.runtime.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -104,14 +104,7 @@ class OrtSession(GenerationMethods):
         Raises:
             SessionError: their count or shapes are not those of this model's states.
         """
-        infos = self.metadata.states
-        if len(arrays) != len(infos):
-            raise SessionError(f"state has {len(arrays)} tensors, the model has {len(infos)}")
-        converted = [
-            np.asarray(array).astype(NUMPY_DTYPES[info.past.dtype], copy=False)
-            for array, info in zip(arrays, infos, strict=True)
-        ]
-        state = OrtState.from_numpy(converted, self.device)
+        state = OrtState.from_numpy(model_arrays(arrays, self.metadata), self.device)
         check_state(state, self.metadata)
         return state
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mamba_export.errors import SessionError
-from mamba_export.runtime.device import Device, DeviceTensor
+from mamba_export.runtime.device import NUMPY_DTYPES, Device, DeviceTensor
 from mamba_export.runtime.metadata import Metadata
 
 CPU = Device()
@@ -79,6 +79,21 @@ class OrtState:
         device = states[0].tensors[0].device
         columns = zip(*(state.numpy() for state in states), strict=True)
         return OrtState.from_numpy([np.concatenate(column) for column in columns], device)
+
+
+def model_arrays(arrays: Sequence[np.ndarray], metadata: Metadata) -> list[np.ndarray]:
+    """Arrays of a state in the model's dtypes, in the metadata's order; their shapes are not looked at.
+
+    Raises:
+        SessionError: their count is not that of the model's states.
+    """
+    infos = metadata.states
+    if len(arrays) != len(infos):
+        raise SessionError(f"state has {len(arrays)} tensors, the model has {len(infos)}")
+    return [
+        np.asarray(array).astype(NUMPY_DTYPES[info.past.dtype], copy=False)
+        for array, info in zip(arrays, infos, strict=True)
+    ]
 
 
 def check_state(state: OrtState, metadata: Metadata, batch: int | None = None) -> None:

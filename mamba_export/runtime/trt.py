@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mamba_export.errors import SessionError
-from mamba_export.runtime.device import NUMPY_DTYPES
 from mamba_export.runtime.generate import GenerationMethods
 from mamba_export.runtime.metadata import read_metadata
 from mamba_export.runtime.sequence import check_sequence
-from mamba_export.runtime.state import OrtState, check_state
+from mamba_export.runtime.state import OrtState, check_state, model_arrays
 from mamba_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from mamba_export.runtime.trt_binding import bind_states, empty_state
 from mamba_export.runtime.trt_engine import Execution, open_engine
@@ -86,18 +85,9 @@ class TrtSession(GenerationMethods):
         Raises:
             SessionError: their count or shapes are not those of this model's states.
         """
-        infos = self.metadata.states
-        if len(arrays) != len(infos):
-            raise SessionError(f"state has {len(arrays)} tensors, the model has {len(infos)}")
+        converted = model_arrays(arrays, self.metadata)
         self._gpu.activate()
-        tensors = [
-            GpuTensor.from_numpy(
-                np.asarray(array).astype(NUMPY_DTYPES[info.past.dtype], copy=False),
-                self._gpu,
-                self._stream,
-            )
-            for array, info in zip(arrays, infos, strict=True)
-        ]
+        tensors = [GpuTensor.from_numpy(array, self._gpu, self._stream) for array in converted]
         state = TrtState(tensors, self._stream)
         check_state(state, self.metadata)
         return state
