@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamba_export.backends.onnxruntime.session import OrtSession
+    from mamba_export.backends.tensorrt.session import TrtSession
     from mamba_export.errors import CheckpointError, ExportError, MambaExportError, SessionError
     from mamba_export.export import export
-    from mamba_export.parity import verify
-    from mamba_export.runtime import OrtSession
-    from mamba_export.runtime.trt import TrtSession
+    from mamba_export.verify import verify
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,10 @@ _HOMES = {
     "ExportError": "errors",
     "MambaExportError": "errors",
     "SessionError": "errors",
-    "OrtSession": "runtime",
-    "TrtSession": "runtime.trt",
+    "OrtSession": "backends.onnxruntime",
+    "TrtSession": "backends.tensorrt",
     "export": "export",
-    "verify": "parity",
+    "verify": "verify",
 }
 
 __all__ = [

@@ -18,3 +18,7 @@ class ExportError(MambaExportError):
 
 class SessionError(MambaExportError):
     """An exported folder that cannot be loaded, or a request that it cannot serve."""
+
+
+class EngineError(MambaExportError):
+    """An engine that cannot be built as asked, or that is not what its folder says."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from truths import scan_truth
 
-from mamba_export.ops import causal_conv1d_reference
+from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 
 SCAN = torch.ops.mamba_export.selective_scan
 CONV = torch.ops.mamba_export.causal_conv1d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mamba_export.nn import MambaConfig, MambaLM
+from mamba_export.models import MambaConfig, MambaLM
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,7 @@ import onnx
 import pytest
 import torch
 
-from mamba_export import contract
-from mamba_export.bench import (
+from bench import (
     RecordFile,
     Row,
     gpu,
@@ -34,18 +33,19 @@ from mamba_export.bench import (
     section,
     update_readme,
 )
-from mamba_export.bench import models as models_module
-from mamba_export.bench import operators as operators_module
-from mamba_export.bench.limits import Ceilings
-from mamba_export.bench.plots import plot_file, write_plots
-from mamba_export.bench.random_folder import fill_weights, write_graph
-from mamba_export.bench.record import LIMIT, OURS, rows_of
-from mamba_export.bench.tables import grids, markdown, print_rows
-from mamba_export.bench.timing import median_milliseconds
+from bench import models as models_module
+from bench import operators as operators_module
+from bench.limits import Ceilings
+from bench.plots import plot_file, write_plots
+from bench.random_folder import fill_weights, write_graph
+from bench.record import LIMIT, OURS, rows_of
+from bench.tables import grids, markdown, print_rows
+from bench.timing import median_milliseconds
+from mamba_export import contract
+from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
-from mamba_export.nn import MambaConfig, MambaLM
-from mamba_export.runtime import OrtSession
+from mamba_export.models import MambaConfig, MambaLM
 
 ROOT = Path(__file__).parent.parent
 ROWS = [

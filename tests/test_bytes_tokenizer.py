@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from mamba_export.bytes_tokenizer import byte_characters, write_byte_tokenizer
+from mamba_export.folder.bytes_tokenizer import byte_characters, write_byte_tokenizer
 
 TEXTS = [
     "Ge1:1 In the beginning God created the heaven and the earth.\n",

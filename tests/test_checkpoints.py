@@ -22,10 +22,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mamba_export import checkpoints
 from mamba_export.errors import CheckpointError
-from mamba_export.nn import MambaConfig, MambaLM
-from mamba_export.nn.block import Mamba
+from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models.block import Mamba
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 96}
 

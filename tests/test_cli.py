@@ -11,19 +11,17 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mamba_export import checkpoints, contract
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
-from mamba_export.nn import MambaLM
-from mamba_export.runtime import native_library
+from mamba_export import contract
+from mamba_export.backends.onnxruntime import custom_ops
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.models import MambaLM, checkpoints
 
 ROOT = Path(__file__).parent.parent
 
 
 def command(*arguments: str | Path, script: str | None = None) -> subprocess.CompletedProcess[str]:
     start = (
-        [sys.executable, str(ROOT / script)]
-        if script
-        else [sys.executable, "-m", "mamba_export.cli"]
+        [sys.executable, str(ROOT / script)] if script else [sys.executable, "-m", "mamba_export"]
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(
@@ -124,7 +122,7 @@ def test_doctor() -> None:
 
 def test_library_path() -> None:
     result = command("library-path")
-    if native_library.library_path() is None:
+    if custom_ops.library_path() is None:
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
     else:

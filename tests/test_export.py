@@ -19,12 +19,12 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 import mamba_export
-from mamba_export import checkpoints, contract
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
+from mamba_export import contract
 from mamba_export.errors import ExportError, MambaExportError
 from mamba_export.export import OPSETS, export
 from mamba_export.export import exporter as exporter_module
-from mamba_export.nn import MambaBackbone, MambaConfig, MambaLM, cast
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 

@@ -16,7 +16,7 @@ import torch
 from mamba_export import contract
 from mamba_export.export import build, check, export
 from mamba_export.export.layers import fuse_layers
-from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast
 
 ROOT = Path(__file__).parent.parent
 CONFIG = MambaConfig(d_model=32, n_layer=3, vocab_size=256)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.export import export
-from mamba_export.nn import MambaLM
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.models import MambaLM
 
 og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
 

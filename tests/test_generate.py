@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from mamba_export import contract
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.onnxruntime.stepper import OrtStepper
+from mamba_export.cli.run import run_command
 from mamba_export.errors import SessionError
 from mamba_export.export import export
-from mamba_export.nn import MambaConfig, MambaLM
-from mamba_export.runtime import OrtSession, decoding
-from mamba_export.runtime.ort_stepper import OrtStepper
-from mamba_export.runtime.run_command import run_command
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.generation import decoding
+from mamba_export.models import MambaConfig, MambaLM
 
 PROMPTS = ["In the beginning", "x", "And God said, Let there be", "the earth was", "y", "zz"]
 
@@ -495,7 +496,7 @@ def test_the_command_interrupted_while_computing(
 SCRIPT = """
 import sys
 from pathlib import Path
-from mamba_export.runtime.run_command import run_command
+from mamba_export.cli.run import run_command
 sys.exit(run_command(Path(sys.argv[1]), ["In the beginning"], max_new_tokens=10**7, temperature=1.0,
     top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0, provider="cpu", threads=1, json_output=False,
     stream=True, ignore_end=True))

@@ -16,8 +16,9 @@ from cases import CONV, FP32_BOUND, SCAN, conv_inputs, double, error, scan_input
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mamba_export.ops import dispatch, kernel_library, native, selective_scan_reference
-from mamba_export.ops.dispatch import BACKEND_VARIABLE, choose_backend
+from mamba_export.operators import dispatch, kernel_library, native
+from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
+from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
 KERNELS = Path(__file__).parents[1] / "plugins/kernels"
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -200,7 +201,7 @@ def test_a_failing_call_raises_the_librarys_line(
 
 def test_tensors_on_another_device_are_refused() -> None:
     # The package has a function of this name.
-    operator = import_module("mamba_export.ops.selective_scan")
+    operator = import_module("mamba_export.operators.selective_scan.torch_op")
     for index, name in ((2, "A"), (6, "z"), (8, "initial_state")):
         inputs = scan_inputs()
         inputs[index] = inputs[index].to("meta")

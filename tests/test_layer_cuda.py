@@ -17,10 +17,10 @@ from c_header import c_structs
 from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
-from mamba_export.nn import MambaConfig, cast
-from mamba_export.nn.block import LayerState
-from mamba_export.nn.model import Layer
-from mamba_export.ops import kernel_library
+from mamba_export.models import MambaConfig, cast
+from mamba_export.models.block import LayerState
+from mamba_export.models.language_model import Layer
+from mamba_export.operators import kernel_library
 
 GPU = torch.device("cuda", 0)
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -14,9 +14,13 @@ import pytest
 import torch
 from tensorrt_harness import driver
 
+from mamba_export.backends.tensorrt import names
+from mamba_export.backends.tensorrt.description import (
+    EngineDescription,
+    check_engine_file,
+    read_description,
+)
 from mamba_export.files import installed_library
-from mamba_export.tensorrt import names
-from mamba_export.tensorrt.description import EngineDescription, check_engine_file, read_description
 
 RUN_VARIABLE = "MAMBA_RUN"
 """Environment variable: path of the program instead of the installed one."""

@@ -20,14 +20,15 @@ import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract, verify
+from mamba_export.backends.onnxruntime import custom_ops, loading
+from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.export.functions import function_protos
-from mamba_export.nn import MambaLM
-from mamba_export.ops import causal_conv1d_reference
-from mamba_export.parity import backends, operators
-from mamba_export.parity.operators import Case
-from mamba_export.runtime import OrtSession, native_library, ort_load
+from mamba_export.models import MambaLM
+from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
+from mamba_export.verify import backends, operators
+from mamba_export.verify.operators import Case
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
@@ -42,7 +43,7 @@ CASE = Case(2, 65, n_groups=2)
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
 needs_library = pytest.mark.skipif(
-    native_library.library_path() is None, reason=native_library.why_absent()
+    custom_ops.library_path() is None, reason=custom_ops.why_absent()
 )
 
 
@@ -50,7 +51,7 @@ def native_options(threads: int = 0) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    native_library.register(options, True)
+    custom_ops.register(options, True)
     return options
 
 
@@ -339,9 +340,9 @@ def test_an_output_that_the_graph_leaves_out() -> None:
 
 def test_an_onnxruntime_too_old_for_the_interface() -> None:
     """A runtime whose GetApi knows no version above 1 gets a status with our text."""
-    path = native_library.library_path()
+    path = custom_ops.library_path()
     if path is None:
-        pytest.skip(native_library.why_absent())
+        pytest.skip(custom_ops.why_absent())
     texts: list[bytes] = []
     create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
         lambda code, text: texts.append(text) or 1
@@ -405,7 +406,7 @@ def test_options_of_the_user(exported: Path) -> None:
     assert OrtSession(exported, providers=cpu, session_options=native_options()).native
     untouched = ort.SessionOptions()
     assert not OrtSession(exported, providers=cpu, session_options=untouched, native=False).native
-    assert not native_library.is_registered(untouched)
+    assert not custom_ops.is_registered(untouched)
     with pytest.raises(SessionError, match="native is False, but session_options has our library"):
         OrtSession(exported, providers=cpu, session_options=options, native=False)
 
@@ -417,7 +418,7 @@ def test_the_oldest_onnxruntime(exported: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy as np, onnxruntime\n"
-        "from mamba_export.runtime import OrtSession\n"
+        "from mamba_export import OrtSession\n"
         "session = OrtSession(sys.argv[2], native=True)\n"
         "ids = np.arange(130).reshape(2, 65)\n"
         "whole, _ = session.run(ids)\n"
@@ -464,9 +465,9 @@ def session_error(action: Callable[[], object]) -> str:
 
 
 def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "none")
-    assert native_library.library_path() is None
-    assert "switched off by MAMBA_EXPORT_LIBRARY=none" in native_library.why_absent()
+    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "none")
+    assert custom_ops.library_path() is None
+    assert "switched off by MAMBA_EXPORT_LIBRARY=none" in custom_ops.why_absent()
     assert not OrtSession(exported).native
     message = session_error(
         lambda: OrtSession(exported, providers=["CPUExecutionProvider"], native=True)
@@ -477,20 +478,20 @@ def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(native_library.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.setattr(native_library, "LIBRARY_FILE", "libabsent.so")
-    assert native_library.library_path() is None
-    assert "libabsent.so is not installed" in native_library.why_absent()
+    monkeypatch.delenv(custom_ops.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(custom_ops, "LIBRARY_FILE", "libabsent.so")
+    assert custom_ops.library_path() is None
+    assert "libabsent.so is not installed" in custom_ops.why_absent()
     found = tmp_path / "mamba_export" / "lib" / "libabsent.so"
     found.parent.mkdir(parents=True)
     found.touch()
     monkeypatch.syspath_prepend(str(tmp_path))  # what site-packages is to an editable installation
-    assert native_library.library_path() == found
-    assert native_library.why_absent() == ""
+    assert custom_ops.library_path() == found
+    assert custom_ops.why_absent() == ""
 
 
 def test_a_file_that_is_not_there(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "/nowhere/lib.so")
+    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "/nowhere/lib.so")
     message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
     assert message.startswith("MAMBA_EXPORT_LIBRARY=/nowhere/lib.so is not a file")
 
@@ -500,7 +501,7 @@ def test_a_file_that_does_not_load(
 ) -> None:
     path = tmp_path / "broken.so"
     path.write_bytes(b"not a library")
-    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, str(path))
+    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, str(path))
     message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
     assert message.startswith(f"{path} cannot be loaded by ONNX Runtime")
     assert "set MAMBA_EXPORT_LIBRARY=none to run without it" in message
@@ -538,16 +539,16 @@ def library_without(message: str, **functions: Any) -> Any:
 def test_a_gpu_without_our_kernels(
     library: Any, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_library, "load", lambda path: library)
+    monkeypatch.setattr(custom_ops, "load", lambda path: library)
     options = ort.SessionOptions()
-    ort_load._register_native(options, "CUDAExecutionProvider", None)
-    assert not native_library.is_registered(options), "its CPU kernels would slow the GPU down"
+    loading._register_native(options, "CUDAExecutionProvider", None)
+    assert not custom_ops.is_registered(options), "its CPU kernels would slow the GPU down"
     message = session_error(
-        lambda: ort_load._register_native(options, "CUDAExecutionProvider", True)
+        lambda: loading._register_native(options, "CUDAExecutionProvider", True)
     )
     assert message.startswith("native=True: ")
     assert problem in message
-    assert problem in native_library.cuda_problem()
+    assert problem in custom_ops.cuda_problem()
 
 
 @needs_library
@@ -555,27 +556,27 @@ def test_a_gpu_with_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     covers = library_without(
         "", mamba_cuda_architectures=lambda: b"90", mamba_cuda_check_device=lambda device: 0
     )
-    monkeypatch.setattr(native_library, "load", lambda path: covers)
-    assert native_library.cuda_problem() == ""
+    monkeypatch.setattr(custom_ops, "load", lambda path: covers)
+    assert custom_ops.cuda_problem() == ""
     options = ort.SessionOptions()
-    ort_load._register_native(options, "CUDAExecutionProvider", False)
-    assert not native_library.is_registered(options)
-    ort_load._register_native(options, "CUDAExecutionProvider", None)
-    assert native_library.is_registered(options)
+    loading._register_native(options, "CUDAExecutionProvider", False)
+    assert not custom_ops.is_registered(options)
+    loading._register_native(options, "CUDAExecutionProvider", None)
+    assert custom_ops.is_registered(options)
     assert options.get_session_config_entry("mamba_export.cuda") == "1"
 
 
 def test_switched_off_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "none")
-    assert "switched off" in native_library.cuda_problem()
+    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "none")
+    assert "switched off" in custom_ops.cuda_problem()
 
 
 def test_a_provider_that_we_have_nothing_for() -> None:
     options = ort.SessionOptions()
-    ort_load._register_native(options, "OpenVINOExecutionProvider", None)
-    assert not native_library.is_registered(options)
+    loading._register_native(options, "OpenVINOExecutionProvider", None)
+    assert not custom_ops.is_registered(options)
     message = session_error(
-        lambda: ort_load._register_native(options, "OpenVINOExecutionProvider", True)
+        lambda: loading._register_native(options, "OpenVINOExecutionProvider", True)
     )
     assert "no kernels for OpenVINOExecutionProvider" in message
 
@@ -584,7 +585,7 @@ def test_a_provider_that_we_have_nothing_for() -> None:
 def test_registration_for_cuda_leaves_the_operators_on_the_cpu() -> None:
     """The operators of the contract have a kernel for either provider, so one set of options serves both."""
     options = ort.SessionOptions()
-    native_library.register(options, True, for_cuda=True)
+    custom_ops.register(options, True, for_cuda=True)
     for op in OPERATORS:
         model = operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET)
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

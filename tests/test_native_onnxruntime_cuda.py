@@ -14,24 +14,25 @@ import pytest
 import torch
 
 from mamba_export import contract
-from mamba_export.errors import SessionError
-from mamba_export.export import export
-from mamba_export.export.functions import function_protos
-from mamba_export.nn import MambaConfig, MambaLM
-from mamba_export.parity import backends, operators
-from mamba_export.parity.operators import Case
-from mamba_export.runtime import OrtSession, native_library
-from mamba_export.runtime.device import Device, DeviceTensor
-from mamba_export.runtime.gpu import (
+from mamba_export.backends.onnxruntime import custom_ops
+from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper
+from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
     ChoiceOptions,
     ChooseParams,
     GpuStream,
 )
-from mamba_export.runtime.ort_graph import GraphStepper
-from mamba_export.runtime.ort_stepper import OrtStepper
-from mamba_export.runtime.sampling import Sampler, Sampling
+from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.onnxruntime.stepper import OrtStepper
+from mamba_export.errors import SessionError
+from mamba_export.export import export
+from mamba_export.export.functions import function_protos
+from mamba_export.generation.sampling import Sampler, Sampling
+from mamba_export.models import MambaConfig, MambaLM
+from mamba_export.verify import backends, operators
+from mamba_export.verify.operators import Case
 
 CUDA = "CUDAExecutionProvider"
 
@@ -39,7 +40,7 @@ CUDA = "CUDAExecutionProvider"
 def _missing() -> str:
     if CUDA not in ort.get_available_providers():
         return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return native_library.cuda_problem()
+    return custom_ops.cuda_problem()
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]

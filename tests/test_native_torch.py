@@ -24,13 +24,10 @@ from cases import (
 from torch import Tensor
 from truths import last_state_truth, scan_truth
 
-from mamba_export.ops import (
-    causal_conv1d_reference,
-    kernel_library,
-    native,
-    selective_scan_reference,
-)
-from mamba_export.ops.dispatch import BACKEND_VARIABLE
+from mamba_export.operators import kernel_library, native
+from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
+from mamba_export.operators.dispatch import BACKEND_VARIABLE
+from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
@@ -390,7 +387,7 @@ def test_gradients_are_the_vectorised_paths(monkeypatch: pytest.MonkeyPatch) -> 
 
 CONCURRENT = """
 import os, sys, threading, torch
-from mamba_export.ops import native
+from mamba_export.operators import native
 
 torch.manual_seed(0)
 u, delta, z = torch.randn(3, 1, 200, 96).unbind(0)

@@ -30,8 +30,10 @@ from cases import (
 from torch import Tensor
 from truths import last_state_truth, poisoned
 
-from mamba_export.ops import causal_conv1d_reference, native, selective_scan_reference
-from mamba_export.ops.dispatch import BACKEND_VARIABLE, choose_backend
+from mamba_export.operators import native
+from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
+from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
+from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
 GPU = torch.device("cuda", 0)
 WHY_NOT = native.why_not_on(GPU) if torch.cuda.is_available() else ""

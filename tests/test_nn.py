@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from mamba_export.errors import MambaExportError
-from mamba_export.nn import PUBLISHED_SIZES, LayerState, MambaBackbone, MambaConfig, MambaLM, cast
+from mamba_export.models import (
+    PUBLISHED_SIZES,
+    LayerState,
+    MambaBackbone,
+    MambaConfig,
+    MambaLM,
+    cast,
+)
 
 # Parameters of the released checkpoints, in millions, embeddings counted once.
 RELEASED_MILLIONS = {

@@ -16,13 +16,13 @@ from cases import (
 )
 from torch import Tensor
 
-from mamba_export.ops import (
+from mamba_export.operators import (
     causal_conv1d,
     causal_conv1d_reference,
     selective_scan,
     selective_scan_reference,
 )
-from mamba_export.ops.dispatch import BACKEND_VARIABLE
+from mamba_export.operators.dispatch import BACKEND_VARIABLE
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])

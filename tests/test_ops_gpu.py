@@ -10,8 +10,8 @@ import copy
 import pytest
 import torch
 
-from mamba_export.nn import MambaLM
-from mamba_export.ops import native
+from mamba_export.models import MambaLM
+from mamba_export.operators import native
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mamba_export.ops.reference import causal_conv1d_reference, selective_scan_reference
+from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
+from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
 gpu = [
     pytest.mark.gpu,
@@ -181,7 +182,7 @@ def sliced(parts: list[Tensor]) -> list[Tensor]:
 
 def check_scan(case: Scan, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
-    from mamba_export.ops import triton_scan
+    from mamba_export.operators.selective_scan import triton_kernels
 
     random = torch.Generator(device).manual_seed(case.length * 1000 + case.d_state)
     dtype = DTYPES[case.dtype]
@@ -204,8 +205,8 @@ def check_scan(case: Scan, device: str) -> None:
     flags = (case.softplus, case.reverse)
     seeds = [dy, normal(*state)]
 
-    results = triton_scan.selective_scan_forward(*inputs, *flags)
-    results += triton_scan.selective_scan_backward(*seeds, *inputs, *flags)
+    results = triton_kernels.selective_scan_forward(*inputs, *flags)
+    results += triton_kernels.selective_scan_backward(*seeds, *inputs, *flags)
     compared = []
     for precision in (None, torch.float64):
         leaves = [leaf(t, precision) for t in inputs]
@@ -229,7 +230,7 @@ def check_scan(case: Scan, device: str) -> None:
 
 def check_conv(case: Conv, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
-    from mamba_export.ops import triton_conv
+    from mamba_export.operators.causal_conv1d import triton_kernels
 
     random = torch.Generator(device).manual_seed(case.length * 1000 + case.taps)
     dtype = DTYPES[case.dtype]
@@ -247,8 +248,8 @@ def check_conv(case: Conv, device: str) -> None:
     seeds = [normal(*sequence).to(dtype), normal(*state).to(dtype)]
     flags = (case.silu, case.reverse)
 
-    results = triton_conv.causal_conv1d_forward(*inputs, *flags)
-    results += triton_conv.causal_conv1d_backward(*seeds, *inputs, *flags)
+    results = triton_kernels.causal_conv1d_forward(*inputs, *flags)
+    results += triton_kernels.causal_conv1d_backward(*seeds, *inputs, *flags)
     compared = []
     for precision in (None, torch.float64):
         leaves = [leaf(t, precision) for t in inputs]
@@ -283,7 +284,9 @@ class TestGpu:
         check_conv(case, "cuda")
 
     def test_scan_in_two_parts_equals_one(self) -> None:
-        from mamba_export.ops.triton_scan import selective_scan_forward as scan
+        from mamba_export.operators.selective_scan.triton_kernels import (
+            selective_scan_forward as scan,
+        )
 
         u, delta, z = torch.randn(3, 2, 100, 64, device="cuda").unbind(0)
         B, C = torch.randn(2, 2, 100, 1, 16, device="cuda").unbind(0)
@@ -301,7 +304,9 @@ class TestGpu:
         assert torch.equal(state, last)
 
     def test_gradients_are_the_same_from_run_to_run(self) -> None:
-        from mamba_export.ops.triton_scan import selective_scan_backward as backward
+        from mamba_export.operators.selective_scan.triton_kernels import (
+            selective_scan_backward as backward,
+        )
 
         u, delta, z, dy = torch.randn(4, 4, 200, 128, device="cuda").unbind(0)
         B, C = torch.randn(2, 4, 200, 1, 16, device="cuda").unbind(0)
@@ -317,7 +322,7 @@ def interpret(operator: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         poison(patch)
         if operator == "scan":
-            from mamba_export.ops import triton_scan
+            from mamba_export.operators.selective_scan import triton_kernels
 
             tiny = Scan(batch=1, length=9, d_inner=8, d_state=4)
             check_scan(replace(tiny, length=1, d_state=1), "cpu")
@@ -326,17 +331,17 @@ def interpret(operator: str) -> None:
             check_scan(replace(tiny, dtype="fp16", delta=-12.0), "cpu")
             check_scan(replace(tiny, d_inner=40, softplus=False), "cpu")
             # Segments of one chunk, so that a short sequence takes the path of a long one.
-            patch.setattr(triton_scan, "MIN_SEGMENT_CHUNKS", 1)
+            patch.setattr(triton_kernels, "MIN_SEGMENT_CHUNKS", 1)
             check_scan(replace(tiny, length=21), "cpu")
             check_scan(replace(tiny, length=16, gate=False, reverse=True), "cpu")
         else:
-            from mamba_export.ops import triton_conv
+            from mamba_export.operators.causal_conv1d import triton_kernels
 
             tiny = Conv(batch=2, length=35, channels=5)
             check_conv(tiny, "cpu")
             check_conv(replace(tiny, length=2, taps=8, reverse=True), "cpu")
             check_conv(replace(tiny, dtype="bf16", silu=False, strided=True), "cpu")
-            patch.setattr(triton_conv, "MAX_PARTIALS", 1)
+            patch.setattr(triton_kernels, "MAX_PARTIALS", 1)
             check_conv(replace(tiny, length=70, taps=2, reverse=True), "cpu")
 
 

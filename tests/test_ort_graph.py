@@ -18,18 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mamba_export.backends.onnxruntime import custom_ops
+from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
+from mamba_export.backends.onnxruntime.cuda_stream import (
+    CHOOSE_DRAWN,
+    CHOOSE_NOTHING,
+    ChoiceOptions,
+    ChooseParams,
+)
+from mamba_export.backends.onnxruntime.loading import LoadedModel
+from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError
 from mamba_export.export import export
-from mamba_export.nn import MambaLM
-from mamba_export.runtime import OrtSession, native_library
-from mamba_export.runtime.gpu import CHOOSE_DRAWN, CHOOSE_NOTHING, ChoiceOptions, ChooseParams
-from mamba_export.runtime.ort_graph import GraphStepper, StepGraphs
-from mamba_export.runtime.ort_load import LoadedModel
-from mamba_export.runtime.sampling import Sampling, penalise, warp
+from mamba_export.generation.sampling import Sampling, penalise, warp
+from mamba_export.models import MambaLM
 
-pytestmark = pytest.mark.skipif(
-    native_library.library_path() is None, reason=native_library.why_absent()
-)
+pytestmark = pytest.mark.skipif(custom_ops.library_path() is None, reason=custom_ops.why_absent())
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
 
 
@@ -230,7 +234,7 @@ def test_two_generations_do_not_disturb_each_other(exported: Path, plain: OrtSes
 
 
 def _sampler(session: OrtSession, token: int) -> Any:
-    from mamba_export.runtime.sampling import Sampler
+    from mamba_export.generation.sampling import Sampler
 
     return Sampler(Sampling(), [np.array([token])], session.metadata.vocab_size)
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import mamba_export
-from mamba_export import doctor
+from mamba_export.backends.tensorrt import library, names, plugin
+from mamba_export.cli import doctor
 from mamba_export.files import installed_library
-from mamba_export.ops import kernel_library, native
-from mamba_export.tensorrt import library, names, plugin
+from mamba_export.operators import kernel_library, native
 
 DISTRIBUTION = metadata.distribution("mamba_export")
 LIBRARIES = [
@@ -99,11 +99,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 RUN_ALL = """
 import onnxruntime, torch
-from mamba_export.ops import selective_scan
-from mamba_export.runtime import native_library
+from mamba_export.operators import selective_scan
+from mamba_export.backends.onnxruntime import custom_ops
 x, B = torch.randn(1, 5, 8), torch.randn(1, 5, 16)
 y, _ = selective_scan(x, x, -torch.rand(8, 16), B, B)
-native_library.register(onnxruntime.SessionOptions(), True)
+custom_ops.register(onnxruntime.SessionOptions(), True)
 print(bool(torch.isfinite(y).all()))
 """
 
@@ -178,7 +178,7 @@ def test_a_damaged_library_is_one_line_and_no_crash(tmp_path: Path) -> None:
     damaged = tmp_path / native.LIBRARY_FILE
     damaged.write_bytes(b"\x7fELF and no more")
     result = run_python(
-        "from mamba_export.ops import native; print(native.available(), native.why_absent())",
+        "from mamba_export.operators import native; print(native.available(), native.why_absent())",
         MAMBA_EXPORT_KERNELS=str(damaged),
     )
     assert result.returncode == 0, result.stderr

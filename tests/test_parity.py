@@ -14,14 +14,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from mamba_export import checkpoints, contract, verify
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
+from mamba_export import contract, verify
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
-from mamba_export.nn import MambaBackbone, MambaConfig, MambaLM, cast
-from mamba_export.parity import Check, Report
-from mamba_export.parity.bounds import bound, compare, relative_error
-from mamba_export.parity.table import print_report
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.verify import Check, Report
+from mamba_export.verify.bounds import bound, compare, relative_error
+from mamba_export.verify.table import print_report
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
-from mamba_export.nn import MambaLM
-from mamba_export.runtime import OrtSession
+from mamba_export.models import MambaLM
 
 pytestmark = [
     pytest.mark.gpu,

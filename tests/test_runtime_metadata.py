@@ -10,7 +10,7 @@ import pytest
 
 from mamba_export import contract
 from mamba_export.errors import SessionError
-from mamba_export.runtime import read_metadata
+from mamba_export.folder.metadata import read_metadata
 
 
 def content() -> dict[str, Any]:

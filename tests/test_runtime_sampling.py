@@ -16,8 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from mamba_export.errors import SessionError
-from mamba_export.runtime import Sampling
-from mamba_export.runtime.sampling import Sampler, penalise, warp
+from mamba_export.generation.sampling import Sampler, Sampling, penalise, warp
 
 VOCAB = 1000
 

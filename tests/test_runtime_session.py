@@ -19,10 +19,11 @@ import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.export import export
-from mamba_export.nn import LayerState, MambaBackbone, MambaConfig, MambaLM
-from mamba_export.runtime import OrtSession, OrtState
+from mamba_export.models import LayerState, MambaBackbone, MambaConfig, MambaLM
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 
@@ -389,7 +390,7 @@ def test_the_oldest_onnxruntime(session: OrtSession, exported: Path, tmp_path: P
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import onnxruntime\n"
-        "from mamba_export.runtime import OrtSession\n"
+        "from mamba_export import OrtSession\n"
         "session = OrtSession(sys.argv[2])\n"
         "prompts = [[1, 2, 3], [4], [5, 6, 7]]\n"
         "tokens = [one.tokens for one in session.generate(prompts, max_new_tokens=20)]\n"
@@ -453,8 +454,8 @@ def test_cuda_where_there_is_none(exported: Path) -> None:
 
 def test_the_runtime_needs_no_pytorch() -> None:
     script = (
-        "import sys, mamba_export.runtime, mamba_export.runtime.run_command\n"
-        "heavy = {'torch', 'onnx', 'onnxscript', 'transformers', 'mamba_export.nn',\n"
+        "import sys, mamba_export.backends.onnxruntime, mamba_export.cli.run\n"
+        "heavy = {'torch', 'onnx', 'onnxscript', 'transformers', 'mamba_export.models',\n"
         "         'mamba_export.export'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )

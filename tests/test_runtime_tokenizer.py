@@ -9,9 +9,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.errors import SessionError
-from mamba_export.runtime.tokenizer import Tokenizer, load_tokenizer
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
 
 TEXT = "In the beginning, héllo wörld — 日本語 ∑x² 👩‍👩‍👧 end.\n\ttab  two spaces"
 

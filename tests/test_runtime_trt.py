@@ -19,18 +19,20 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.tensorrt import engine as engine_module
+from mamba_export.backends.tensorrt import session as trt_module
+from mamba_export.backends.tensorrt.building import write_json
+from mamba_export.backends.tensorrt.cuda import CudaError, Gpu, OutOfMemoryError
+from mamba_export.backends.tensorrt.description import EngineDescription, describe, sha256
+from mamba_export.backends.tensorrt.names import TENSORRT, TENSORRT_RTX
+from mamba_export.backends.tensorrt.profiles import make_profiles
+from mamba_export.backends.tensorrt.session import TrtSession
 from mamba_export.errors import SessionError
 from mamba_export.export import export
-from mamba_export.nn import MambaLM
-from mamba_export.runtime import OrtSession, read_metadata, trt_engine
-from mamba_export.runtime import trt as trt_module
-from mamba_export.runtime.device import NUMPY_DTYPES
-from mamba_export.runtime.trt import TrtSession
-from mamba_export.runtime.trt_cuda import CudaError, Gpu, OutOfMemoryError
-from mamba_export.tensorrt.building import write_json
-from mamba_export.tensorrt.description import EngineDescription, describe, sha256
-from mamba_export.tensorrt.names import TENSORRT, TENSORRT_RTX
-from mamba_export.tensorrt.profiles import make_profiles
+from mamba_export.folder.dtypes import NUMPY_DTYPES
+from mamba_export.folder.metadata import read_metadata
+from mamba_export.models import MambaLM
 
 MOST_LENGTH = 8
 
@@ -389,20 +391,20 @@ def _description(folder: Path, **fields: Any) -> EngineDescription:
 
 def test_a_gpu_that_the_engine_does_not_run_on(folder: Path) -> None:
     gpu = FakeGpu()
-    trt_engine.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
+    engine_module.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
     gpu.capability = "9.0"
     with pytest.raises(
         SessionError, match=r"compute capability 9\.0.*8\.0, 8\.6, 8\.9, 12\.0, 12\.1"
     ):
-        trt_engine.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
+        engine_module.check_gpu(_description(folder), gpu)  # type: ignore[arg-type]
     tied = _description(folder, runtime="tensorrt", compute_capability="8.7")
     with pytest.raises(SessionError, match=r"9\.0.*runs on 8\.7"):
-        trt_engine.check_gpu(tied, gpu)  # type: ignore[arg-type]
+        engine_module.check_gpu(tied, gpu)  # type: ignore[arg-type]
     free = _description(folder, runtime="tensorrt", hardware_compatible=True)
-    trt_engine.check_gpu(free, gpu)  # type: ignore[arg-type]
+    engine_module.check_gpu(free, gpu)  # type: ignore[arg-type]
     gpu.capability = "7.5"
     with pytest.raises(SessionError, match=r"8\.0 and later"):
-        trt_engine.check_gpu(free, gpu)  # type: ignore[arg-type]
+        engine_module.check_gpu(free, gpu)  # type: ignore[arg-type]
 
 
 class FakeLibrary:
@@ -427,17 +429,17 @@ def test_an_engine_of_another_version(
         folder, runtime="tensorrt", runtime_version=built, version_compatible=compatible
     )
     if runs:
-        trt_engine.check_version(description, FakeLibrary())  # type: ignore[arg-type]
+        engine_module.check_version(description, FakeLibrary())  # type: ignore[arg-type]
         return
     with pytest.raises(SessionError, match=rf"{built} and 10\.13\.2 is installed"):
-        trt_engine.check_version(description, FakeLibrary())  # type: ignore[arg-type]
+        engine_module.check_version(description, FakeLibrary())  # type: ignore[arg-type]
 
 
 def test_too_little_gpu_memory_is_told_before_loading(folder: Path) -> None:
     gpu = FakeGpu()
     gpu.free_memory = lambda: 1000  # type: ignore[method-assign]
     with pytest.raises(SessionError, match=r"0 MiB of memory free.*model\.onnx\.data needs"):
-        trt_engine._deserialise(folder / "model.onnx.data", FakeLibrary(), gpu, False)  # type: ignore[arg-type]
+        engine_module._deserialise(folder / "model.onnx.data", FakeLibrary(), gpu, False)  # type: ignore[arg-type]
 
 
 def _write_engine(folder: Path, target: Path) -> Path:
@@ -456,19 +458,19 @@ def _write_engine(folder: Path, target: Path) -> Path:
 def test_no_gpu_is_told_in_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mamba_export.runtime import trt_cuda
+    from mamba_export.backends.tensorrt import cuda
 
     def absent(_: str) -> None:
         raise OSError
 
-    monkeypatch.setattr(trt_cuda.ctypes, "CDLL", absent)
-    trt_cuda._driver.cache_clear()
+    monkeypatch.setattr(cuda.ctypes, "CDLL", absent)
+    cuda._driver.cache_clear()
     try:
         with pytest.raises(SessionError, match="there is no NVIDIA GPU here"):
             TrtSession(_write_engine(folder, tmp_path / "out"))
-        assert not trt_cuda.has_gpu()
+        assert not cuda.has_gpu()
     finally:
-        trt_cuda._driver.cache_clear()
+        cuda._driver.cache_clear()
 
 
 @pytest.mark.gpu

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mamba_export import checkpoints, verify
+from mamba_export import verify
+from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
-from mamba_export.runtime import OrtSession
-from mamba_export.training.evaluate import bits_per_byte
+from mamba_export.models import checkpoints
+from training.evaluate import bits_per_byte
 
 MODEL = Path(__file__).parent.parent / "models" / "kjv-bytes"
 

@@ -19,16 +19,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.tensorrt import BuildOptions, EngineDescription, build, read_description
+from mamba_export.backends.tensorrt import library as libraries
+from mamba_export.backends.tensorrt.description import check_engine_file, check_model, sha256
+from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+from mamba_export.backends.tensorrt.plugin import plugin_path
+from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
-from mamba_export.nn import MambaBackbone, MambaConfig, MambaLM
-from mamba_export.runtime import OrtSession, read_metadata
-from mamba_export.tensorrt import BuildOptions, EngineDescription, build, read_description
-from mamba_export.tensorrt import library as libraries
-from mamba_export.tensorrt.description import check_engine_file, check_model, sha256
-from mamba_export.tensorrt.names import TENSORRT_RTX
-from mamba_export.tensorrt.plugin import plugin_path
-from mamba_export.tensorrt.surgery import prepare
+from mamba_export.folder.metadata import read_metadata
+from mamba_export.models import MambaBackbone, MambaConfig, MambaLM
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "models" / "kjv-bytes"
@@ -47,7 +48,7 @@ needs_plugin = pytest.mark.skipif(
 
 def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "mamba_export.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mamba_export", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -180,9 +181,9 @@ def test_surgery_without_plugins_keeps_the_values(opset: int, d_conv: int, tmp_p
 @pytest.mark.parametrize("reverse", [0, 1])
 @pytest.mark.parametrize("length", [1, 2, 9])
 def test_surgery_spells_out_every_convolution(silu: int, reverse: int, length: int) -> None:
+    from mamba_export.backends.tensorrt.surgery import prepare_graph
     from mamba_export.export.functions import function_protos
-    from mamba_export.parity.operators import Case, one_node_model
-    from mamba_export.tensorrt.surgery import prepare_graph
+    from mamba_export.verify.operators import Case, one_node_model
 
     case = Case(2, length, reverse=bool(reverse), flag=bool(silu))
     graph = onnx.ModelProto.FromString(
@@ -268,7 +269,7 @@ def test_a_parser_that_was_imported_first_ends_in_an_error_not_in_the_process(
     """TensorRT-RTX's parser aborts where it does not find libtensorrt_rtx.so."""
     program = (
         f"import {module}\n"
-        "from mamba_export.tensorrt import build, BuildOptions\n"
+        "from mamba_export.backends.tensorrt import build, BuildOptions\n"
         f"build({str(folder)!r}, BuildOptions(runtime='tensorrt-rtx'))\n"
     )
     result = subprocess.run(
@@ -281,7 +282,7 @@ def test_a_parser_that_was_imported_first_ends_in_an_error_not_in_the_process(
 
 @needs_rtx
 def test_a_scan_that_is_no_plugin_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mamba_export.tensorrt import building
+    from mamba_export.backends.tensorrt import building
 
     bodies = prepare(folder / "model.onnx", plugin=False)
     monkeypatch.setattr(building, "prepare", lambda *_, **__: bodies)
@@ -329,7 +330,7 @@ BAD_ENGINES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_bad_engine_is_told_before_a_gpu_is_looked_for(
     case: str, built: Path, tmp_path: Path
 ) -> None:
-    from mamba_export.runtime.trt import TrtSession
+    from mamba_export.backends.tensorrt.session import TrtSession
 
     folder = Path(shutil.copytree(built, tmp_path / "out"))
     spoil, word = BAD_ENGINES[case]
@@ -415,8 +416,8 @@ def test_a_file_without_our_nodes(folder: Path) -> None:
 
 
 def test_a_description_survives_json(exported: Path) -> None:
-    from mamba_export.tensorrt.description import describe
-    from mamba_export.tensorrt.profiles import make_profiles
+    from mamba_export.backends.tensorrt.description import describe
+    from mamba_export.backends.tensorrt.profiles import make_profiles
 
     description = describe(
         read_metadata(exported),
@@ -440,10 +441,10 @@ def test_a_description_survives_json(exported: Path) -> None:
 )
 def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) -> None:
     """What `verify --backend trt` builds for each point of the parity grid."""
+    from mamba_export.backends.tensorrt.one_node_engine import build_graph
+    from mamba_export.backends.tensorrt.plugin import load_plugin
     from mamba_export.export.functions import function_protos
-    from mamba_export.parity import operators
-    from mamba_export.runtime.trt_graph import build_graph
-    from mamba_export.tensorrt.plugin import load_plugin
+    from mamba_export.verify import operators
 
     library = libraries.load(TENSORRT_RTX)
     if plugin:
@@ -460,6 +461,6 @@ def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) 
 
 def test_the_command_knows_every_backend_of_verify() -> None:
     from mamba_export.cli import Backend
-    from mamba_export.parity.backends import NAMES
+    from mamba_export.verify.backends import NAMES
 
     assert {backend.value for backend in Backend} == {"auto", *NAMES}

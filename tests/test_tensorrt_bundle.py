@@ -11,17 +11,18 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mamba_export.bytes_tokenizer import write_byte_tokenizer
-from mamba_export.checkpoints import save
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.tensorrt import BuildOptions, bundle, read_description
+from mamba_export.backends.tensorrt.building import parse_workspace
+from mamba_export.backends.tensorrt.bundling import _sources
+from mamba_export.backends.tensorrt.deploy import trtexec_line
+from mamba_export.backends.tensorrt.profiles import Profile, parse_range
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
-from mamba_export.nn import MambaLM
-from mamba_export.runtime import OrtSession, read_metadata
-from mamba_export.tensorrt import BuildOptions, bundle, read_description
-from mamba_export.tensorrt.building import parse_workspace
-from mamba_export.tensorrt.bundling import _sources
-from mamba_export.tensorrt.deploy import trtexec_line
-from mamba_export.tensorrt.profiles import Profile, parse_range
+from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.folder.metadata import read_metadata
+from mamba_export.models import MambaLM
+from mamba_export.models.checkpoints import save
 
 needs_surgeon = pytest.mark.skipif(
     importlib.util.find_spec("onnx_graphsurgeon") is None,
@@ -123,7 +124,7 @@ def test_bundle_refuses_in_one_line_and_writes_nothing(
 ) -> None:
     with pytest.raises(MambaExportError, match="--dtype fp16"):
         bundle(folder, tmp_path / "out", BuildOptions(precision="fp16", plugin=False))
-    monkeypatch.setattr("mamba_export.tensorrt.bundling._SOURCES", ("nowhere",))
+    monkeypatch.setattr("mamba_export.backends.tensorrt.bundling._SOURCES", ("nowhere",))
     with pytest.raises(MambaExportError, match="sources are not installed"):
         bundle(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from tensorrt_harness.driver import BUILD, RUNTIME, Field, Harness, Plugin, Tens
 
 from mamba_export import contract
 from mamba_export.export.functions import function_protos
-from mamba_export.parity import bounds, operators
+from mamba_export.verify import bounds, operators
 
 SCAN, UNGATED, CONV = (
     contract.SELECTIVE_SCAN,

@@ -14,13 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from mamba_export import checkpoints
 from mamba_export.errors import MambaExportError
-from mamba_export.nn import MambaConfig, MambaLM
-from mamba_export.training import Recipe, bits_per_byte, generate, read_text, split_lines, train
-from mamba_export.training.data import Windows
-from mamba_export.training.loop import Average, dropout, parameter_groups
-from mamba_export.training.output import default_prompt, held_out_sample
+from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from training import Recipe, bits_per_byte, generate, read_text, split_lines, train
+from training.data import Windows
+from training.loop import Average, dropout, parameter_groups
+from training.output import default_prompt, held_out_sample
 
 CPU = torch.device("cpu")
 TINY = MambaConfig(d_model=24, n_layer=1, vocab_size=256, d_state=4, eos_token_id=0)

@@ -98,8 +98,8 @@ def main(
         bool, typer.Option("--readme", help="Only write the README's section from tools/records.")
     ] = False,
 ) -> None:
-    from mamba_export.bench import load_records, update_readme
-    from mamba_export.bench.gpu_models import BATCHES, LENGTHS, SIZES, Cases, prepare_graphs
+    from bench import load_records, update_readme
+    from bench.gpu_models import BATCHES, LENGTHS, SIZES, Cases, prepare_graphs
 
     if readme:
         update_readme(ROOT / "README.md", load_records(ROOT))
@@ -138,8 +138,8 @@ def main(
 def _run_cpu(
     kinds: tuple[str, ...], size: str, length: int, record: Path | None, note: str | None
 ) -> None:
-    from mamba_export.bench import RecordFile, model_rows, new_record, operator_rows, print_rows
-    from mamba_export.bench.record import cpu_name
+    from bench import RecordFile, model_rows, new_record, operator_rows, print_rows
+    from bench.record import cpu_name
 
     file = None
     if record is not None:
@@ -171,11 +171,11 @@ def _run_gpu(
     note: str | None,
     plots: bool,
 ) -> None:
-    from mamba_export.bench import RecordFile, gpu, new_record, print_rows, rivals
-    from mamba_export.bench.gpu_models import long_rows, model_rows
-    from mamba_export.bench.gpu_operators import operator_rows
-    from mamba_export.bench.plots import write_plots
-    from mamba_export.bench.record import read_record, rows_of
+    from bench import RecordFile, gpu, new_record, print_rows, rivals
+    from bench.gpu_models import long_rows, model_rows
+    from bench.gpu_operators import operator_rows
+    from bench.plots import write_plots
+    from bench.record import read_record, rows_of
 
     gpu.require_gpu()
     gc.freeze()  # a capture collects garbage: what was imported need not be walked each time
@@ -246,7 +246,7 @@ def _dtype(option: str, name: str) -> str:
 
 
 def _sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    from mamba_export.nn.config import PUBLISHED_SIZES
+    from mamba_export.models.config import PUBLISHED_SIZES
 
     if text is None:
         return default
@@ -263,7 +263,7 @@ def _numbers(option: str, text: str | None, default: tuple[int, ...]) -> tuple[i
 
 
 def _shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    from mamba_export.bench.gpu_operators import SHAPES
+    from bench.gpu_operators import SHAPES
 
     if text is None:
         return SHAPES

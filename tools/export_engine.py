@@ -62,12 +62,12 @@ def main(
     plugin: PluginOption = True,
     runtime: TrtRuntimeOption = TrtRuntime.auto,
 ) -> None:
+    from mamba_export.backends.tensorrt import BuildOptions, build, check_installed
+    from mamba_export.backends.tensorrt.profiles import parse_range
+    from mamba_export.cli.build import summary
     from mamba_export.export import export
-    from mamba_export.parity import verify
-    from mamba_export.parity.table import print_report
-    from mamba_export.tensorrt import BuildOptions, build, check_installed
-    from mamba_export.tensorrt.build_command import summary
-    from mamba_export.tensorrt.profiles import parse_range
+    from mamba_export.verify import verify
+    from mamba_export.verify.table import print_report
 
     options = BuildOptions(
         batch=parse_range(batch, "--batch"),

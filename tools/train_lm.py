@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
-from mamba_export.nn import MambaConfig
-from mamba_export.training import Recipe, read_text, split_lines, train, write_model
+from mamba_export.models import MambaConfig
+from training import Recipe, read_text, split_lines, train, write_model
 
 DESCRIPTION = """\
 Train a small byte-level Mamba language model on TEXT, any text file.

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from mamba_export import contract
-from mamba_export.nn import MambaConfig
+from mamba_export.models import MambaConfig
 from mamba_export.versions import installed_versions
 
 _DTYPE_NAMES = {

@@ -13,12 +13,12 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from mamba_export import checkpoints, contract
+from mamba_export import contract
 from mamba_export.errors import ExportError
 from mamba_export.export.describe import describe, genai_config
 from mamba_export.export.graph import DEFAULT_OPSET, build, check_opset
 from mamba_export.files import new_folder
-from mamba_export.nn import TORCH_DTYPES, MambaBackbone, MambaLM, cast
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, cast, checkpoints
 
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 

@@ -18,7 +18,7 @@ from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
 from mamba_export.export.layers import fuse_layers as fuse_layers_pass
 from mamba_export.export.translate import translation_table
-from mamba_export.nn import LayerState, MambaBackbone, MambaLM
+from mamba_export.models import LayerState, MambaBackbone, MambaLM
 
 OPSETS = range(18, 24)
 """Versions of standard ONNX that the exporter and the function bodies were tried with."""

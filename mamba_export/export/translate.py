@@ -9,7 +9,7 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript import values
 
-import mamba_export.ops  # noqa: F401  (registers the torch operators)
+import mamba_export.operators  # noqa: F401  (registers the torch operators)
 from mamba_export import contract
 
 # Inputs and outputs whose dtype is T; the others are fp32.

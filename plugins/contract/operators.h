@@ -1,4 +1,4 @@
-// What the operators are called and what they take: the C++ copy of mamba_export/contract.py, for
+// What the operators are called and what they take: the C++ copy of mamba_export/contract, for
 // the libraries of ONNX Runtime and TensorRT. tests/test_native_onnxruntime.py and
 // tests/test_tensorrt_plugin.py hold the two against each other.
 #pragma once

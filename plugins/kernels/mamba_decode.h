@@ -21,7 +21,7 @@ typedef enum {
   MAMBA_CHOOSE_DRAWN = 2 /* drawn by its probability */
 } mamba_choice;
 
-/* As mamba_export/runtime/sampling.py defines them. */
+/* As mamba_export/generation/sampling.py defines them. */
 typedef struct {
   int32_t choice;           /* mamba_choice */
   int32_t top_k;            /* 0 keeps all */

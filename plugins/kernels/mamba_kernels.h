@@ -1,8 +1,8 @@
 /* The arithmetic of mamba_export's operators, behind a plain C interface.
  *
  * Nothing here knows PyTorch, ONNX Runtime or TensorRT: a caller fills a struct of pointers and
- * sizes and gets an error code. The operators are those of mamba_export/contract.py;
- * mamba_export/ops/reference.py defines them. Arithmetic and recurrent state are fp32 whatever the
+ * sizes and gets an error code. The operators are those of mamba_export/contract;
+ * mamba_export/operators defines them. Arithmetic and recurrent state are fp32 whatever the
  * dtype T of the sequences is.
  *
  * The same input gives the same bits, whatever the number of threads and however often it runs.
@@ -115,7 +115,7 @@ MAMBA_API mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params
                                                 void* stream);
 
 /* A whole layer of a Mamba language model: hidden + out_proj(scan(...)) of norm(hidden), the node
- * MambaLayer of mamba_export/contract.py. All tensors are contiguous; projection weights are
+ * MambaLayer of mamba_export/contract. All tensors are contiguous; projection weights are
  * (in, out). States and hidden may be the buffers of their results. */
 typedef struct {
   int64_t batch, length, d_model, d_inner, d_state, d_conv, dt_rank;

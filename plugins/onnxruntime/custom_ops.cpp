@@ -15,8 +15,8 @@ namespace {
 // Entries of the session's configuration.
 //
 // Written here, so that nobody need register twice: the runtime refuses
-// that when it makes the session, and shows no other sign. mamba_export/runtime/native_library.py
-// reads it.
+// that when it makes the session, and shows no other sign.
+// mamba_export/backends/onnxruntime/custom_ops.py reads it.
 constexpr char kRegisteredKey[] = "mamba_export.registered";
 // "1" where the session is to run on CUDA, set before this library is registered: then the
 // operators that have a kernel for CUDA alone are registered too. Registration is not told the

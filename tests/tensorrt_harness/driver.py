@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mamba_export.backends.tensorrt.plugin import plugin_path
 from mamba_export.files import installed_library
-from mamba_export.tensorrt.plugin import plugin_path
 
 HARNESS_VARIABLE = "MAMBA_TRT_HARNESS"
 """Environment variable: path of the harness to use instead of the installed one."""

@@ -1,5 +1,5 @@
-// The choice of the next token from logits, by mamba_export/runtime/sampling.py's rules: repetition
-// penalty, temperature, top-k, top-p. One block a sequence.
+// The choice of the next token from logits, by mamba_export/generation/sampling.py's rules:
+// repetition penalty, temperature, top-k, top-p. One block a sequence.
 //
 // Thresholds are found a bit at a time: floats whose bits are put in order compare as integers, so
 // 32 counts over the row find the k-th largest number, or the one that a mass lies below, with ties

@@ -1,0 +1,308 @@
+"""Decoding in ONNX Runtime on an NVIDIA GPU with the step captured in a CUDA graph.
+
+States are in place: the graph reads and writes the same buffers. The next token is chosen on the device and
+lies where the model reads it, so that a token costs the host one launch and one number to read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import weakref
+
+import numpy as np
+import onnxruntime as ort
+
+from mamba_export import contract
+from mamba_export.backends.onnxruntime.binding import (
+    bind_input,
+    bind_output,
+    bind_states,
+    empty_state,
+    execute,
+)
+from mamba_export.backends.onnxruntime.cuda_stream import (
+    CHOOSE_BEST,
+    CHOOSE_DRAWN,
+    CHOOSE_NOTHING,
+    ChoiceOptions,
+    ChooseParams,
+    GpuStream,
+    Graph,
+)
+from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
+from mamba_export.backends.onnxruntime.loading import LoadedModel, plain_reason
+from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.errors import SessionError
+from mamba_export.folder.dtypes import NUMPY_DTYPES
+from mamba_export.generation.sampling import Sampler, check_finite, divisor
+
+
+class StepGraph:
+    """The buffers of a batch that decodes, and the CUDA graph of its step.
+
+    Args:
+        model: with a stream, ``model.gpu``.
+        batch: number of sequences.
+
+    Raises:
+        SessionError: the GPU has no memory for the buffers.
+    """
+
+    def __init__(self, model: LoadedModel, batch: int) -> None:
+        if model.gpu is None:
+            raise ValueError("the model has no stream to capture on")
+        self._model = model
+        self._gpu: GpuStream = model.gpu
+        self.batch = batch
+        self.is_shared = False  # whether somebody else may hold the states
+        metadata, device = model.metadata, model.device
+        output = metadata.output
+        shape = output.resolve(batch)
+        self._tokens = DeviceTensor.empty("int64", (batch, 1), device)
+        self._logits = DeviceTensor.empty(output.dtype, shape, device)
+        self._scores = DeviceTensor.empty("fp32", shape, device)
+        # A byte a token; bytes are no dtype of a model's tensors.
+        self._seen = DeviceTensor.empty("fp16", (batch, -(-shape[-1] // 2)), device)
+        self.state = empty_state(metadata, batch, device)
+        self._host_tokens = self._gpu.host_array((batch,), np.int64)
+        self._draws = self._gpu.host_array((batch,), np.float64)
+        options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
+        self._options = ChoiceOptions.from_buffer(options.data)
+        self._params = ChooseParams(
+            batch=batch,
+            vocab_size=shape[-1],
+            dtype=contract.DTYPES.index(output.dtype),
+            logits=self._logits.address,
+            scores=self._scores.address,
+            seen=self._seen.address,
+            options=options.ctypes.data,
+            draws=self._draws.ctypes.data,
+            next=self._tokens.address,
+            chosen=self._host_tokens.ctypes.data,
+        )
+        self._first: ort.IOBinding | None = None
+        self._start: OrtState | None = None
+        self._step = self._bind(self.state)
+        self._graph: Graph | None = None
+        self.capture_problem: str | None = None  # what a capture failed for
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps after the first are replayed."""
+        return self._graph is not None
+
+    def start(self, state: OrtState) -> None:
+        """Let the next step go on from a state, which is left as it is."""
+        self._first, self._start = self._bind(state), state
+
+    def set_choice(self, sampler: Sampler | None) -> None:
+        """Choose the tokens to come as a sampler would; None for no choice."""
+        if sampler is None:
+            self._options.choice = CHOOSE_NOTHING
+            return
+        sampling = sampler.sampling
+        self._options.choice = CHOOSE_BEST if sampling.temperature == 0 else CHOOSE_DRAWN
+        self._options.temperature = float(divisor(sampling))
+        self._options.top_k = min(sampling.top_k, np.iinfo(np.int32).max)
+        self._options.top_p = sampling.top_p
+        self._options.repetition_penalty = sampling.repetition_penalty
+        if sampler.seen is not None:
+            seen = np.ascontiguousarray(sampler.seen)
+            with self._gpu.lock:
+                self._gpu.copy(self._seen.address, seen.ctypes.data, seen.nbytes)
+
+    def set_draws(self, draws: np.ndarray) -> None:
+        """(batch,) numbers in [0, 1) for the next choice."""
+        self._draws[:] = draws
+
+    def set_tokens(self, tokens: np.ndarray) -> None:
+        """(batch,) tokens that the next step reads, where they are not those that were chosen."""
+        self._host_tokens[:] = tokens
+        with self._gpu.lock:
+            self._gpu.copy(
+                self._tokens.address, self._host_tokens.ctypes.data, self._host_tokens.nbytes
+            )
+
+    def advance(self) -> np.ndarray:
+        """Read one token a sequence, and choose the next.
+
+        Returns:
+            (batch,) int64, valid until the next call; -1 where the largest logit is not finite.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed.
+        """
+        if self._first is not None:
+            self._run_plainly(self._first)
+            self._first = self._start = None
+            return self._host_tokens
+        if self._graph is None and self.capture_problem is None:
+            self._capture()
+        if self._graph is None:
+            self._run_plainly(self._step)
+        else:
+            with self._gpu.lock:
+                self._gpu.run(self._graph)
+        return self._host_tokens
+
+    @functools.cached_property
+    def _host_logits(self) -> np.ndarray:
+        return self._gpu.host_array(self._logits.shape, storage_dtype(self._logits.dtype))
+
+    def logits(self) -> np.ndarray:
+        """Of the last step: (batch, vocab_size) fp32, valid until the next."""
+        with self._gpu.lock:
+            self._gpu.copy(
+                self._host_logits.ctypes.data, self._logits.address, self._host_logits.nbytes
+            )
+        logits = self._host_logits.view(NUMPY_DTYPES[self._logits.dtype])[:, 0]
+        return logits.astype(np.float32, copy=False)
+
+    def _run_plainly(self, binding: ort.IOBinding) -> None:
+        execute(self._model, binding)
+        with self._gpu.lock:
+            self._gpu.choose(self._params)
+            self._gpu.wait()
+
+    def _capture(self) -> None:
+        """Capture a step, which runs nothing. A graph that cannot be captured runs plainly from then on.
+
+        The steps before have done what happens once: cuBLAS has chosen, kernels are loaded.
+        """
+        options = ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        with self._gpu.lock:
+            try:
+                self._gpu.begin_capture()
+                self._model.session.run_with_iobinding(self._step, options)
+                self._gpu.choose(self._params)
+            except BaseException as error:
+                self._gpu.abandon_capture()
+                if not isinstance(error, Exception):  # Ctrl-C
+                    raise
+                self.capture_problem = plain_reason(error)
+                return
+            try:
+                self._graph = self._gpu.end_capture()
+            except SessionError as error:
+                self.capture_problem = str(error)
+
+    def _bind(self, past: OrtState) -> ort.IOBinding:
+        binding = self._model.session.io_binding()
+        bind_input(binding, self._model.metadata.sequence.name, self._tokens)
+        bind_states(binding, self._model.metadata, past, self.state)
+        bind_output(binding, self._model.metadata.output.name, self._logits)
+        return binding
+
+
+class StepGraphs:
+    """The step graphs of a session: one that is idle is kept for the next generation of its batch size."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._idle: StepGraph | None = None
+        self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
+
+    def take(self, batch: int) -> StepGraph:
+        """A graph for a batch, nobody else's until it is put back."""
+        with self._lock:
+            graph, self._idle = self._idle, None
+        # One of another size goes, and its memory, before the new one asks for its own.
+        if graph is not None and graph.batch == batch:
+            return graph
+        del graph
+        return StepGraph(self._model, batch)
+
+    def put(self, graph: StepGraph) -> None:
+        """Give a graph back."""
+        if not graph.is_shared:
+            with self._lock:
+                self._idle = graph
+
+
+class GraphStepper:
+    """A batch of sequences that advances one token a step, in a CUDA graph.
+
+    Args:
+        graphs: of the session.
+        state: what to start from; it is left as it is.
+        sampler: how tokens are chosen on the device; None for ``step`` alone.
+        tokens: (batch,) what the first ``next`` reads.
+
+    Raises:
+        SessionError: the GPU has no memory for the buffers.
+    """
+
+    def __init__(
+        self,
+        graphs: StepGraphs,
+        state: OrtState,
+        sampler: Sampler | None = None,
+        tokens: np.ndarray | None = None,
+    ) -> None:
+        self._graph = graphs.take(state.batch)
+        weakref.finalize(self, graphs.put, self._graph).atexit = False
+        self._sampler = sampler
+        self._state = state
+        self._graph.start(state)
+        self._graph.set_choice(sampler)
+        if tokens is not None:
+            self._graph.set_tokens(tokens)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed: from the second on, where the model can be captured."""
+        return self._graph.is_captured
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why the model's steps could not be captured; they run plainly then, and slower."""
+        return self._graph.capture_problem
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Read one token a sequence.
+
+        Args:
+            tokens: (batch,) int64, trusted to be in [0, vocab_size).
+
+        Returns:
+            Logits (batch, vocab_size) fp32, valid until the next step.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed.
+        """
+        self._graph.set_tokens(tokens)
+        self._advance()
+        return self._graph.logits()
+
+    def next(self) -> np.ndarray:
+        """Read the tokens that were chosen last, and choose the next ones.
+
+        Returns:
+            (batch,) int64.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed, or logits are not finite.
+        """
+        if self._sampler is None:
+            raise ValueError("the stepper was made without a sampler")
+        if self._sampler.sampling.temperature != 0:
+            self._graph.set_draws(self._sampler.draws())
+        tokens = self._advance().copy()
+        check_finite(tokens >= 0)
+        self._sampler.note(tokens)
+        return tokens
+
+    def _advance(self) -> np.ndarray:
+        tokens = self._graph.advance()
+        self._state = self._graph.state
+        return tokens
+
+    @property
+    def state(self) -> OrtState:
+        """The state after the last step, valid until the next step."""
+        if self._state is self._graph.state:
+            self._graph.is_shared = True
+        return self._state

@@ -1,0 +1,302 @@
+"""Opening a graph in ONNX Runtime: version, providers, and errors in one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime as ort
+
+from mamba_export.backends.onnxruntime import custom_ops
+from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
+from mamba_export.backends.onnxruntime.device import Device
+from mamba_export.errors import SessionError
+from mamba_export.folder.metadata import Metadata
+
+MINIMUM_VERSION = (1, 20)
+"""The oldest ONNX Runtime that the exported files were run with."""
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+Provider = str | tuple[str, dict[str, Any]]
+
+_TYPE_NAMES = {
+    "tensor(float)": "fp32",
+    "tensor(float16)": "fp16",
+    "tensor(bfloat16)": "bf16",
+    "tensor(int64)": "int64",
+}
+
+
+def check_version() -> None:
+    """Check that ONNX Runtime is new enough.
+
+    Raises:
+        SessionError: it is older than ``MINIMUM_VERSION``; names what was found and what is needed.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", ort.__version__)
+    if numbers and tuple(map(int, numbers.groups())) < MINIMUM_VERSION:
+        needed = ".".join(map(str, MINIMUM_VERSION))
+        raise SessionError(
+            f"ONNX Runtime {ort.__version__} is too old: {needed} or newer is needed "
+            f"(pip install 'onnxruntime>={needed}')"
+        )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An exported graph, open in ONNX Runtime.
+
+    Args:
+        session: ONNX Runtime's.
+        metadata: of its folder.
+        device: that the first provider computes on.
+        native: whether our library is registered.
+        gpu: the stream that the session computes on, where its steps can be captured in CUDA graphs.
+    """
+
+    session: ort.InferenceSession
+    metadata: Metadata
+    device: Device
+    native: bool
+    gpu: GpuStream | None
+
+
+def open_session(
+    metadata: Metadata,
+    providers: Sequence[Provider] | None,
+    threads: int | None,
+    session_options: ort.SessionOptions | None,
+    native: bool | None = None,
+) -> LoadedModel:
+    """Open the graph of an exported folder.
+
+    Args:
+        metadata: of the folder.
+        providers: ONNX Runtime's names, best first; None for CUDA where it works, else the CPU.
+        threads: of the CPU provider; None lets ONNX Runtime choose.
+        session_options: used instead of ours.
+        native: whether to register our custom-op library; None for where it is found and has kernels.
+
+    Raises:
+        SessionError: our library is wanted and absent or has no kernels for the provider, or does not
+            load, a provider is unknown or does not start, or the graph cannot be loaded, or is not the one
+            that the metadata describes.
+    """
+    if threads is not None and session_options is not None:
+        raise SessionError("give threads or session_options, not both")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise SessionError(f"threads is {threads!r}, expected an integer >= 1")
+    if (
+        native is False
+        and session_options is not None
+        and custom_ops.is_registered(session_options)
+    ):
+        raise SessionError("native is False, but session_options has our library registered")
+
+    def make_options() -> ort.SessionOptions:
+        return _options(threads) if session_options is None else session_options
+
+    available = ort.get_available_providers()
+    if providers is None:
+        model = _open_best(metadata, make_options, CUDA_PROVIDER in available, native)
+    else:
+        model = _open_given(metadata, make_options(), providers, available, native)
+    _check_interface(metadata, model.session)
+    return model
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal: its errors reach the user once, as ours
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _register_native(
+    options: ort.SessionOptions, provider: str, native: bool | None, device: int = 0
+) -> None:
+    """Register our library where ``native`` and the first provider say so."""
+    if provider == CPU_PROVIDER:
+        custom_ops.register(options, native)
+    elif provider == CUDA_PROVIDER and native is not False:
+        problem = custom_ops.cuda_problem(device)
+        if not problem:
+            custom_ops.register(options, native, for_cuda=True)
+        elif native:
+            raise SessionError(f"native=True: {problem}")
+        # Else not: its CPU kernels would win over the function bodies, and every node would copy its tensors
+        # to the host and back.
+    elif native:
+        raise SessionError(
+            f"native=True: the native library has no kernels for {provider}: "
+            "use the CPU or the CUDA provider, or leave native out"
+        )
+
+
+def _open_best(
+    metadata: Metadata,
+    make_options: Callable[[], ort.SessionOptions],
+    has_cuda: bool,
+    native: bool | None,
+) -> LoadedModel:
+    model = _try_cuda(metadata, make_options(), native) if has_cuda else None
+    if model is not None:
+        if native and not model.native:
+            raise SessionError(f"native=True: {custom_ops.cuda_problem()}")
+        return model
+    options = make_options()
+    _register_native(options, CPU_PROVIDER, native)
+    return _open(metadata, options, [CPU_PROVIDER])
+
+
+def _try_cuda(
+    metadata: Metadata, options: ort.SessionOptions, native: bool | None
+) -> LoadedModel | None:
+    """The model on CUDA; None where a GPU is missing, or its driver, or the file does not load.
+
+    Then the CPU runs it, or says what is wrong with the file.
+    """
+    with contextlib.suppress(SessionError):
+        _register_native(options, CUDA_PROVIDER, None if native else native)
+        model = _open(metadata, options, [CUDA_PROVIDER, CPU_PROVIDER])
+        if model.device.name == "cuda":
+            return model
+    return None
+
+
+def _open_given(
+    metadata: Metadata,
+    options: ort.SessionOptions,
+    providers: Sequence[Provider],
+    available: Sequence[str],
+    native: bool | None,
+) -> LoadedModel:
+    names = [_name(provider) for provider in providers]
+    if not names:
+        raise SessionError("providers is empty: name at least one, or pass None")
+    for name in names:
+        if name not in available:
+            hint = ": install onnxruntime-gpu" if name == CUDA_PROVIDER else ""
+            raise SessionError(
+                f"ONNX Runtime {ort.__version__} here has no {name} "
+                f"(it has {', '.join(available)}){hint}"
+            )
+    _register_native(options, names[0], native, _device_index(providers[0]))
+    model = _open(metadata, options, providers)
+    # Where a provider cannot start, ONNX Runtime goes on with the next one and only logs it.
+    if model.session.get_providers()[0] != names[0]:
+        raise SessionError(
+            f"{names[0]} did not start: check the GPU, its driver and the CUDA and cuDNN libraries, "
+            "or use the CPU provider"
+        )
+    return model
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _device_index(provider: Provider) -> int:
+    options = {} if isinstance(provider, str) else provider[1]
+    return int(options.get("device_id", 0))
+
+
+def with_defaults(providers: Sequence[Provider]) -> list[Provider]:
+    """Providers with our options where none are given, and CUDA's libraries loaded where it is asked for.
+
+    CUDA computes fp32 products in TF32 unless told otherwise, which costs three digits: fp32 means fp32.
+    """
+    if CUDA_PROVIDER in map(_name, providers):
+        _preload_cuda()
+    return [(CUDA_PROVIDER, {"use_tf32": "0"}) if p == CUDA_PROVIDER else p for p in providers]
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Find CUDA and cuDNN in the wheels that carry them; they need not be on the system's path."""
+    preload = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()
+
+
+def _open(
+    metadata: Metadata, options: ort.SessionOptions, providers: Sequence[Provider]
+) -> LoadedModel:
+    all_providers = with_defaults(providers)
+    native = custom_ops.is_registered(options)
+    gpu = None
+    if native and not isinstance(all_providers[0], str):
+        name, given = all_providers[0]
+        gpu = _stream_for(name, given)
+        if gpu is not None:
+            all_providers[0] = (name, {**given, **gpu.provider_options})
+    try:
+        session = ort.InferenceSession(
+            str(metadata.model_path), options, providers=all_providers, enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        raise SessionError(_explain(metadata, error, _name(providers[0]))) from error
+    device = _device(session)
+    if device.name != "cuda":
+        gpu = None
+    return LoadedModel(session, metadata, device, native, gpu)
+
+
+def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:
+    """A stream for a session whose first provider this is; None where there is nothing to capture."""
+    # Whoever brings a stream of his own, or lets ONNX Runtime capture, keeps it.
+    taken = {"user_compute_stream", "has_user_compute_stream", "enable_cuda_graph"} & set(options)
+    if provider != CUDA_PROVIDER or taken:
+        return None
+    device = _device_index((provider, options))
+    return None if custom_ops.cuda_problem(device) else GpuStream(device)
+
+
+def _explain(metadata: Metadata, error: Exception, provider: str) -> str:
+    reason = plain_reason(error)
+    found = f"ONNX Runtime {ort.__version__}"
+    if provider == CPU_PROVIDER and metadata.dtype != "fp32" and "NOT_IMPLEMENTED" in str(error):
+        return (
+            f"{metadata.model_path} is {metadata.dtype}, which the CPU provider of {found} cannot "
+            f"compute ({reason}): run it on a GPU (onnxruntime-gpu, --provider cuda), or export the "
+            "model again with --dtype fp32"
+        )
+    return f"{metadata.model_path} cannot be loaded by {found} on {provider}: {reason}"
+
+
+def plain_reason(error: Exception) -> str:
+    """First line of an ONNX Runtime error, without its codes and places in the source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"\S+\.cc:\d+ \w+ ", "", line)
+
+
+def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
+    """A graph that was swapped for another must not be fed by the metadata's shapes."""
+    for kind, values, expected in (
+        ("input", session.get_inputs(), [metadata.sequence, *(s.past for s in metadata.states)]),
+        ("output", session.get_outputs(), [metadata.output, *(s.present for s in metadata.states)]),
+    ):
+        found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
+        if found != wanted:
+            name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+            raise SessionError(
+                f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
+                f"describes ({kind} {name} differs): export the model again"
+            )
+
+
+def _device(session: ort.InferenceSession) -> Device:
+    first = session.get_providers()[0]
+    if first != CUDA_PROVIDER:
+        return Device("cpu", 0)
+    return Device("cuda", int(session.get_provider_options()[first].get("device_id", 0)))

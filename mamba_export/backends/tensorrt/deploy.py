@@ -1,0 +1,96 @@
+"""DEPLOY.md: how to build the same engine on the target itself, with NVIDIA's own tools and no Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mamba_export.backends.tensorrt.description import interface
+from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE, PLUGIN_FILE
+from mamba_export.folder.metadata import Metadata
+
+if TYPE_CHECKING:
+    from mamba_export.backends.tensorrt.building import BuildOptions
+
+PLUGIN_SOURCE = "plugin"
+"""Folder of a bundle that holds the plugin's sources."""
+
+
+_PLUGIN_TEXT = f"""
+## The plugin
+
+`{PLUGIN_FILE}` holds the scan as a TensorRT layer. Build it on the target, for its GPU (87: Jetson Orin,
+110: Jetson Thor, 86 and 89: RTX 30 and 40, 120: RTX 50). TensorRT's headers come with JetPack and with
+TensorRT's packages:
+
+```
+cmake -S {PLUGIN_SOURCE} -B {PLUGIN_SOURCE}/build -DMAMBA_CUDA_ARCHITECTURES=87
+cmake --build {PLUGIN_SOURCE}/build --target mamba_export_trt mamba_run -j
+cp {PLUGIN_SOURCE}/build/plugins/tensorrt/{PLUGIN_FILE} {PLUGIN_SOURCE}/build/plugins/tensorrt/mamba_run .
+```
+
+`{PLUGIN_SOURCE}` is what `mamba-export build OUT --bundle FOLDER` puts into FOLDER; elsewhere take
+mamba_export's sources.
+"""
+
+
+def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
+    """The ``trtexec`` command that builds the engine of these options, run in the model's folder.
+
+    TensorRT 10 and later. Profiles are in trtexec's order: index, then shapes.
+    """
+    words = [
+        "trtexec",
+        f"--onnx={GRAPH_FILE}",
+        f"--saveEngine={ENGINE_FILE}",
+        "--stronglyTyped",
+        "--noTF32",
+        "--skipInference",
+    ]
+    if options.plugin:
+        words.append(f"--staticPlugins=./{PLUGIN_FILE}")
+    if options.workspace_mib is not None:
+        words.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
+    if options.timing_cache is not None:
+        words.append(f"--timingCacheFile={options.timing_cache.name}")
+    if options.version_compatible:
+        words.append("--versionCompatible")
+    if options.hardware_compatible:
+        words.append("--hardwareCompatibilityLevel=ampere+")
+    inputs, _ = interface(metadata)
+    for index, profile in enumerate(options.profiles()):
+        words.append(f"--profile={index}")
+        shapes = {tensor.name: profile.shapes(tensor) for tensor in inputs}
+        for position, option in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
+            spec = ",".join(
+                f"{name}:{'x'.join(map(str, three[position]))}" for name, three in shapes.items()
+            )
+            words.append(f"{option}={spec}")
+    return " ".join(words)
+
+
+def deploy_text(metadata: Metadata, options: BuildOptions) -> str:
+    """DEPLOY.md of an exported folder, or of a bundle of it."""
+    prefill, decode = options.profiles()
+    with_plugin = "With" if options.plugin else "Without"
+    return f"""# An engine of this model, built on the target
+
+This folder holds a {metadata.dtype} Mamba model. A TensorRT engine runs on the GPU and the TensorRT version
+that built it, so it is built where it is to run. Needed there: TensorRT 10.3 or newer with `trtexec`
+(JetPack 6.1 and later have both, in /usr/src/tensorrt/bin), `{GRAPH_FILE}` and `model.onnx.data`; no Python.
+{_PLUGIN_TEXT if options.plugin else ""}
+## The engine
+
+{with_plugin} our plugin. Profile 0, {prefill.name}: batch {prefill.batch[0]} to {prefill.batch[2]},
+{prefill.length[0]} to {prefill.length[2]} steps of the prompt a run. Profile 1, {decode.name}: one step.
+
+```
+{trtexec_line(metadata, options)}
+```
+
+Then `./mamba_run --engine . --prompt TEXT` (--tokens 1,2,3 for a model that is not of bytes) runs it.
+
+From TensorRT 11 on every network is strongly typed, and the option --stronglyTyped changes nothing.
+
+With Python and mamba_export on the target, `mamba-export build FOLDER` does all of this. It is the way for
+TensorRT-RTX too, which needs no GPU to build.
+"""

@@ -1,0 +1,237 @@
+"""What this installation has: versions, the GPU, the compiled libraries, and for each absence the reason.
+
+Nothing here raises: what is broken is a row of the report.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Literal
+
+from mamba_export import __version__
+from mamba_export.backends.tensorrt.names import KINDS, Kind
+from mamba_export.errors import MambaExportError
+from mamba_export.files import installed_library
+
+State = Literal["ok", "absent", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, its state, and its version or path, or the reason of its absence."""
+
+    what: str
+    state: State
+    detail: str
+
+
+def _package(name: str) -> Finding:
+    """An importable package with its version, without importing it."""
+    try:
+        return Finding(name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, "absent", f"not installed: pip install {name}")
+
+
+def _torch() -> Finding:
+    import torch
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return Finding(
+        "torch",
+        "ok",
+        f"{torch.__version__} (built with {built}), {torch.get_num_threads()} threads",
+    )
+
+
+def _onnxruntime() -> Finding:
+    """Not by the package's name: onnxruntime-gpu installs the same module."""
+    try:
+        ort = import_module("onnxruntime")
+    except ModuleNotFoundError:
+        return Finding("onnxruntime", "absent", "not installed: pip install onnxruntime")
+    names = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
+    return Finding("onnxruntime", "ok", f"{ort.__version__}, providers {', '.join(names)}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = []
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            names.append(f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})")
+        return Finding("NVIDIA GPU", "ok", ", ".join(names))
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/nvhost-gpu").exists():
+        return Finding("NVIDIA GPU", "absent", "no NVIDIA driver on this machine")
+    if not torch.version.cuda:
+        return Finding(
+            "NVIDIA GPU",
+            "absent",
+            f"torch {torch.__version__} was built without CUDA: install one with",
+        )
+    return Finding(
+        "NVIDIA GPU",
+        "absent",
+        f"there is a driver, but torch {torch.__version__} sees no GPU: CUDA_VISIBLE_DEVICES="
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(unset)')}, or a driver older than CUDA "
+        f"{torch.version.cuda}",
+    )
+
+
+def _kernels() -> Finding:
+    from mamba_export.operators import native
+
+    what = "kernels for PyTorch"
+    if not native.available():
+        return Finding(what, "absent", native.why_absent())
+    library = native.library()
+    return Finding(what, "ok", f"CPU, {library.instruction_set}: {library.path}")
+
+
+def _cuda(what: str, functions: ctypes.CDLL) -> Finding:
+    """What a library was built for, and which of the GPUs of this machine it runs on."""
+    import torch
+
+    from mamba_export.operators import kernel_library
+
+    architectures = kernel_library.cuda_architectures(functions)
+    if not architectures:
+        return Finding(what, "absent", kernel_library.why_not_on_gpu(functions, 0))
+    # A torch without CUDA counts no GPU; the library looks for itself.
+    gpus = range(max(1, torch.cuda.device_count()))
+    problems = [kernel_library.why_not_on_gpu(functions, index) for index in gpus]
+    runs_on = [f"GPU {index}" for index in gpus if not problems[index]]
+    built = f"built for {', '.join(f'sm_{name}' for name in architectures.split())}"
+    details = [
+        built,
+        *([f"runs on {', '.join(runs_on)}"] if runs_on else []),
+        *filter(None, problems),
+    ]
+    return Finding(what, "ok" if runs_on else "absent", "; ".join(details))
+
+
+def _cuda_kernels() -> Finding:
+    from mamba_export.operators import native
+
+    what = "CUDA kernels for PyTorch"
+    if not native.available():
+        return Finding(what, "absent", native.why_absent())
+    return _cuda(what, native.library().functions)
+
+
+def _cuda_custom_ops() -> Finding:
+    from mamba_export.backends.onnxruntime import custom_ops
+
+    what = "CUDA kernels for ONNX Runtime"
+    path = custom_ops.library_path()
+    if path is None:
+        return Finding(what, "absent", custom_ops.why_absent())
+    return _cuda(what, custom_ops.load(path))
+
+
+def _custom_ops() -> Finding:
+    from mamba_export.backends.onnxruntime import custom_ops
+
+    what = "kernels for ONNX Runtime"
+    path = custom_ops.library_path()
+    if path is None:
+        return Finding(what, "absent", custom_ops.why_absent())
+    import onnxruntime as ort
+
+    custom_ops.register(ort.SessionOptions(), True)
+    return Finding(what, "ok", f"CPU: {path}")
+
+
+def _tensorrt(kind: Kind) -> Finding:
+    from mamba_export.backends.tensorrt import library
+
+    if not library.is_installed(kind):
+        return Finding(kind.title, "absent", f"not installed: {kind.install}")
+    return Finding(kind.title, "ok", library.load(kind).version)
+
+
+def _tensorrt_plugins() -> Finding:
+    from mamba_export.backends.tensorrt import plugin
+    from mamba_export.operators import kernel_library
+
+    what = "TensorRT plugins"
+    path = plugin.plugin_path()
+    if path is None:
+        return Finding(what, "absent", plugin.why_absent())
+    functions = ctypes.CDLL(str(path))
+    kernel_library.declare_cuda_queries(functions)
+    architectures = kernel_library.cuda_architectures(functions).split()
+    return Finding(what, "ok", f"built for {', '.join(f'sm_{a}' for a in architectures)}: {path}")
+
+
+def _mamba_run() -> Finding:
+    path = installed_library("mamba_run")
+    if path is None:
+        return Finding("mamba_run", "absent", "not built: it is built with the TensorRT plugins")
+    return Finding("mamba_run", "ok", str(path))
+
+
+def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except MambaExportError as error:
+        return Finding(what, "broken", str(error))
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        return Finding(what, "broken", f"{type(error).__name__}: {line}")
+
+
+def report() -> list[Finding]:
+    """Look at everything that an export or a run may use; a row each, whatever its state."""
+    machine = f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"
+    return [
+        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parent}"),
+        Finding("python", "ok", machine),
+        _guarded("torch", _torch),
+        _package("triton"),
+        _package("onnx"),
+        _guarded("onnxruntime", _onnxruntime),
+        _guarded("NVIDIA GPU", _gpu),
+        _guarded("kernels for PyTorch", _kernels),
+        _guarded("CUDA kernels for PyTorch", _cuda_kernels),
+        _guarded("kernels for ONNX Runtime", _custom_ops),
+        _guarded("CUDA kernels for ONNX Runtime", _cuda_custom_ops),
+        *(_guarded(kind.title, functools.partial(_tensorrt, kind)) for kind in KINDS),
+        _guarded("TensorRT plugins", _tensorrt_plugins),
+        _guarded("mamba_run", _mamba_run),
+    ]
+
+
+def print_report(json_output: bool = False) -> None:
+    """Print the report to standard output, as a table or as a JSON list of objects.
+
+    Args:
+        json_output: print JSON: ``[{"what": ..., "state": "ok" | "absent" | "broken", "detail": ...}]``.
+    """
+    findings = report()
+    if json_output:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "absent": "yellow", "broken": "bold red"}
+    table = Table("state", "what", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("detail", overflow="fold")
+    for finding in findings:
+        state = Text(finding.state, styles[finding.state])
+        table.add_row(state, Text(finding.what), Text(finding.detail))
+    Console().print(table)

@@ -1,0 +1,21 @@
+"""The contract's names of dtypes, and numpy's dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype(np.int64),
+}
+_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Name of a numpy dtype ("fp32", "fp16", "bf16", "int64"), or numpy's own for any other."""
+    return _NAMES.get(dtype, str(dtype))

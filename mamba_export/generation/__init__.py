@@ -1,0 +1,1 @@
+"""Text from any session: decoding, sampling, results. Knows no runtime."""

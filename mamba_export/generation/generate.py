@@ -1,0 +1,183 @@
+"""``generate`` and ``stream``: text or token ids in, continuations out, over any session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mamba_export import contract
+from mamba_export.errors import SessionError
+from mamba_export.folder.tokenizer import Tokenizer
+from mamba_export.generation.decoding import Decoding
+from mamba_export.generation.results import Generation, Generations
+from mamba_export.generation.sampling import Sampling
+from mamba_export.generation.sequence import check_sequence
+from mamba_export.generation.session import Session
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+OnToken = Callable[[int, int], None]
+
+
+class GenerationMethods:
+    """``generate`` and ``stream`` for a class that is a ``Session``."""
+
+    def generate(
+        self: Session[Any],
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop_at_end: bool = True,
+        on_token: OnToken | None = None,
+    ) -> Generations:
+        """Continue one or more prompts.
+
+        Args:
+            prompts: a text, texts, or sequences of token ids; of any lengths.
+            max_new_tokens: of each continuation, at least 1.
+            temperature, top_k, top_p, repetition_penalty, seed: see ``Sampling``; the defaults are
+                greedy.
+            stop_at_end: end a continuation at the model's end-of-text token.
+            on_token: called with (index of the prompt, token) as each token is chosen.
+
+        Returns:
+            A Generation a prompt, in order, and timings. After Ctrl-C it holds what there is, and
+            unfinished continuations have the finish_reason "interrupted".
+
+        Raises:
+            SessionError: a prompt is empty or holds a token id outside the vocabulary, an option is out of
+                range, the model takes no tokens, or text was given and there is no tokenizer.
+        """
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        decoding = _decoding(self, prompts, sampling, max_new_tokens, stop_at_end)
+        events = decoding.events()
+        try:
+            for row, token in events:
+                if on_token is not None and token is not None:
+                    on_token(row, token)
+        except KeyboardInterrupt:
+            events.close()
+        return _result(decoding, _tokenizer_or_none(self))
+
+    def stream(
+        self: Session[Any],
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop_at_end: bool = True,
+    ) -> TextStream:
+        """``generate``, with the text as it comes: see there for the arguments and errors.
+
+        Returns:
+            An iterable of (index of the prompt, piece of text).
+        """
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        decoding = _decoding(self, prompts, sampling, max_new_tokens, stop_at_end)
+        return TextStream(decoding, self.tokenizer)
+
+
+class TextStream:
+    """Continuations as they are written: iterate for (index of the prompt, piece of text).
+
+    A piece never ends inside a character. Ctrl-C while the model computes ends the iteration; to stop for
+    another reason, stop iterating. ``result()`` tells what there is.
+    """
+
+    def __init__(self, decoding: Decoding, tokenizer: Tokenizer) -> None:
+        self._decoding = decoding
+        self._tokenizer = tokenizer
+        self._pieces = self._generate()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self._pieces
+
+    def result(self) -> Generations:
+        """What was generated so far, with timings. Ends the generation."""
+        self._pieces.close()
+        return _result(self._decoding, self._tokenizer)
+
+    def _generate(self) -> Generator[tuple[int, str], None, None]:
+        rows = [self._tokenizer.detokenizer() for _ in self._decoding.prompts]
+        events = self._decoding.events()
+        try:
+            for row, token in events:
+                piece = rows[row].finish() if token is None else rows[row].push(token)
+                if piece:
+                    yield row, piece
+        except KeyboardInterrupt:
+            pass
+        finally:
+            events.close()
+        for row, detokenizer in enumerate(rows):  # of an interrupted row
+            piece = detokenizer.finish()
+            if piece:
+                yield row, piece
+
+
+def _decoding(
+    session: Session[Any],
+    prompts: Prompts,
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop_at_end: bool,
+) -> Decoding:
+    metadata = session.metadata
+    if not metadata.takes_tokens:
+        raise SessionError(
+            f"{metadata.folder} holds a model without tokens, which cannot generate: drive it with run"
+        )
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise SessionError(f"max_new_tokens is {max_new_tokens!r}, expected an integer >= 1")
+    end_token = metadata.eos_token_id if stop_at_end else None
+    return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_token)
+
+
+def _encode(session: Session[Any], prompts: Prompts) -> list[list[int]]:
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if len(prompts) == 0:
+        raise SessionError("no prompt was given")
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
+        if isinstance(prompt, (int, np.integer)):
+            raise SessionError(
+                "prompts are numbers: pass a list of token ids for each prompt, [[...]]"
+            )
+        if len(prompt) == 0:
+            raise SessionError(f"{name} is empty: give at least one character or token")
+        tokens = session.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(tokens) == 0:
+            raise SessionError(f"{name} has no token")
+        encoded.append(check_sequence(np.asarray(tokens)[None], session.metadata)[0].tolist())
+    return encoded
+
+
+def _tokenizer_or_none(session: Session[Any]) -> Tokenizer | None:
+    has_one = (session.metadata.folder / contract.TOKENIZER_FILE).is_file()
+    return session.tokenizer if has_one else None
+
+
+def _result(decoding: Decoding, tokenizer: Tokenizer | None) -> Generations:
+    return Generations(
+        tuple(
+            Generation(
+                prompt, tokens, None if tokenizer is None else tokenizer.decode(tokens), reason
+            )
+            for prompt, tokens, reason in zip(
+                decoding.prompts, decoding.tokens, decoding.reasons, strict=True
+            )
+        ),
+        decoding.timings(),
+    )

@@ -1,0 +1,10 @@
+"""Checkpoints: Hugging Face and state-spaces folders -> ``mamba_export.models``, and back.
+
+``load`` reads safetensors, or pickles through ``weights_only``: no code in a checkpoint ever runs.
+"""
+
+from mamba_export.models.checkpoints.loading import Checkpoint, load
+from mamba_export.models.checkpoints.saving import save
+from mamba_export.models.checkpoints.source import locate_tokenizer
+
+__all__ = ["Checkpoint", "load", "locate_tokenizer", "save"]

@@ -1,0 +1,183 @@
+"""A checkpoint -> MambaLM: names and shapes are checked first, then tensors are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mamba_export.errors import CheckpointError
+from mamba_export.models import MambaConfig, MambaLM, cast
+from mamba_export.models.checkpoints.configs import Architecture, Format, read_config
+from mamba_export.models.checkpoints.naming import EMBEDDING, HEAD, file_name, our_name
+from mamba_export.models.checkpoints.source import locate, tokenizer_files
+from mamba_export.models.checkpoints.weights import StoredTensor, open_weights
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    model: in eval mode, on the CPU; matrices in the dtype asked for, channel parameters in fp32.
+    config: the model's configuration.
+    folder: where the files are (the hub's cache for a downloaded one).
+    source: what was passed to ``load``.
+    format, architecture: which of the supported ones it is.
+    tokenizer_files: the tokenizer's and the generation configuration's files that the folder holds.
+    """
+
+    model: MambaLM
+    config: MambaConfig
+    folder: Path
+    source: str
+    format: Format
+    architecture: Architecture
+    tokenizer_files: list[Path]
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Token that ends a text, or None."""
+        return self.config.eos_token_id
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[str], None] | None = None,
+) -> Checkpoint:
+    """Load a checkpoint: transformers' Mamba or FalconMamba, or the original state-spaces format.
+
+    Args:
+        source: a local folder, or a Hugging Face id (owner/name) that is no existing path.
+        dtype: the matrices', embedding's and norms'. A_log, D, the convolution and the step size's
+            bias stay in fp32, straight from the file's dtype (``mamba_export.models.cast``'s rule).
+        progress: is told, a line at a time, what is being done. Nothing is printed.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, unsafe or of another architecture.
+        ValueError: ``dtype`` is not fp32, fp16, bf16 or float64.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype}, expected one of {', '.join(map(str, _DTYPES))}")
+    try:
+        folder = locate(source, progress)
+        description = read_config(folder)
+        stored = {our_name(tensor.name): tensor for tensor in open_weights(folder)}
+        config = _settle_head(description.config, stored)
+        model = _load_model(folder, config, stored, dtype, progress)
+    except OSError as error:
+        where = error.filename or source
+        raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
+    return Checkpoint(
+        model=model,
+        config=config,
+        folder=folder,
+        source=str(source),
+        format=description.format,
+        architecture=description.architecture,
+        tokenizer_files=tokenizer_files(folder),
+    )
+
+
+def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaConfig:
+    """Drop a tied head from ``stored``. As in transformers the files overrule the config:
+
+    a head without an embedding takes the embedding's place, and two that differ are not tied.
+    """
+    if not config.tie_embeddings or HEAD not in stored:
+        return config
+    if EMBEDDING not in stored:
+        stored[EMBEDDING] = stored.pop(HEAD)
+        return config
+    embedding, head = stored[EMBEDDING].read(), stored[HEAD].read()
+    if embedding.dtype != head.dtype or not torch.equal(embedding, head):
+        return config.replace(tie_embeddings=False)
+    del stored[HEAD]
+    return config
+
+
+def _load_model(
+    folder: Path,
+    config: MambaConfig,
+    stored: dict[str, StoredTensor],
+    dtype: torch.dtype,
+    progress: Callable[[str], None] | None,
+) -> MambaLM:
+    last_layer = f"backbone.layers.{config.n_layer - 1}.norm.weight"
+    if last_layer not in stored:  # before a model of a billion layers is built
+        raise _missing(folder, [last_layer])
+    try:
+        with torch.device("meta"):
+            model = MambaLM(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise CheckpointError(f"{folder / 'config.json'} asks for impossible sizes") from error
+    cast(model, dtype)  # no weights yet: it leaves on each parameter the dtype that it is to have
+    parameters = dict(model.named_parameters())
+    _check(folder, parameters, stored)
+
+    # File by file, so that progress says something, and tensor by tensor, so that beside the model no
+    # more than one tensor is in memory (a pickle's pages stay mapped, for the system to take back).
+    files = list(dict.fromkeys(tensor.file for tensor in stored.values()))
+    for index, file in enumerate(files):
+        if progress is not None:
+            progress(f"reading {file.name} ({index + 1} of {len(files)})")
+        for name in [name for name in parameters if stored[name].file == file]:
+            _assign(model, name, _read(stored[name], parameters[name].dtype))
+    return model.eval()
+
+
+def _check(
+    folder: Path, parameters: dict[str, nn.Parameter], stored: dict[str, StoredTensor]
+) -> None:
+    """The files hold the model's tensors, no others, in the model's shapes."""
+    missing = [name for name in parameters if name not in stored]
+    if missing:
+        raise _missing(folder, missing)
+    unexpected = [tensor.name for name, tensor in stored.items() if name not in parameters]
+    if unexpected:
+        raise CheckpointError(
+            f"{folder} holds tensors that its config.json has no place for: {_few(unexpected)}; "
+            "is the config of another model, or an option in it wrong?"
+        )
+    for name, parameter in parameters.items():
+        tensor, expected = stored[name], tuple(parameter.shape)
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape}, expected "
+                f"{expected} from config.json; is the config of another model?"
+            )
+
+
+def _missing(folder: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} lacks tensors that its config.json asks for: {_few(map(file_name, names))}; "
+        "is the config of another model, or a file incomplete?"
+    )
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
+
+
+def _read(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in ``dtype``, in memory of its own: the file may change or go once it is read."""
+    tensor = stored.read()
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{stored.file}: tensor {stored.name} is {tensor.dtype}, expected fp32, fp16, bf16 or "
+            "float64; quantised weights are not supported"
+        )
+    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor))

@@ -1,0 +1,170 @@
+"""Mamba backbone and language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mamba_export.models.block import LayerState, Mamba, RMSNorm
+from mamba_export.models.config import MambaConfig
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The contract's names of dtypes."""
+
+State = list[LayerState]
+"""One LayerState a layer."""
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer around a mixer."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_epsilon)
+        self.mixer = Mamba(config)
+        self.residual_in_fp32 = config.residual_in_fp32
+
+    def forward(self, residual: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState]:
+        """residual (batch, length, d_model) -> the same with the mixer's output added, and the state."""
+        y, new_state = self.mixer(self.norm(residual), state)
+        if self.residual_in_fp32 and residual.dtype != torch.float64:
+            residual, y = residual.float(), y.float()
+        return residual + y, new_state
+
+
+class MambaBackbone(nn.Module):
+    """Layers and a final norm over continuous inputs: no tokens, any length.
+
+    ``forward(x, state)`` takes x (batch, length, d_model) and returns the last hidden state, of the same
+    shape, with the states after the last step.
+    """
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
+        initialise(self)
+
+    def forward(self, x: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, State]:
+        """x (batch, length, d_model), state of ``n_layer`` LayerStates or None -> y, new state."""
+        if state is not None and len(state) != len(self.layers):
+            raise ValueError(f"state has {len(state)} layers, the model has {len(self.layers)}")
+        if self.config.residual_in_fp32 and x.dtype != torch.float64:
+            x = x.float()
+        new_state: State = []
+        for index, layer in enumerate(self.layers):
+            x, layer_state = layer(x, None if state is None else state[index])
+            new_state.append(layer_state)
+        return self.norm_f(x), new_state
+
+    @property
+    def backbone_dtype(self) -> torch.dtype:
+        """Dtype of the matrices and activations."""
+        return self.mixers[0].in_proj.weight.dtype
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros: what a sequence starts from."""
+        return [mixer.initial_state(batch) for mixer in self.mixers]
+
+    @property
+    def mixers(self) -> list[Mamba]:
+        """The Mamba block of each layer."""
+        return [layer.mixer for layer in self.layers if isinstance(layer, Layer)]
+
+
+class MambaLM(nn.Module):
+    """Mamba language model: embedding, backbone, output projection (tied to the embedding by default)."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError(
+                "a language model needs vocab_size >= 1; use MambaBackbone without tokens"
+            )
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embeddings.weight, std=0.02)
+        self.backbone = MambaBackbone(config)
+        self.lm_head = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        state: Sequence[LayerState] | None = None,
+        *,
+        last_logits_only: bool = False,
+    ) -> tuple[Tensor, State]:
+        """Logits of every step, and the state after the last.
+
+        Args:
+            input_ids: (batch, length) integers in [0, vocab_size), length >= 1.
+            state: what the previous part of the sequence returned; None at the start.
+            last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
+
+        Returns:
+            logits (batch, length, vocab_size) in the weights' dtype, and the new state.
+
+        Raises:
+            ValueError: length 0, or a state of the wrong length or shape.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise ValueError(
+                f"input_ids has shape {tuple(input_ids.shape)}, expected (batch, length) with length >= 1"
+            )
+        hidden, new_state = self.backbone(self.embeddings(input_ids), state)
+        if last_logits_only:
+            hidden = hidden[:, -1:]
+        weight = self.embeddings.weight if self.lm_head is None else self.lm_head.weight
+        return nn.functional.linear(hidden, weight), new_state
+
+    @property
+    def backbone_dtype(self) -> torch.dtype:
+        """Dtype of the matrices and activations."""
+        return self.backbone.backbone_dtype
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros: what a sequence starts from."""
+        return self.backbone.initial_state(batch)
+
+
+@torch.no_grad()
+def initialise(backbone: MambaBackbone) -> None:
+    """Initialisation of the linear layers as in the released code.
+
+    Biases are zero (the step size's keeps its own), and out_proj is scaled by 1 / sqrt(n_layer), GPT-2's
+    rule for what adds to the residual stream.
+    """
+    for mixer in backbone.mixers:
+        for linear in (mixer.in_proj, mixer.out_proj):
+            if linear.bias is not None:
+                linear.bias.zero_()
+        nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+        mixer.out_proj.weight /= math.sqrt(backbone.config.n_layer)
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast a model's matrices, embeddings and norms to ``dtype``, in place.
+
+    What the operators take in fp32 stays in fp32: A_log, D, the convolution's weight and bias, and the
+    step size's bias. (For float64 everything is cast.)
+    """
+    if dtype == torch.float64:
+        return model.double()
+    keep = {
+        id(parameter)
+        for mixer in model.modules()
+        if isinstance(mixer, Mamba)
+        for parameter in mixer.channel_parameters()
+    }
+    for parameter in model.parameters():
+        if id(parameter) not in keep:
+            parameter.data = parameter.data.to(dtype)
+    return model

@@ -1,0 +1,27 @@
+"""The blocks and models under their public name: ``mamba_export.nn.MambaLM`` and the others."""
+
+from mamba_export.models import (
+    PUBLISHED_SIZES,
+    TORCH_DTYPES,
+    LayerState,
+    Mamba,
+    MambaBackbone,
+    MambaConfig,
+    MambaLM,
+    RMSNorm,
+    State,
+    cast,
+)
+
+__all__ = [
+    "PUBLISHED_SIZES",
+    "TORCH_DTYPES",
+    "LayerState",
+    "Mamba",
+    "MambaBackbone",
+    "MambaConfig",
+    "MambaLM",
+    "RMSNorm",
+    "State",
+    "cast",
+]

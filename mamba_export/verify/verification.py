@@ -1,0 +1,174 @@
+"""``verify``: every backend that is present, against the PyTorch model that the file came from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mamba_export import contract
+from mamba_export.errors import ExportError, SessionError
+from mamba_export.folder.metadata import Metadata, read_metadata
+from mamba_export.folder.tokenizer import load_tokenizer
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.verify import backends as known_backends
+from mamba_export.verify.backends import Backend
+from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
+from mamba_export.verify.models import Comparison, TorchModel, model_checks
+from mamba_export.verify.operators import grid, operator_checks
+from mamba_export.verify.weights import weight_checks
+
+_QUICK_LENGTHS = (1, 2, 65)
+_TEXT_TOKENS = 1024
+"""Tokens of text that are compared: enough to see a drift, seconds on a CPU at 130M."""
+
+
+def verify(
+    folder: str | Path,
+    *,
+    model: str | Path | MambaLM | MambaBackbone | None = None,
+    text: str | None = None,
+    backends: Sequence[str] | None = None,
+    quick: bool = False,
+    on_check: Callable[[Check], None] | None = None,
+) -> Report:
+    """Hold an exported folder against its source.
+
+    Checks, for each backend that is present: each operator alone over the parity grid, whole-model outputs and
+    states over lengths and batches, splits, extremes, next-token agreement over a real text; and once
+    for the file: every weight.
+
+    Args:
+        folder: what ``export`` wrote.
+        model: the source; None for the one that the metadata names.
+        text: text of the next-token check; None for the one that ships with the package.
+        backends: which to run, of ``parity.backends.NAMES``; None for every one that is present.
+        quick: fewer lengths and one batch size.
+        on_check: called with each result as it comes.
+
+    Returns:
+        The report. It passes when at least one check ran and none failed.
+
+    Raises:
+        MambaExportError: the folder is not ours, the source cannot be loaded, or a backend that was asked
+            for by name is not present.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    found, missing = known_backends.present(tuple(backends or known_backends.NAMES), folder)
+    if backends and missing:
+        name, reason = next(iter(missing.items()))
+        raise SessionError(f"{name} was asked for and is not here: {reason}")
+    truth_model = _source(metadata, model)
+    _check_source(metadata, truth_model)
+    reference_model = truth_model
+    if metadata.dtype != "fp32":
+        reference_model = copy.deepcopy(truth_model)
+        cast(reference_model, TORCH_DTYPES[metadata.dtype])
+    last_only = metadata.last_logits_only
+    truth = TorchModel(truth_model, last_only)
+    reference = truth if reference_model is truth_model else TorchModel(reference_model, last_only)
+    report = Report(str(folder), metadata.dtype, not_run=missing)
+
+    def note(check: Check) -> None:
+        report.checks.append(check)
+        if on_check is not None:
+            on_check(check)
+
+    note(weight_checks(folder / contract.MODEL_FILE, reference_model))
+    tokens = _tokens(folder, metadata, text)
+    if tokens is None and isinstance(truth_model, MambaLM):
+        report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
+    for backend in found:
+        for check in operator_checks(
+            folder / contract.MODEL_FILE, metadata.dtype, backend.name, backend.run_graph, grid()
+        ):
+            note(check)
+        if metadata.dtype in backend.missing_dtypes:
+            report.not_run[f"{backend.name}, whole model"] = backend.missing_dtypes[metadata.dtype]
+            continue
+        session = _open(backend, folder, note)
+        if session is None:
+            continue
+        comparison = Comparison(backend.name, session, truth, reference, metadata.dtype)
+        for check in model_checks(
+            comparison,
+            truth_model,
+            lengths=_QUICK_LENGTHS if quick else LENGTHS,
+            batches=BATCHES[:1] if quick else BATCHES,
+            text=tokens,
+        ):
+            note(check)
+    return report
+
+
+def _open(backend: Backend, folder: Path, note: Callable[[Check], None]) -> object | None:
+    try:
+        return backend.open_model(folder)
+    except SessionError as error:
+        note(Check(backend.name, "load", math.inf, 0.0, contract.MODEL_FILE, str(error)))
+        return None
+
+
+def _source(
+    metadata: Metadata, model: str | Path | MambaLM | MambaBackbone | None
+) -> MambaLM | MambaBackbone:
+    if isinstance(model, (MambaLM, MambaBackbone)):
+        return _in_fp32(model)
+    if model is None:
+        if metadata.source_path is None:
+            raise ExportError(
+                "the file was exported from a model in memory: pass the model (--model FOLDER) to compare with"
+            )
+        if not Path(metadata.source_path).is_dir():
+            raise ExportError(
+                f"{metadata.source_path}: the source of this export is not there any more: "
+                "pass its folder with --model"
+            )
+        model = metadata.source_path
+    return checkpoints.load(model).model
+
+
+def _in_fp32(model: MambaLM | MambaBackbone) -> MambaLM | MambaBackbone:
+    """The caller's model where it can be the truth as it is, else a copy in fp32 on the CPU."""
+    device = next(model.parameters()).device
+    if model.backbone_dtype == torch.float32 and device.type == "cpu":
+        return model
+    duplicate = copy.deepcopy(model).cpu()
+    cast(duplicate, torch.float32)
+    return duplicate
+
+
+def _check_source(metadata: Metadata, model: MambaLM | MambaBackbone) -> None:
+    """A model of other sizes cannot be compared with at all, and is no doubt the wrong one."""
+    config = model.config
+    found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
+    exported = MambaConfig(**metadata.model)
+    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
+    for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
+        if found[name] != expected[name]:
+            raise ExportError(
+                f"the model to compare with has {name} {found[name]} and {metadata.folder} "
+                f"{expected[name]}: pass the model that it was exported from (--model)"
+            )
+    if isinstance(model, MambaLM) != metadata.takes_tokens:
+        raise ExportError(
+            f"the model to compare with and {metadata.folder} do not both take tokens: "
+            "pass the model that it was exported from"
+        )
+
+
+def _tokens(folder: Path, metadata: Metadata, text: str | None) -> np.ndarray | None:
+    """(1, length) tokens of the text; None where there is no tokenizer, or no logits to compare."""
+    if metadata.last_logits_only or not (folder / contract.TOKENIZER_FILE).is_file():
+        return None
+    if text is None:
+        text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")
+    tokens = load_tokenizer(folder).encode(text)[:_TEXT_TOKENS]
+    return np.array([tokens], dtype=np.int64) if tokens else None

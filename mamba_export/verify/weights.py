@@ -1,0 +1,75 @@
+"""Weights of an exported file against the checkpoint, value by value.
+
+An error bound on outputs would let a small change of one weight pass; this does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from mamba_export import contract
+from mamba_export.models import MambaBackbone, MambaLM
+from mamba_export.verify.bounds import Check, compare
+
+_EXP_ROUNDING = 1e-6
+"""Relative bound for A = -exp(A_log), which the exporter and this check may round differently."""
+
+
+def weight_checks(model_file: Path, model: MambaLM | MambaBackbone) -> Check:
+    """Compare every parameter of ``model`` with the initializer of its name.
+
+    Args:
+        model_file: an exported model.onnx with its weights beside it.
+        model: the source, cast to the file's dtype.
+
+    Returns:
+        One check: the first parameter that differs, or success. Parameters are stored exactly, but for A.
+    """
+    try:
+        return _compare(ir.load(model_file).graph.initializers, model)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # truncated or missing: a file that a verifier must report
+        reason = str(error).strip().splitlines()[0]
+        return Check("file", "weights", math.inf, 0.0, contract.WEIGHTS_FILE, reason)
+
+
+def _compare(initializers: Mapping[str, ir.Value], model: MambaLM | MambaBackbone) -> Check:
+    largest = 0.0
+    place = ""
+    parameters = list(model.named_parameters())
+    for name, parameter in parameters:
+        stored_name = name.removesuffix("_log") if name.endswith(".A_log") else name
+        if stored_name not in initializers:
+            failure = f"{stored_name} is not in the file"
+            return Check("file", "weights", math.inf, 0.0, stored_name, failure)
+        tensor = initializers[stored_name].const_value
+        assert tensor is not None
+        stored = np.asarray(tensor.numpy()).astype(np.float32)
+        expected, allowed = _expected(name, parameter.detach())
+        check = compare("file", "weights", stored, expected, allowed, name=stored_name)
+        if not check.passed:
+            return check
+        if check.error >= largest:
+            largest, place = check.error, f"{len(parameters)} tensors"
+    return Check("file", "weights", largest, _EXP_ROUNDING, place)
+
+
+def _expected(name: str, parameter: Tensor) -> tuple[np.ndarray, float]:
+    """The parameter as the file stores it, and the bound it is held to."""
+    if name.endswith(".A_log"):
+        return -torch.exp(parameter.double()).numpy(), _EXP_ROUNDING
+    array = parameter.float().numpy()
+    if name.endswith("conv1d.weight"):
+        return array.squeeze(1), 0.0
+    if array.ndim == 2 and not name.startswith("embeddings"):
+        return array.T, 0.0  # a projection is stored as its product takes it
+    return array, 0.0

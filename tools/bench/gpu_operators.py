@@ -1,0 +1,229 @@
+"""Scan, step and convolution on a GPU: ours and mamba_ssm's kernels, each in its own layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench import gpu, limits, rivals
+from bench.limits import Ceilings
+from bench.record import LIMIT, OURS, Row
+from mamba_export.models import TORCH_DTYPES
+from mamba_export.operators.dispatch import BACKEND_VARIABLE
+
+SHAPES = (
+    (1, 1536, 512),
+    (1, 1536, 2048),
+    (1, 4096, 2048),
+    (1, 5120, 8192),
+    (8, 4096, 2048),
+    (64, 1536, 512),
+    (1, 1536, 65536),
+)
+"""(batch, d_inner, length) of the scan with 16 states, and of the convolution."""
+WIDE_SHAPES = ((1, 1536, 2048), (8, 4096, 2048))
+"""Shapes of the scan with 128 states."""
+STEP_SHAPES = tuple((batch, d_inner) for d_inner in (1536, 5120) for batch in (1, 8, 64))
+_D_CONV = 4
+_MOST_SETS = 1024
+_AGREE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
+"""Relative error under which two implementations compute the same thing; mamba_ssm is built with fast
+approximate functions. What is exact enough is the tests' business, not this one's."""
+
+Inputs = dict[str, Tensor]
+
+
+def scan_inputs(
+    sets: int, batch: int, d_inner: int, length: int, d_state: int, dtype: str, device: str = "cuda"
+) -> list[Inputs]:
+    """Random inputs of a scan in our layout, ``sets`` times; the names are the operator's arguments."""
+    low = TORCH_DTYPES[dtype]
+
+    def rows(*shape: int, of: torch.dtype = low) -> Tensor:
+        return torch.randn(sets, *shape, device=device, dtype=of)
+
+    stacked = {
+        "u": rows(batch, length, d_inner),
+        "delta": rows(batch, length, d_inner),
+        "A": rows(d_inner, d_state, of=torch.float32).exp_().neg_(),
+        "B": rows(batch, length, 1, d_state),
+        "C": rows(batch, length, 1, d_state),
+        "D": rows(d_inner, of=torch.float32),
+        "z": rows(batch, length, d_inner),
+        "delta_bias": rows(d_inner, of=torch.float32).sub_(4),  # softplus of it is about 0.02
+        "initial_state": rows(batch, d_inner, d_state, of=torch.float32),
+    }
+    return [{name: tensor[index] for name, tensor in stacked.items()} for index in range(sets)]
+
+
+def conv_inputs(
+    sets: int, batch: int, channels: int, length: int, dtype: str, device: str = "cuda"
+) -> list[Inputs]:
+    """Random inputs of a causal convolution in our layout, ``sets`` times."""
+    low = TORCH_DTYPES[dtype]
+    stacked = {
+        "x": torch.randn(sets, batch, length, channels, device=device, dtype=low),
+        "weight": torch.randn(sets, channels, _D_CONV, device=device),
+        "bias": torch.randn(sets, channels, device=device),
+        "initial_state": torch.randn(sets, batch, channels, _D_CONV - 1, device=device, dtype=low),
+    }
+    return [{name: tensor[index] for name, tensor in stacked.items()} for index in range(sets)]
+
+
+def _scan(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return torch.ops.mamba_export.selective_scan(**inputs)
+
+
+def _conv(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return torch.ops.mamba_export.causal_conv1d(**inputs)
+
+
+def operator_rows(
+    ceilings: Ceilings,
+    dtypes: Sequence[str],
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:
+    """Time scan, step and convolution.
+
+    Args:
+        ceilings: of the device.
+        dtypes: of the scan; the step and the convolution run in the first alone.
+        shapes: (batch, d_inner, length), of ``SHAPES``.
+        progress: called with what is being done.
+    """
+    for dtype in dtypes:
+        for batch, d_inner, length in shapes:
+            yield from _scan_rows(ceilings, batch, d_inner, length, 16, dtype, progress)
+        for batch, d_inner, length in WIDE_SHAPES:
+            if (batch, d_inner, length) in shapes:
+                yield from _scan_rows(ceilings, batch, d_inner, length, 128, dtype, progress)
+    for batch, d_inner in STEP_SHAPES:
+        yield from _step_rows(ceilings, batch, d_inner, dtypes[0], progress)
+    for shape in shapes:
+        yield from _conv_rows(ceilings, *shape, dtypes[0], progress)
+
+
+def _scan_rows(
+    ceilings: Ceilings,
+    batch: int,
+    d_inner: int,
+    length: int,
+    d_state: int,
+    dtype: str,
+    progress: Callable[[str], None],
+) -> Iterator[Row]:
+    sizes = {
+        "dtype": dtype, "batch": batch, "d_inner": d_inner, "length": length, "d_state": d_state,
+    }  # fmt: skip
+    progress(f"scan {sizes}")
+    moved = limits.scan_bytes(batch, d_inner, length, d_state, dtype)
+    sets = gpu.sets_to_rotate(moved)
+    limit = limits.scan(ceilings, batch, d_inner, length, d_state, dtype)
+    inputs = scan_inputs(sets, batch, d_inner, length, d_state, dtype)
+    yield _time("scan", sizes, _scan, inputs)
+    if sets > 1:
+        yield _time("scan, inputs in the cache", sizes, _scan, inputs[:1])
+    if rivals.mamba_ssm_absent():
+        yield Row.of("scan", sizes, rivals.MAMBA_SSM, None, rivals.mamba_ssm_absent())
+    else:
+        error = _difference(inputs[0])
+        theirs = [rivals.scan_arguments(**one) for one in inputs]
+        del inputs
+        note = "" if error <= _AGREE[dtype] else f"results differ by {error:.1e}: one is wrong"
+        yield _time("scan", sizes, rivals.scan, theirs, rivals.MAMBA_SSM, note)
+        if sets > 1:
+            yield _time(
+                "scan, inputs in the cache", sizes, rivals.scan, theirs[:1], rivals.MAMBA_SSM, note
+            )
+        del theirs
+    yield Row.of("scan", sizes, LIMIT, limit.milliseconds, limit.bound)
+    if sets > 1:
+        yield Row.of("scan, inputs in the cache", sizes, LIMIT, limit.milliseconds, limit.bound)
+    gpu.release_memory()
+
+
+def _difference(inputs: Inputs) -> float:
+    """Relative error between our scan and mamba_ssm's, which starts from a state of zeros."""
+    from_zero = {**inputs, "initial_state": torch.zeros_like(inputs["initial_state"])}
+    try:
+        with torch.no_grad(), _native():
+            ours = _scan(from_zero)[0].float()
+    except (ValueError, RuntimeError):
+        return 0.0  # there is nothing to compare; our row says why
+    theirs = rivals.scan(rivals.scan_arguments(**from_zero))[0].transpose(1, 2).float()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _step_rows(
+    ceilings: Ceilings, batch: int, d_inner: int, dtype: str, progress: Callable[[str], None]
+) -> Iterator[Row]:
+    sizes = {"dtype": dtype, "batch": batch, "d_inner": d_inner, "d_state": 16}
+    progress(f"step {sizes}")
+    moved = limits.scan_bytes(batch, d_inner, 1, 16, dtype)
+    sets = min(_MOST_SETS, gpu.sets_to_rotate(moved))
+    inputs = scan_inputs(sets, batch, d_inner, 1, 16, dtype)
+    yield _time("step", sizes, _scan, inputs)
+    if rivals.mamba_ssm_absent():
+        yield Row.of("step", sizes, rivals.MAMBA_SSM, None, rivals.mamba_ssm_absent())
+    else:
+        theirs = [rivals.step_arguments(**one) for one in inputs]
+        yield _time("step", sizes, rivals.step, theirs, rivals.MAMBA_SSM)
+        del theirs
+    limit = limits.step(ceilings, batch, d_inner, 16)
+    yield Row.of("step", sizes, LIMIT, limit.milliseconds, limit.bound)
+    del inputs
+    gpu.release_memory()
+
+
+def _conv_rows(
+    ceilings: Ceilings,
+    batch: int,
+    channels: int,
+    length: int,
+    dtype: str,
+    progress: Callable[[str], None],
+) -> Iterator[Row]:
+    sizes = {"dtype": dtype, "batch": batch, "channels": channels, "length": length}
+    progress(f"convolution {sizes}")
+    moved = limits.conv_bytes(batch, channels, length, _D_CONV, dtype)
+    inputs = conv_inputs(gpu.sets_to_rotate(moved), batch, channels, length, dtype)
+    yield _time("convolution", sizes, _conv, inputs)
+    if rivals.causal_conv1d_absent():
+        absent = rivals.causal_conv1d_absent()
+        yield Row.of("convolution", sizes, rivals.CAUSAL_CONV1D, None, absent)
+    else:
+        theirs = [rivals.conv_arguments(**one) for one in inputs]
+        yield _time("convolution", sizes, rivals.conv, theirs, rivals.CAUSAL_CONV1D)
+        del theirs
+    limit = limits.conv(ceilings, batch, channels, length, _D_CONV, dtype)
+    yield Row.of("convolution", sizes, LIMIT, limit.milliseconds, limit.bound)
+    del inputs
+    gpu.release_memory()
+
+
+def _native() -> Any:
+    return mock.patch.dict(os.environ, {BACKEND_VARIABLE: "native"})
+
+
+def _time(
+    kind: str,
+    sizes: dict[str, Any],
+    call: Callable[[Inputs], Any],
+    inputs: Sequence[Inputs],
+    implementation: str = OURS,
+    note: str = "",
+) -> Row:
+    """A row with the kernels' time, or with the reason why there is none."""
+    try:
+        with _native():
+            milliseconds = gpu.kernel_milliseconds(lambda i: call(inputs[i]), len(inputs))
+    except (ValueError, RuntimeError) as error:  # no kernels, out of memory
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Row.of(kind, sizes, implementation, None, reason)
+    return Row.of(kind, sizes, implementation, milliseconds, note)

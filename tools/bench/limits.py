@@ -1,0 +1,141 @@
+"""The least time that the hardware needs: what every measurement on a GPU is held against.
+
+Bytes count every input once and every output once, over the bandwidth of a large device-to-device copy;
+exponentials run on the special function units; matrix products at the rate of a large one. A limit is the
+largest of the times, not their sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mamba_export.models import MambaConfig
+
+_SPECIAL_FUNCTIONS = 16
+"""Special functions (exponential, reciprocal, logarithm) that a multiprocessor starts each clock
+(CUDA programming guide, arithmetic instructions: compute capability 5.0 to 12.x)."""
+_SCAN_EXTRA = 4
+"""Of an element of the scan beside one exponential a state: softplus (exponential, logarithm) and SiLU
+(exponential, reciprocal)."""
+_CONV_EXTRA = 2  # SiLU
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Rates of a device.
+
+    Args:
+        bandwidth: bytes a second of a large copy, read and written bytes counted.
+        special_rate: special functions a second.
+        product_rate: floating-point operations a second of a large matrix product, by dtype.
+    """
+
+    bandwidth: float
+    special_rate: float
+    product_rate: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A least time in milliseconds, and what sets it."""
+
+    milliseconds: float
+    bound: str
+
+
+def special_function_rate(multiprocessors: int, clock_hertz: float) -> float:
+    """Special functions a second of a whole device."""
+    return _SPECIAL_FUNCTIONS * multiprocessors * clock_hertz
+
+
+def _largest(**seconds: float) -> Limit:
+    bound = max(seconds, key=lambda name: seconds[name])
+    return Limit(1e3 * seconds[bound], bound)
+
+
+def scan_bytes(batch: int, d_inner: int, length: int, d_state: int, dtype: str) -> int:
+    """Bytes that a gated selective scan must move: u, delta, z, B, C, A, D, bias, both states, y."""
+    sequence = batch * length * (4 * d_inner + 2 * d_state) * ITEM_BYTES[dtype]
+    parameters = 4 * d_inner * (d_state + 2)
+    states = 2 * 4 * batch * d_inner * d_state
+    return sequence + parameters + states
+
+
+def scan(
+    ceilings: Ceilings, batch: int, d_inner: int, length: int, d_state: int, dtype: str
+) -> Limit:
+    """Limit of a gated selective scan."""
+    functions = batch * length * d_inner * (d_state + _SCAN_EXTRA)
+    return _largest(
+        memory=scan_bytes(batch, d_inner, length, d_state, dtype) / ceilings.bandwidth,
+        exponentials=functions / ceilings.special_rate,
+    )
+
+
+def step(ceilings: Ceilings, batch: int, d_inner: int, d_state: int) -> Limit:
+    """Limit of a step: the state, read once and written once."""
+    return Limit(1e3 * 2 * 4 * batch * d_inner * d_state / ceilings.bandwidth, "state")
+
+
+def conv_bytes(batch: int, channels: int, length: int, d_conv: int, dtype: str) -> int:
+    """Bytes that a causal convolution must move: x, y, both states, weight and bias."""
+    sequence = 2 * batch * channels * (length + d_conv - 1) * ITEM_BYTES[dtype]
+    return sequence + 4 * channels * (d_conv + 1)
+
+
+def conv(
+    ceilings: Ceilings, batch: int, channels: int, length: int, d_conv: int, dtype: str
+) -> Limit:
+    """Limit of a causal convolution with SiLU."""
+    return _largest(
+        memory=conv_bytes(batch, channels, length, d_conv, dtype) / ceilings.bandwidth,
+        exponentials=batch * channels * length * _CONV_EXTRA / ceilings.special_rate,
+    )
+
+
+def layer_weights(config: MambaConfig) -> int:
+    """Elements of a layer's four matrices: in_proj, x_proj, dt_proj, out_proj."""
+    inner, rank = config.inner, config.rank
+    return (
+        3 * config.d_model * inner + inner * (rank + 2 * config.d_state) + rank * inner
+    )  # in_proj is twice as wide as out_proj
+
+
+def weight_bytes(config: MambaConfig, dtype: str) -> int:
+    """Bytes of weights that a forward pass reads: matrices and output projection in ``dtype``, the rest fp32.
+
+    The embedding is not counted beside the output projection: a token reads one row of it.
+    """
+    channel = (
+        config.inner * (config.d_state + config.d_conv + 3) + config.d_model
+    )  # A, D, conv, bias, norm
+    matrices = config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
+    return matrices * ITEM_BYTES[dtype] + 4 * config.n_layer * channel
+
+
+def state_bytes(config: MambaConfig, batch: int, dtype: str) -> int:
+    """Bytes of the states of a batch."""
+    conv_state = (config.d_conv - 1) * ITEM_BYTES[dtype]
+    return batch * config.n_layer * config.inner * (4 * config.d_state + conv_state)
+
+
+def prefill(ceilings: Ceilings, config: MambaConfig, batch: int, length: int, dtype: str) -> Limit:
+    """Limit of reading a prompt and giving the logits of its last step.
+
+    The operations are those of the matrix products; weights are read once.
+    """
+    tokens = batch * length
+    operations = 2 * tokens * config.n_layer * layer_weights(config)
+    operations += 2 * batch * config.vocab_size * config.d_model
+    return _largest(
+        products=operations / ceilings.product_rate[dtype],
+        weights=weight_bytes(config, dtype) / ceilings.bandwidth,
+    )
+
+
+def decode(ceilings: Ceilings, config: MambaConfig, batch: int, dtype: str) -> Limit:
+    """Limit of a decoded token: weights read once, states read and written once."""
+    weights, states = weight_bytes(config, dtype), 2 * state_bytes(config, batch, dtype)
+    bound = "weights" if weights >= states else "states"
+    return Limit(1e3 * (weights + states) / ceilings.bandwidth, bound)

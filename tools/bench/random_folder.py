@@ -1,0 +1,143 @@
+"""An exported folder of any shape with random weights, in seconds: what a benchmark runs.
+
+Exporting a model of 2.8 billion parameters spends its time on initialising and copying weights whose values
+do not matter here. So the graph is traced from a model without memory behind it, and written with references
+to a weights file; that file is filled afterwards. The graph is small: it can be made on one machine and filled
+on another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from mamba_export import contract
+from mamba_export.errors import ExportError
+from mamba_export.export.describe import describe
+from mamba_export.export.graph import DEFAULT_OPSET, build
+from mamba_export.files import new_folder
+from mamba_export.models import TORCH_DTYPES, MambaConfig, MambaLM, cast
+
+_ALIGNMENT = 4096  # of a tensor in the weights file: a page
+_BLOCK = 1 << 22  # random numbers that are drawn; larger tensors repeat them
+
+
+def write_graph(
+    config: MambaConfig,
+    out: Path,
+    *,
+    dtype: str = "fp16",
+    last_logits_only: bool = True,
+    name: str = "random",
+) -> Path:
+    """Write an exported folder without its weights file.
+
+    Args:
+        config: of a language model.
+        out: folder to make.
+        dtype: "fp32", "fp16" or "bf16".
+        last_logits_only: the graph returns the last step's logits alone.
+        name: what the metadata calls the model.
+
+    Returns:
+        The folder; ``fill_weights`` makes it whole.
+
+    Raises:
+        MambaExportError: the folder exists or cannot be written, or the dtype is unknown.
+    """
+    if dtype not in TORCH_DTYPES:
+        raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
+    with torch.device("meta"):
+        model = MambaLM(config).eval()
+    cast(model, TORCH_DTYPES[dtype])
+    model.to_empty(device="cpu")  # memory that nothing touches costs nothing
+    graph = build(model, last_logits_only=last_logits_only)
+    parameters = {key.replace(".A_log", ".A") for key, _ in model.named_parameters()}
+    offset = 0
+    for key, value in graph.graph.initializers.items():
+        tensor = value.const_value
+        if key not in parameters or tensor is None:
+            continue
+        value.const_value = ir.ExternalTensor(
+            contract.WEIGHTS_FILE,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=key,
+        )
+        offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    description = describe(
+        graph,
+        config,
+        dtype=dtype,
+        opset=DEFAULT_OPSET,
+        last_logits_only=last_logits_only,
+        source={"kind": "random weights", "name": name, "path": None},
+    )
+    with new_folder(out) as folder:
+        ir.save(graph, folder / contract.MODEL_FILE)
+        text = json.dumps(description, indent=2) + "\n"
+        (folder / contract.METADATA_FILE).write_text(text, encoding="utf-8")
+    return out
+
+
+def fill_weights(folder: Path, seed: int = 0) -> int:
+    """Write the weights file of a folder from ``write_graph``.
+
+    Matrices are uniform, small enough that activations stay in range over many layers; A, D, norms and the
+    step size's bias are as at the start of training.
+
+    Returns:
+        Bytes of the file.
+    """
+    model = onnx.load(folder / contract.MODEL_FILE, load_external_data=False)
+    unit = np.random.default_rng(seed).uniform(-1, 1, _BLOCK).astype(np.float32)
+    blocks: dict[tuple[float, np.dtype], np.ndarray] = {}
+    temporary = folder / f".{contract.WEIGHTS_FILE}.partial"
+    with temporary.open("wb") as file:
+        for initializer in model.graph.initializer:
+            place = {entry.key: entry.value for entry in initializer.external_data}
+            if "offset" not in place:
+                continue
+            dtype = ir.DataType(initializer.data_type).numpy()
+            file.seek(int(place["offset"]))
+            for part in _content(initializer.name, list(initializer.dims), dtype, unit, blocks):
+                file.write(part.view(np.uint8).data)
+        # The last tensor may end before the place that its alignment reserves.
+        size = file.tell()
+    temporary.replace(folder / contract.WEIGHTS_FILE)
+    return size
+
+
+def _content(
+    name: str,
+    shape: list[int],
+    dtype: np.dtype,
+    unit: np.ndarray,
+    blocks: dict[tuple[float, np.dtype], np.ndarray],
+) -> Iterator[np.ndarray]:
+    count = math.prod(shape)
+    if name.endswith(".A"):  # S4D-Real: -(1, 2, ..., d_state) for every channel
+        yield np.tile(-np.arange(1, shape[1] + 1, dtype=np.float32), shape[0]).astype(dtype)
+        return
+    if name.endswith((".D", "norm.weight", "norm_f.weight")):
+        yield np.ones(count, dtype)
+        return
+    if name.endswith("dt_proj.bias"):  # softplus of it is log-uniform in [1e-3, 1e-1]
+        step = np.exp(np.linspace(math.log(1e-3), math.log(1e-1), count))
+        yield np.log(np.expm1(step)).astype(dtype)
+        return
+    scale = 0.02 if name.startswith("embeddings") else 1 / math.sqrt(max(shape))
+    key = (scale, dtype)
+    if key not in blocks:
+        blocks[key] = (scale * unit).astype(dtype)
+    for start in range(0, count, _BLOCK):
+        yield blocks[key][: min(_BLOCK, count - start)]

@@ -1,0 +1,372 @@
+"""The training loop: AdamW under a cosine, dropout on what each block adds, an average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mamba_export.errors import MambaExportError
+from mamba_export.models import LayerState, Mamba, MambaConfig, MambaLM
+from training.data import Split, Windows
+from training.evaluate import bits_per_byte
+
+_EAGER_STEPS = 5  # before a CUDA graph is captured: Triton compiles and the allocator settles
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a model is trained.
+
+    Args:
+        steps: optimiser steps, unless ``max_minutes`` ends the training earlier.
+        max_minutes: time limit of the training loop; the schedule reaches its end with it. 0 for none.
+        batch, length: windows a step, and bytes in each.
+        lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr_floor`` of it.
+        weight_decay: of the projections' matrices alone.
+        beta2: AdamW's second decay rate (the first is 0.9).
+        clip: largest norm of the gradient; 0 for no limit.
+        dropout: share of each mixer's output that is dropped.
+        locked_dropout: drop the same channels at every step of a window (as AWD-LSTM does).
+        token_dropout: share of the input bytes whose embedding is zeroed.
+        ema: decay of the moving average of the weights, a step; 0 for none.
+        carry: windows follow each other in the text and the state is carried between them.
+        reset: share of the windows that start from a zero state all the same.
+        evaluations: how often the validation text, if there is one, is evaluated.
+        seed: of the initialisation, the windows and the dropout.
+        bf16: autocast to bf16 (weights, optimiser and evaluation stay fp32).
+        compile: torch.compile the model.
+        cuda_graph: replay each training step as one CUDA graph.
+    """
+
+    steps: int = 2000
+    max_minutes: float = 0.0
+    batch: int = 32
+    length: int = 1024
+    lr: float = 4e-3
+    lr_floor: float = 0.01
+    warmup: int = 300
+    weight_decay: float = 1.0
+    beta2: float = 0.98
+    clip: float = 1.0
+    dropout: float = 0.15
+    locked_dropout: bool = False
+    token_dropout: float = 0.05
+    ema: float = 0.999
+    carry: bool = True
+    reset: float = 0.03
+    evaluations: int = 20
+    seed: int = 0
+    bf16: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
+
+
+@dataclass
+class Trained:
+    """Result of ``train``.
+
+    model: the chosen weights, fp32, in eval mode.
+    chosen: which weights they are, and from which step: {"weights": "ema" or "last", "step": int}.
+    train_bits_per_byte: mean of the last tenth of the training, dropout on.
+    validation_bits_per_byte: of the chosen weights, or None without a validation text.
+    steps, seconds: what the training took; seconds include the evaluations.
+    log: what was logged: {"step", "seconds", "train_bits_per_byte", ...} each.
+    """
+
+    model: MambaLM
+    chosen: dict[str, Any]
+    train_bits_per_byte: float
+    validation_bits_per_byte: float | None
+    steps: int
+    seconds: float
+    log: list[dict[str, Any]]
+
+
+def train(
+    config: MambaConfig,
+    recipe: Recipe,
+    split: Split,
+    device: torch.device,
+    *,
+    report: Callable[[dict[str, Any]], None] = lambda entry: None,
+    log_file: TextIO | None = None,
+) -> Trained:
+    """Train a byte-level language model on ``split.train``.
+
+    Without a validation text nothing is selected: the result is the average of the weights (the last
+    weights where ``ema`` is 0) after the last step. With one, it is whichever of the two, at whichever
+    evaluation, did best on it. ``split.held_out`` is not looked at.
+
+    Args:
+        report: is called with each log entry, about a hundred of them or one in 50 steps.
+        log_file: gets each entry as one line of JSON.
+
+    Raises:
+        MambaExportError: the text is shorter than a window, or the loss stops being a number.
+    """
+    torch.manual_seed(recipe.seed)
+    windows = Windows(
+        split.train,
+        recipe.batch,
+        recipe.length,
+        carry=recipe.carry,
+        seed=recipe.seed,
+        device=device,
+    )
+    model = MambaLM(config).to(device).train()
+    stepper = _Stepper(model, recipe, windows)
+    average = Average(model, recipe.ema)
+    best: tuple[float, dict[str, Any], dict[str, Tensor]] | None = None
+    log: list[dict[str, Any]] = []
+    log_every = max(1, min(50, recipe.steps // 100))
+    evaluate_every = 1 / max(1, recipe.evaluations)
+    next_evaluation, logged_at, begin = evaluate_every, 0, time.monotonic()
+    step, progress = 0, 0.0
+    with dropout(model, recipe):
+        while progress < 1:
+            stepper.step(_learning_rate(step, progress, recipe))
+            average.update(step)
+            step += 1
+            progress = _progress(step, time.monotonic() - begin, recipe)
+            if step % log_every != 0 and progress < 1:
+                continue
+            loss = stepper.read_loss() / (step - logged_at) / math.log(2)
+            logged_at = step
+            if not math.isfinite(loss):
+                raise MambaExportError(f"the loss is {loss} at step {step}: use a smaller --lr")
+            seconds = time.monotonic() - begin
+            entry: dict[str, Any] = {
+                "step": step,
+                "seconds": round(seconds, 3),
+                "progress": round(min(progress, 1.0), 4),
+                "train_bits_per_byte": round(loss, 5),
+                "bytes_per_second": round(step * recipe.batch * recipe.length / seconds),
+            }
+            if split.validation and progress >= min(next_evaluation, 1.0):
+                next_evaluation = progress + evaluate_every
+                best = _validate(model, average, split.validation, step, entry, best)
+            log.append(entry)
+            if log_file is not None:
+                print(json.dumps(entry), file=log_file, flush=True)
+            report(entry)
+    seconds = time.monotonic() - begin
+
+    chosen: dict[str, Any]
+    if best is not None:
+        validation, chosen, weights = best
+        model.load_state_dict(weights)
+    else:
+        validation, chosen = None, {"weights": "ema" if recipe.ema else "last", "step": step}
+        if recipe.ema:
+            model.load_state_dict(average.model.state_dict())
+    tail = [entry["train_bits_per_byte"] for entry in log[-max(1, len(log) // 10) :]]
+    return Trained(
+        model=model.eval(),
+        chosen=chosen,
+        train_bits_per_byte=sum(tail) / len(tail),
+        validation_bits_per_byte=validation,
+        steps=step,
+        seconds=seconds,
+        log=log,
+    )
+
+
+def _progress(step: int, seconds: float, recipe: Recipe) -> float:
+    """How much of the training is done, in [0, ...): by steps or by time, whichever is further."""
+    by_time = seconds / (60 * recipe.max_minutes) if recipe.max_minutes > 0 else 0.0
+    return max(step / recipe.steps, by_time)
+
+
+def _learning_rate(step: int, progress: float, recipe: Recipe) -> float:
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    return recipe.lr * warm * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
+
+
+def _validate(
+    model: MambaLM,
+    average: Average,
+    text: bytes,
+    step: int,
+    entry: dict[str, Any],
+    best: tuple[float, dict[str, Any], dict[str, Tensor]] | None,
+) -> tuple[float, dict[str, Any], dict[str, Tensor]]:
+    """Evaluate both sets of weights, note the figures in ``entry``, return the better of all so far."""
+    candidates = {"last": model}
+    if average.decay > 0:
+        candidates["ema"] = average.model
+    for name, candidate in candidates.items():
+        value = bits_per_byte(candidate, text)
+        key = "validation_bits_per_byte" + ("_ema" if name == "ema" else "")
+        entry[key] = round(value, 5)
+        if best is None or value < best[0]:
+            weights = {key: tensor.clone() for key, tensor in candidate.state_dict().items()}
+            best = (value, {"weights": name, "step": step}, weights)
+    assert best is not None
+    return best
+
+
+class Average:
+    """Exponential moving average of a model's weights, short at the start and ``decay`` later."""
+
+    def __init__(self, model: MambaLM, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._target: list[Tensor] = list(self.model.parameters())
+        self._source: list[Tensor] = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the model's weights after ``step`` (from 0)."""
+        if self.decay > 0:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self._target, self._source, 1 - decay)
+
+
+def parameter_groups(model: MambaLM, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups: decay for the projections' matrices; none for A_log, D, norms, biases, embeddings."""
+    decayed = {
+        id(module.weight) for module in model.backbone.modules() if isinstance(module, nn.Linear)
+    }
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def dropout(model: MambaLM, recipe: Recipe) -> Iterator[None]:
+    """Dropout on every mixer's output and on whole input bytes, as hooks: the model itself has none."""
+
+    def drop_mixer(module: nn.Module, args: tuple, output: tuple[Tensor, LayerState]):
+        y, state = output
+        if not recipe.locked_dropout:
+            return F.dropout(y, recipe.dropout, module.training), state
+        mask = F.dropout(y.new_ones(y.shape[0], 1, y.shape[2]), recipe.dropout, module.training)
+        return y * mask, state
+
+    def drop_token(module: nn.Module, args: tuple, output: Tensor):
+        if not module.training:
+            return output
+        return output * (torch.rand_like(output[..., :1]) >= recipe.token_dropout)
+
+    handles = []
+    if recipe.dropout > 0:
+        mixers = [module for module in model.modules() if isinstance(module, Mamba)]
+        handles += [mixer.register_forward_hook(drop_mixer) for mixer in mixers]
+    if recipe.token_dropout > 0:
+        handles.append(model.embeddings.register_forward_hook(drop_token))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Stepper:
+    """One optimiser step after another, eagerly or as a CUDA graph, with a running sum of the loss."""
+
+    def __init__(self, model: MambaLM, recipe: Recipe, windows: Windows) -> None:
+        self._recipe = recipe
+        self._windows = windows
+        self._model = torch.compile(model) if recipe.compile else model
+        self._parameters = list(model.parameters())
+        device = model.embeddings.weight.device
+        self._device = device
+        self._autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=recipe.bf16, cache_enabled=False
+        )
+        # On a GPU the learning rate is a tensor, so that a captured graph sees its changes.
+        rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.weight_decay),
+            lr=rate,
+            betas=(0.9, recipe.beta2),
+            fused=device.type == "cuda",
+            capturable=device.type == "cuda",
+        )
+        # Static tensors: what a captured graph reads and writes.
+        self._ids = torch.zeros(recipe.batch, recipe.length + 1, dtype=torch.long, device=device)
+        compute = torch.bfloat16 if recipe.bf16 else torch.float32
+        self._state = [
+            LayerState(conv.to(compute), recurrent)
+            for conv, recurrent in model.initial_state(recipe.batch)
+        ]
+        self._keep = torch.zeros(recipe.batch, 1, 1, device=device)
+        self._loss = torch.zeros((), device=device)
+        self._generator = torch.Generator(device).manual_seed(recipe.seed + 1)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._taken = 0
+
+    def step(self, lr: float) -> None:
+        """One step at learning rate ``lr``."""
+        ids, new_pass = self._windows.next()
+        self._ids.copy_(ids)
+        if new_pass:
+            self._keep.zero_()
+        else:
+            self._keep.uniform_(generator=self._generator)
+            torch.ge(self._keep, self._recipe.reset, out=self._keep)
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        if self._graph is None and self._recipe.cuda_graph and self._taken >= _EAGER_STEPS:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._recipe.cuda_graph:
+            self._on_side_stream(self._compute)
+        else:
+            self._compute()
+        self._taken += 1
+
+    def read_loss(self) -> float:
+        """Sum of the losses (nats a byte) of the steps since the last call. Waits for the device."""
+        value = self._loss.item()
+        self._loss.zero_()
+        return value
+
+    def _compute(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        state = [LayerState(*(t * self._keep.to(t.dtype) for t in layer)) for layer in self._state]
+        with self._autocast:
+            logits, new_state = self._model(self._ids[:, :-1], state)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), self._ids[:, 1:].flatten())
+        loss.backward()
+        if self._recipe.clip > 0:
+            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
+        self._optimizer.step()
+        with torch.no_grad():
+            self._loss += loss.detach()
+            if self._recipe.carry:
+                for old, new in zip(self._state, new_state, strict=True):
+                    old.conv.copy_(new.conv)
+                    old.recurrent.copy_(new.recurrent)
+
+    def _on_side_stream(self, work: Callable[[], None]) -> None:
+        # Work before a capture must not run on the default stream (PyTorch, "CUDA graphs").
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._compute()
+        self._graph = graph
