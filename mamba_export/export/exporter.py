@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,16 @@ import onnx_ir as ir
 import torch
 
 from mamba_export import contract
+from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError, first_line
-from mamba_export.export.describe import describe, genai_config
-from mamba_export.export.graph import DEFAULT_OPSET, build, check_opset
+from mamba_export.export import graph
+from mamba_export.export.graph import DEFAULT_OPSET, check_opset
 from mamba_export.files import new_folder
+from mamba_export.folder.genai import genai_config
+from mamba_export.folder.metadata import write_json, write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, cast, checkpoints
+from mamba_export.models.program import make_program
+from mamba_export.versions import installed_versions
 
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
@@ -86,9 +91,8 @@ def export(
         _check_space(module, out)
 
         say("tracing")
-        graph_model = build(
-            module, opset=opset, last_logits_only=last_logits_only, fuse_layers=fuse_layers
-        )
+        program = make_program(module, last_logits_only=last_logits_only)
+        graph_model = graph.build(program, opset=opset, fuse_layers=fuse_layers)
         say("writing")
         ir.save(
             graph_model,
@@ -96,22 +100,39 @@ def export(
             external_data=contract.WEIGHTS_FILE,
             size_threshold_bytes=_EXTERNAL_ABOVE,
         )
-        description = describe(
-            graph_model,
-            module.config,
+        config = module.config
+        write_metadata(
+            folder,
+            program,
             dtype=dtype,
             opset=opset,
-            last_logits_only=last_logits_only,
+            model=dataclasses.asdict(config),
             source=source,
+            versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
-        _write_json(folder / contract.METADATA_FILE, description)
-        if isinstance(module, MambaLM):
-            _write_json(folder / contract.GENAI_CONFIG_FILE, genai_config(module.config))
+        if program.tokens is not None:
+            write_json(
+                folder / contract.GENAI_CONFIG_FILE,
+                genai_config(program.tokens, d_model=config.d_model, n_layer=config.n_layer),
+            )
         for file in tokenizer_files:
             shutil.copyfile(file, folder / file.name)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out
+
+
+def build(
+    model: MambaLM | MambaBackbone | Program,
+    *,
+    opset: int = DEFAULT_OPSET,
+    last_logits_only: bool = False,
+    fuse_layers: bool = True,
+) -> ir.Model:
+    """The ONNX graph of a model or a program, in memory; see ``graph.build``."""
+    if not isinstance(model, Program):
+        model = make_program(model, last_logits_only=last_logits_only)
+    return graph.build(model, opset=opset, fuse_layers=fuse_layers)
 
 
 def check(path: Path) -> None:
@@ -145,7 +166,3 @@ def _check_space(module: torch.nn.Module, out: Path) -> None:
             f"{parent}: the disk has {free / 1e9:.2f} GB free and the weights need "
             f"{needed / 1e9:.2f} GB; nothing was written"
         )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
