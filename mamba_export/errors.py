@@ -22,3 +22,26 @@ class SessionError(MambaExportError):
 
 class EngineError(MambaExportError):
     """An engine that cannot be built as asked, or that is not what its folder says."""
+
+
+def first_line(error: BaseException, after: str | None = None) -> str:
+    """The first line of what an error says, for a message of one line; never empty, never raises.
+
+    Args:
+        error: of any library.
+        after: text that precedes the reason, such as a paragraph of advice; what follows its last
+            occurrence counts.
+
+    Returns:
+        The line without surrounding blanks; the name of the error's type where there is none.
+    """
+    text = str(error)
+    if after is not None:
+        text = text.rpartition(after)[2]
+    return (text.strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def named_first_line(error: BaseException) -> str:
+    """``first_line`` behind the name of the error's type: "ValueError: what it says"."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -13,9 +13,9 @@ import pytest
 
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import BuildOptions, bundle, read_description
-from mamba_export.backends.tensorrt.building import parse_workspace
 from mamba_export.backends.tensorrt.bundling import _sources
 from mamba_export.backends.tensorrt.deploy import trtexec_line
+from mamba_export.backends.tensorrt.options import parse_workspace
 from mamba_export.backends.tensorrt.profiles import Profile, parse_range
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export

@@ -210,7 +210,7 @@ def build_command(
     ] = False,
 ) -> None:
     """Write OUT/model.engine for TensorRT or TensorRT-RTX, engine.json and DEPLOY.md."""
-    from mamba_export.backends.tensorrt.building import BuildOptions, parse_workspace
+    from mamba_export.backends.tensorrt.options import BuildOptions, parse_workspace
     from mamba_export.backends.tensorrt.profiles import parse_range
     from mamba_export.cli import build
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mamba_export.backends.tensorrt.building import BuildOptions, build
+from mamba_export.backends.tensorrt.building import build
 from mamba_export.backends.tensorrt.bundling import bundle
 from mamba_export.backends.tensorrt.description import EngineDescription
 from mamba_export.backends.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
+from mamba_export.backends.tensorrt.options import BuildOptions
 
 
 def build_command(folder: Path, options: BuildOptions, *, force: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from mamba_export import __version__
 from mamba_export.backends.tensorrt.names import KINDS, Kind
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.files import installed_library
 
 State = Literal["ok", "absent", "broken"]
@@ -188,8 +188,7 @@ def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
     except MambaExportError as error:
         return Finding(what, "broken", str(error))
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        return Finding(what, "broken", f"{type(error).__name__}: {line}")
+        return Finding(what, "broken", named_first_line(error))
 
 
 def report() -> list[Finding]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from mamba_export import contract
-from mamba_export.errors import ExportError
+from mamba_export.errors import ExportError, first_line
 from mamba_export.export.describe import describe, genai_config
 from mamba_export.export.graph import DEFAULT_OPSET, build, check_opset
 from mamba_export.files import new_folder
@@ -123,7 +123,7 @@ def check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
-from mamba_export.errors import ExportError
+from mamba_export.errors import ExportError, first_line
 from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
 from mamba_export.export.layers import fuse_layers as fuse_layers_pass
@@ -116,7 +116,7 @@ def build(
                 custom_translation_table=translation_table(),
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error)
         raise ExportError(f"PyTorch could not export the model: {reason}") from error
     if program is None:
         raise ExportError("PyTorch returned no program for the model")

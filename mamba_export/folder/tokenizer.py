@@ -9,7 +9,7 @@ from typing import Protocol
 import tokenizers
 
 from mamba_export import contract
-from mamba_export.errors import SessionError
+from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.bytes_tokenizer import byte_characters
 
 
@@ -39,7 +39,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises plain Exception
-        raise SessionError(f"{path} is damaged ({_line(error)}): export the model again") from error
+        raise SessionError(
+            f"{path} is damaged ({first_line(error)}): export the model again"
+        ) from error
 
 
 class Tokenizer:
@@ -71,10 +73,6 @@ class Tokenizer:
         if self._bytes is not None:
             return _ByteDetokenizer(self._bytes)
         return _WindowDetokenizer(self._tokenizer)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _TokenBytes:

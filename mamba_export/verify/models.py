@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_export import contract
+from mamba_export.errors import first_line
 from mamba_export.models import LayerState, MambaBackbone, MambaLM
 from mamba_export.verify.bounds import Check, bound, compare, relative_error, worst
 
@@ -127,7 +128,7 @@ class Comparison:
         try:
             found = self._session_run(np.split(sequence, cuts, axis=1), states)
         except Exception as error:  # a backend may raise anything; a verifier reports it
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             return Check(self.backend, what, math.inf, 0.0, "", reason)
         truth = self.truth.run(sequence, states)
         same = truth if self.reference is self.truth else self.reference.run(sequence, states)
@@ -151,7 +152,7 @@ class Comparison:
         try:
             logits = self._session_run([tokens], None).output
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             return Check(self.backend, what, math.inf, 0.0, "", reason)
         exact = self.truth.run(tokens).output
         same = exact if self.reference is self.truth else self.reference.run(tokens).output

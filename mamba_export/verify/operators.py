@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from mamba_export import contract
+from mamba_export.errors import first_line
 from mamba_export.models import TORCH_DTYPES
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
@@ -207,7 +208,7 @@ def operator_checks(
             try:
                 checks.append(_check_case(op, dtype, backend, case, index, serialised, run_graph))
             except Exception as error:  # a backend may raise anything; a verifier reports it
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 checks.append(Check(backend, f"{op} alone", float("inf"), 0.0, str(case), reason))
         yield worst(checks)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba_export import contract
+from mamba_export.errors import first_line
 from mamba_export.models import MambaBackbone, MambaLM
 from mamba_export.verify.bounds import Check, compare
 
@@ -38,7 +39,7 @@ def weight_checks(model_file: Path, model: MambaLM | MambaBackbone) -> Check:
         OSError,
         ValueError,
     ) as error:  # truncated or missing: a file that a verifier must report
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         return Check("file", "weights", math.inf, 0.0, contract.WEIGHTS_FILE, reason)
 
 

@@ -19,7 +19,7 @@ from bench.record import LIMIT, OURS, Row
 from bench.timing import median_milliseconds
 from mamba_export import contract
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, first_line, named_first_line
 from mamba_export.models import MambaConfig
 
 SIZES = ("130m", "370m", "1.4b", "2.8b")
@@ -182,8 +182,7 @@ def _try(
 
 
 def _reason(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0]
-    return line if isinstance(error, MambaExportError) else f"{type(error).__name__}: {line}"
+    return first_line(error) if isinstance(error, MambaExportError) else named_first_line(error)
 
 
 def _step_milliseconds(session: OrtSession, state: Any, batch: int) -> float:

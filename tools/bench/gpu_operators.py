@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import gpu, limits, rivals
 from bench.limits import Ceilings
 from bench.record import LIMIT, OURS, Row
+from mamba_export.errors import first_line
 from mamba_export.models import TORCH_DTYPES
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
 
@@ -224,6 +225,6 @@ def _time(
         with _native():
             milliseconds = gpu.kernel_milliseconds(lambda i: call(inputs[i]), len(inputs))
     except (ValueError, RuntimeError) as error:  # no kernels, out of memory
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return Row.of(kind, sizes, implementation, None, reason)
     return Row.of(kind, sizes, implementation, milliseconds, note)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from mamba_export.errors import SessionError
+from mamba_export.errors import SessionError, first_line
 from mamba_export.files import installed_library
 
 LIBRARY_VARIABLE = "MAMBA_EXPORT_LIBRARY"
@@ -129,7 +129,6 @@ def register(options: ort.SessionOptions, wanted: bool | None, *, for_cuda: bool
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SessionError(
-            f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({reason}): {_REMEDY}"
+            f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({first_line(error)}): {_REMEDY}"
         ) from error

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device
-from mamba_export.errors import SessionError
+from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.metadata import Metadata
 
 MINIMUM_VERSION = (1, 20)
@@ -274,7 +274,7 @@ def _explain(metadata: Metadata, error: Exception, provider: str) -> str:
 
 def plain_reason(error: Exception) -> str:
     """First line of an ONNX Runtime error, without its codes and places in the source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     return re.sub(r"\S+\.cc:\d+ \w+ ", "", line)
 

@@ -11,14 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mamba_export.backends.tensorrt.building import BuildOptions, build, check_installed
+    from mamba_export.backends.tensorrt.building import build, check_installed
     from mamba_export.backends.tensorrt.bundling import bundle
     from mamba_export.backends.tensorrt.description import EngineDescription, read_description
+    from mamba_export.backends.tensorrt.options import BuildOptions
     from mamba_export.backends.tensorrt.profiles import Profile
     from mamba_export.backends.tensorrt.session import TrtSession
 
 _HOMES = {
-    "BuildOptions": "building",
+    "BuildOptions": "options",
     "EngineDescription": "description",
     "Profile": "profiles",
     "TrtSession": "session",

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ from mamba_export.backends.tensorrt.names import (
     GRAPH_FILE,
     TENSORRT_RTX,
 )
+from mamba_export.backends.tensorrt.options import BuildOptions, check_request
 from mamba_export.backends.tensorrt.plugin import load_plugin
-from mamba_export.backends.tensorrt.profiles import Profile, make_profiles
+from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
@@ -43,37 +43,6 @@ _ONLY_TENSORRT = {
     "hardware_compatible": "--hardware-compatible",
 }
 """Options that TensorRT-RTX has no use for: its engines are portable, its kernels are chosen on the target."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How an engine is built.
-
-    Args:
-        precision: "fp32", "fp16" or "bf16", which must be the file's own; None takes it as it is.
-        batch: least, best and most sequences a run.
-        length: least, best and most steps a run, of the prefill profile; the decode profile has 1.
-        workspace_mib: most scratch memory that a layer may take; None leaves it to TensorRT.
-        timing_cache: file of kernel timings, read where it exists and written; TensorRT only.
-        version_compatible: the engine runs on later TensorRT versions too; TensorRT only.
-        hardware_compatible: the engine runs on every GPU from Ampere on; TensorRT only.
-        plugin: our operators are plugins; False takes standard operators.
-        runtime: "tensorrt", "tensorrt-rtx", or None for the best that is installed.
-    """
-
-    precision: str | None = None
-    batch: tuple[int, int, int] = (1, 4, 16)
-    length: tuple[int, int, int] = (1, 128, 4096)
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    plugin: bool = True
-    runtime: str | None = None
-
-    def profiles(self) -> tuple[Profile, Profile]:
-        """Prefill and decode. EngineError where a range is wrong."""
-        return make_profiles(self.batch, self.length)
 
 
 def build(
@@ -146,27 +115,6 @@ def build(
         (files / DEPLOY_FILE).write_text(deploy_text(metadata, options), encoding="utf-8")
         write_json(files / DESCRIPTION_FILE, description.to_json())
     return description
-
-
-def parse_workspace(text: str) -> int:
-    """MiB of a size such as "512", "512M" or "4G"; EngineError where it is none."""
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
-    factor = {"M": 1, "G": 1 << 10}.get(unit)
-    if factor is None or not number.isdecimal() or int(number) == 0:
-        raise EngineError(f"--workspace {text}: give MiB or GiB, as in 512M or 4G")
-    return int(number) * factor
-
-
-def check_request(metadata: Metadata, options: BuildOptions) -> None:
-    """Refuse early what no engine can be built for. Raises EngineError."""
-    options.profiles()
-    if options.precision not in (None, metadata.dtype):
-        raise EngineError(
-            f"{metadata.folder} is {metadata.dtype} and the file's dtype is the engine's: for "
-            f"{options.precision} export the model again with --dtype {options.precision}"
-        )
-    if options.workspace_mib is not None and options.workspace_mib < 1:
-        raise EngineError(f"--workspace {options.workspace_mib}: give at least 1 MiB")
 
 
 def check_installed(options: BuildOptions) -> tuple[Library, str | None]:

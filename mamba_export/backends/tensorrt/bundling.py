@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mamba_export.backends.tensorrt.building import BuildOptions, check_request, write_json
+from mamba_export.backends.tensorrt.building import write_json
 from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
@@ -15,6 +15,7 @@ from mamba_export.backends.tensorrt.names import (
     PLUGIN_FILE,
     TENSORRT,
 )
+from mamba_export.backends.tensorrt.options import BuildOptions, check_request
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
 from mamba_export.files import new_folder

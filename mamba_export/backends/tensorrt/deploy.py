@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mamba_export.backends.tensorrt.description import interface
 from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE, PLUGIN_FILE
+from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.folder.metadata import Metadata
-
-if TYPE_CHECKING:
-    from mamba_export.backends.tensorrt.building import BuildOptions
 
 PLUGIN_SOURCE = "plugin"
 """Folder of a bundle that holds the plugin's sources."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_export.backends.tensorrt.names import KINDS, TENSORRT, TENSORRT_RTX, Kind
-from mamba_export.errors import EngineError
+from mamba_export.errors import EngineError, first_line
 
 _RTX_LIBRARIES = "tensorrt_rtx_libs"
 _RTX_CORE = "libtensorrt_rtx.so"
@@ -102,8 +102,7 @@ def load(kind: Kind) -> Library:
     try:
         module = importlib.import_module(kind.module)
     except (ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{kind.title} cannot be loaded: {reason}") from error
+        raise EngineError(f"{kind.title} cannot be loaded: {first_line(error)}") from error
     library = Library(kind, module, _logger(module))
     if kind is TENSORRT and tuple(map(int, library.version.split(".")[:2])) < (10, 1):
         raise EngineError(

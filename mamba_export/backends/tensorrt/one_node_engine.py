@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import onnx.shape_inference
 
-from mamba_export.backends.tensorrt.building import BuildOptions, Shapes, compile_graph
+from mamba_export.backends.tensorrt.building import Shapes, compile_graph
 from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.backends.tensorrt.library import Library
+from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.backends.tensorrt.state import GpuTensor
 from mamba_export.backends.tensorrt.surgery import prepare_graph

@@ -12,7 +12,7 @@ from pathlib import Path
 from mamba_export import contract
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import PLUGIN_FILE
-from mamba_export.errors import EngineError
+from mamba_export.errors import EngineError, first_line
 from mamba_export.files import installed_library
 
 PLUGIN_VARIABLE = "MAMBA_EXPORT_TRT_PLUGIN"
@@ -80,9 +80,7 @@ def _register(library: Library, path: Path) -> None:
     try:
         handle = registry.load_library(str(path))
     except Exception as error:  # the binding's own exceptions share no other base
-        raise EngineError(
-            f"{path} cannot be loaded by {library}: {str(error).splitlines()[0]}"
-        ) from error
+        raise EngineError(f"{path} cannot be loaded by {library}: {first_line(error)}") from error
     if handle is None:
         raise EngineError(f"{path} cannot be loaded by {library}: {library.reason()}")
     for name in OPERATORS:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mamba_export.errors import CheckpointError
+from mamba_export.errors import CheckpointError, named_first_line
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -116,8 +116,7 @@ def _reason(error: Exception) -> str:
         if constants.HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE is set and the local cache lacks it"
         return "the Hub cannot be reached and the local cache lacks it"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return named_first_line(error)[:200]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mamba_export.errors import CheckpointError
+from mamba_export.errors import CheckpointError, first_line
 from mamba_export.models.checkpoints.configs import read_json
 
 # In the order in which transformers looks for them.
@@ -156,8 +156,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
         if file.read(40).startswith(b"version https://git-lfs"):
             return CheckpointError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
     # weights_only's reason comes after a paragraph of advice not to heed it.
-    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    reason = lines[0][:160] if lines else type(error).__name__
+    reason = first_line(error, after="WeightsUnpickler error:")[:160]
     foreign = " or no file of torch.save" if isinstance(error, pickle.UnpicklingError) else ""
     return CheckpointError(
         f"{path} is truncated or damaged{foreign} ({reason}) and was not loaded: fetch it again"

@@ -1,0 +1,134 @@
+"""The operators, a row each. Their mathematics stands in ``mamba_export/operators``, a folder each."""
+
+from __future__ import annotations
+
+from mamba_export.contract.spec import (
+    FP32,
+    NEGATIVE,
+    WEIGHT,
+    Attribute,
+    Operator,
+    R,
+    Size,
+    T,
+    Tensor,
+    axes,
+)
+
+_BATCH = Size("batch", 2, (1, 3))
+_LENGTH = Size("length", 65, (1, 2, 63, 64, 1000))
+_REVERSE = Attribute("reverse", "flag", False)
+"""Walks the sequence from its last step to its first; states then belong to that walk."""
+
+_WIDTHS = (1, 8, 130, 1536)
+"""Below a vector, a vector, several tasks with an odd tail, and the smallest published model."""
+
+SELECTIVE_SCAN = Operator(
+    name="SelectiveScan",
+    torch_name="selective_scan",
+    inputs=(
+        Tensor("u", axes("batch, length, d_inner"), T, strided=True),
+        Tensor(
+            "delta",
+            axes("batch, length, d_inner"),
+            T,
+            strided=True,
+            positive_unless="delta_softplus",  # without softplus a step must not be negative
+            extremes=((20.0, 10.0), (-20.0, 10.0)),  # exp(dt A) underflows to 0; dt vanishes
+        ),
+        Tensor("A", axes("d_inner, d_state"), FP32, weight=True, values=NEGATIVE),
+        Tensor("B", axes("batch, length, n_groups, d_state"), T, strided=True),
+        Tensor("C", axes("batch, length, n_groups, d_state"), T, strided=True),
+        Tensor("D", axes("d_inner"), FP32, weight=True),
+        Tensor(
+            "z", axes("batch, length, d_inner"), T, strided=True, without="SelectiveScanUngated"
+        ),
+        Tensor("delta_bias", axes("d_inner"), FP32, weight=True, positive_unless="delta_softplus"),
+        Tensor("initial_state", axes("batch, d_inner, d_state"), FP32),
+    ),
+    outputs=(
+        Tensor("y", axes("batch, length, d_inner"), T),
+        Tensor("last_state", axes("batch, d_inner, d_state"), FP32, continues="initial_state"),
+    ),
+    attributes=(Attribute("delta_softplus", "flag", True), _REVERSE),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("d_inner", 24, _WIDTHS),
+        Size("d_state", 16, (1, 8, 64, 256)),
+        Size("n_groups", 1, (2, 4), divides="d_inner"),
+    ),
+    kernels=("cpu", "cuda"),
+)
+
+CAUSAL_CONV1D = Operator(
+    name="CausalConv1d",
+    torch_name="causal_conv1d",
+    inputs=(
+        Tensor("x", axes("batch, length, channels"), T, strided=True),
+        Tensor("weight", axes("channels, d_conv"), FP32, weight=True),
+        Tensor("bias", axes("channels"), FP32, weight=True),
+        Tensor("initial_state", axes("batch, channels, d_conv - 1"), T),  # oldest step first
+    ),
+    outputs=(
+        Tensor("y", axes("batch, length, channels"), T),
+        Tensor("last_state", axes("batch, channels, d_conv - 1"), T, continues="initial_state"),
+    ),
+    attributes=(Attribute("silu", "flag", True), _REVERSE),
+    sizes=(_BATCH, _LENGTH, Size("channels", 24, _WIDTHS), Size("d_conv", 4, (2, 3))),
+    kernels=("cpu", "cuda"),
+)
+
+MAMBA_LAYER = Operator(
+    name="MambaLayer",
+    torch_name="mamba_layer",
+    inputs=(
+        Tensor("hidden", axes("batch, length, d_model"), R),
+        Tensor("norm_weight", axes("d_model"), FP32, weight=True),
+        # The convolution's columns, then the gate's.
+        Tensor("in_proj_weight", axes("d_model, 2 * d_inner"), T, weight=True, values=WEIGHT),
+        Tensor("conv_weight", axes("d_inner, d_conv"), FP32, weight=True),
+        Tensor("conv_bias", axes("d_inner"), FP32, weight=True),
+        Tensor(
+            "x_proj_weight", axes("d_inner, dt_rank + 2 * d_state"), T, weight=True, values=WEIGHT
+        ),
+        Tensor("dt_proj_weight", axes("dt_rank, d_inner"), T, weight=True, values=WEIGHT),
+        Tensor("dt_bias", axes("d_inner"), FP32, weight=True),
+        Tensor("A", axes("d_inner, d_state"), FP32, weight=True, values=NEGATIVE),
+        Tensor("D", axes("d_inner"), FP32, weight=True),
+        Tensor("out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT),
+        Tensor("conv_state", axes("batch, d_inner, d_conv - 1"), T),  # oldest step first
+        Tensor("recurrent_state", axes("batch, d_inner, d_state"), FP32),
+    ),
+    outputs=(
+        Tensor("hidden_out", axes("batch, length, d_model"), R),
+        Tensor("last_conv_state", axes("batch, d_inner, d_conv - 1"), T, continues="conv_state"),
+        Tensor(
+            "last_recurrent_state",
+            axes("batch, d_inner, d_state"),
+            FP32,
+            continues="recurrent_state",
+        ),
+    ),
+    attributes=(
+        Attribute("epsilon", "float", 1e-5),  # added under the root of the norm
+        # How the output of x_proj is split into dt, B and C.
+        Attribute("split", "ints", derived=axes("dt_rank, d_state, d_state")),
+    ),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("d_model", 12, (65, 768)),
+        Size("d_inner", 24, (130, 1536)),
+        Size("d_state", 16, (1, 8, 64)),
+        Size("d_conv", 4, (2, 3)),
+        Size("dt_rank", 3, (1, 48)),
+    ),
+    kernels=("cuda",),
+    constant_weights=True,
+)
+"""A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function
+calls the operators above, so a runtime without a kernel for it loses nothing."""
+
+OPERATORS = (SELECTIVE_SCAN, CAUSAL_CONV1D, MAMBA_LAYER)
+"""Every operator that the package ships, in the order of the C++ table."""

@@ -1,0 +1,82 @@
+"""What is exported: a module with named inputs, outputs and states. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BATCH = "batch"
+LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named input or output of a program.
+
+    Args:
+        name: in the graph.
+        dtype: "fp32", "fp16", "bf16", "int64" or another of ``folder.dtypes``.
+        shape: numbers, and names where a size is dynamic ("batch", "length", or any other).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers. KeyError for a dynamic size without one."""
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a program remembers between calls: an input, and the output of the call before that it takes.
+
+    Args:
+        name: for people and messages, such as "layers.0.recurrent_state".
+        past, present: the input and the output. Their dtypes agree; their shapes too, but for ``grows``.
+        start: the value of every element at the start of a sequence.
+        grows: index of the axis along which the state grows by the steps that were read (a key/value cache, of
+            length 0 at the start); None for a state of fixed size.
+    """
+
+    name: str
+    past: Value
+    present: Value
+    start: float = 0.0
+    grows: int | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What makes a program a language model.
+
+    Args:
+        vocab_size: token ids are in [0, vocab_size).
+        eos_token_id: token that ends a text, or None.
+        last_logits_only: the program returns the last step's logits alone.
+    """
+
+    vocab_size: int
+    eos_token_id: int | None = None
+    last_logits_only: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module and its interface: what export takes, and what the metadata file tells of.
+
+    Args:
+        module: an ``nn.Module`` whose forward takes the inputs, then the states' pasts, as positional tensors,
+            and returns the outputs, then the states' presents.
+        inputs, outputs: without the states'.
+        states: in graph order.
+        tokens: of a language model: its first input is token ids, its first output logits; None for another.
+    """
+
+    module: Any
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    states: tuple[State, ...] = ()
+    tokens: Tokens | None = None

@@ -1,0 +1,223 @@
+"""What an operator is, as values: tensors with symbolic axes, dtype classes, attributes. Imports nothing.
+
+From an ``Operator`` come the torch schema and its checks, fake kernels, autocast, the ONNX node and its
+function's signature, the structs of the compiled kernels, the C++ table, parity's inputs and grid, and the
+benchmark's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+T = "T"
+"""Dtype class: the operator's own dtype, fp32, fp16 or bf16, the same for all tensors of the class."""
+R = "R"
+"""Dtype class: the residual stream's dtype, fp32 or T."""
+FP32 = "fp32"
+"""Dtype class: fp32 whatever T is (float64 where a definition is computed in float64)."""
+
+BATCH = "batch"
+LENGTH = "length"
+
+NORMAL = "normal"
+NEGATIVE = "negative"
+WEIGHT = "weight"
+"""How random values for tests are drawn: normal; ``-exp(normal)``; normal over the root of the first axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis as a linear form of sizes: ``d_inner``, ``d_conv - 1``, ``dt_rank + 2 * d_state``.
+
+    Args:
+        terms: (size, factor) pairs.
+        constant: added to them.
+    """
+
+    terms: tuple[tuple[str, int], ...]
+    constant: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Axis:
+        """The axis of a text such as ``"dt_rank + 2 * d_state"``."""
+        terms: list[tuple[str, int]] = []
+        constant = 0
+        for word in text.replace("-", "+ -").split("+"):
+            part = word.strip()
+            sign = -1 if part.startswith("-") else 1
+            factor, _, size = part.lstrip("- ").rpartition("*")
+            if size.strip().isdigit():
+                constant += sign * int(size)
+            else:
+                terms.append((size.strip(), sign * int(factor or 1)))
+        return cls(tuple(terms), constant)
+
+    def resolve(self, sizes: Mapping[str, int]) -> int:
+        """Its number, from the sizes' numbers."""
+        return sum(factor * sizes[name] for name, factor in self.terms) + self.constant
+
+    def __str__(self) -> str:
+        words = [name if factor == 1 else f"{factor} * {name}" for name, factor in self.terms]
+        text = " + ".join(words)
+        if self.constant:
+            text += f" {'-' if self.constant < 0 else '+'} {abs(self.constant)}"
+        return text
+
+
+def axes(text: str) -> tuple[Axis, ...]:
+    """The axes of a shape such as ``"batch, d_inner, d_conv - 1"``."""
+    return tuple(Axis.parse(part) for part in text.split(","))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an operator.
+
+    Args:
+        name: in the operator's signature, in the file's function and in the kernels' struct.
+        axes: its shape.
+        dtype: its class: T, R or FP32.
+        without: of an optional input, the ONNX name of the operator's form that lacks it; None where the input
+            is always there.
+        strided: a kernel takes any strides over its first two axes, batch and length; the others are dense.
+        weight: it is stored in the file, and does not change between calls.
+        continues: of an output, the input of the next call that takes it: a state.
+        values: how tests draw it: NORMAL, NEGATIVE or WEIGHT.
+        positive_unless: name of a flag; where it is off, tests draw small positive values.
+        extremes: (shift, scale) pairs that tests apply to drawn values, one by one.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: str
+    without: str | None = None
+    strided: bool = False
+    weight: bool = False
+    continues: str | None = None
+    values: str = NORMAL
+    positive_unless: str | None = None
+    extremes: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def layout(self) -> str:
+        """The shape for people: ``(batch, d_inner, d_conv - 1)``."""
+        return f"({', '.join(map(str, self.axes))}{',' if len(self.axes) == 1 else ''})"
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape in numbers."""
+        return tuple(axis.resolve(sizes) for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of an operator.
+
+    Args:
+        name: in the torch signature and in the file.
+        kind: "flag" (bool in torch, int 0 or 1 in the file), "float" or "ints".
+        default: in torch; the file always holds the attribute.
+        derived: how the exporter fills it from sizes, as axes; torch has no such argument.
+    """
+
+    name: str
+    kind: str
+    default: bool | float | None = None
+    derived: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """A symbolic size of an operator; every size is at least 1.
+
+    Args:
+        name: of the size.
+        usual: its number in tests that vary another size.
+        tried: the other numbers that parity holds every backend to.
+        divides: name of a size that it must divide, or None.
+    """
+
+    name: str
+    usual: int
+    tried: tuple[int, ...] = ()
+    divides: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """An operator as a file holds it: optional inputs are there, or the name is another."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator: its names, tensors, attributes and sizes.
+
+    Args:
+        name: of its ONNX node, in our domain.
+        torch_name: of the torch operator, in our namespace; also the stem of its kernels' C names.
+        inputs, outputs: in order, of the node, the function and the torch operator.
+        attributes: in order.
+        sizes: in the order of the kernels' struct.
+        kernels: for which devices the compiled library has kernels: "cpu", "cuda".
+        constant_weights: a kernel is told whether the weights are constants of the file.
+        version: rises when its meaning changes.
+    """
+
+    name: str
+    torch_name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: tuple[Attribute, ...]
+    sizes: tuple[Size, ...]
+    kernels: tuple[str, ...] = ()
+    constant_weights: bool = False
+    version: int = 1
+    _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name = {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
+        object.__setattr__(self, "_by_name", by_name)
+        known = {size.name for size in self.sizes}
+        for tensor in (*self.inputs, *self.outputs):
+            for axis in tensor.axes:
+                unknown = {name for name, _ in axis.terms} - known
+                if unknown:
+                    raise ValueError(
+                        f"{self.name}: {tensor.name} has an axis of unknown size {unknown}"
+                    )
+
+    def tensor(self, name: str) -> Tensor:
+        """An input or output by its name. KeyError where there is none."""
+        return self._by_name[name]
+
+    def forms(self) -> Iterator[Form]:
+        """The nodes that a file may hold: with all inputs, and without each optional one."""
+        yield Form(self.name, self.inputs)
+        for tensor in self.inputs:
+            if tensor.without is not None:
+                yield Form(tensor.without, tuple(one for one in self.inputs if one is not tensor))
+
+    def like(self, output: Tensor) -> Tensor:
+        """The first input of an output's shape and dtype class, which it follows. KeyError without one."""
+        for tensor in self.inputs:
+            if tensor.axes == output.axes and tensor.dtype == output.dtype:
+                return tensor
+        raise KeyError(output.name)
+
+    def bytes_moved(self, sizes: Mapping[str, int], item_bytes: Mapping[str, int]) -> int:
+        """Bytes of every input read once and every output written once.
+
+        Args:
+            sizes: numbers of the sizes.
+            item_bytes: bytes of an element, by dtype class (T, R, FP32).
+        """
+        total = 0
+        for tensor in (*self.inputs, *self.outputs):
+            count = 1
+            for number in tensor.shape(sizes):
+                count *= number
+            total += count * item_bytes[tensor.dtype]
+        return total
