@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mamba_export import __version__
 from mamba_export.errors import MambaExportError
+from mamba_export.libraries import CUSTOM_OPS
 
 app = typer.Typer(
     name="mamba-export",
@@ -352,11 +353,9 @@ def doctor_command(
 @app.command("library-path")
 def library_path_command() -> None:
     """Print the custom-op library's file, for ONNX Runtime's register_custom_ops_library."""
-    from mamba_export.backends.onnxruntime import custom_ops
-
-    path = custom_ops.library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
-        raise MambaExportError(custom_ops.why_absent())
+        raise MambaExportError(CUSTOM_OPS.why_absent())
     print(path)
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 from mamba_export import __version__
 from mamba_export.backends.tensorrt.names import KINDS, Kind
 from mamba_export.errors import MambaExportError, named_first_line
-from mamba_export.files import installed_library
+from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 
 State = Literal["ok", "absent", "broken"]
 
@@ -134,9 +134,9 @@ def _cuda_custom_ops() -> Finding:
     from mamba_export.backends.onnxruntime import custom_ops
 
     what = "CUDA kernels for ONNX Runtime"
-    path = custom_ops.library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
-        return Finding(what, "absent", custom_ops.why_absent())
+        return Finding(what, "absent", CUSTOM_OPS.why_absent())
     return _cuda(what, custom_ops.load(path))
 
 
@@ -144,9 +144,9 @@ def _custom_ops() -> Finding:
     from mamba_export.backends.onnxruntime import custom_ops
 
     what = "kernels for ONNX Runtime"
-    path = custom_ops.library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
-        return Finding(what, "absent", custom_ops.why_absent())
+        return Finding(what, "absent", CUSTOM_OPS.why_absent())
     import onnxruntime as ort
 
     custom_ops.register(ort.SessionOptions(), True)
@@ -162,13 +162,12 @@ def _tensorrt(kind: Kind) -> Finding:
 
 
 def _tensorrt_plugins() -> Finding:
-    from mamba_export.backends.tensorrt import plugin
     from mamba_export.operators import kernel_library
 
     what = "TensorRT plugins"
-    path = plugin.plugin_path()
+    path = TRT_PLUGIN.path()
     if path is None:
-        return Finding(what, "absent", plugin.why_absent())
+        return Finding(what, "absent", TRT_PLUGIN.why_absent())
     functions = ctypes.CDLL(str(path))
     kernel_library.declare_cuda_queries(functions)
     architectures = kernel_library.cuda_architectures(functions).split()
@@ -176,10 +175,10 @@ def _tensorrt_plugins() -> Finding:
 
 
 def _mamba_run() -> Finding:
-    path = installed_library("mamba_run")
+    path = installed(MAMBA_RUN)
     if path is None:
-        return Finding("mamba_run", "absent", "not built: it is built with the TensorRT plugins")
-    return Finding("mamba_run", "ok", str(path))
+        return Finding(MAMBA_RUN, "absent", "not built: it is built with the TensorRT plugins")
+    return Finding(MAMBA_RUN, "ok", str(path))
 
 
 def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
@@ -208,7 +207,7 @@ def report() -> list[Finding]:
         _guarded("CUDA kernels for ONNX Runtime", _cuda_custom_ops),
         *(_guarded(kind.title, functools.partial(_tensorrt, kind)) for kind in KINDS),
         _guarded("TensorRT plugins", _tensorrt_plugins),
-        _guarded("mamba_run", _mamba_run),
+        _guarded(MAMBA_RUN, _mamba_run),
     ]
 
 

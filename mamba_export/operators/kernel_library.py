@@ -8,19 +8,17 @@ is optional: without it, ``dispatch`` takes another implementation.
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from mamba_export.files import installed_library
+from mamba_export.errors import MambaExportError
+from mamba_export.libraries import KERNELS
 
-LIBRARY_VARIABLE = "MAMBA_EXPORT_KERNELS"
-"""Environment variable: the library to load instead of the installed one, or ``none`` for no library."""
-
-LIBRARY_FILE = "libmamba_export_kernels.so"
+LIBRARY_VARIABLE = KERNELS.variable
+LIBRARY_FILE = KERNELS.file
 
 VERSION = 2  # MAMBA_KERNELS_VERSION
 OK, INVALID = 0, 1  # mamba_status
@@ -92,18 +90,14 @@ def _declare(path: Path, functions: ctypes.CDLL) -> Library:
 @lru_cache(maxsize=8)
 def _load(setting: str) -> Library | str:
     """The library for this value of the environment variable, or one line about why there is none."""
-    if setting == "none":
-        return f"the compiled kernels are switched off by {LIBRARY_VARIABLE}=none"
-    path = Path(setting) if setting else installed_library(LIBRARY_FILE)
-    if path is None:
-        return (
-            f"{LIBRARY_FILE} is not installed with mamba_export: "
-            "a C++ compiler and `pip install .` in its sources build it"
-        )
-    if not path.is_file():
-        return f"{LIBRARY_VARIABLE}={setting} is not a file"
     try:
-        functions = ctypes.CDLL(str(path.resolve()))
+        path = KERNELS.path()
+    except MambaExportError as error:
+        return str(error)
+    if path is None:
+        return KERNELS.why_absent()
+    try:
+        functions = ctypes.CDLL(str(path))
         functions.mamba_kernels_version.argtypes = []
         functions.mamba_kernels_version.restype = ctypes.c_int
         version = functions.mamba_kernels_version()
@@ -117,18 +111,14 @@ def _load(setting: str) -> Library | str:
         return f"{path} cannot be loaded: {error}"
 
 
-def _setting() -> str:
-    return os.environ.get(LIBRARY_VARIABLE, "")
-
-
 def available() -> bool:
     """Whether the library can be used in this process, on CPUs at least."""
-    return isinstance(_load(_setting()), Library)
+    return isinstance(_load(KERNELS.setting), Library)
 
 
 def why_absent() -> str:
     """One line about why ``available`` is False; empty where it is True."""
-    loaded = _load(_setting())
+    loaded = _load(KERNELS.setting)
     return loaded if isinstance(loaded, str) else ""
 
 
@@ -139,7 +129,7 @@ def why_not_on(device: torch.device) -> str:
     its line too.
     """
     if device.type == "cuda":
-        return _why_not_on_gpu(_setting(), device.index)
+        return _why_not_on_gpu(KERNELS.setting, device.index)
     return why_absent() if device.type == "cpu" else f"there are no kernels for {device}"
 
 
@@ -155,7 +145,7 @@ def library() -> Library:
     Raises:
         ValueError: there is none; the message says why.
     """
-    loaded = _load(_setting())
+    loaded = _load(KERNELS.setting)
     if isinstance(loaded, str):
         raise ValueError(loaded)
     return loaded
