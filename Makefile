@@ -6,6 +6,10 @@ BIN_PATH := $(CURDIR)/$(BIN)
 # The oldest ONNX Runtime that we support; it has wheels for Python 3.10 to 3.13.
 OLDEST_ORT := onnxruntime==1.20.1
 
+# TensorRT's runtime without a builder, for the plugin library to load into: the oldest that PyPI holds itself
+# (older ones are fetched from NVIDIA's index), both sides of TensorRT 11, the newest. 44 MB each.
+TENSORRT_LEAN := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),10.15.1.29 10.16.1.11 11.0.0.114 11.4.0.106)
+
 MODEL := models/kjv-bytes
 OUT := out/kjv-bytes
 
@@ -27,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
 
-test: lint .ort-oldest/.installed
+test: lint .ort-oldest/.installed .tensorrt-lean
 	# One thread a worker: two workers of two threads each would wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -39,7 +43,7 @@ lint: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(TENSORRT_HEADERS)/.unpacked
 	SKBUILD_CMAKE_DEFINE='MAMBA_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES);TENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS);MAMBA_TEST_PROGRAMS=ON' \
-		$(BIN)/pip install -q -c constraints.txt -e '.[test,train]'
+		$(BIN)/pip install -q -c constraints.txt -e '.[export,onnxruntime,tensorrt,test,train]'
 	touch $@
 
 $(BIN)/python:
@@ -60,5 +64,14 @@ $(TENSORRT_HEADERS)/.unpacked: | $(BIN)/python
 	$(BIN)/pip install -q --no-deps --target .ort-oldest $(OLDEST_ORT)
 	touch $@
 
+.PHONY: .tensorrt-lean
+.tensorrt-lean: $(TENSORRT_LEAN:%=.tensorrt-lean/%/.installed)
+
+.tensorrt-lean/%/.installed: | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --only-binary :all: --target $(@D) \
+		tensorrt-lean-cu13-libs==$* tensorrt-lean-cu13-bindings==$*
+	touch $@
+
 clean:
-	rm -rf $(VENV) .ort-oldest out build dist
+	rm -rf $(VENV) .ort-oldest .tensorrt-lean out build dist
