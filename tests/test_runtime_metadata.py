@@ -59,8 +59,8 @@ def test_it_says_what_the_file_says(tmp_path: Path) -> None:
     assert metadata.takes_tokens
     assert metadata.last_logits_only
     assert metadata.model_path == tmp_path / "model.onnx"
-    assert metadata.output.resolve(3, 7) == (3, 1, 256)
-    assert metadata.sequence.resolve(3, 7) == (3, 7)
+    assert metadata.outputs[0].resolve({"batch": 3, "length": 7}) == (3, 1, 256)
+    assert metadata.inputs[0].resolve({"batch": 3, "length": 7}) == (3, 7)
     assert [s.past.dtype for s in metadata.states] == ["fp16", "fp32"]
     assert metadata.states[1].present.name == "present.0.recurrent_state"
     assert metadata.source_path is None
