@@ -56,6 +56,19 @@ def test_native_is_the_default_on_a_cpu(dtype: torch.dtype, backend: str) -> Non
     assert choose_backend(torch.zeros(1, dtype=dtype)) == backend
 
 
+def test_a_forced_implementation_wins_over_what_is_set_and_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(BACKEND_VARIABLE, "native")
+    with dispatch.forced("reference"):
+        assert choose_backend(torch.zeros(1)) == "reference"
+        with dispatch.forced("cpu"):
+            assert choose_backend(torch.zeros(1)) == "cpu"
+        assert choose_backend(torch.zeros(1), native_takes=False) == "reference"
+    monkeypatch.setenv(BACKEND_VARIABLE, "cpu")
+    assert choose_backend(torch.zeros(1)) == "cpu", "the context is over"
+
+
 def test_without_the_library_the_vectorised_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
     inputs = scan_inputs(2, 10)

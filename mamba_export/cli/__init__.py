@@ -320,16 +320,19 @@ def run_model_command(
 ) -> None:
     """Generate text, as it comes; tokens per second at the end."""
     from mamba_export.cli.run import run_command
+    from mamba_export.generation.sampling import Sampling
 
     code = run_command(
         folder,
         prompt,
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
         backend=backend.value,
         provider=None if provider is Provider.auto else provider.value,
         threads=threads,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -15,13 +18,32 @@ BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
 
 _BACKENDS = ("auto", "reference", "cpu", "native", "triton")
 
+_FORCED: ContextVar[str | None] = ContextVar("mamba_export_forced", default=None)
+
+
+@contextlib.contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """Context in which every operator runs one implementation, whatever is set and installed.
+
+    ``verify`` computes its truth so: ``forced("reference")`` shares no code with the kernels that it judges.
+    It holds for this thread alone.
+
+    Args:
+        backend: what ``choose_backend`` returns inside: "native", "triton", "cpu" or "reference".
+    """
+    token = _FORCED.set(backend)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
 
 def choose_backend(tensor: Tensor, *, native_takes: bool = True) -> str:
     """Implementation for tensors like ``tensor``: "native", "triton", "cpu" or "reference".
 
-    The environment variable ``MAMBA_EXPORT_BACKEND`` forces one. The default is the first that takes the
-    device and dtype: the compiled kernels; on a GPU Triton; the vectorised path ("cpu"), which is plain
-    PyTorch and runs on every device and in float64.
+    Inside ``forced`` that one; else the one that the environment variable ``MAMBA_EXPORT_BACKEND`` names. The
+    default is the first that takes the device and dtype: the compiled kernels; on a GPU Triton; the
+    vectorised path ("cpu"), which is plain PyTorch and runs on every device and in float64.
 
     Args:
         tensor: the input that the others follow in device and dtype.
@@ -32,27 +54,29 @@ def choose_backend(tensor: Tensor, *, native_takes: bool = True) -> str:
         ValueError: the variable holds an unknown name, forces an implementation that is not installed, or
             forces one on a tensor that it cannot take.
     """
-    forced = os.environ.get(BACKEND_VARIABLE, "auto")
-    if forced == "auto":
+    if (decided := _FORCED.get()) is not None:
+        return decided
+    wanted = os.environ.get(BACKEND_VARIABLE, "auto")
+    if wanted == "auto":
         if native_takes and not _why_not_native(tensor):
             return "native"
-    elif forced == "native":
+    elif wanted == "native":
         if why := _why_not_native(tensor):
             raise ValueError(f"{BACKEND_VARIABLE}=native: {why}")
         if native_takes:
             return "native"
-    elif forced == "triton":
+    elif wanted == "triton":
         if not _triton_takes(tensor):
             raise ValueError(
                 f"{BACKEND_VARIABLE}=triton needs Triton and CUDA tensors of fp32, fp16 or bf16; "
                 f"got {tensor.dtype} on {tensor.device}"
             )
         return "triton"
-    elif forced in _BACKENDS:
-        return forced
+    elif wanted in _BACKENDS:
+        return wanted
     else:
         raise ValueError(
-            f"{BACKEND_VARIABLE}={forced!r} is unknown: use one of {', '.join(_BACKENDS)}"
+            f"{BACKEND_VARIABLE}={wanted!r} is unknown: use one of {', '.join(_BACKENDS)}"
         )
     return "triton" if _triton_takes(tensor) else "cpu"
 
