@@ -14,7 +14,7 @@ import numpy as np
 
 from mamba_export.folder.metadata import Metadata
 from mamba_export.folder.tokenizer import Tokenizer
-from mamba_export.generation.values import Inputs, Outputs
+from mamba_export.generation.values import Inputs
 
 
 class State(Protocol):
@@ -60,7 +60,7 @@ class Session(Protocol[StateT]):
         """The folder's tokenizer; SessionError where it has none."""
         ...
 
-    def run(self, inputs: Inputs, state: StateT | None = None) -> tuple[Outputs, StateT]:
+    def run(self, inputs: Inputs, state: StateT | None = None) -> tuple[Any, StateT]:
         """Inputs of a part, the state before it (None at the start) -> outputs, state after."""
         ...
 

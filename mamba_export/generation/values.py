@@ -16,8 +16,6 @@ from mamba_export.folder.metadata import Metadata
 
 Inputs = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
 """Of one input its array; of several a mapping by name, or a tuple in the program's order."""
-Outputs = np.ndarray | dict[str, np.ndarray]
-"""Of one output its array; of several a dict by name."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,19 @@ def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
     given = _by_name(inputs, metadata.inputs)
     sizes: dict[str, int] = {}
     arrays = {}
-    for value in metadata.inputs:
+    for index, value in enumerate(metadata.inputs):
         array = _as_array(given[value.name], value)
         _check_shape(array, value, sizes)
-        arrays[value.name] = _as_dtype(array, value)
-    if metadata.tokens is not None:
-        check_tokens(arrays[metadata.inputs[0].name], metadata.tokens.vocab_size)
+        _check_kind(array, value)
+        if index == 0 and metadata.tokens is not None:
+            _check_tokens(array, metadata.tokens.vocab_size)
+        _check_range(array, value)
+        arrays[value.name] = array.astype(NUMPY_DTYPES[value.dtype], copy=False)
     return CheckedInputs(arrays, sizes)
 
 
-def returned(outputs: Sequence[np.ndarray], metadata: Metadata) -> Outputs:
-    """Outputs in the program's order, as ``run`` returns them."""
+def returned(outputs: Sequence[np.ndarray], metadata: Metadata) -> Any:
+    """Outputs in the program's order, as ``run`` returns them: of one its array, of several a dict by name."""
     if len(outputs) == 1:
         return outputs[0]
     return {value.name: array for value, array in zip(metadata.outputs, outputs, strict=True)}
@@ -79,16 +79,6 @@ def known_shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...] | Non
         return value.resolve(sizes)
     except KeyError:
         return None
-
-
-def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
-    """Raise SessionError unless every token id is in [0, vocab_size)."""
-    least, most = int(tokens.min()), int(tokens.max())
-    if least < 0 or most >= vocab_size:
-        wrong = least if least < 0 else most
-        raise SessionError(
-            f"token id {wrong} is outside the vocabulary: ids are in [0, {vocab_size})"
-        )
 
 
 def _by_name(inputs: Inputs, expected: Sequence[Value]) -> Mapping[str, Any]:
@@ -146,20 +136,34 @@ def _check_shape(array: np.ndarray, value: Value, sizes: dict[str, int]) -> None
         raise SessionError(found)
 
 
-def _as_dtype(array: np.ndarray, value: Value) -> np.ndarray:
+def _check_kind(array: np.ndarray, value: Value) -> None:
+    kind = NUMPY_DTYPES[value.dtype].kind
+    if kind == "b":
+        expected, fits = "bools", array.dtype.kind == "b"
+    elif kind in "iu":
+        expected, fits = "integers", array.dtype.kind in "iu"
+    else:
+        expected = "numbers"
+        fits = array.dtype.kind in "fiu" or array.dtype in NUMPY_DTYPES.values()
+    if not fits:
+        raise SessionError(f"{value.name} has dtype {array.dtype}, expected {expected}")
+
+
+def _check_range(array: np.ndarray, value: Value) -> None:
     wanted = NUMPY_DTYPES[value.dtype]
-    if value.dtype == "bool":
-        if array.dtype.kind != "b":
-            raise SessionError(f"{value.name} has dtype {array.dtype}, expected bools")
-    elif wanted.kind in "iu":
-        if array.dtype.kind not in "iu":
-            raise SessionError(f"{value.name} has dtype {array.dtype}, expected integers")
-        limits = np.iinfo(wanted)
-        fits = np.can_cast(array.dtype, wanted) or array.size == 0
-        if not fits and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-            raise SessionError(
-                f"{value.name} has values outside of {value.dtype}'s range, [{limits.min}, {limits.max}]"
-            )
-    elif array.dtype.kind not in "fiu" and array.dtype not in NUMPY_DTYPES.values():
-        raise SessionError(f"{value.name} has dtype {array.dtype}, expected numbers")
-    return array.astype(wanted, copy=False)
+    if wanted.kind not in "iu" or np.can_cast(array.dtype, wanted) or array.size == 0:
+        return
+    limits = np.iinfo(wanted)
+    if int(array.min()) < limits.min or int(array.max()) > limits.max:
+        raise SessionError(
+            f"{value.name} has values that {value.dtype} cannot hold: they are in [{limits.min}, {limits.max}]"
+        )
+
+
+def _check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise SessionError(
+            f"token id {wrong} is outside the vocabulary: ids are in [0, {vocab_size})"
+        )

@@ -19,6 +19,8 @@ class SharedParameters(nn.Module):
         model: what is wrapped; it stays as it is.
     """
 
+    wrapped: nn.Module
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         # Not as a child, which would put a prefix before every name.

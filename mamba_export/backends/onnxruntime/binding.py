@@ -114,17 +114,17 @@ def run_once(
         bound.append(info.present.name)
         presents.append(written)
     arrays: list[np.ndarray | None] = []
-    for info in metadata.outputs:
-        shape = known_shape(info, inputs.sizes) if with_outputs else None
+    for value in metadata.outputs:
+        shape = known_shape(value, inputs.sizes) if with_outputs else None
         array = None
         if shape is not None:
-            array = np.empty(shape, storage_dtype(info.dtype))
-            bind_host_output(binding, info.name, info.dtype, array)
+            array = np.empty(shape, storage_dtype(value.dtype))
+            bind_host_output(binding, value.name, value.dtype, array)
         elif with_outputs:
-            binding.bind_output(info.name, "cpu", 0)
+            binding.bind_output(value.name, "cpu", 0)
         else:
-            binding.bind_output(info.name, device.name, device.index)
-        bound.append(info.name)
+            binding.bind_output(value.name, device.name, device.index)
+        bound.append(value.name)
         arrays.append(array)
     execute(model, binding)
 
@@ -142,10 +142,10 @@ def run_once(
     if not with_outputs:
         return [], new_state
     outputs = [
-        DeviceTensor.adopt(allocated[info.name], info.dtype, Device()).numpy()
+        DeviceTensor.adopt(allocated[value.name], value.dtype, Device()).numpy()
         if array is None
-        else array.view(NUMPY_DTYPES[info.dtype])
-        for info, array in zip(metadata.outputs, arrays, strict=True)
+        else array.view(NUMPY_DTYPES[value.dtype])
+        for value, array in zip(metadata.outputs, arrays, strict=True)
     ]
     return outputs, new_state
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import ArrayLike
 
 from mamba_export.backends.onnxruntime.binding import run_once
 from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
@@ -114,14 +113,6 @@ class OrtSession(GenerationMethods):
         """One state of all their sequences, in order."""
         return OrtState.concatenate(states)
 
-    @overload
-    def run(
-        self, inputs: ArrayLike, state: OrtState | None = None
-    ) -> tuple[np.ndarray, OrtState]: ...
-    @overload
-    def run(
-        self, inputs: Mapping[str, ArrayLike], state: OrtState | None = None
-    ) -> tuple[Any, OrtState]: ...
     def run(self, inputs: Inputs, state: OrtState | None = None) -> tuple[Any, OrtState]:
         """Run the program, on a part of a batch of sequences where it has states.
 
