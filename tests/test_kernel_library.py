@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mamba_export import cuda_queries
+from mamba_export.contract.operators import SELECTIVE_SCAN
 from mamba_export.operators import dispatch, kernel_library, native
+from mamba_export.operators.checks import Check
 from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
@@ -214,10 +215,9 @@ def test_a_failing_call_raises_the_librarys_line(
 
 
 def test_tensors_on_another_device_are_refused() -> None:
-    # The package has a function of this name.
-    operator = import_module("mamba_export.operators.selective_scan.torch_op")
+    check = Check(SELECTIVE_SCAN)
     for index, name in ((2, "A"), (6, "z"), (8, "initial_state")):
         inputs = scan_inputs()
         inputs[index] = inputs[index].to("meta")
         with pytest.raises(ValueError, match=f"{name} is on meta and the sequence on cpu: move"):
-            operator._check(*inputs)
+            check(inputs)
