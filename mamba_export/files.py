@@ -1,27 +1,15 @@
-"""Files: folders written whole or not at all, and where an installation keeps its libraries."""
+"""Folders written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mamba_export.errors import MambaExportError
-
-
-def installed_library(name: str) -> Path | None:
-    """Path of a compiled library that was installed with the package; None where there is none.
-
-    An editable installation keeps the sources here and the libraries under site-packages, so every
-    entry of ``sys.path`` is looked at, after the package's own folder.
-    """
-    packages = [Path(__file__).parent, *(Path(entry or ".") / "mamba_export" for entry in sys.path)]
-    places = (package / "lib" / name for package in packages)
-    return next((place.resolve() for place in places if place.is_file()), None)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from mamba_export import contract
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
+from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM, checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_doctor() -> None:
 
 def test_library_path() -> None:
     result = command("library-path")
-    if custom_ops.library_path() is None:
+    if CUSTOM_OPS.path() is None:
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
     else:

@@ -20,7 +20,7 @@ from mamba_export.backends.tensorrt.description import (
     check_engine_file,
     read_description,
 )
-from mamba_export.files import installed_library
+from mamba_export.libraries import TRT_PLUGIN, installed
 
 RUN_VARIABLE = "MAMBA_RUN"
 """Environment variable: path of the program instead of the installed one."""
@@ -28,7 +28,7 @@ RUN_VARIABLE = "MAMBA_RUN"
 
 def program() -> Path | None:
     setting = os.environ.get(RUN_VARIABLE)
-    return Path(setting) if setting else installed_library("mamba_run")
+    return Path(setting) if setting else installed("mamba_run")
 
 
 pytestmark = pytest.mark.skipif(
@@ -310,8 +310,8 @@ def test_the_plugin_library_lies_beside_the_engine_or_the_program(
 ) -> None:
     beside_program = program()
     assert beside_program
-    if (beside_program.parent / names.PLUGIN_FILE).is_file():
-        written = folder(plugin_library=names.PLUGIN_FILE)
+    if (beside_program.parent / TRT_PLUGIN.file).is_file():
+        written = folder(plugin_library=TRT_PLUGIN.file)
         assert "the engine needs TensorRT, which cannot be opened" in refused_prompt(written)
     message = refused_prompt(folder(), "--plugin", "/nowhere/plugin.so")
     assert message == "/nowhere/plugin.so: no such plugin library"

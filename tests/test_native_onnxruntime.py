@@ -25,6 +25,7 @@ from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.export.functions import function_protos
+from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.verify import backends, operators
@@ -42,9 +43,7 @@ FUNCTIONS = [function for function in function_protos(OPSET) if function.name in
 CASE = Case(2, 65, n_groups=2)
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
-needs_library = pytest.mark.skipif(
-    custom_ops.library_path() is None, reason=custom_ops.why_absent()
-)
+needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
 
 
 def native_options(threads: int = 0) -> ort.SessionOptions:
@@ -340,9 +339,9 @@ def test_an_output_that_the_graph_leaves_out() -> None:
 
 def test_an_onnxruntime_too_old_for_the_interface() -> None:
     """A runtime whose GetApi knows no version above 1 gets a status with our text."""
-    path = custom_ops.library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
-        pytest.skip(custom_ops.why_absent())
+        pytest.skip(CUSTOM_OPS.why_absent())
     texts: list[bytes] = []
     create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
         lambda code, text: texts.append(text) or 1
@@ -449,7 +448,7 @@ def test_these_tests_under_the_oldest_onnxruntime() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(OLDEST_ORT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(OLDEST_ORT), *sys.path])},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
 
@@ -465,9 +464,9 @@ def session_error(action: Callable[[], object]) -> str:
 
 
 def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "none")
-    assert custom_ops.library_path() is None
-    assert "switched off by MAMBA_EXPORT_LIBRARY=none" in custom_ops.why_absent()
+    monkeypatch.setenv(CUSTOM_OPS.variable, "none")
+    assert CUSTOM_OPS.path() is None
+    assert "switched off by MAMBA_EXPORT_LIBRARY=none" in CUSTOM_OPS.why_absent()
     assert not OrtSession(exported).native
     message = session_error(
         lambda: OrtSession(exported, providers=["CPUExecutionProvider"], native=True)
@@ -477,21 +476,8 @@ def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "switched off" in missing["onnxruntime CPU, native"]
 
 
-def test_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(custom_ops.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.setattr(custom_ops, "LIBRARY_FILE", "libabsent.so")
-    assert custom_ops.library_path() is None
-    assert "libabsent.so is not installed" in custom_ops.why_absent()
-    found = tmp_path / "mamba_export" / "lib" / "libabsent.so"
-    found.parent.mkdir(parents=True)
-    found.touch()
-    monkeypatch.syspath_prepend(str(tmp_path))  # what site-packages is to an editable installation
-    assert custom_ops.library_path() == found
-    assert custom_ops.why_absent() == ""
-
-
 def test_a_file_that_is_not_there(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "/nowhere/lib.so")
+    monkeypatch.setenv(CUSTOM_OPS.variable, "/nowhere/lib.so")
     message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
     assert message.startswith("MAMBA_EXPORT_LIBRARY=/nowhere/lib.so is not a file")
 
@@ -501,7 +487,7 @@ def test_a_file_that_does_not_load(
 ) -> None:
     path = tmp_path / "broken.so"
     path.write_bytes(b"not a library")
-    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, str(path))
+    monkeypatch.setenv(CUSTOM_OPS.variable, str(path))
     message = session_error(lambda: OrtSession(exported, providers=["CPUExecutionProvider"]))
     assert message.startswith(f"{path} cannot be loaded by ONNX Runtime")
     assert "set MAMBA_EXPORT_LIBRARY=none to run without it" in message
@@ -567,7 +553,7 @@ def test_a_gpu_with_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_switched_off_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(custom_ops.LIBRARY_VARIABLE, "none")
+    monkeypatch.setenv(CUSTOM_OPS.variable, "none")
     assert "switched off" in custom_ops.cuda_problem()
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_DRAWN,
@@ -31,9 +30,10 @@ from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.generation.sampling import Sampling, penalise, warp
+from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 
-pytestmark = pytest.mark.skipif(custom_ops.library_path() is None, reason=custom_ops.why_absent())
+pytestmark = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
 
 

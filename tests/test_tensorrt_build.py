@@ -24,11 +24,11 @@ from mamba_export.backends.tensorrt import BuildOptions, EngineDescription, buil
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.description import check_engine_file, check_model, sha256
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
-from mamba_export.backends.tensorrt.plugin import plugin_path
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
 from mamba_export.folder.metadata import read_metadata
+from mamba_export.libraries import TRT_PLUGIN
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,8 @@ needs_surgeon = pytest.mark.skipif(
     reason="onnx-graphsurgeon is not installed",
 )
 needs_plugin = pytest.mark.skipif(
-    plugin_path() is None, reason="the TensorRT plugin was not built (no CUDA toolkit or headers)"
+    TRT_PLUGIN.path() is None,
+    reason="the TensorRT plugin was not built (no CUDA toolkit or headers)",
 )
 
 
@@ -91,7 +92,7 @@ def test_engine_of_the_shipped_model(dtype: str, plugin: bool, tmp_path: Path) -
     assert description.plugins == ({"CausalConv1d": 8, "SelectiveScan": 8} if plugin else {}), (
         "every scan and convolution of the eight layers"
     )
-    assert description.plugin_library == (plugin_path().name if plugin else None)
+    assert description.plugin_library == (TRT_PLUGIN.path().name if plugin else None)
     assert description.precision == dtype
     assert description.byte_tokenizer
     assert description.vocab_size == 256

@@ -24,6 +24,7 @@ from tensorrt_harness.driver import BUILD, RUNTIME, Field, Harness, Plugin, Tens
 
 from mamba_export import contract
 from mamba_export.export.functions import function_protos
+from mamba_export.libraries import TRT_PLUGIN
 from mamba_export.verify import bounds, operators
 
 SCAN, UNGATED, CONV = (
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.skipif(not driver.is_built(), reason=driver.NOT_BUILT)
 
 @pytest.fixture(params=[10, 11], ids=["TensorRT 10", "TensorRT 11"])
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    plugin, library = driver.plugin_path(), driver.harness_path()
+    plugin, library = TRT_PLUGIN.path(), driver.harness_path()
     assert plugin
     assert library
     opened = Harness(library, plugin, request.param)
@@ -122,7 +123,7 @@ def test_what_a_plugin_says_of_itself(harness: Harness, op: str) -> None:
 
 def test_it_needs_no_tensorrt_and_no_cuda_library() -> None:
     listed = subprocess.run(
-        ["readelf", "-d", str(driver.plugin_path())], capture_output=True, text=True, check=False
+        ["readelf", "-d", str(TRT_PLUGIN.path())], capture_output=True, text=True, check=False
     ).stdout
     needed = [
         line.split("[")[1].split(".so")[0] for line in listed.splitlines() if "NEEDED" in line
@@ -418,7 +419,7 @@ def build_in_rtx(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             for t in inputs
         ]
         request = {
-            "library": str(driver.plugin_path()),
+            "library": str(TRT_PLUGIN.path()),
             "model": str(model),
             "ranges": list(zip(low, high, strict=True)),
         }

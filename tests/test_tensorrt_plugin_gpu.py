@@ -21,6 +21,7 @@ from tensorrt_harness import driver
 from tensorrt_harness.driver import Field, Harness, Tensor
 
 from mamba_export import contract
+from mamba_export.libraries import TRT_PLUGIN
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,7 +62,7 @@ Case = Scan | Conv
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
-    plugin, library = driver.plugin_path(), driver.harness_path()
+    plugin, library = TRT_PLUGIN.path(), driver.harness_path()
     assert plugin
     assert library
     opened = Harness(library, plugin)

@@ -8,19 +8,18 @@ is optional: without it, ``dispatch`` takes another implementation.
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from mamba_export.files import installed_library
+from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
+from mamba_export.errors import MambaExportError
+from mamba_export.libraries import KERNELS
 
-LIBRARY_VARIABLE = "MAMBA_EXPORT_KERNELS"
-"""Environment variable: the library to load instead of the installed one, or ``none`` for no library."""
-
-LIBRARY_FILE = "libmamba_export_kernels.so"
+LIBRARY_VARIABLE = KERNELS.variable
+LIBRARY_FILE = KERNELS.file
 
 VERSION = 2  # MAMBA_KERNELS_VERSION
 OK, INVALID = 0, 1  # mamba_status
@@ -38,34 +37,6 @@ class Library:
     def instruction_set(self) -> str:
         """Instruction set that its kernels use on this CPU: "avx512", "avx2" or "baseline"."""
         return self.functions.mamba_cpu_instruction_set().decode()
-
-
-def declare_cuda_queries(functions: ctypes.CDLL) -> None:
-    """Declare the functions that ``cuda_architectures`` and ``why_not_on_gpu`` call.
-
-    The custom-op library for ONNX Runtime exports them as well.
-
-    Raises:
-        AttributeError: the library does not have them.
-    """
-    functions.mamba_last_error.argtypes = []
-    functions.mamba_last_error.restype = ctypes.c_char_p
-    functions.mamba_cuda_architectures.argtypes = []
-    functions.mamba_cuda_architectures.restype = ctypes.c_char_p
-    functions.mamba_cuda_check_device.argtypes = [ctypes.c_int]
-    functions.mamba_cuda_check_device.restype = ctypes.c_int
-
-
-def cuda_architectures(functions: ctypes.CDLL) -> str:
-    """GPU architectures that a library was built for, such as "75 80 90 120+ptx"; "" without CUDA."""
-    return functions.mamba_cuda_architectures().decode()
-
-
-def why_not_on_gpu(functions: ctypes.CDLL, index: int) -> str:
-    """One line about why a library's kernels do not run on GPU ``index``; "" where they do."""
-    if functions.mamba_cuda_check_device(index) == OK:
-        return ""
-    return functions.mamba_last_error().decode()
 
 
 def _declare(path: Path, functions: ctypes.CDLL) -> Library:
@@ -92,18 +63,14 @@ def _declare(path: Path, functions: ctypes.CDLL) -> Library:
 @lru_cache(maxsize=8)
 def _load(setting: str) -> Library | str:
     """The library for this value of the environment variable, or one line about why there is none."""
-    if setting == "none":
-        return f"the compiled kernels are switched off by {LIBRARY_VARIABLE}=none"
-    path = Path(setting) if setting else installed_library(LIBRARY_FILE)
-    if path is None:
-        return (
-            f"{LIBRARY_FILE} is not installed with mamba_export: "
-            "a C++ compiler and `pip install .` in its sources build it"
-        )
-    if not path.is_file():
-        return f"{LIBRARY_VARIABLE}={setting} is not a file"
     try:
-        functions = ctypes.CDLL(str(path.resolve()))
+        path = KERNELS.path()
+    except MambaExportError as error:
+        return str(error)
+    if path is None:
+        return KERNELS.why_absent()
+    try:
+        functions = ctypes.CDLL(str(path))
         functions.mamba_kernels_version.argtypes = []
         functions.mamba_kernels_version.restype = ctypes.c_int
         version = functions.mamba_kernels_version()
@@ -117,18 +84,14 @@ def _load(setting: str) -> Library | str:
         return f"{path} cannot be loaded: {error}"
 
 
-def _setting() -> str:
-    return os.environ.get(LIBRARY_VARIABLE, "")
-
-
 def available() -> bool:
     """Whether the library can be used in this process, on CPUs at least."""
-    return isinstance(_load(_setting()), Library)
+    return isinstance(_load(KERNELS.setting), Library)
 
 
 def why_absent() -> str:
     """One line about why ``available`` is False; empty where it is True."""
-    loaded = _load(_setting())
+    loaded = _load(KERNELS.setting)
     return loaded if isinstance(loaded, str) else ""
 
 
@@ -139,7 +102,7 @@ def why_not_on(device: torch.device) -> str:
     its line too.
     """
     if device.type == "cuda":
-        return _why_not_on_gpu(_setting(), device.index)
+        return _why_not_on_gpu(KERNELS.setting, device.index)
     return why_absent() if device.type == "cpu" else f"there are no kernels for {device}"
 
 
@@ -155,7 +118,7 @@ def library() -> Library:
     Raises:
         ValueError: there is none; the message says why.
     """
-    loaded = _load(_setting())
+    loaded = _load(KERNELS.setting)
     if isinstance(loaded, str):
         raise ValueError(loaded)
     return loaded

@@ -14,6 +14,7 @@ import onnxruntime as ort
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.loading import CPU_PROVIDER, CUDA_PROVIDER, with_defaults
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.libraries import CUSTOM_OPS
 
 _DTYPES_WITHOUT_MODELS = {
     CPU_PROVIDER: {
@@ -104,7 +105,7 @@ def present(
 def _native_problem(provider: str) -> str:
     if provider == CUDA_PROVIDER:
         return custom_ops.cuda_problem()
-    return custom_ops.why_absent()
+    return CUSTOM_OPS.why_absent()
 
 
 @functools.cache

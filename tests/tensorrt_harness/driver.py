@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamba_export.backends.tensorrt.plugin import plugin_path
-from mamba_export.files import installed_library
+from mamba_export.libraries import TRT_PLUGIN, installed
 
 HARNESS_VARIABLE = "MAMBA_TRT_HARNESS"
 """Environment variable: path of the harness to use instead of the installed one."""
@@ -28,7 +27,7 @@ FIELD_FLOAT32, FIELD_INT32, FIELD_CHAR, FIELD_INT64 = 1, 5, 6, 10
 def harness_path() -> Path | None:
     """The harness that the environment names, or the installed one; None where there is neither."""
     setting = os.environ.get(HARNESS_VARIABLE)
-    return Path(setting) if setting else installed_library("libmamba_trt_harness.so")
+    return Path(setting) if setting else installed("libmamba_trt_harness.so")
 
 
 def rtx_core() -> Path | None:
@@ -54,7 +53,7 @@ NOT_BUILT = (
 
 def is_built() -> bool:
     """Whether there is a plugin library and a harness to drive it."""
-    return plugin_path() is not None and harness_path() is not None
+    return TRT_PLUGIN.path() is not None and harness_path() is not None
 
 
 class CTensor(ctypes.Structure):

@@ -13,9 +13,9 @@ from bench import peers
 from bench.peers.models import transformers_model
 from bench.rows import Row
 from bench.timing import median_milliseconds
-from mamba_export.backends.onnxruntime.custom_ops import library_path
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
+from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaConfig, MambaLM
 
 _STEPS = 16
@@ -48,7 +48,7 @@ def model_rows(
         torch.manual_seed(0)
         folder = export(MambaLM(config).eval(), Path(temporary) / "model")
         forms = [("function bodies", False)]
-        if library_path() is not None:
+        if CUSTOM_OPS.path() is not None:
             forms.append(("native kernels", True))
         for label, use_native in forms:
             progress(f"ONNX Runtime, {label}")

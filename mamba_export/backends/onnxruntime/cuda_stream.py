@@ -11,6 +11,7 @@ import numpy as np
 
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.errors import SessionError
+from mamba_export.libraries import CUSTOM_OPS
 
 CHOOSE_NOTHING, CHOOSE_BEST, CHOOSE_DRAWN = range(3)
 """``mamba_choice``."""
@@ -61,9 +62,9 @@ class GpuStream:
     _idle: ClassVar[dict[int, list[int]]] = {}  # streams of sessions that are gone, for the next
 
     def __init__(self, device: int) -> None:
-        path = custom_ops.library_path()
+        path = CUSTOM_OPS.path()
         if path is None:
-            raise SessionError(custom_ops.why_absent())
+            raise SessionError(CUSTOM_OPS.why_absent())
         self._library = custom_ops.load(path)
         self.lock = threading.Lock()
         idle = self._idle.setdefault(device, [])

@@ -8,55 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
 import onnxruntime as ort
 
 from mamba_export.errors import SessionError, first_line
-from mamba_export.files import installed_library
+from mamba_export.libraries import CUSTOM_OPS
 
-LIBRARY_VARIABLE = "MAMBA_EXPORT_LIBRARY"
-"""Environment variable: path of the library to use instead of the installed one, or ``none`` for no library."""
-
-LIBRARY_FILE = "libmamba_export_ort.so"
-
-_REMEDY = f"install mamba_export again, or set {LIBRARY_VARIABLE}=none to run without it"
+_REMEDY = f"install mamba_export again, or set {CUSTOM_OPS.variable}=none to run without it"
 
 # Entries of a session's configuration (custom_ops.cpp).
 _REGISTERED = "mamba_export.registered"  # written by the library itself
 _FOR_CUDA = "mamba_export.cuda"  # read by it: register what has a kernel for CUDA alone, too
-
-
-def library_path() -> Path | None:
-    """The file to register with ONNX Runtime's session options, in any language; None where there is none.
-
-    Raises:
-        SessionError: ``MAMBA_EXPORT_LIBRARY`` names something that is no file.
-    """
-    setting = os.environ.get(LIBRARY_VARIABLE, "")
-    if setting == "none":
-        return None
-    if setting:
-        path = Path(setting)
-        if not path.is_file():
-            raise SessionError(
-                f"{LIBRARY_VARIABLE}={setting} is not a file: name {LIBRARY_FILE}, or none"
-            )
-        return path.resolve()
-    return installed_library(LIBRARY_FILE)
-
-
-def why_absent() -> str:
-    """One line about why ``library_path`` is None; empty where it is not."""
-    if library_path() is not None:
-        return ""
-    if os.environ.get(LIBRARY_VARIABLE) == "none":
-        return f"the native library is switched off by {LIBRARY_VARIABLE}=none"
-    return (
-        f"{LIBRARY_FILE} is not installed with mamba_export: "
-        "a C++ compiler and `pip install .` in its sources build it"
-    )
 
 
 @functools.cache
@@ -84,9 +47,9 @@ def cuda_problem(device: int = 0) -> str:
     Raises:
         SessionError: the library is there and does not load.
     """
-    path = library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
-        return why_absent()
+        return CUSTOM_OPS.why_absent()
     library = load(path)
     if not library.mamba_cuda_architectures():
         return f"{path} was built without CUDA: install mamba_export where nvcc is"
@@ -119,10 +82,10 @@ def register(options: ort.SessionOptions, wanted: bool | None, *, for_cuda: bool
     """
     if wanted is False or is_registered(options):
         return
-    path = library_path()
+    path = CUSTOM_OPS.path()
     if path is None:
         if wanted:
-            raise SessionError(f"native=True: {why_absent()}")
+            raise SessionError(f"native=True: {CUSTOM_OPS.why_absent()}")
         return
     if for_cuda:
         options.add_session_config_entry(_FOR_CUDA, "1")

@@ -12,7 +12,6 @@ from mamba_export.backends.tensorrt.names import (
     DEPLOY_FILE,
     DESCRIPTION_FILE,
     GRAPH_FILE,
-    PLUGIN_FILE,
     TENSORRT,
 )
 from mamba_export.backends.tensorrt.options import BuildOptions, check_request
@@ -20,6 +19,7 @@ from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
 from mamba_export.files import new_folder
 from mamba_export.folder.metadata import read_metadata
+from mamba_export.libraries import TRT_PLUGIN
 
 _SOURCES = ("CMakeLists.txt", "plugins")
 _NOT_WRITTEN_BY_EXPORT = {DEPLOY_FILE, DESCRIPTION_FILE, GRAPH_FILE}
@@ -59,7 +59,7 @@ def bundle(
         runtime=TENSORRT.name,
         profiles=options.profiles(),
         plugins=nodes if options.plugin else {},
-        plugin_library=PLUGIN_FILE if options.plugin else None,
+        plugin_library=TRT_PLUGIN.file if options.plugin else None,
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
     )

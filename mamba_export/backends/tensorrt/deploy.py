@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mamba_export.backends.tensorrt.description import interface
-from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE, PLUGIN_FILE
+from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.folder.metadata import Metadata
+from mamba_export.libraries import TRT_PLUGIN
 
 PLUGIN_SOURCE = "plugin"
 """Folder of a bundle that holds the plugin's sources."""
@@ -14,14 +15,14 @@ PLUGIN_SOURCE = "plugin"
 _PLUGIN_TEXT = f"""
 ## The plugin
 
-`{PLUGIN_FILE}` holds the scan as a TensorRT layer. Build it on the target, for its GPU (87: Jetson Orin,
+`{TRT_PLUGIN.file}` holds the scan as a TensorRT layer. Build it on the target, for its GPU (87: Jetson Orin,
 110: Jetson Thor, 86 and 89: RTX 30 and 40, 120: RTX 50). TensorRT's headers come with JetPack and with
 TensorRT's packages:
 
 ```
 cmake -S {PLUGIN_SOURCE} -B {PLUGIN_SOURCE}/build -DMAMBA_CUDA_ARCHITECTURES=87
 cmake --build {PLUGIN_SOURCE}/build --target mamba_export_trt mamba_run -j
-cp {PLUGIN_SOURCE}/build/plugins/tensorrt/{PLUGIN_FILE} {PLUGIN_SOURCE}/build/plugins/tensorrt/mamba_run .
+cp {PLUGIN_SOURCE}/build/plugins/tensorrt/{TRT_PLUGIN.file} {PLUGIN_SOURCE}/build/plugins/tensorrt/mamba_run .
 ```
 
 `{PLUGIN_SOURCE}` is what `mamba-export build OUT --bundle FOLDER` puts into FOLDER; elsewhere take
@@ -43,7 +44,7 @@ def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
         "--skipInference",
     ]
     if options.plugin:
-        words.append(f"--staticPlugins=./{PLUGIN_FILE}")
+        words.append(f"--staticPlugins=./{TRT_PLUGIN.file}")
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
     if options.timing_cache is not None:

@@ -10,8 +10,6 @@ GRAPH_FILE = "model.tensorrt.onnx"
 """The graph as TensorRT's parser is to read it; its weights are those of model.onnx."""
 DEPLOY_FILE = "DEPLOY.md"
 
-PLUGIN_FILE = "libmamba_export_trt.so"
-
 DESCRIPTION_FORMAT = 1
 """Version of engine.json's layout."""
 

@@ -1,0 +1,116 @@
+"""How the compiled kernels see an operator: the fields of its parameter struct, by one rule.
+
+The rule: the sizes; the dtypes; the attributes; whether weights are constants; the strided inputs; the other
+inputs; the outputs. Each group keeps the row's order. The C header, the C++ that fills a struct from a
+node, and the Python that packs one for a call all follow it. Imports nothing of ours but the rows' types.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from mamba_export.contract.spec import FP32, Operator, R, T, Tensor
+
+INT64 = "int64"  # int64_t: a size
+DTYPE = "dtype"  # mamba_dtype: index into contract.DTYPES
+INT = "int"  # int: a flag, 0 or 1
+FLOAT = "float"  # float
+SEQUENCE = "sequence"  # mamba_sequence: data, batch stride, step stride; data is null where an input is absent
+INPUT = "input"  # const void*, or const float* for class FP32
+OUTPUT = "output"  # void*, or float* for class FP32
+"""Kinds of fields."""
+
+_CODES = {
+    INT64: "q",
+    DTYPE: "i",
+    INT: "i",
+    FLOAT: "f",
+    SEQUENCE: "Pqq",
+    INPUT: "P",
+    OUTPUT: "P",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a parameter struct.
+
+    Args:
+        name: in C, and of the size, attribute or tensor that it holds.
+        kind: INT64, DTYPE, INT, FLOAT, SEQUENCE, INPUT or OUTPUT.
+        tensor: of the last three kinds, the row's tensor.
+    """
+
+    name: str
+    kind: str
+    tensor: Tensor | None = None
+
+
+def fields(op: Operator) -> tuple[Field, ...]:
+    """The fields of ``mamba_<torch_name>_params``, in order.
+
+    Attributes that are derived from sizes have no field; a tensor of class R has its dtype in
+    ``<tensor>_dtype`` (the first input of the class names it).
+    """
+    flags = {"flag": INT, "float": FLOAT}
+    residual = [tensor.name for tensor in op.inputs if tensor.dtype == R][:1]
+    return (
+        *(Field(size.name, INT64) for size in op.sizes),
+        Field("dtype", DTYPE),
+        *(Field(f"{name}_dtype", DTYPE) for name in residual),
+        *(Field(one.name, flags[one.kind]) for one in op.attributes if not one.derived),
+        *((Field("constant_weights", INT),) if op.constant_weights else ()),
+        *(Field(tensor.name, SEQUENCE, tensor) for tensor in op.inputs if tensor.strided),
+        *(Field(tensor.name, INPUT, tensor) for tensor in op.inputs if not tensor.strided),
+        *(Field(tensor.name, OUTPUT, tensor) for tensor in op.outputs),
+    )
+
+
+def packer(op: Operator) -> struct.Struct:
+    """What packs a struct's numbers, those of a sequence in line, into bytes of its C layout."""
+    return struct.Struct("@" + "".join(_CODES[field.kind] for field in fields(op)))
+
+
+def c_type(field: Field) -> str:
+    """A field's type in C, with the star of a pointer."""
+    if field.kind in (INPUT, OUTPUT):
+        assert field.tensor is not None
+        element = "float" if field.tensor.dtype == FP32 else "void"
+        return f"{'const ' if field.kind == INPUT else ''}{element}*"
+    return {INT64: "int64_t", DTYPE: "mamba_dtype", SEQUENCE: "mamba_sequence"}.get(
+        field.kind, field.kind
+    )
+
+
+def size_sources(op: Operator) -> dict[str, tuple[int, int]]:
+    """Where each size is read from: (index of an input, its axis).
+
+    The first input that is always there and has the size alone as an axis.
+
+    Raises:
+        ValueError: a size that no such axis gives.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for index, tensor in enumerate(op.inputs):
+        for position, axis in enumerate(tensor.axes):
+            if tensor.without is None and axis.constant == 0 and len(axis.terms) == 1:
+                name, factor = axis.terms[0]
+                if factor == 1:
+                    found.setdefault(name, (index, position))
+    missing = [size.name for size in op.sizes if size.name not in found]
+    if missing:
+        raise ValueError(f"{op.name}: no input has an axis that is the size {missing[0]} alone")
+    return {size.name: found[size.name] for size in op.sizes}
+
+
+def dtype_source(op: Operator, dtype_class: str = T) -> int:
+    """Index of the first input of a dtype class, which is always there: the others follow its dtype.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for index, tensor in enumerate(op.inputs):
+        if tensor.dtype == dtype_class and tensor.without is None:
+            return index
+    raise ValueError(f"{op.name} has no input of dtype class {dtype_class}")

@@ -1,0 +1,105 @@
+"""Where an installation keeps what it compiled: the one finder of our libraries, and why one is absent.
+
+``pip install`` puts them into ``mamba_export/lib``. An environment variable names another file, or ``none``
+for no library. Nothing here loads a library, and nothing here imports more than errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mamba_export.errors import EngineError, MambaExportError, SessionError
+
+
+@dataclass(frozen=True)
+class CompiledFile:
+    """A file that an installation compiles, or does not.
+
+    Args:
+        file: its name.
+        variable: environment variable that names another file, or ``none`` for no library.
+        switched_off: what there is none of then, with its verb.
+        remedy: what builds it.
+        error: raised where the variable names no file.
+    """
+
+    file: str
+    variable: str
+    switched_off: str
+    remedy: str
+    error: type[MambaExportError] = MambaExportError
+
+    @property
+    def setting(self) -> str:
+        """The environment variable's value; empty where it is not set."""
+        return os.environ.get(self.variable, "")
+
+    def path(self) -> Path | None:
+        """The file, absolute; None where there is none.
+
+        Raises:
+            MambaExportError: the environment variable names something that is no file; of type ``error``.
+        """
+        setting = self.setting
+        if setting == "none":
+            return None
+        if not setting:
+            return installed(self.file)
+        path = Path(setting)
+        if not path.is_file():
+            raise self.error(f"{self.variable}={setting} is not a file: name {self.file}, or none")
+        return path.resolve()
+
+    def why_absent(self) -> str:
+        """One line about why ``path`` is None; empty where it is not. Raises as ``path`` does."""
+        if self.path() is not None:
+            return ""
+        if self.setting == "none":
+            return f"{self.switched_off} switched off by {self.variable}=none"
+        return f"{self.file} is not installed with mamba_export: {self.remedy}"
+
+
+_BUILT_FROM_CPP = "a C++ compiler and `pip install .` in its sources build it"
+
+KERNELS = CompiledFile(
+    file="libmamba_export_kernels.so",
+    variable="MAMBA_EXPORT_KERNELS",
+    switched_off="the compiled kernels are",
+    remedy=_BUILT_FROM_CPP,
+)
+"""The compiled kernels, for PyTorch."""
+
+CUSTOM_OPS = CompiledFile(
+    file="libmamba_export_ort.so",
+    variable="MAMBA_EXPORT_LIBRARY",
+    switched_off="the native library is",
+    remedy=_BUILT_FROM_CPP,
+    error=SessionError,
+)
+"""The custom operators of ONNX Runtime."""
+
+TRT_PLUGIN = CompiledFile(
+    file="libmamba_export_trt.so",
+    variable="MAMBA_EXPORT_TRT_PLUGIN",
+    switched_off="the TensorRT plugin is",
+    remedy="the CUDA toolkit, TensorRT's headers and `pip install .` in its sources build it",
+    error=EngineError,
+)
+"""The plugins of TensorRT and TensorRT-RTX."""
+
+MAMBA_RUN = "mamba_run"
+"""The program that runs an engine without Python; it is built with the TensorRT plugins."""
+
+
+def installed(name: str) -> Path | None:
+    """Path of a compiled file that was installed with the package; None where there is none.
+
+    An editable installation keeps the sources here and the libraries under site-packages, so every
+    entry of ``sys.path`` is looked at, after the package's own folder.
+    """
+    packages = [Path(__file__).parent, *(Path(entry or ".") / "mamba_export" for entry in sys.path)]
+    places = (package / "lib" / name for package in packages)
+    return next((place.resolve() for place in places if place.is_file()), None)
