@@ -80,7 +80,9 @@ def _seconds(make: Callable[[], Callable[[int], Any]]) -> float:
 
 def _copies() -> dict[str, Callable[[int], Callable[[int], Any]]]:
     kinds = {"driver's copy": _driver_copy, "elementwise copy": _elementwise_copy}
-    return {**kinds, "Triton's copy": _triton_copy} if _has_triton() else kinds
+    if _has_triton():
+        kinds["Triton's copy"] = _triton_copy
+    return kinds
 
 
 def _has_triton() -> bool:
