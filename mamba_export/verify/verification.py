@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from mamba_export import contract
+from mamba_export.backends import registry
+from mamba_export.backends.backend import Backend
 from mamba_export.errors import ExportError, SessionError
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
-from mamba_export.verify import backends as known_backends
-from mamba_export.verify.backends import Backend
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, TorchModel, model_checks
 from mamba_export.verify.operators import grid, operator_checks
@@ -48,7 +48,7 @@ def verify(
         folder: what ``export`` wrote.
         model: the source; None for the one that the metadata names.
         text: text of the next-token check; None for the one that ships with the package.
-        backends: which to run, of ``parity.backends.NAMES``; None for every one that is present.
+        backends: which to run, of ``backends.registry.variants()``; None for every one that is present.
         quick: fewer lengths and one batch size.
         on_check: called with each result as it comes.
 
@@ -61,7 +61,7 @@ def verify(
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    found, missing = known_backends.present(tuple(backends or known_backends.NAMES), folder)
+    found, missing = registry.present(backends or None, folder)
     if backends and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
