@@ -23,6 +23,7 @@ _LOW = ("fp16", "bf16")  # the matrix units run both at one rate
 _EXPONENTIALS = 512  # of a thread's number, one after the other
 
 Progress = Callable[[str], None]
+_Make = Callable[[int], Callable[[int], Any]]  # bytes -> what launches one copy of them
 
 
 def measure_ceilings(
@@ -78,8 +79,8 @@ def _seconds(make: Callable[[], Callable[[int], Any]]) -> float:
     return seconds
 
 
-def _copies() -> dict[str, Callable[[int], Callable[[int], Any]]]:
-    kinds = {"driver's copy": _driver_copy, "elementwise copy": _elementwise_copy}
+def _copies() -> dict[str, _Make]:
+    kinds: dict[str, _Make] = {"driver's copy": _driver_copy, "elementwise copy": _elementwise_copy}
     if _has_triton():
         kinds["Triton's copy"] = _triton_copy
     return kinds
