@@ -111,8 +111,8 @@ class EngineDescription:
 
 
 def _three(numbers: list[int]) -> tuple[int, int, int]:
-    least, best, most = map(int, numbers)
-    return least, best, most
+    minimum, optimum, maximum = map(int, numbers)
+    return minimum, optimum, maximum
 
 
 def describe_tensors(tensors: Sequence[Value]) -> list[dict[str, Any]]:

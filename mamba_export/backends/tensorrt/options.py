@@ -17,12 +17,12 @@ class BuildOptions:
 
     Args:
         precision: "fp32", "fp16" or "bf16", which must be the file's own; None takes it as it is.
-        batch: least, best and most sequences a run.
-        length: least, best and most steps a run, of the prefill profile; the decode profile has 1.
-        past: least, best and most steps that were read before, of states that grow; None takes 0 to the most of
-            ``length``, tuned for an eighth of that.
-        sizes: least, best and most of other symbolic axes, by name.
-        workspace_mib: most scratch memory that a layer may take; None leaves it to TensorRT.
+        batch: minimum, optimum and maximum sequences a run.
+        length: minimum, optimum and maximum steps a run, of the prefill profile; the decode profile has 1.
+        past: minimum, optimum and maximum steps that were read before, of states that grow; None takes 0 to the
+            maximum of ``length``, tuned for an eighth of that.
+        sizes: minimum, optimum and maximum of other symbolic axes, by name.
+        workspace_mib: limit of the scratch memory that a layer may take; None leaves it to TensorRT.
         timing_cache: file of kernel timings, read where it exists and written; TensorRT only.
         version_compatible: the engine runs on later TensorRT versions too; TensorRT only.
         hardware_compatible: the engine runs on every GPU from Ampere on; TensorRT only.
@@ -45,8 +45,8 @@ class BuildOptions:
     def profiles(self, metadata: Metadata) -> tuple[Profile, Profile]:
         """Prefill and decode of a program. EngineError where a range is wrong."""
         sizes = {name: check_range(three, f"sizes of {name}") for name, three in self.sizes.items()}
-        most = max(self.length)
-        past = check_range(self.past or (0, max(1, most // 8), most), "--past", least=0)
+        longest = max(self.length)
+        past = check_range(self.past or (0, max(1, longest // 8), longest), "--past", minimum=0)
         grown = {state.grown_axis: past for state in metadata.states if state.grown_axis}
         return make_profiles(self.batch, self.length, {**sizes, **grown})
 

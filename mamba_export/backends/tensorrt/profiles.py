@@ -14,7 +14,7 @@ PREFILL = "prefill"
 DECODE = "decode"
 
 Range = tuple[int, int, int]
-"""Least, best (what kernels are chosen for) and most."""
+"""Minimum, optimum (what kernels are chosen for) and maximum."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Profile:
             self.batch[0] <= batch <= self.batch[2] and self.length[0] <= length <= self.length[2]
         )
 
+<<<<<<< HEAD
     def shapes(self, tensor: Value) -> tuple[tuple[int, ...], ...]:
         """The tensor's least, best and most shape.
 
@@ -57,6 +58,12 @@ class Profile:
             tensor.resolve({name: three[index] for name, three in ranges.items()})
             for index in range(3)
         )
+=======
+    def shapes(self, tensor: TensorInfo) -> tuple[tuple[int, ...], ...]:
+        """The tensor's minimum, optimum and maximum shape."""
+        sizes = zip(self.batch, self.length, strict=True)
+        return tuple(tensor.resolve(batch, length) for batch, length in sizes)
+>>>>>>> main
 
     def __str__(self) -> str:
         return (
@@ -75,15 +82,20 @@ def make_profiles(
         sizes: the same of other symbolic axes, checked already.
 
     Raises:
-        EngineError: a range is not least <= best <= most, all at least 1.
+        EngineError: a range is not 1 <= minimum <= optimum <= maximum.
     """
     batches, lengths = check_range(batch, "--batch"), check_range(length, "--length")
     others = dict(sizes or {})
     return Profile(PREFILL, batches, lengths, others), Profile(DECODE, batches, (1, 1, 1), others)
 
 
+<<<<<<< HEAD
 def parse_range(text: str, option: str, least: int = 1) -> Range:
     """A range from the command line: "1,4,16" (least, best, most), or one number for all three.
+=======
+def parse_range(text: str, option: str) -> Range:
+    """A range from the command line: "1,4,16" (minimum, optimum, maximum), or one number for all three.
+>>>>>>> main
 
     Raises:
         EngineError: it is neither.
@@ -104,7 +116,11 @@ def check_range(
     if len(numbers) != 3 or not least <= numbers[0] <= numbers[1] <= numbers[2]:
         shown = ",".join(map(str, numbers)) if text is None else text
         raise EngineError(
+<<<<<<< HEAD
             f"{option} {shown}: give least,best,most, rising and at least {least}, as in 1,4,16, or one number"
+=======
+            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least 1"
+>>>>>>> main
         )
     return numbers[0], numbers[1], numbers[2]
 
