@@ -40,9 +40,8 @@ class Profile:
             self.batch[0] <= batch <= self.batch[2] and self.length[0] <= length <= self.length[2]
         )
 
-<<<<<<< HEAD
     def shapes(self, tensor: Value) -> tuple[tuple[int, ...], ...]:
-        """The tensor's least, best and most shape.
+        """The tensor's minimum, optimum and maximum shape.
 
         Raises:
             EngineError: it has an axis without a range.
@@ -52,18 +51,12 @@ class Profile:
             if isinstance(size, str) and size not in ranges:
                 raise EngineError(
                     f"input {tensor.name} has an axis {size} without a range: "
-                    f"BuildOptions(sizes={{{size!r}: (least, best, most)}})"
+                    f"BuildOptions(sizes={{{size!r}: (minimum, optimum, maximum)}})"
                 )
         return tuple(
             tensor.resolve({name: three[index] for name, three in ranges.items()})
             for index in range(3)
         )
-=======
-    def shapes(self, tensor: TensorInfo) -> tuple[tuple[int, ...], ...]:
-        """The tensor's minimum, optimum and maximum shape."""
-        sizes = zip(self.batch, self.length, strict=True)
-        return tuple(tensor.resolve(batch, length) for batch, length in sizes)
->>>>>>> main
 
     def __str__(self) -> str:
         return (
@@ -78,7 +71,7 @@ def make_profiles(
     """The two profiles of an engine: a prompt of any length in the range, and one step.
 
     Args:
-        batch, length: least, best and most.
+        batch, length: minimum, optimum and maximum.
         sizes: the same of other symbolic axes, checked already.
 
     Raises:
@@ -89,13 +82,8 @@ def make_profiles(
     return Profile(PREFILL, batches, lengths, others), Profile(DECODE, batches, (1, 1, 1), others)
 
 
-<<<<<<< HEAD
-def parse_range(text: str, option: str, least: int = 1) -> Range:
-    """A range from the command line: "1,4,16" (least, best, most), or one number for all three.
-=======
-def parse_range(text: str, option: str) -> Range:
+def parse_range(text: str, option: str, minimum: int = 1) -> Range:
     """A range from the command line: "1,4,16" (minimum, optimum, maximum), or one number for all three.
->>>>>>> main
 
     Raises:
         EngineError: it is neither.
@@ -106,21 +94,17 @@ def parse_range(text: str, option: str) -> Range:
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    return check_range(numbers, option, text, least)
+    return check_range(numbers, option, text, minimum)
 
 
 def check_range(
-    numbers: Sequence[int], option: str, text: str | None = None, least: int = 1
+    numbers: Sequence[int], option: str, text: str | None = None, minimum: int = 1
 ) -> Range:
-    """The numbers as a range from ``least`` on; EngineError, naming the option, where they are none."""
-    if len(numbers) != 3 or not least <= numbers[0] <= numbers[1] <= numbers[2]:
+    """The numbers as a range from ``minimum`` on; EngineError, naming the option, where they are none."""
+    if len(numbers) != 3 or not minimum <= numbers[0] <= numbers[1] <= numbers[2]:
         shown = ",".join(map(str, numbers)) if text is None else text
         raise EngineError(
-<<<<<<< HEAD
-            f"{option} {shown}: give least,best,most, rising and at least {least}, as in 1,4,16, or one number"
-=======
-            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least 1"
->>>>>>> main
+            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least {minimum}"
         )
     return numbers[0], numbers[1], numbers[2]
 
@@ -138,10 +122,10 @@ def check_grown(profile: Profile, metadata: Metadata, tensors: Sequence[Sized]) 
     """Raise SessionError where a state has grown beyond what a profile takes."""
     for info, tensor in zip(metadata.states, tensors, strict=True):
         if info.grows is not None:
-            least, _, most = profile.sizes[str(info.grown_axis)]
+            minimum, _, maximum = profile.sizes[str(info.grown_axis)]
             steps = tensor.shape[info.grows]
-            if not least <= steps <= most:
+            if not minimum <= steps <= maximum:
                 raise SessionError(
-                    f"state {info.past.name} has grown to {steps} steps, the engine was built for {least} to "
-                    f"{most}: build it with another --past"
+                    f"state {info.past.name} has grown to {steps} steps, the engine was built for {minimum} to "
+                    f"{maximum}: build it with another --past"
                 )

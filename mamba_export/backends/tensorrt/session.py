@@ -188,13 +188,8 @@ class TrtSession(GenerationMethods):
 
     def _parts(self, inputs: CheckedInputs, batch: int, length: int) -> Iterator[CheckedInputs]:
         """The sequence in parts of nearly equal length that the profiles take."""
-<<<<<<< HEAD
-        most = max(profile.length[2] for profile in self.engine.description.profiles)
-        count = math.ceil(length / most) if self._can_be_split else 1
-=======
         longest = max(profile.length[2] for profile in self.engine.description.profiles)
-        count = math.ceil(length / longest)
->>>>>>> main
+        count = math.ceil(length / longest) if self._can_be_split else 1
         bounds = [length * index // count for index in range(count + 1)]
         for start, end in itertools.pairwise(bounds):
             self._profile(batch, end - start)  # all of them before the first runs
