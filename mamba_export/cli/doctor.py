@@ -196,8 +196,10 @@ def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
         return Finding(what, "broken", str(error))
     except ModuleNotFoundError as error:
         line = requirements.missing(error)
+        if line is None:
+            return Finding(what, "broken", named_first_line(error))
         return Finding(
-            what, "absent" if line else "broken", str(line) if line else named_first_line(error)
+            what, "absent", requirements.how_to_install(what) if line.name == what else str(line)
         )
     except Exception as error:
         return Finding(what, "broken", named_first_line(error))
@@ -207,7 +209,7 @@ def report() -> list[Finding]:
     """Look at everything that an export or a run may use; a row each, whatever its state."""
     machine = f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"
     return [
-        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parent}"),
+        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parents[1]}"),
         Finding("python", "ok", machine),
         _guarded("torch", _torch),
         _package("triton"),

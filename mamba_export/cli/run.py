@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mamba_export.backends.onnxruntime.loading import CPU_PROVIDER, CUDA_PROVIDER
-from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.tensorrt.session import TrtSession
+from mamba_export.backends import registry
 from mamba_export.errors import SessionError
 from mamba_export.generation.generate import TextStream
 from mamba_export.generation.results import Generations, Timings
@@ -25,7 +23,6 @@ _CONTROLS = {
     if chr(code) not in "\t\n"
 }
 """Control characters other than tab and newline."""
-_PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 
 
 def run_command(
@@ -53,7 +50,8 @@ def run_command(
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
         ignore_end: go on after an end-of-text token.
-        backend: "ort", or "trt" for the engine that ``mamba-export build`` wrote.
+        backend: the ``option`` of a runtime in the registry, such as "trt" for the engine that
+            ``mamba-export build`` wrote.
 
     Returns:
         Exit code: 0, or 130 after Ctrl-C (what was generated until then has been printed).
@@ -66,14 +64,7 @@ def run_command(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its text
     try:
-        session: OrtSession | TrtSession
-        if backend == "trt":
-            if provider is not None or threads is not None:
-                raise SessionError("--provider and --threads are for --backend ort: leave them out")
-            session = TrtSession(folder)
-        else:
-            names = None if provider is None else [_PROVIDERS.get(provider.lower(), provider)]
-            session = OrtSession(folder, providers=names, threads=threads)
+        session = registry.runtime(backend).open_session(folder, provider, threads)
         pieces = session.stream(
             prompts,
             sampling=sampling,
