@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench_rows import PREFILL
@@ -112,6 +113,43 @@ def test_absent_mamba_ssm_is_a_note(
         peers.mamba_ssm_absent.cache_clear()
     assert [row.kind for row in rows] == ["prefill", "decode", "decode"]
     assert all(row.milliseconds is None and "not installed" in row.note for row in rows)
+
+
+class TheirModel:
+    """What ``MambaSsmModel`` offers, without it."""
+
+    def __init__(self, config: MambaConfig, dtype: str) -> None:
+        pass
+
+    def prefill(self, tokens: np.ndarray) -> torch.Tensor:
+        return torch.ones(len(tokens), 3)
+
+    def captured_prefill(self, tokens: np.ndarray) -> Callable[[], torch.Tensor]:
+        if tokens.shape[1] == 16:
+            return lambda: -self.prefill(tokens)
+        return lambda: self.prefill(tokens)
+
+    def decode_milliseconds(self, batch: int, steps: int) -> float:
+        return 2.0
+
+    def graph_milliseconds(self, batch: int, steps: int) -> float:
+        return 1.0
+
+
+def test_mamba_ssm_is_timed_in_each_of_its_forms(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: MambaConfig
+) -> None:
+    monkeypatch.setattr(peers, "mamba_ssm_absent", lambda: "")
+    monkeypatch.setattr(peer_rows, "MambaSsmModel", TheirModel)
+    some = Cases(lengths=(8, 16), batches=(1,))
+    rows = list(peer_rows.mamba_ssm_rows(tiny_config, "130m", some, lambda _: None))
+    assert [(row.kind, row.implementation) for row in rows] == [
+        ("decode", "mamba_ssm"), ("decode", "mamba_ssm, step alone"),
+        ("prefill", "mamba_ssm"), ("prefill", "mamba_ssm, CUDA graph"),
+        ("prefill", "mamba_ssm"), ("prefill", "mamba_ssm, CUDA graph"),
+    ]  # fmt: skip
+    assert all(row.milliseconds is not None for row in rows[:-1])
+    assert rows[-1].note == "ValueError: the captured logits differ by 2.0e+00"
 
 
 def test_prefill_and_decode_have_batches_of_their_own() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.figures import figures
 from bench.plots import TITLES as PLOT_TITLES
-from bench.plots import plot_file
+from bench.plots import plot_file, write_plots
 from bench.record import read_record, rows_of, write_whole
 from bench.rows import Row
 from bench.tables import grids, markdown
@@ -42,7 +42,8 @@ class Records:
     """The records of a repository.
 
     Args:
-        valid: newest first, each with the places of its plots by kind under "plots".
+        valid: newest first, each with its own place under "file" and those of its plots by kind under "plots",
+            relative to the root.
         refused: why each of the others is not shown.
     """
 
@@ -66,7 +67,8 @@ def load_records(root: Path) -> Records:
             continue
         drawn = {kind: plot_file(file, kind) for kind in PLOT_TITLES}
         places = {k: p.relative_to(root).as_posix() for k, p in drawn.items() if p.is_file()}
-        records.valid.append({**record, "plots": places})
+        name = file.relative_to(root).as_posix()
+        records.valid.append({**record, "file": name, "plots": places})
     return records
 
 
@@ -135,13 +137,17 @@ def generated(root: Path) -> dict[Path, str]:
 
 
 def write_docs(root: Path) -> list[Path]:
-    """Write them.
+    """Write them, and draw the plots of valid records that have none yet.
 
     Raises:
-        MambaExportError: a record is none, or a file cannot be written.
+        MambaExportError: a record is none, a file cannot be written, or a plot needs matplotlib.
     """
+    drawn = []
+    for record in load_records(root).valid:
+        if not record["plots"]:
+            drawn += write_plots(root / record["file"], rows_of(record))
     texts = generated(root)
     for file, text in texts.items():
         file.parent.mkdir(exist_ok=True)
         write_whole(file, text)
-    return list(texts)
+    return [*drawn, *texts]

@@ -65,9 +65,9 @@ def _eager(model: MambaSsmModel, prompts: np.ndarray) -> float:
 
 def _captured(model: MambaSsmModel, prompts: np.ndarray) -> float:
     """Time of a replay, once its logits are those of the plain call."""
-    expected = model.prefill(prompts).astype(np.float64)
+    expected = model.prefill(prompts).double()
     replay = model.captured_prefill(prompts)
-    error = np.linalg.norm(replay() - expected) / np.linalg.norm(expected)
+    error = float((replay().double() - expected).norm() / expected.norm())
     if not error < _RELATED:
         raise ValueError(f"the captured logits differ by {error:.1e}")
     return median_milliseconds(replay, _SECONDS, least=_LEAST)

@@ -43,6 +43,12 @@ def write_plots(record: Path, rows: Sequence[Row]) -> list[Path]:
     Raises:
         MambaExportError: matplotlib is not installed.
     """
+    kept = {
+        name: _with_best_peer(r for r in rows if r.kind == name and r.milliseconds is not None)
+        for name in _DRAWN
+    }
+    if not any(_of(mine, OURS) for mine in kept.values()):
+        return []
     try:
         import matplotlib
     except ImportError:
@@ -54,10 +60,8 @@ def write_plots(record: Path, rows: Sequence[Row]) -> list[Path]:
 
     written = []
     for name, draw in _DRAWN.items():
-        mine = _with_best_peer(
-            row for row in rows if row.kind == name and row.milliseconds is not None
-        )
-        if not any(row.implementation == OURS for row in mine):
+        mine = kept[name]
+        if not _of(mine, OURS):
             continue
         figure, axes = pyplot.subplots(figsize=_INCHES, layout="constrained")
         draw(axes, mine)

@@ -15,6 +15,9 @@ from bench.rows import LIMIT, OURS, Row, comparisons, is_ours, is_peer
 _IN_MICROSECONDS = ("scan", "step", "convolution")
 
 
+_LOG_WIDTH = 200
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table: its title, header and lines of cells."""
@@ -90,11 +93,13 @@ def ratio(value: float | None) -> str:
 def print_rows(rows: Sequence[Row], device: str) -> None:
     """Print the tables of a run."""
     console = Console()
+    if not console.is_terminal:  # a log has no width
+        console.width = _LOG_WIDTH
     for grid in grids(rows):
         title = f"{device}: {grid.title}" if grid.title else device
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(grid.header):
-            table.add_column(name, justify="left" if index == 0 else "right")
+            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
         before = ""
         for line in grid.lines:
             first = "" if not grid.title and line[0] == before else line[0]

@@ -35,12 +35,12 @@ class CapturedPrefill:
         with torch.cuda.graph(self._graph):
             self._logits = forward()
 
-    @torch.inference_mode()
-    def __call__(self) -> np.ndarray:
-        """Logits of the last step (batch, vocab)."""
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """Logits of the last step (batch, vocab), on the host."""
         self._ids.copy_(self._host)
         self._graph.replay()
-        return self._logits.cpu().numpy()
+        return self._logits.cpu()
 
 
 class MambaSsmModel:
@@ -58,7 +58,7 @@ class MambaSsmModel:
         )
         self._model = MambaLMHeadModel(theirs, device="cuda", dtype=TORCH_DTYPES[dtype]).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def captured_prefill(self, tokens: np.ndarray) -> CapturedPrefill:
         """The same logits by one CUDA graph, without states: the way to call it that costs least.
 
@@ -67,16 +67,14 @@ class MambaSsmModel:
         return CapturedPrefill(self._model, tokens)
 
     @torch.inference_mode()
-    def prefill(self, tokens: np.ndarray) -> np.ndarray:
+    def prefill(self, tokens: np.ndarray) -> torch.Tensor:
         """tokens (batch, length) -> logits of the last step (batch, vocab), on the host; fills its states."""
         from mamba_ssm.utils.generation import InferenceParams
 
         batch, length = tokens.shape
         states = InferenceParams(max_seqlen=length + 1, max_batch_size=batch)
         ids = torch.from_numpy(tokens).cuda()
-        return (
-            self._model(ids, inference_params=states, num_last_tokens=1).logits[:, 0].cpu().numpy()
-        )
+        return self._model(ids, inference_params=states, num_last_tokens=1).logits[:, 0].cpu()
 
     def decode_milliseconds(self, batch: int, steps: int) -> float:
         """Time of a token in its ``generate`` with a CUDA graph, greedy: a long run less a short one.
