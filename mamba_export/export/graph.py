@@ -16,8 +16,8 @@ from mamba_export.errors import ExportError, first_line
 from mamba_export.export import capture, passes
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
-from mamba_export.export.layers import fuse_layers as fuse_layers_pass
 from mamba_export.export.translate import translation_table
+from mamba_export.models.language_model import layers_as_nodes
 
 OPSETS = range(18, 24)
 """Versions of standard ONNX that the exporter and the function bodies were tried with."""
@@ -51,18 +51,17 @@ def build(program: Program, *, opset: int = DEFAULT_OPSET, fuse_layers: bool = T
             program says of it.
     """
     check_opset(opset)
-    exported = capture.trace(program.module, *capture.examples(program))
-    return convert(exported, program, opset=opset, fuse_layers=fuse_layers)
+    with layers_as_nodes(program.module, fuse_layers):
+        exported = capture.trace(program.module, *capture.examples(program))
+    return convert(exported, program, opset=opset)
 
 
-def convert(
-    exported: Any, program: Program, *, opset: int = DEFAULT_OPSET, fuse_layers: bool = True
-) -> ir.Model:
+def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> ir.Model:
     """``build`` for a program whose module has been traced already.
 
     Args:
         exported: a ``torch.export.ExportedProgram`` of the program's module.
-        program, opset, fuse_layers: see ``build``.
+        program, opset: see ``build``.
     """
     inputs = [*program.inputs, *(state.past for state in program.states)]
     outputs = [*program.outputs, *(state.present for state in program.states)]
@@ -91,8 +90,6 @@ def convert(
     _set_interface("output", model.graph.outputs, outputs)
     passes.fold_parameters(model)
     passes.strip_metadata(model)
-    if fuse_layers:
-        fuse_layers_pass(model)
     add_functions(model, opset)
     return model
 

@@ -79,7 +79,9 @@ class _Called(SharedParameters):
             presents = [_position(state, names) for state in self.states]
             for state, position in zip(self.states, presents, strict=True):
                 if presents.count(position) > 1:
-                    raise ExportError(f"two states have the result {names[position]}, of {state.argument}")
+                    raise ExportError(
+                        f"two states have the result {names[position]}, of {state.argument}"
+                    )
             outputs = [index for index in range(len(names)) if index not in presents]
             if not outputs:
                 raise ExportError("forward returns states alone: it needs at least one output")
@@ -194,7 +196,9 @@ def _bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
         else:
             bound = signature.bind(*((args,) if isinstance(args, Tensor) else args))
     except TypeError as error:
-        raise ExportError(f"args do not fit {type(module).__name__}.forward{signature}: {error}") from error
+        raise ExportError(
+            f"args do not fit {type(module).__name__}.forward{signature}: {error}"
+        ) from error
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -244,7 +248,9 @@ def _module_dtype(module: nn.Module) -> str:
             first.setdefault(tensor.dtype, name)
     for dtype, name in first.items():
         if dtype not in NAMES:
-            raise ExportError(f"{name} is of {dtype}: cast the module first, as with module.float()")
+            raise ExportError(
+                f"{name} is of {dtype}: cast the module first, as with module.float()"
+            )
     low = [dtype for dtype in first if dtype != torch.float32]
     if len(low) > 1:
         named = " and ".join(f"{first[dtype]} is {NAMES[dtype]}" for dtype in low)
@@ -274,7 +280,9 @@ def _leaves(found: Any, names: Sequence[str] | None) -> dict[str, Tensor]:
         else:
             names = ["output"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))]
     if len(names) != len(leaves) or len(set(names)) != len(names):
-        raise ExportError(f"output_names needs {len(leaves)} different names, one a result of forward")
+        raise ExportError(
+            f"output_names needs {len(leaves)} different names, one a result of forward"
+        )
     return dict(zip(names, leaves, strict=True))
 
 
@@ -328,9 +336,7 @@ def _value(
 ) -> Value:
     if dtype not in NAMES:
         raise ExportError(f"{name} is of {dtype}: use one of {', '.join(NAMES.values())}")
-    sizes = (
-        size if isinstance(size, int) else capture.renamed(str(size), names) for size in shape
-    )
+    sizes = (size if isinstance(size, int) else capture.renamed(str(size), names) for size in shape)
     return Value(name, NAMES[dtype], tuple(sizes))
 
 
