@@ -31,8 +31,8 @@ def declared_axes(
         grows: the axis along which an argument grows, by argument name; it is dynamic in any case.
 
     Raises:
-        ExportError: dynamic_shapes names an argument that there is not, an axis that it has not, or something else
-            than a Dim or a name.
+        ExportError: dynamic_shapes names an argument that there is not, an axis that it has not, or something
+            else than a Dim or a name.
     """
     by_name = _by_name(arguments, dynamic_shapes)
     dims: dict[str, Any] = {}

@@ -11,8 +11,8 @@ class State:
 
     Args:
         argument: its name in forward's signature.
-        result: the result that continues it: its position among forward's results (nested tuples, lists and dicts
-            counted flat), or its name in ``output_names`` or of the dict that forward returns.
+        result: the result that continues it: its position among forward's results (nested tuples, lists and
+            dicts counted flat), or its name in ``output_names`` or of the dict that forward returns.
         name: for people and messages; None for the argument's.
         start: value of every element at the start of a sequence.
         grows: axis along which the state grows by what was read, as a key/value cache does: it starts with length

@@ -104,7 +104,8 @@ def check_range(
     if len(numbers) != 3 or not minimum <= numbers[0] <= numbers[1] <= numbers[2]:
         shown = ",".join(map(str, numbers)) if text is None else text
         raise EngineError(
-            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least {minimum}"
+            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
+            f"{minimum}"
         )
     return numbers[0], numbers[1], numbers[2]
 
