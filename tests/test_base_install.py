@@ -121,7 +121,7 @@ def test_doctor_names_what_is_absent(bare: Path) -> None:
     result = run(bare, COMMAND, "doctor", "--json")
     assert result.returncode == 0, result.stderr
     rows = {row["what"]: row for row in json.loads(result.stdout)}
-    for package in ("torch", "onnx", "onnxruntime"):
+    for package in ("torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnx_graphsurgeon"):
         assert rows[package]["state"] == "absent"
         assert requirements.COMMANDS[package] in rows[package]["detail"]
     assert not [row for row in rows.values() if row["state"] == "broken"]
