@@ -11,8 +11,9 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamba_export.backends.backend import Backend, Runtime
-from mamba_export.errors import SessionError
+from mamba_export.backends.backend import Absent, Backend, Runtime
+from mamba_export.errors import MissingPackageError, SessionError
+from mamba_export.requirements import named
 
 FOLDERS = ("onnxruntime", "tensorrt")
 """In the order in which ``verify`` takes them; the first is the default of ``run``."""
@@ -59,7 +60,12 @@ def present(
     found: list[Backend] = []
     missing: dict[str, str] = {}
     for option in rows if options is None else options:
-        answer = _named(option, rows).find(option, folder or Path())
+        row = _named(option, rows)
+        try:
+            with named():
+                answer = row.find(option, folder or Path())
+        except MissingPackageError as error:
+            answer = Absent(row.title, str(error))
         if isinstance(answer, Backend):
             found.append(answer)
         else:

@@ -17,9 +17,9 @@ from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
-from mamba_export.export.layers import fuse_layers as fuse_layers_pass
 from mamba_export.export.translate import translation_table
 from mamba_export.models import LayerState, MambaBackbone, MambaLM
+from mamba_export.models.language_model import layers_as_nodes
 
 _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -101,7 +101,7 @@ def build(
 
     flat = _Flat(model, last_logits_only).eval()
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), layers_as_nodes(flat, fuse_layers):
             program = torch.onnx.export(
                 flat,
                 (sequence, past),
@@ -129,8 +129,6 @@ def build(
     passes.rename_weights(graph_model, prefix="model.")
     passes.fold_parameters(graph_model)
     passes.strip_metadata(graph_model)
-    if fuse_layers:
-        fuse_layers_pass(graph_model)
     add_functions(graph_model, opset)
     return graph_model
 

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.record import Row
+from bench.rows import Row
 from bench.timing import median_milliseconds
 from mamba_export.backends.registry import present
 from mamba_export.contract import SELECTIVE_SCAN, SELECTIVE_SCAN_INPUTS
