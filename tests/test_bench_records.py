@@ -114,6 +114,18 @@ def test_commit_is_git_s_or_given(tmp_path: Path) -> None:
     assert provenance.commit(tmp_path) == f"{clean} (changed)"
 
 
+def test_command_names_no_path_of_this_machine() -> None:
+    shown = provenance.shown_command(
+        "t.py", ["--record", "/a/b/r.json", "--graphs", "g", "--note", "a b"]
+    )
+    assert shown == "python t.py --record r.json --graphs g --note 'a b'"
+
+
+def test_driver_of_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert provenance.driver_version() == "unknown"
+
+
 # Limits that are beaten
 
 TOO_FAST = Row.of("prefill", PREFILL, "mamba_ssm, CUDA graph", 0.4321)
