@@ -20,6 +20,7 @@ from typing import Literal
 
 from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
+from mamba_export.cli.options import JsonOption
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 
@@ -214,6 +215,7 @@ def report() -> list[Finding]:
         _guarded("torch", _torch),
         _package("triton"),
         _package("onnx"),
+        _package("cuda-bindings"),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
@@ -248,3 +250,8 @@ def print_report(json_output: bool = False) -> None:
         state = Text(finding.state, styles[finding.state])
         table.add_row(state, Text(finding.what), Text(finding.detail))
     Console().print(table)
+
+
+def command(json_output: JsonOption = False) -> None:
+    """Print what was built and found on this machine, and why the rest was not."""
+    print_report(json_output)
