@@ -215,6 +215,7 @@ def report() -> list[Finding]:
         _guarded("torch", _torch),
         _package("triton"),
         _package("onnx"),
+        _package("cuda-bindings"),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
