@@ -114,6 +114,18 @@ def test_commit_is_git_s_or_given(tmp_path: Path) -> None:
     assert provenance.commit(tmp_path) == f"{clean} (changed)"
 
 
+def test_command_names_no_path_of_this_machine() -> None:
+    shown = provenance.shown_command(
+        "t.py", ["--record", "/a/b/r.json", "--graphs", "g", "--note", "a b"]
+    )
+    assert shown == "python t.py --record r.json --graphs g --note 'a b'"
+
+
+def test_driver_of_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert provenance.driver_version() == "unknown"
+
+
 # Limits that are beaten
 
 TOO_FAST = Row.of("prefill", PREFILL, "mamba_ssm, CUDA graph", 0.4321)
@@ -207,6 +219,17 @@ def test_ratio_takes_the_best_form_of_any_peer() -> None:
     assert one.against_limit == 6
     [grid] = grids(rows)
     assert grid.lines[0][-2:] == ["0.67x", "6.0x"]
+
+
+def test_peer_of_which_a_form_failed_is_not_compared() -> None:
+    rows = [
+        Row.of("prefill", PREFILL, OURS, 3.0),
+        Row.of("prefill", PREFILL, "mamba_ssm, CUDA graph", None, "out of memory"),
+        Row.of("prefill", PREFILL, "mamba_ssm", 30.0),
+    ]
+    [one] = comparisons(rows)
+    assert one.best_peer is None
+    assert one.against_peer is None
 
 
 @pytest.mark.parametrize(

@@ -455,10 +455,3 @@ def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) 
     inputs = {name: tensor.float().numpy() for name, tensor in draw(case, 0).items()}
     plan = build_graph(library, onnx.ModelProto.FromString(serialised), inputs, plugin=plugin)
     assert memoryview(plan).nbytes > 1000
-
-
-def test_the_command_knows_every_backend_of_verify() -> None:
-    from mamba_export.backends import registry
-    from mamba_export.cli import Backend
-
-    assert {backend.value for backend in Backend} == {"auto", *registry.variants()}

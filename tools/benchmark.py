@@ -16,7 +16,6 @@ with the same file adds to it.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,12 +142,13 @@ def main(
     if prepare is not None:
         prepare_graphs(prepare, cases.sizes, cases.dtype, _say)
         return
-    from bench.provenance import commit as commit_of
+    from bench import provenance
     from bench.runs import Destination, GpuRun, run_cpu, run_gpu
     from bench.validity import RefusedRecordError
 
-    made_of = commit_of(ROOT, commit) if record is not None else ""
-    destination = Destination(record, made_of, _command(), note, plots)
+    command = provenance.shown_command("tools/benchmark.py", sys.argv[1:])
+    made_of = provenance.commit(ROOT, commit) if record is not None else ""
+    destination = Destination(record, made_of, command, note, plots)
     try:
         if on_gpu:
             dtypes = options.dtypes("--operator-dtypes", operator_dtypes)
@@ -176,10 +176,6 @@ def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> 
 
 def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _command() -> str:
-    return shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

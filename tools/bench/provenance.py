@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from mamba_export.errors import MambaExportError
@@ -53,12 +54,16 @@ def cpu_name() -> str:
 
 
 def driver_version() -> str:
-    """Version of the NVIDIA driver, from its management library; "unknown" without one."""
-    text = ctypes.create_string_buffer(96)
+    """Version of the NVIDIA driver, as nvidia-smi says; "unknown" without it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-        if library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(text, ctypes.c_uint(96)):
-            return "unknown"
-    except (OSError, AttributeError):
+        done = subprocess.run(query, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return text.value.decode()
+    return (done.stdout.split() or ["unknown"])[0]
+
+
+def shown_command(program: str, arguments: Sequence[str]) -> str:
+    """A command for others to read: of this machine's absolute paths the names alone."""
+    shown = [Path(one).name if Path(one).is_absolute() else one for one in arguments]
+    return shlex.join(["python", program, *shown])
