@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         MissingPackageError,
         SessionError,
     )
-    from mamba_export.export import export
+    from mamba_export.export import State, export
     from mamba_export.verify import verify
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ _HOMES = {
     "OrtSession": "backends.onnxruntime",
     "OrtState": "backends.onnxruntime",
     "SessionError": "errors",
+    "State": "export",
     "TrtSession": "backends.tensorrt",
     "build": "backends.tensorrt",
     "bundle": "backends.tensorrt",
@@ -55,6 +56,7 @@ __all__ = [
     "OrtSession",
     "OrtState",
     "SessionError",
+    "State",
     "TrtSession",
     "build",
     "bundle",

@@ -15,8 +15,8 @@ class State:
             dicts counted flat), or its name in ``output_names`` or of the dict that forward returns.
         name: for people and messages; None for the argument's.
         start: value of every element at the start of a sequence.
-        grows: axis along which the state grows by what was read, as a key/value cache does: it starts with length
-            0. None for a state of fixed size.
+        grows: axis along which the state grows by what was read, as a key/value cache does: it starts with
+            length 0. None for a state of fixed size.
     """
 
     argument: str

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from mamba_export import contract
+from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import capture, passes
@@ -19,10 +20,6 @@ from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table
 from mamba_export.models.language_model import layers_as_nodes
 
-OPSETS = range(18, 24)
-"""Versions of standard ONNX that the exporter and the function bodies were tried with."""
-DEFAULT_OPSET = 20
-"""The newest that ONNX Runtime 1.20 and TensorRT 10 both take without a warning."""
 _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 

@@ -106,8 +106,8 @@ def trace_module(
         args: example arguments: a tensor, a sequence in forward's order, or a mapping by argument name.
         dynamic_shapes: see ``axes.declared_axes``; an axis that it leaves out has a fixed size.
         input_names: names in the file, in the order of args; None for those of the arguments.
-        output_names: names in the file, in the order of the flat results; None for the keys of a dict, or "output",
-            "output_0" and so on.
+        output_names: names in the file, in the order of the flat results; None for the keys of a dict, or
+            "output", "output_0" and so on.
         states: arguments that results continue.
 
     Returns:
@@ -116,11 +116,11 @@ def trace_module(
     Raises:
         ExportError: what cannot be taken, in one line.
     """
-    arguments = _bind(module, args)
+    arguments = bind(module, args)
     _check_states(states, arguments)
     of_state = {state.argument: state for state in states}
     grows = {state.argument: state.grows for state in states if state.grows is not None}
-    dtype = _module_dtype(module)
+    dtype = module_dtype(module)
     ordered = [name for name in arguments if name not in of_state] + list(of_state)
     graph_names = _input_names(list(arguments), input_names)
     axes = declared_axes(arguments, dynamic_shapes, grows)
@@ -187,7 +187,7 @@ def module_program(
     return Program(called, tuple(inputs), tuple(outputs), tuple(states))
 
 
-def _bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
+def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
     """Tensors by argument name, in forward's order."""
     signature = inspect.signature(module.forward)
     try:
@@ -234,13 +234,14 @@ def _check_states(states: Sequence[State], arguments: Mapping[str, Tensor]) -> N
         dims = arguments[state.argument].dim()
         if state.grows is not None and not 0 < state.grows < dims:
             raise ExportError(
-                f"state {state.argument} grows along axis {state.grows}: its axes are 0, the batch, to {dims - 1}"
+                f"state {state.argument} grows along axis {state.grows}: its axes are 0, which is the batch, "
+                f"to {dims - 1}"
             )
     if len(names) == len(arguments):
         raise ExportError("every argument is a state: a program needs at least one input")
 
 
-def _module_dtype(module: nn.Module) -> str:
+def module_dtype(module: nn.Module) -> str:
     """The dtype of the matrices: fp16 or bf16 where there is any, else fp32."""
     first: dict[torch.dtype, str] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
