@@ -40,6 +40,19 @@ class TracedModule:
     signature: dict[str, Any]
 
 
+class _Results:
+    """What a call found out; an object of its own, since PyTorch undoes what a traced module does to itself.
+
+    Attributes:
+        names: of the flat results; None before they are known.
+        order: positions of the outputs, then of the presents, among the results.
+    """
+
+    def __init__(self, names: list[str] | None) -> None:
+        self.names = names
+        self.order: list[int] = []
+
+
 class _Called(SharedParameters):
     """A module as a program has it: tensors in graph order in, outputs and then presents out.
 
@@ -59,10 +72,8 @@ class _Called(SharedParameters):
     ) -> None:
         super().__init__(module)
         self.arguments = list(arguments)
-        self.results = None if results is None else list(results)
         self.states = list(states)
-        self.order: list[int] = []
-        """Positions of the outputs, then of the presents, among the results."""
+        self.found = _Results(None if results is None else list(results))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.arguments, tensors, strict=True))
@@ -73,9 +84,9 @@ class _Called(SharedParameters):
             found = self.wrapped(*(given[name] for name in _positions(list(given), variable[0])))
         else:
             found = self.wrapped(**given)
-        leaves = _leaves(found, self.results)
+        leaves = _leaves(found, self.found.names)
         names = list(leaves)
-        if not self.order:
+        if not self.found.order:
             presents = [_position(state, names) for state in self.states]
             for state, position in zip(self.states, presents, strict=True):
                 if presents.count(position) > 1:
@@ -85,9 +96,9 @@ class _Called(SharedParameters):
             outputs = [index for index in range(len(names)) if index not in presents]
             if not outputs:
                 raise ExportError("forward returns states alone: it needs at least one output")
-            self.results, self.order = names, [*outputs, *presents]
+            self.found.names, self.found.order = names, [*outputs, *presents]
         tensors = tuple(leaves.values())
-        return tuple(tensors[index] for index in self.order)
+        return tuple(tensors[index] for index in self.found.order)
 
 
 def trace_module(
@@ -130,14 +141,15 @@ def trace_module(
     exported = capture.trace(
         called, [examples[name] for name in ordered], [axes[name] for name in ordered]
     )
-    assert called.results is not None
+    results = called.found.names
+    assert results is not None
     names = _symbols(exported, ordered, axes)
     values = []
     for name, shape in zip(ordered, capture.input_shapes(exported), strict=True):
         values.append(_value(graph_names[name], examples[name].dtype, shape, names))
     found = [
-        _value(called.results[index], tensor.dtype, tuple(tensor.shape), names)
-        for index, tensor in zip(called.order, capture.outputs(exported), strict=True)
+        _value(results[index], tensor.dtype, tuple(tensor.shape), names)
+        for index, tensor in zip(called.found.order, capture.outputs(exported), strict=True)
     ]
     count = len(ordered) - len(of_state)
     outputs, presents = found[: len(found) - len(of_state)], found[len(found) - len(of_state) :]
@@ -152,7 +164,7 @@ def trace_module(
     )
     signature = {
         "arguments": ordered,
-        "results": called.results,
+        "results": results,
         "presents": [program_state.present.name for program_state in program.states],
     }
     return TracedModule(program, exported, dtype, signature)
@@ -325,8 +337,8 @@ def _symbols(exported: Any, arguments: Sequence[str], axes: Mapping[str, Any]) -
                 size = shapes[name][axis]
                 if isinstance(size, int) and dim != torch.export.Dim.AUTO:
                     raise ExportError(
-                        f"the module fixes axis {axis} ({axis_name(name, axis, dim)}) of {name} to {size}: leave "
-                        "it out of dynamic_shapes, or compute with its size as a variable"
+                        f"the module fixes axis {axis} ({axis_name(name, axis, dim)}) of {name} to {size}: "
+                        "leave it out of dynamic_shapes, or compute with its size as a variable"
                     )
                 names.setdefault(str(size), axis_name(name, axis, dim))
     return names
@@ -353,8 +365,8 @@ def _state(state: State, past: Value, present: Value) -> ProgramState:
     )
     if not fits:
         raise ExportError(
-            f"{where} has shape {list(past.shape)} and the result {present.name} {list(present.shape)}: they must "
-            "agree, but for the axis along which a state grows"
+            f"{where} has shape {list(past.shape)} and the result {present.name} {list(present.shape)}: they "
+            "must agree, but for the axis along which a state grows"
         )
     return ProgramState.of(
         state.name or state.argument,
