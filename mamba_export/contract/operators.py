@@ -126,6 +126,7 @@ MAMBA_LAYER = Operator(
     ),
     kernels=("cuda",),
     constant_weights=True,
+    calls_products=True,
 )
 """A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function
 calls the operators above, so a runtime without a kernel for it loses nothing."""
