@@ -24,6 +24,7 @@ from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.generation import decoding
+from mamba_export.generation.sampling import Sampling
 from mamba_export.models import MambaConfig, MambaLM
 
 PROMPTS = ["In the beginning", "x", "And God said, Let there be", "the earth was", "y", "zz"]
@@ -411,17 +412,25 @@ def test_bad_options_are_named(session: OrtSession, options: dict[str, Any]) -> 
         session.generate("x", **options)
 
 
+def test_options_are_fields_of_sampling(session: OrtSession) -> None:
+    options = Sampling(temperature=1.0, top_k=9, seed=3)
+    expected = tokens_of(session, "In the", temperature=1.0, top_k=9, seed=3)
+    assert tokens_of(session, "In the", sampling=options) == expected
+    assert tokens_of(session, "In the", sampling=Sampling(1.0, seed=5), top_k=9, seed=3) == expected
+    for call in (session.generate, session.stream):
+        with pytest.raises(
+            TypeError, match=r"no option 'temprature': use one of temperature, top_k"
+        ):
+            call("In the", temprature=1.0)
+
+
 # The command
 
 
 def command(folder: Path, prompts: list[str], **options: Any) -> int:
     defaults: dict[str, Any] = {
         "max_new_tokens": 20,
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "seed": 0,
+        "sampling": Sampling(),
         "provider": "cpu",
         "threads": 1,
         "json_output": False,
@@ -497,9 +506,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from mamba_export.cli.run import run_command
-sys.exit(run_command(Path(sys.argv[1]), ["In the beginning"], max_new_tokens=10**7, temperature=1.0,
-    top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0, provider="cpu", threads=1, json_output=False,
-    stream=True, ignore_end=True))
+from mamba_export.generation.sampling import Sampling
+sys.exit(run_command(Path(sys.argv[1]), ["In the beginning"], max_new_tokens=10**7,
+    sampling=Sampling(temperature=1.0), provider="cpu", threads=1, json_output=False, stream=True,
+    ignore_end=True))
 """
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from c_header import c_structs
+from c_header import mirror
 from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
+from mamba_export import cuda_queries
 from mamba_export.models import MambaConfig, cast
 from mamba_export.models.block import LayerState
 from mamba_export.models.language_model import Layer
@@ -29,21 +30,6 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 NEEDS_KERNELS = pytest.mark.skipif(
     not kernel_library.available(), reason=kernel_library.why_absent()
 )
-
-_TYPES = {
-    "int64_t": ctypes.c_int64,
-    "int": ctypes.c_int,
-    "mamba_dtype": ctypes.c_int,
-    "float": ctypes.c_float,
-    "pointer": ctypes.c_void_p,
-}
-
-
-def mirror(name: str) -> type[ctypes.Structure]:
-    """A ctypes structure with the header's fields."""
-    fields = [(field, _TYPES[kind]) for field, kind in c_structs()[name]]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
 
 Params = mirror("mamba_layer_params")
 Product = mirror("mamba_product")
@@ -355,7 +341,7 @@ def sizes(**changes: int) -> ctypes.Structure:
 )
 def test_bad_calls_get_a_line(params: ctypes.Structure, message: str) -> None:
     library = functions()
-    if not kernel_library.cuda_architectures(library):
+    if not cuda_queries.cuda_architectures(library):
         pytest.skip("the kernels were built without CUDA")
     assert library.mamba_layer_step_cuda(params, None, None) == kernel_library.INVALID
     assert library.mamba_last_error().decode() == message
@@ -365,7 +351,7 @@ def test_bad_calls_get_a_line(params: ctypes.Structure, message: str) -> None:
 @NEEDS_KERNELS
 def test_workspace_grows_with_the_rows() -> None:
     library = functions()
-    if not kernel_library.cuda_architectures(library):
+    if not cuda_queries.cuda_architectures(library):
         pytest.skip("the kernels were built without CUDA")
     step = library.mamba_layer_step_cuda_workspace
     assert 0 < step(sizes()) < step(sizes(batch=8))

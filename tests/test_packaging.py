@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import mamba_export
+from mamba_export import cuda_queries
 from mamba_export.backends.tensorrt import library, names
 from mamba_export.cli import doctor
 from mamba_export.libraries import TRT_PLUGIN, installed
-from mamba_export.operators import kernel_library, native
+from mamba_export.operators import native
 
 DISTRIBUTION = metadata.distribution("mamba_export")
 LIBRARIES = [
@@ -134,7 +135,7 @@ def test_doctor_reports_every_part_as_json(capsys: pytest.CaptureFixture[str]) -
 def test_doctor_says_what_the_gpu_kernels_are_built_for() -> None:
     rows = {finding.what: finding for finding in doctor.report()}
     found = rows["CUDA kernels for PyTorch"]
-    built = kernel_library.cuda_architectures(native.library().functions)
+    built = cuda_queries.cuda_architectures(native.library().functions)
     why_not = native.why_not_on(torch.device("cuda", 0))
     assert found.state == ("absent" if why_not else "ok")
     if built:

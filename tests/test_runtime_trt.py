@@ -14,16 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import engine as engine_module
 from mamba_export.backends.tensorrt import session as trt_module
 from mamba_export.backends.tensorrt.building import write_json
-from mamba_export.backends.tensorrt.cuda import CudaError, Gpu, OutOfMemoryError
+from mamba_export.backends.tensorrt.cuda_driver import CudaError, Gpu
 from mamba_export.backends.tensorrt.description import EngineDescription, describe, sha256
 from mamba_export.backends.tensorrt.names import TENSORRT, TENSORRT_RTX
 from mamba_export.backends.tensorrt.profiles import make_profiles
@@ -458,68 +458,16 @@ def _write_engine(folder: Path, target: Path) -> Path:
 def test_no_gpu_is_told_in_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mamba_export.backends.tensorrt import cuda
+    def absent(_: int) -> None:
+        raise RuntimeError
 
-    def absent(_: str) -> None:
-        raise OSError
-
-    monkeypatch.setattr(cuda.ctypes, "CDLL", absent)
-    cuda._driver.cache_clear()
+    monkeypatch.setattr(cuda_driver._bindings(), "cuInit", absent)
+    cuda_driver._driver.cache_clear()
     try:
         with pytest.raises(SessionError, match="there is no NVIDIA GPU here"):
             TrtSession(_write_engine(folder, tmp_path / "out"))
-        assert not cuda.has_gpu()
     finally:
-        cuda._driver.cache_clear()
-
-
-@pytest.mark.gpu
-def test_the_driver_on_a_gpu() -> None:
-    """Memory, copies, captures and errors of the ctypes driver module, on whatever GPU is here."""
-    gpu = Gpu()
-    assert 5.0 <= float(gpu.capability) < 20
-    assert gpu.name
-    gpu.activate()
-    stream = gpu.stream()
-    source = gpu.host_array((3, 5), np.dtype(np.float32))
-    result = gpu.host_array((3, 5), np.dtype(np.float32))
-    one, other = gpu.allocate(source.nbytes), gpu.allocate(source.nbytes)
-
-    def work() -> None:
-        stream.upload(one.address, source)
-        stream.copy(other.address, one.address, source.nbytes)
-        stream.download(result, other.address)
-
-    graph = stream.capture(work)
-    for value in (1.0, 2.0):
-        source[:] = value
-        graph.launch()
-        stream.synchronize()
-        np.testing.assert_array_equal(result, source)
-    stream.zero(other.address, 8)
-    stream.download(result, other.address)
-    stream.synchronize()
-    assert result.ravel().tolist() == [0.0, 0.0, *[2.0] * 13]
-    pageable = np.empty((3, 5), ml_dtypes.bfloat16)
-    stream.upload(one.address, np.full((3, 5), 7, ml_dtypes.bfloat16))
-    stream.download(pageable, one.address)
-    stream.synchronize()
-    assert (pageable == 7).all()
-    with pytest.raises(OutOfMemoryError, match="MiB of memory free"):
-        gpu.allocate(1 << 50)
-    free = gpu.free_memory()
-    block = gpu.allocate(1 << 30)
-    assert gpu.free_memory() <= free - (1 << 30)
-    del block
-    assert gpu.free_memory() >= free - (1 << 24)
-    with pytest.raises(ValueError, match="inside"):
-        stream.capture(_raise)
-    stream.capture(work).launch()  # the stream is out of the failed capture
-    stream.synchronize()
-
-
-def _raise() -> None:
-    raise ValueError("inside")
+        cuda_driver._driver.cache_clear()
 
 
 @pytest.mark.gpu

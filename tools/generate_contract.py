@@ -1,4 +1,4 @@
-"""Write the C and C++ side of the contract from its rows: the kernels' parameter structs and the plugins' table.
+"""Write the C and C++ side of the contract: the kernels' parameter structs and the plugins' table.
 
     python tools/generate_contract.py
 
@@ -42,8 +42,8 @@ def params_header() -> str:
             "",
             f"typedef enum {{ {dtypes} }} mamba_dtype;",
             "",
-            "/* A tensor (batch, length, ...): what follows the length is contiguous; strides are in elements, so",
-            " * that a slice of a projection's output needs no copy. */",
+            "/* A tensor (batch, length, ...): what follows the length is contiguous; strides are in",
+            " * elements, so that a slice of a projection's output needs no copy. */",
             "typedef struct {",
             "  const void* data;",
             "  int64_t batch_stride;",
@@ -80,11 +80,15 @@ def _meaning(op: Operator, field: layout.Field) -> str:
         if field.kind == layout.DTYPE:
             return "T" if field.name == "dtype" else "R"
         if field.name == "constant_weights":
-            return "1: no work queued on the stream writes the weights, which may be read ahead of it"
+            return (
+                "1: no work queued on the stream writes the weights, which may be read ahead of it"
+            )
         return "0 or 1" if field.kind == layout.INT else ""
     words = [tensor.layout, tensor.dtype]
     if tensor.without is not None:
-        words.append("data is NULL where it is absent" if tensor.strided else "NULL where it is absent")
+        words.append(
+            "data is NULL where it is absent" if tensor.strided else "NULL where it is absent"
+        )
     if tensor.continues is not None:
         words.append(f"may be {tensor.continues}")
     return ", ".join(words).replace(",)", ",)")

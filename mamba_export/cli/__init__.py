@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mamba_export import __version__
+from mamba_export import __version__, requirements
 from mamba_export.errors import MambaExportError
 from mamba_export.libraries import CUSTOM_OPS
 
@@ -320,16 +320,19 @@ def run_model_command(
 ) -> None:
     """Generate text, as it comes; tokens per second at the end."""
     from mamba_export.cli.run import run_command
+    from mamba_export.generation.sampling import Sampling
 
     code = run_command(
         folder,
         prompt,
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
         backend=backend.value,
         provider=None if provider is Provider.auto else provider.value,
         threads=threads,
@@ -370,7 +373,8 @@ def run_app(application: typer.Typer, arguments: list[str] | None = None) -> Any
     Typer itself ends on Ctrl-C (130) and on a reader that left (``| head``) without a traceback.
     """
     try:
-        code = application(args=arguments, standalone_mode=True)
+        with requirements.named():
+            code = application(args=arguments, standalone_mode=True)
     except MambaExportError as error:
         # Not through rich: it would wrap the line and read brackets in a path as markup.
         print(f"error: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from mamba_export.backends.tensorrt.session import TrtSession
 from mamba_export.errors import SessionError
 from mamba_export.generation.generate import TextStream
 from mamba_export.generation.results import Generations, Timings
+from mamba_export.generation.sampling import Sampling
 
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _CONTROLS = {
@@ -31,12 +32,8 @@ def run_command(
     folder: Path,
     prompts: list[str],
     *,
+    sampling: Sampling,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    seed: int,
     provider: str | None,
     threads: int | None,
     json_output: bool,
@@ -52,12 +49,11 @@ def run_command(
     Args:
         folder: an exported folder.
         prompts: texts; at least one, none empty.
+        sampling, max_new_tokens: as in ``OrtSession.generate``.
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
         ignore_end: go on after an end-of-text token.
         backend: "ort", or "trt" for the engine that ``mamba-export build`` wrote.
-
-    The others are those of ``OrtSession.generate``.
 
     Returns:
         Exit code: 0, or 130 after Ctrl-C (what was generated until then has been printed).
@@ -80,12 +76,8 @@ def run_command(
             session = OrtSession(folder, providers=names, threads=threads)
         pieces = session.stream(
             prompts,
+            sampling=sampling,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
             stop_at_end=not ignore_end,
         )
         show = stream and not json_output and len(prompts) == 1

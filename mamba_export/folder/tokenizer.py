@@ -1,4 +1,9 @@
-"""Text to tokens and back, and the text of tokens that arrive one at a time."""
+"""Text to tokens and back, and the text of tokens that arrive one at a time.
+
+``tokenizers``' ``DecodeStream`` alone is not enough: it holds bytes that are not UTF-8 back without bound,
+raises on some of them, and has no end (tests/test_runtime_tokenizer.py shows each). So tokenizers of bytes go
+through Python's incremental UTF-8 decoder, and for the others what DecodeStream holds back is bounded here.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
 from mamba_export import contract
 from mamba_export.errors import SessionError, first_line
@@ -49,8 +55,10 @@ class Tokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, one in added.items() if one.special)
         is_byte_level = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
-        self._bytes = _TokenBytes(tokenizer) if is_byte_level else None
+        self._bytes = _TokenBytes(tokenizer, self._special) if is_byte_level else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer itself adds around it.
@@ -69,20 +77,23 @@ class Tokenizer:
         return str(self._tokenizer.decode(tokens))
 
     def detokenizer(self) -> Detokenizer:
-        """A fresh incremental decoder; its pieces joined are ``decode`` of the tokens."""
+        """A fresh incremental decoder; its pieces joined are ``decode`` of the tokens.
+
+        Where bytes are not UTF-8 that holds for tokenizers of bytes alone: others decode such a run as a
+        whole, and each of its bytes may come as a U+FFFD here.
+        """
         if self._bytes is not None:
             return _ByteDetokenizer(self._bytes)
-        return _WindowDetokenizer(self._tokenizer)
+        return _StreamDetokenizer(self._tokenizer, self._special)
 
 
 class _TokenBytes:
     """Bytes of a byte-level tokenizer's tokens, looked up once a token."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        added = tokenizer.get_added_tokens_decoder()
-        self._known = {token: b"" for token, content in added.items() if content.special}
+        self._known = dict.fromkeys(special, b"")
 
     def __getitem__(self, token: int) -> bytes:
         found = self._known.get(token)
@@ -110,31 +121,42 @@ class _ByteDetokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-class _WindowDetokenizer:
-    """For decoders that are no map from token to bytes: decode a short window again at each token.
+class _StreamDetokenizer:
+    """For decoders that are no map from token to bytes: ``DecodeStream``, with what it holds back bounded.
 
-    ``_context`` are tokens whose text is out already; they stay in the window because some decoders
-    treat the first token of a text differently (a leading space).
+    ``_context`` are the last tokens whose text is out; some decoders treat the first token of a text
+    differently (a leading space), so a stream that starts anew reads them first.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: frozenset[int]) -> None:
         self._tokenizer = tokenizer
+        self._special = special
         self._context: list[int] = []
         self._pending: list[int] = []
+        self._stream = DecodeStream(skip_special_tokens=True)
 
     def push(self, token: int) -> str:
+        if token in self._special or self._tokenizer.id_to_token(token) is None:
+            return ""  # it has no text, and DecodeStream would remember it until there is some
         self._pending.append(token)
-        piece = self._piece()
+        try:
+            piece = self._stream.step(self._tokenizer, token)
+        except Exception:  # the library raises plain Exception: "Invalid prefix"
+            return self.finish()
+        if piece is not None:
+            self._context, self._pending = self._pending, []
+            return piece
         # A character has at most four bytes, so with four tokens pending it is invalid, not unfinished.
-        if (not piece or piece.endswith("\ufffd")) and len(self._pending) < 4:
-            return ""
-        self._context, self._pending = self._pending, []
-        return piece
+        return "" if len(self._pending) < 4 else self.finish()
 
     def finish(self) -> str:
-        piece, self._pending = self._piece(), []
-        return piece
-
-    def _piece(self) -> str:
         before = self._tokenizer.decode(self._context)
-        return str(self._tokenizer.decode(self._context + self._pending))[len(before) :]
+        piece = self._tokenizer.decode(self._context + self._pending)[len(before) :]
+        self._restart()
+        return str(piece)
+
+    def _restart(self) -> None:
+        self._pending = []
+        self._stream = DecodeStream(skip_special_tokens=True)
+        for token in self._context:
+            self._stream.step(self._tokenizer, token)

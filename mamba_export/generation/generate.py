@@ -27,24 +27,22 @@ class GenerationMethods:
         self: Session[Any],
         prompts: Prompts,
         *,
+        sampling: Sampling | None = None,
         max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
         stop_at_end: bool = True,
         on_token: OnToken | None = None,
+        **options: Any,
     ) -> Generations:
         """Continue one or more prompts.
 
         Args:
             prompts: a text, texts, or sequences of token ids; of any lengths.
+            sampling: how tokens are chosen; None for the likeliest, always.
             max_new_tokens: of each continuation, at least 1.
-            temperature, top_k, top_p, repetition_penalty, seed: see ``Sampling``; the defaults are
-                greedy.
             stop_at_end: end a continuation at the model's end-of-text token.
             on_token: called with (index of the prompt, token) as each token is chosen.
+            **options: fields of ``Sampling`` by name (``temperature=0.7, seed=1``), in place of those that
+                ``sampling`` has.
 
         Returns:
             A Generation a prompt, in order, and timings. After Ctrl-C it holds what there is, and
@@ -53,9 +51,10 @@ class GenerationMethods:
         Raises:
             SessionError: a prompt is empty or holds a token id outside the vocabulary, an option is out of
                 range, the model takes no tokens, or text was given and there is no tokenizer.
+            TypeError: an option is no field of ``Sampling``; the message names those that are.
         """
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        decoding = _decoding(self, prompts, sampling, max_new_tokens, stop_at_end)
+        chosen = (sampling or Sampling()).replace(**options)
+        decoding = _decoding(self, prompts, chosen, max_new_tokens, stop_at_end)
         events = decoding.events()
         try:
             for row, token in events:
@@ -69,21 +68,18 @@ class GenerationMethods:
         self: Session[Any],
         prompts: Prompts,
         *,
+        sampling: Sampling | None = None,
         max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
         stop_at_end: bool = True,
+        **options: Any,
     ) -> TextStream:
         """``generate``, with the text as it comes: see there for the arguments and errors.
 
         Returns:
             An iterable of (index of the prompt, piece of text).
         """
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        decoding = _decoding(self, prompts, sampling, max_new_tokens, stop_at_end)
+        chosen = (sampling or Sampling()).replace(**options)
+        decoding = _decoding(self, prompts, chosen, max_new_tokens, stop_at_end)
         return TextStream(decoding, self.tokenizer)
 
 

@@ -6,9 +6,11 @@ section 4.1), temperature, top-k, top-p. Tokens that tie with the last one kept 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +49,19 @@ class Sampling:
         check("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1")
         check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0")
         check("seed", isinstance(self.seed, int) and self.seed >= 0, "an integer >= 0")
+
+    def replace(self, **options: Any) -> Sampling:
+        """A copy with these fields in place of its own.
+
+        Raises:
+            TypeError: there is no field of a given name; the message lists those that there are.
+            SessionError: a value is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"there is no option {name!r}: use one of {', '.join(known)}")
+        return dataclasses.replace(self, **options)
 
 
 def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:

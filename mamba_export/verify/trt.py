@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mamba_export.backends.tensorrt import library as libraries
-from mamba_export.backends.tensorrt.cuda import Gpu
+from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.backends.tensorrt.description import read_description
 from mamba_export.backends.tensorrt.engine import check_gpu
 from mamba_export.backends.tensorrt.one_node_engine import open_graph

@@ -14,8 +14,8 @@
 
 typedef enum { MAMBA_FP32 = 0, MAMBA_FP16 = 1, MAMBA_BF16 = 2 } mamba_dtype;
 
-/* A tensor (batch, length, ...): what follows the length is contiguous; strides are in elements, so
- * that a slice of a projection's output needs no copy. */
+/* A tensor (batch, length, ...): what follows the length is contiguous; strides are in
+ * elements, so that a slice of a projection's output needs no copy. */
 typedef struct {
   const void* data;
   int64_t batch_stride;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mamba_export.backends.tensorrt.cuda import Gpu, Stream
+from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.backends.tensorrt.engine import Execution
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.folder.metadata import Metadata

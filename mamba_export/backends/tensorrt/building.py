@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from mamba_export.backends.tensorrt import cuda
+from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.deploy import deploy_text
 from mamba_export.backends.tensorrt.description import EngineDescription, describe, interface
@@ -100,7 +100,7 @@ def build(
             plugins=plugins,
             plugin_library=plugin_library,
             runtime_version=library.version,
-            compute_capability=cuda.Gpu().capability if tied else None,
+            compute_capability=cuda_driver.Gpu().capability if tied else None,
             engine_sha256=engine_sha256,
             version_compatible=options.version_compatible,
             hardware_compatible=options.hardware_compatible,
@@ -126,7 +126,7 @@ def check_installed(options: BuildOptions) -> tuple[Library, str | None]:
     Raises:
         EngineError: something is missing, or an option is none of this runtime's.
     """
-    gpu_present = cuda.has_gpu()
+    gpu_present = cuda_driver.has_gpu()
     kind = libraries.choose(options.runtime, gpu_present)
     if kind is TENSORRT_RTX:
         for name, option in _ONLY_TENSORRT.items():

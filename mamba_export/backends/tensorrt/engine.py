@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_export.backends.tensorrt import library as libraries
-from mamba_export.backends.tensorrt.cuda import Gpu, Stream
+from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.backends.tensorrt.description import (
     EngineDescription,
     check_engine_file,

@@ -12,7 +12,7 @@ import onnx
 import onnx.shape_inference
 
 from mamba_export.backends.tensorrt.building import Shapes, compile_graph
-from mamba_export.backends.tensorrt.cuda import Gpu
+from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.plugin import load_plugin

@@ -13,9 +13,7 @@ from mamba_export.backends.tensorrt.library import Library
 from mamba_export.errors import EngineError, first_line
 from mamba_export.libraries import TRT_PLUGIN
 
-OPERATORS = tuple(
-    form.name for op in contract.OPERATORS if op.has_plugin for form in op.forms()
-)
+OPERATORS = tuple(form.name for op in contract.OPERATORS if op.has_plugin for form in op.forms())
 """Nodes that the library has a plugin for."""
 
 

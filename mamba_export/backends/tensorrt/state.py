@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mamba_export.backends.tensorrt.cuda import Gpu, Stream
+from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES, dtype_name
 

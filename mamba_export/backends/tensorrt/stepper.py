@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mamba_export.backends.tensorrt.binding import bind_states, empty_state
-from mamba_export.backends.tensorrt.cuda import Gpu, Graph, Stream
+from mamba_export.backends.tensorrt.cuda_driver import Gpu, Graph, Stream
 from mamba_export.backends.tensorrt.engine import Execution
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.errors import SessionError
