@@ -5,6 +5,7 @@ The process sees a folder of links to those packages alone, so any other import 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -158,6 +159,16 @@ def test_running_names_onnxruntime(bare: Path, folder: Path) -> None:
         2,
         LINE.format(package="onnxruntime", command=command),
     )
+
+
+def test_verify_is_told_which_runtime_is_absent(bare: Path) -> None:
+    code = "from mamba_export.backends import registry; print(registry.present(['cpu', 'native', 'trt']))"
+    result = run(bare, code)
+    assert result.returncode == 0, result.stderr
+    found, missing = ast.literal_eval(result.stdout)
+    assert found == []
+    assert list(missing) == ["ONNX Runtime", "TensorRT"]
+    assert requirements.COMMANDS["onnxruntime"] in missing["ONNX Runtime"]
 
 
 def test_the_api_raises_one_line_that_is_an_import_error_too(bare: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
+from mamba_export.cli.options import JsonOption
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 
@@ -196,8 +197,10 @@ def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
         return Finding(what, "broken", str(error))
     except ModuleNotFoundError as error:
         line = requirements.missing(error)
+        if line is None:
+            return Finding(what, "broken", named_first_line(error))
         return Finding(
-            what, "absent" if line else "broken", str(line) if line else named_first_line(error)
+            what, "absent", requirements.how_to_install(what) if line.name == what else str(line)
         )
     except Exception as error:
         return Finding(what, "broken", named_first_line(error))
@@ -207,11 +210,12 @@ def report() -> list[Finding]:
     """Look at everything that an export or a run may use; a row each, whatever its state."""
     machine = f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"
     return [
-        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parent}"),
+        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parents[1]}"),
         Finding("python", "ok", machine),
         _guarded("torch", _torch),
         _package("triton"),
         _package("onnx"),
+        _package("cuda-bindings"),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
@@ -246,3 +250,8 @@ def print_report(json_output: bool = False) -> None:
         state = Text(finding.state, styles[finding.state])
         table.add_row(state, Text(finding.what), Text(finding.detail))
     Console().print(table)
+
+
+def command(json_output: JsonOption = False) -> None:
+    """Print what was built and found on this machine, and why the rest was not."""
+    print_report(json_output)

@@ -165,6 +165,8 @@ class Operator:
         constant_weights: a kernel is told whether the weights are constants of the file.
         calls_products: the CUDA kernel calls back for large products, which ONNX Runtime has and TensorRT does
             not offer to its plugins.
+        cases: numbers of several sizes at once, the others as usual, that parity holds every backend to too:
+            they reach the kernels that are chosen by more than one size.
         version: rises when its meaning changes.
     """
 
@@ -177,6 +179,7 @@ class Operator:
     kernels: tuple[str, ...] = ()
     constant_weights: bool = False
     calls_products: bool = False
+    cases: tuple[Mapping[str, int], ...] = ()
     version: int = 1
     _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
 
