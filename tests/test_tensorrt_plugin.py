@@ -29,9 +29,9 @@ from mamba_export.libraries import TRT_PLUGIN
 from mamba_export.verify.cases import definition_of
 
 SCAN, UNGATED, CONV = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
+    contract.SELECTIVE_SCAN.name,
+    "SelectiveScanUngated",
+    contract.CAUSAL_CONV1D.name,
 )
 OPERATORS = (SCAN, UNGATED, CONV)
 FORMS = {op: definition_of(op) for op in OPERATORS}
@@ -68,11 +68,11 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 
 
 def flag_of(op: str) -> str:
-    return contract.ATTR_SILU if op == CONV else contract.ATTR_DELTA_SOFTPLUS
+    return "silu" if op == CONV else "delta_softplus"
 
 
 def fields(op: str, reverse: int = 0, flag: int = 1) -> list[Field]:
-    return [Field(contract.ATTR_REVERSE, reverse), Field(flag_of(op), flag)]
+    return [Field("reverse", reverse), Field(flag_of(op), flag)]
 
 
 def make(harness: Harness, op: str, reverse: int = 0, flag: int = 1) -> Plugin:
@@ -120,7 +120,7 @@ def test_the_creators_are_the_contract_s(harness: Harness) -> None:
         expected = [contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE, "PLUGIN CREATOR_V3ONE"]
         assert texts == expected
         assert harness.creator_fields(index) == [
-            (contract.ATTR_REVERSE, driver.FIELD_INT32),
+            ("reverse", driver.FIELD_INT32),
             (flag_of(op), driver.FIELD_INT32),
         ]
 

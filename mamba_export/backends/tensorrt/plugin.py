@@ -14,9 +14,9 @@ from mamba_export.errors import EngineError, first_line
 from mamba_export.libraries import TRT_PLUGIN
 
 OPERATORS = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
+    contract.SELECTIVE_SCAN.name,
+    "SelectiveScanUngated",
+    contract.CAUSAL_CONV1D.name,
 )
 """Operators that the library has a plugin for."""
 
