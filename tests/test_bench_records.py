@@ -221,6 +221,17 @@ def test_ratio_takes_the_best_form_of_any_peer() -> None:
     assert grid.lines[0][-2:] == ["0.67x", "6.0x"]
 
 
+def test_peer_of_which_a_form_failed_is_not_compared() -> None:
+    rows = [
+        Row.of("prefill", PREFILL, OURS, 3.0),
+        Row.of("prefill", PREFILL, "mamba_ssm, CUDA graph", None, "out of memory"),
+        Row.of("prefill", PREFILL, "mamba_ssm", 30.0),
+    ]
+    [one] = comparisons(rows)
+    assert one.best_peer is None
+    assert one.against_peer is None
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, ""), (None, ""), (0.0561, "0.056x"), (0.7, "0.70x"), (0.997, "1.0x"), (9.96, "10x"),

@@ -184,12 +184,11 @@ def test_surgery_without_plugins_keeps_the_values(opset: int, d_conv: int, tmp_p
 def test_surgery_spells_out_every_convolution(silu: int, reverse: int, length: int) -> None:
     from mamba_export.backends.tensorrt.surgery import prepare_graph
     from mamba_export.export.functions import function_protos
-    from mamba_export.verify.operators import Case, one_node_model
+    from mamba_export.verify.cases import Case
+    from mamba_export.verify.operators import one_node_model
 
-    case = Case(2, length, reverse=bool(reverse), flag=bool(silu))
-    graph = onnx.ModelProto.FromString(
-        one_node_model("CausalConv1d", "fp32", case, function_protos(20), 20)
-    )
+    case = Case.of("CausalConv1d", length=length, reverse=bool(reverse), silu=bool(silu))
+    graph = onnx.ModelProto.FromString(one_node_model(case, "fp32", function_protos(20), 20))
     random = np.random.default_rng(length)
     inputs = {
         "x": random.standard_normal((2, length, 5)),
@@ -445,23 +444,14 @@ def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) 
     from mamba_export.backends.tensorrt.one_node_engine import build_graph
     from mamba_export.backends.tensorrt.plugin import load_plugin
     from mamba_export.export.functions import function_protos
-    from mamba_export.verify import operators
+    from mamba_export.verify.cases import Case, draw
+    from mamba_export.verify.operators import one_node_model
 
     library = libraries.load(TENSORRT_RTX)
     if plugin:
         load_plugin(library)
-    case = operators.Case(2, 9, n_groups=2, d_state=8)
-    serialised = operators.one_node_model(operator, dtype, case, function_protos(20), 20)
-    inputs = {
-        name: tensor.float().numpy()
-        for name, tensor in operators._inputs(operator, case, 0).items()
-    }
+    case = Case.of(operator, length=9)
+    serialised = one_node_model(case, dtype, function_protos(20), 20)
+    inputs = {name: tensor.float().numpy() for name, tensor in draw(case, 0).items()}
     plan = build_graph(library, onnx.ModelProto.FromString(serialised), inputs, plugin=plugin)
     assert memoryview(plan).nbytes > 1000
-
-
-def test_the_command_knows_every_backend_of_verify() -> None:
-    from mamba_export.backends import registry
-    from mamba_export.cli import Backend
-
-    assert {backend.value for backend in Backend} == {"auto", *registry.variants()}

@@ -20,6 +20,7 @@ from typing import Literal
 
 from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
+from mamba_export.cli.options import JsonOption
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 
@@ -33,6 +34,18 @@ class Finding:
     what: str
     state: State
     detail: str
+
+
+_PACKAGES = (
+    "triton",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "huggingface_hub",
+    "onnx_graphsurgeon",
+    "cuda-bindings",
+)
+"""Those whose version says enough; they are not imported."""
 
 
 def _package(name: str) -> Finding:
@@ -212,8 +225,7 @@ def report() -> list[Finding]:
         Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parents[1]}"),
         Finding("python", "ok", machine),
         _guarded("torch", _torch),
-        _package("triton"),
-        _package("onnx"),
+        *(_package(name) for name in _PACKAGES),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
@@ -248,3 +260,8 @@ def print_report(json_output: bool = False) -> None:
         state = Text(finding.state, styles[finding.state])
         table.add_row(state, Text(finding.what), Text(finding.detail))
     Console().print(table)
+
+
+def command(json_output: JsonOption = False) -> None:
+    """Print what was built and found on this machine, and why the rest was not."""
+    print_report(json_output)

@@ -8,13 +8,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mamba_export.backends import registry
+from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
 from mamba_export.errors import SessionError
-from mamba_export.generation.generate import TextStream
-from mamba_export.generation.results import Generations, Timings
-from mamba_export.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from mamba_export.generation.generate import TextStream
+    from mamba_export.generation.results import Generations, Timings
+    from mamba_export.generation.sampling import Sampling
 
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _CONTROLS = {
@@ -23,6 +28,62 @@ _CONTROLS = {
     if chr(code) not in "\t\n"
 }
 """Control characters other than tab and newline."""
+
+
+_BACKENDS = tuple(row.option for row in registry.runtimes())
+
+
+def command(
+    folder: FolderArgument,
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="Text to continue; may be repeated for a batch."),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens that hold this share; 1: all.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1: off.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    backend: Annotated[
+        str,
+        one_of(_BACKENDS, help="trt runs the engine that `build` wrote, on an NVIDIA GPU."),
+    ] = _BACKENDS[0],
+    provider: Annotated[
+        str, one_of((AUTO, *registry.providers()), help="Where ONNX Runtime runs.")
+    ] = AUTO,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Go on after the end-of-text token.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Generate text, as it comes; tokens per second at the end."""
+    from mamba_export.generation.sampling import Sampling
+
+    code = run_command(
+        folder,
+        prompt,
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+        max_new_tokens=max_new_tokens,
+        backend=backend,
+        provider=None if provider == AUTO else provider,
+        threads=threads,
+        json_output=json_output,
+        stream=not json_output,
+        ignore_end=ignore_end,
+    )
+    raise typer.Exit(code)
 
 
 def run_command(
@@ -36,7 +97,7 @@ def run_command(
     json_output: bool,
     stream: bool,
     ignore_end: bool,
-    backend: str = "ort",
+    backend: str = _BACKENDS[0],
 ) -> int:
     """Continue prompts and print them.
 

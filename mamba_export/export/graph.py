@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
+from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
@@ -20,10 +21,6 @@ from mamba_export.export.translate import translation_table
 from mamba_export.models import LayerState, MambaBackbone, MambaLM
 from mamba_export.models.language_model import layers_as_nodes
 
-OPSETS = range(18, 24)
-"""Versions of standard ONNX that the exporter and the function bodies were tried with."""
-DEFAULT_OPSET = 20
-"""The newest that ONNX Runtime 1.20 and TensorRT 10 both take without a warning."""
 _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 

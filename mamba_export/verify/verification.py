@@ -21,7 +21,7 @@ from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, model_cases
-from mamba_export.verify.operators import grid, operator_checks
+from mamba_export.verify.operators import operator_checks
 from mamba_export.verify.truth import Question, make_truth
 from mamba_export.verify.weights import weight_checks
 
@@ -89,7 +89,11 @@ def verify(
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
     for backend in found:
         for check in operator_checks(
-            folder / contract.MODEL_FILE, metadata.dtype, backend.name, backend.run_graph, grid()
+            folder / contract.MODEL_FILE,
+            metadata.dtype,
+            backend.name,
+            backend.run_graph,
+            layers=metadata.dtype not in backend.missing_dtypes,
         ):
             note(check)
         if metadata.dtype in backend.missing_dtypes:

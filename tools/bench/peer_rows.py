@@ -55,8 +55,8 @@ def mamba_ssm_rows(
     for sizes in cases.prefill_sizes(size):
         progress(f"{name}: prefill {sizes}")
         prompts = tokens(config, sizes["batch"], sizes["length"])
-        yield try_row("prefill", sizes, name, lambda: _eager(model, prompts))  # noqa: B023
         yield try_row("prefill", sizes, MAMBA_SSM_GRAPH, lambda: _captured(model, prompts))  # noqa: B023
+        yield try_row("prefill", sizes, name, lambda: _eager(model, prompts))  # noqa: B023
 
 
 def _eager(model: MambaSsmModel, prompts: np.ndarray) -> float:

@@ -56,6 +56,11 @@ def is_peer(implementation: str) -> bool:
     return implementation != LIMIT and not is_ours(implementation)
 
 
+def _who(row: Row) -> str:
+    """The implementation without its form: "mamba_ssm" of "mamba_ssm, CUDA graph"."""
+    return row.implementation.partition(",")[0]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The rows of one piece of work, all from one run."""
@@ -73,9 +78,14 @@ class Comparison:
 
     @property
     def best_peer(self) -> Row | None:
-        """The fastest form of any peer: what ours is compared with."""
-        timed = [r for r in self.rows if is_peer(r.implementation) and r.milliseconds is not None]
-        return min(timed, key=lambda row: row.milliseconds or 0.0, default=None)
+        """The fastest form of any peer: what ours is compared with.
+
+        A peer of which a form failed is left out, for that form may have been its best.
+        """
+        theirs = [row for row in self.rows if is_peer(row.implementation)]
+        failed = {_who(row) for row in theirs if row.milliseconds is None}
+        whole = [row for row in theirs if _who(row) not in failed]
+        return min(whole, key=lambda row: row.milliseconds or 0.0, default=None)
 
     @property
     def against_peer(self) -> float | None:
