@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -194,22 +193,3 @@ def test_switched_off(tmp_path: Path) -> None:
 def test_backbone_is_fused_too() -> None:
     backbone = MambaBackbone(CONFIG.replace(vocab_size=0, n_layer=2)).eval()
     assert operators(build(backbone))[contract.MAMBA_LAYER.name] == 2
-
-
-def test_the_kernels_table_is_the_contracts() -> None:
-    """Names, order, ranks and dtypes of the C++ side's inputs."""
-    source = (ROOT / "plugins/onnxruntime/layer.cpp").read_text()
-    assert f'kName[] = "{contract.MAMBA_LAYER.name}"' in source
-    assert f'kEpsilon[] = "{"epsilon"}"' in source
-    rows = re.findall(r'\{"(\w+)", (true|false), (\d), ', source)
-    assert tuple(name for name, _, _ in rows) == tuple(
-        row.name for row in contract.MAMBA_LAYER.inputs
-    )
-    layer = next(n for n in build(language_model(dtype="fp16")).graph if n.op_type == "MambaLayer")
-    for value, (name, is_fp32, rank) in zip(layer.inputs, rows, strict=True):
-        assert value is not None
-        assert value.shape is not None
-        if name != "hidden":  # of the residual stream's dtype
-            expected = ir.DataType.FLOAT if is_fp32 == "true" else ir.DataType.FLOAT16
-            assert value.dtype == expected
-        assert len(value.shape) == int(rank)

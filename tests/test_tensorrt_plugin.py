@@ -72,7 +72,8 @@ def flag_of(op: str) -> str:
 
 
 def fields(op: str, reverse: int = 0, flag: int = 1) -> list[Field]:
-    return [Field("reverse", reverse), Field(flag_of(op), flag)]
+    """In the contract's order."""
+    return [Field(flag_of(op), flag), Field("reverse", reverse)]
 
 
 def make(harness: Harness, op: str, reverse: int = 0, flag: int = 1) -> Plugin:
@@ -120,8 +121,8 @@ def test_the_creators_are_the_contract_s(harness: Harness) -> None:
         expected = [contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE, "PLUGIN CREATOR_V3ONE"]
         assert texts == expected
         assert harness.creator_fields(index) == [
-            ("reverse", driver.FIELD_INT32),
             (flag_of(op), driver.FIELD_INT32),
+            ("reverse", driver.FIELD_INT32),
         ]
 
 
@@ -130,7 +131,7 @@ def test_what_a_plugin_says_of_itself(harness: Harness, op: str) -> None:
     plugin = make(harness, op, reverse=1)
     texts = [plugin.text(part) for part in range(8)]
     assert texts[:3] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
-    assert texts[3] == texts[4] == f"contract_version=1 reverse=1 {flag_of(op)}=1"
+    assert texts[3] == texts[4] == f"contract_version=1 {flag_of(op)}=1 reverse=1"
     assert texts[5:] == ["PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
 
 
@@ -171,27 +172,27 @@ BAD_FIELDS: dict[str, tuple[Callable[[str], list[Field] | None], str]] = {
     "none": (lambda op: None, "there are no fields"),
     "unknown": (
         lambda op: [*fields(op), Field("chunk", 1)],
-        "field chunk is unknown: reverse, {flag} and contract_version are known",
+        "field chunk is unknown: {flag}, reverse and contract_version are known",
     ),
     "another operator's": (
         lambda op: [*fields(op), Field("silu" if op != CONV else "delta_softplus", 1)],
         "is unknown",
     ),
-    "reverse missing": (lambda op: fields(op)[1:], "field reverse is missing"),
-    "flag missing": (lambda op: fields(op)[:1], "field {flag} is missing"),
+    "reverse missing": (lambda op: fields(op)[:1], "field reverse is missing"),
+    "flag missing": (lambda op: fields(op)[1:], "field {flag} is missing"),
     "twice": (lambda op: [*fields(op), Field("reverse", 0)], "field reverse is given twice"),
     "value": (lambda op: fields(op, reverse=2), "field reverse is 2, expected 0 or 1"),
     "negative": (lambda op: fields(op, flag=-1), "field {flag} is -1, expected 0 or 1"),
     "float": (
-        lambda op: [Field("reverse", 1.0, driver.FIELD_FLOAT32), *fields(op)[1:]],
+        lambda op: [*fields(op)[:1], Field("reverse", 1.0, driver.FIELD_FLOAT32)],
         f"field reverse has type 1 and length 1, {ONE_INT32}",
     ),
     "int64": (
-        lambda op: [Field("reverse", 1, driver.FIELD_INT64), *fields(op)[1:]],
+        lambda op: [*fields(op)[:1], Field("reverse", 1, driver.FIELD_INT64)],
         ONE_INT32,
     ),
     "two values": (lambda op: [replace(fields(op)[0], length=2), *fields(op)[1:]], ONE_INT32),
-    "no value": (lambda op: [Field("reverse", None), *fields(op)[1:]], ONE_INT32),
+    "no value": (lambda op: [*fields(op)[:1], Field("reverse", None)], ONE_INT32),
     "version": (
         lambda op: [*fields(op), Field("contract_version", 2)],
         "the engine has version 2 of this operator, the library has version 1",

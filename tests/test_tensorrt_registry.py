@@ -88,7 +88,7 @@ def check(folder: Path, answer: dict[str, Any]) -> None:
     assert answer["version"] == folder.name.split(".post")[0]
     assert list(answer["operators"]) == list(OPERATORS)
     for op, seen in answer["operators"].items():
-        text = f"contract_version={contract.CONTRACT_VERSION} reverse={REVERSE} {flag_of(op)}=1"
+        text = f"contract_version={contract.CONTRACT_VERSION} {flag_of(op)}=1 reverse={REVERSE}"
         _, outputs = described(op)
         assert seen["creator"] == "IPluginCreatorV3One"
         assert seen["interface"] == "PLUGIN CREATOR_V3ONE"

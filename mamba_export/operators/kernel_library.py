@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mamba_export.contract.layout import INTERFACE_VERSION
 from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
 from mamba_export.errors import MambaExportError
 from mamba_export.libraries import KERNELS
@@ -21,7 +22,7 @@ from mamba_export.libraries import KERNELS
 LIBRARY_VARIABLE = KERNELS.variable
 LIBRARY_FILE = KERNELS.file
 
-VERSION = 2  # MAMBA_KERNELS_VERSION
+VERSION = INTERFACE_VERSION  # of the library that this package calls
 OK, INVALID = 0, 1  # mamba_status
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from mamba_export.contract import layout
+from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
 from mamba_export.operators.kernel_library import (
     INVALID,
     LIBRARY_FILE,
@@ -33,9 +34,6 @@ __all__ = [
     "DTYPES",
     "LIBRARY_FILE",
     "LIBRARY_VARIABLE",
-    "CausalConv1dParams",
-    "SelectiveScanParams",
-    "Sequence",
     "available",
     "causal_conv1d_forward",
     "library",
@@ -48,75 +46,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """``mamba_dtype`` of each dtype that the kernels take."""
 
 
-class Sequence(ctypes.Structure):
-    """``mamba_sequence``: (batch, length, channels), channels contiguous, strides in elements."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("step_stride", ctypes.c_int64),
-    )
-
-
-class SelectiveScanParams(ctypes.Structure):
-    """``mamba_selective_scan_params``."""
-
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("d_inner", ctypes.c_int64),
-        ("d_state", ctypes.c_int64),
-        ("n_groups", ctypes.c_int64),
-        ("dtype", ctypes.c_int),
-        ("delta_softplus", ctypes.c_int),
-        ("reverse", ctypes.c_int),
-        ("u", Sequence),
-        ("delta", Sequence),
-        ("z", Sequence),
-        ("B", Sequence),
-        ("C", Sequence),
-        ("A", ctypes.c_void_p),
-        ("D", ctypes.c_void_p),
-        ("delta_bias", ctypes.c_void_p),
-        ("initial_state", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("last_state", ctypes.c_void_p),
-    )
-
-
-class CausalConv1dParams(ctypes.Structure):
-    """``mamba_causal_conv1d_params``."""
-
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("d_conv", ctypes.c_int64),
-        ("dtype", ctypes.c_int),
-        ("silu", ctypes.c_int),
-        ("reverse", ctypes.c_int),
-        ("x", Sequence),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("initial_state", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("last_state", ctypes.c_void_p),
-    )
-
-
-def packer(structure: type[ctypes.Structure]) -> struct.Struct:
-    """What packs a structure's numbers, nested ones in line, into bytes of its C layout."""
-    letters = {ctypes.c_int64: "q", ctypes.c_int: "i", ctypes.c_void_p: "P"}
-
-    def codes(structure: type[ctypes.Structure]) -> str:
-        kinds: list[Any] = [field[1] for field in structure._fields_]
-        return "".join(letters.get(kind) or codes(kind) for kind in kinds)
-
-    return struct.Struct("@" + codes(structure))
-
-
-_SCAN = packer(SelectiveScanParams)
-_CONV = packer(CausalConv1dParams)
+_SCAN = layout.packer(SELECTIVE_SCAN)
+_CONV = layout.packer(CAUSAL_CONV1D)
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -192,7 +123,7 @@ def selective_scan_forward(
         z = _dense(z)
     params = _SCAN.pack(
         batch, length, d_inner, A.shape[1], B.shape[2], DTYPES[u.dtype], delta_softplus, reverse,
-        *_place(u), *_place(delta), *((0, 0, 0) if z is None else _place(z)), *_place(B), *_place(C),
+        *_place(u), *_place(delta), *_place(B), *_place(C), *((0, 0, 0) if z is None else _place(z)),
         A.data_ptr(), D.data_ptr(), delta_bias.data_ptr(), initial_state.data_ptr(),
         y.data_ptr(), last_state.data_ptr(),
     )  # fmt: skip

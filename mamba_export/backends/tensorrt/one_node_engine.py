@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.shape_inference
 
-from mamba_export.backends.tensorrt.building import Shapes, compile_graph
+from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
 from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.options import BuildOptions
