@@ -71,7 +71,7 @@ WEIGHTS_FILE = "model.onnx.data"
 METADATA_FILE = "mamba_export.json"
 GENAI_CONFIG_FILE = "genai_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-METADATA_FORMAT = 1
+METADATA_FORMAT = 2
 """Version of the metadata file's layout."""
 
 
