@@ -39,5 +39,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name="onnxruntime")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(MissingPackageError, match="needs onnxruntime.*pip install"):
+    with pytest.raises(MissingPackageError, match=r"needs onnxruntime.*pip install"):
         get("session")
