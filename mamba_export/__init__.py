@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         MissingPackageError,
         SessionError,
     )
-    from mamba_export.export import export
+    from mamba_export.export import State, export
     from mamba_export.verify import verify
 
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ __getattr__, __dir__ = on_first_use(
         "OrtSession": f"{__name__}.backends.onnxruntime",
         "OrtState": f"{__name__}.backends.onnxruntime",
         "SessionError": f"{__name__}.errors",
+        "State": f"{__name__}.export",
         "TrtSession": f"{__name__}.backends.tensorrt",
         "build": f"{__name__}.backends.tensorrt",
         "bundle": f"{__name__}.backends.tensorrt",
@@ -58,6 +59,7 @@ __all__ = [
     "OrtSession",
     "OrtState",
     "SessionError",
+    "State",
     "TrtSession",
     "build",
     "bundle",

@@ -133,7 +133,7 @@ def test_the_network_has_the_engines_interface(exported: Path) -> None:
     assert parser.parse(graph.SerializeToString(), str(exported / "model.onnx"))
     names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int64: "int64"}
     metadata = read_metadata(exported)
-    expected = [metadata.sequence, *(state.past for state in metadata.states)]
+    expected = metadata.graph_inputs
     for index, tensor in enumerate(expected):
         found = network.get_input(index)
         dims = [-1 if isinstance(size, str) else size for size in tensor.shape]
@@ -142,7 +142,7 @@ def test_the_network_has_the_engines_interface(exported: Path) -> None:
             tensor.dtype,
             dims,
         )
-    expected = [metadata.output, *(state.present for state in metadata.states)]
+    expected = metadata.graph_outputs
     found_outputs = [network.get_output(index) for index in range(network.num_outputs)]
     assert [(t.name, names[t.dtype], len(t.shape)) for t in found_outputs] == [
         (t.name, t.dtype, len(t.shape)) for t in expected
@@ -167,7 +167,7 @@ def test_surgery_without_plugins_keeps_the_values(opset: int, d_conv: int, tmp_p
     for batch, length in ((1, 1), (2, 3), (3, 33)):
         ids = random.integers(0, 64, (batch, length))
         past = [
-            random.standard_normal(info.past.resolve(batch)).astype(np.float32)
+            random.standard_normal(info.past.resolve({"batch": batch})).astype(np.float32)
             for info in session.metadata.states
         ]
         logits, state = session.run(ids, session.state_from_numpy(past))

@@ -103,7 +103,7 @@ def definition_of(node: str) -> tuple[OperatorDefinition, Form]:
 
 
 def grid(node: str) -> list[Case]:
-    """The parity grid of a node: every length and batch, then one size, flag or extreme at a time."""
+    """The parity grid of a node: every length and batch; one size, flag or extreme at a time; its ``cases``."""
     definition, form = definition_of(node)
     spec = definition.spec
     by_name = {size.name: size for size in spec.sizes}
@@ -118,6 +118,7 @@ def grid(node: str) -> list[Case]:
     for size in spec.sizes:
         if size not in shapes:
             cases += [Case.of(node, **_with_short_length(spec, size, n)) for n in size.tried]
+    cases += [Case.of(node, **numbers) for numbers in spec.cases]
     cases += [Case.of(node, **{name: value}) for name, value in flags.items()]
     if flags:
         dividing = {size.name: size.tried[-1] for size in spec.sizes if size.divides}

@@ -151,8 +151,8 @@ def _check_source(metadata: Metadata, model: MambaLM | MambaBackbone) -> None:
     """A model of other sizes cannot be compared with at all, and is no doubt the wrong one."""
     config = model.config
     found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
-    exported = MambaConfig(**metadata.model)
-    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
+    exported = MambaConfig(**(metadata.model or {}))
+    expected = {**(metadata.model or {}), "d_inner": exported.inner, "dt_rank": exported.rank}
     for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
         if found[name] != expected[name]:
             raise ExportError(

@@ -18,7 +18,7 @@ from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
 from mamba_export.backends.tensorrt.deploy import deploy_text
-from mamba_export.backends.tensorrt.description import EngineDescription, describe, interface
+from mamba_export.backends.tensorrt.description import EngineDescription, describe
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import (
     DEPLOY_FILE,
@@ -83,7 +83,7 @@ def build(
         library,
         graph,
         metadata.model_path,
-        interface_shapes(metadata, options.profiles()),
+        interface_shapes(metadata, options.profiles(metadata)),
         nodes if options.plugin else Counter(),
         options,
         say,
@@ -95,7 +95,7 @@ def build(
         description = describe(
             metadata,
             runtime=library.kind.name,
-            profiles=options.profiles(),
+            profiles=options.profiles(metadata),
             plugins=plugins,
             plugin_library=plugin_library,
             runtime_version=library.version,
@@ -145,7 +145,7 @@ def check_installed(options: BuildOptions) -> tuple[Library, str | None]:
 
 def interface_shapes(metadata: Metadata, profiles: tuple[Profile, ...]) -> Shapes:
     """Shapes of every input in every profile."""
-    inputs, _ = interface(metadata)
+    inputs = metadata.graph_inputs
     return [{tensor.name: profile.shapes(tensor) for tensor in inputs} for profile in profiles]
 
 
