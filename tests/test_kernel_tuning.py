@@ -13,6 +13,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 PROGRAM = """
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include "tuning.cuh"
 using namespace mamba;
 
