@@ -35,9 +35,9 @@ from mamba_export.verify.cases import Case, definition_of, draw, grid
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
 SCAN, UNGATED, CONV = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
+    contract.SELECTIVE_SCAN.name,
+    "SelectiveScanUngated",
+    contract.CAUSAL_CONV1D.name,
 )
 OPERATORS = (SCAN, UNGATED, CONV)
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]

@@ -48,7 +48,7 @@ def _missing() -> str:
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
 
 OPSET = 20
-OPERATORS = (contract.SELECTIVE_SCAN, contract.SELECTIVE_SCAN_UNGATED, contract.CAUSAL_CONV1D)
+OPERATORS = (contract.SELECTIVE_SCAN.name, "SelectiveScanUngated", contract.CAUSAL_CONV1D.name)
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
 
@@ -60,7 +60,7 @@ def backend(name: str = "cuda-native") -> Backend:
 
 
 def small(op: str, **values: Any) -> Case:
-    sizes = {"channels": 8} if op == contract.CAUSAL_CONV1D else {"d_inner": 8, "n_groups": 2}
+    sizes = {"channels": 8} if op == contract.CAUSAL_CONV1D.name else {"d_inner": 8, "n_groups": 2}
     return Case.of(op, **sizes, **values)
 
 

@@ -29,9 +29,9 @@ from mamba_export.libraries import TRT_PLUGIN
 from mamba_export.verify.cases import definition_of
 
 SCAN, UNGATED, CONV = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
+    contract.SELECTIVE_SCAN.name,
+    "SelectiveScanUngated",
+    contract.CAUSAL_CONV1D.name,
 )
 OPERATORS = (SCAN, UNGATED, CONV)
 FORMS = {op: definition_of(op) for op in OPERATORS}
@@ -68,12 +68,12 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 
 
 def flag_of(op: str) -> str:
-    return contract.ATTR_SILU if op == CONV else contract.ATTR_DELTA_SOFTPLUS
+    return "silu" if op == CONV else "delta_softplus"
 
 
 def fields(op: str, reverse: int = 0, flag: int = 1) -> list[Field]:
     """In the contract's order."""
-    return [Field(flag_of(op), flag), Field(contract.ATTR_REVERSE, reverse)]
+    return [Field(flag_of(op), flag), Field("reverse", reverse)]
 
 
 def make(harness: Harness, op: str, reverse: int = 0, flag: int = 1) -> Plugin:
@@ -122,7 +122,7 @@ def test_the_creators_are_the_contract_s(harness: Harness) -> None:
         assert texts == expected
         assert harness.creator_fields(index) == [
             (flag_of(op), driver.FIELD_INT32),
-            (contract.ATTR_REVERSE, driver.FIELD_INT32),
+            ("reverse", driver.FIELD_INT32),
         ]
 
 

@@ -79,12 +79,12 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     # It warns that numpy has no bf16, and keeps such tensors as they are.
     G_LOGGER.severity = G_LOGGER.ERROR
     graph = gs.import_onnx(model)
-    for node in [node for node in graph.nodes if node.op == contract.CAUSAL_CONV1D]:
+    for node in [node for node in graph.nodes if node.op == contract.CAUSAL_CONV1D.name]:
         x, weight, bias, state = node.inputs
         y, last_state = node.outputs
         reverse, silu = (
-            bool(node.attrs[contract.ATTR_REVERSE]),
-            bool(node.attrs[contract.ATTR_SILU]),
+            bool(node.attrs["reverse"]),
+            bool(node.attrs["silu"]),
         )
 
         def layer(op, inputs, name, outputs=1, *, node=node, **attrs):
@@ -126,6 +126,6 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.cleanup().toposort()
     result = gs.export_onnx(graph, do_type_check=False)
     result.ir_version = model.ir_version
-    for function in [f for f in result.functions if f.name == contract.CAUSAL_CONV1D]:
+    for function in [f for f in result.functions if f.name == contract.CAUSAL_CONV1D.name]:
         result.functions.remove(function)
     return result
