@@ -148,8 +148,9 @@ def test_one_corrupted_weight_is_caught(copied: Path, name: str) -> None:
         ("SelectiveScan", "Add", "y_skip", "Sub", 1),
         ("SelectiveScan", "Softplus", "positive_dt", "Relu", 0),
         ("CausalConv1d", "Mul", "sum_silu", "Add", 0),
+        ("MambaLayer", "Add", "hidden_out", "Sub", 1),
     ],
-    ids=["sign of the skip", "softplus", "silu"],
+    ids=["sign of the skip", "softplus", "silu", "residual of a layer"],
 )
 def test_a_changed_function_body_is_caught(
     copied: Path, function: str, op_type: str, output: str, replacement: str, layer: int
