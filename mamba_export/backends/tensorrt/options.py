@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles
 from mamba_export.errors import EngineError
-from mamba_export.folder.metadata import Metadata
+
+if TYPE_CHECKING:  # it loads numpy, and the command line reads these defaults for its help
+    from mamba_export.folder.metadata import Metadata
 
 
 @dataclass(frozen=True)

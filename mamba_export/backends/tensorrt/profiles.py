@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mamba_export.contract.program import BATCH, LENGTH, Value
 from mamba_export.errors import EngineError, SessionError
-from mamba_export.folder.metadata import Metadata
-from mamba_export.generation.state import Tensor as Sized
+
+if TYPE_CHECKING:  # they load numpy, and the command line reads these defaults for its help
+    from mamba_export.folder.metadata import Metadata
+    from mamba_export.generation.state import Tensor as Sized
 
 PREFILL = "prefill"
 DECODE = "decode"
