@@ -41,6 +41,20 @@ class Fault:
     dtype: str = "fp32"
 
 
+def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> Path:
+    """A copy of the sources in ``folder`` with all faults; arguments as in ``build``."""
+    sources = folder / "sources"
+    shutil.copytree(
+        ROOT / "plugins", sources / "plugins", ignore=shutil.ignore_patterns("tensorrt")
+    )
+    shutil.copy(ROOT / "CMakeLists.txt", sources)
+    for number, fault in enumerate(faults, 1):
+        _apply(sources, fault.patch, f"mamba::is_planted({number})")
+    for patch in support:
+        _apply(sources, patch, "")
+    return sources
+
+
 def build(
     folder: Path,
     faults: Sequence[Fault],
@@ -59,15 +73,7 @@ def build(
     Returns:
         The build folder.
     """
-    sources = folder / "sources"
-    shutil.copytree(
-        ROOT / "plugins", sources / "plugins", ignore=shutil.ignore_patterns("tensorrt")
-    )
-    shutil.copy(ROOT / "CMakeLists.txt", sources)
-    for number, fault in enumerate(faults, 1):
-        _apply(sources, fault.patch, f"mamba::is_planted({number})")
-    for patch in support:
-        _apply(sources, patch, "")
+    sources = patched(folder, faults, support)
     build_folder = folder / "build"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     _run("cmake", "-S", sources, "-B", build_folder, *generator, *options)

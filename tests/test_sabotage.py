@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_faults
 import pytest
 import torch
-from planted_faults import VARIABLE, Fault, Patch, build, built_file
+from planted_faults import VARIABLE, Fault, Patch, build, built_file, patched
 
 from mamba_export import libraries, verify
 from mamba_export.export import export
@@ -131,7 +132,7 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variant in place of both libraries: PyTorch has the fault too, and must not hide it."""
     for library in (libraries.CUSTOM_OPS, libraries.KERNELS):
@@ -150,15 +151,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+uses_variant = pytest.mark.usefixtures("_installed")
+
+
 def failing(report: verify.Report) -> list[str]:
     return [check.check for check in report.checks if not check.passed]
 
 
+@uses_variant
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_without_a_fault_the_variant_passes(exported: dict[str, Path], dtype: str) -> None:
     assert failing(verify(exported[dtype], backends=["native"], quick=True)) == []
 
 
+@uses_variant
 @pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_found_and_named(
     exported: dict[str, Path], number: int, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +178,7 @@ def test_a_planted_fault_is_found_and_named(
         assert not others & set(failing(report)), "the other operator is not accused"
 
 
+@uses_variant
 def test_the_command_line_says_so(
     exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,3 +190,7 @@ def test_the_command_line_says_so(
     assert done.returncode == 1, done.stderr
     printed = " ".join(done.stdout.split())
     assert "checks failed; first: onnxruntime CPU, native, SelectiveScan alone" in printed
+
+
+def test_the_patches_of_the_cuda_kernels_fit_the_sources(tmp_path: Path) -> None:
+    patched(tmp_path, cuda_faults.FAULTS, cuda_faults.SUPPORT)
