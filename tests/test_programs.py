@@ -30,6 +30,7 @@ from mamba_export.backends.onnxruntime.session import OrtSession, OrtState
 from mamba_export.backends.tensorrt import BuildOptions, build, read_description
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+from mamba_export.backends.tensorrt.options import parse_sizes
 from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError, SessionError
 from mamba_export.export.module_program import module_program
@@ -279,7 +280,12 @@ def test_ranges_of_what_was_read_before(exported: Path) -> None:
     with pytest.raises(EngineError, match="--past 5,4,3: give minimum,optimum,maximum"):
         BuildOptions(past=(5, 4, 3)).profiles(metadata)
     image = Value("image", "fp32", ("batch", 3, "height"))
-    with pytest.raises(EngineError, match="input image has an axis height without a range"):
+    with pytest.raises(
+        EngineError, match="input image has an axis height without a range: --size height="
+    ):
         prefill.shapes(image)
-    (prefill, _) = BuildOptions(sizes={"height": (1, 2, 3)}).profiles(metadata)
+    (prefill, _) = BuildOptions(sizes=parse_sizes(["height=1,2,3"])).profiles(metadata)
     assert prefill.shapes(image) == ((1, 3, 1), (4, 3, 2), (16, 3, 3))
+    for text in ("height", "=1,2,3", "height=3,2,1"):
+        with pytest.raises(EngineError, match="--size"):
+            parse_sizes([text])

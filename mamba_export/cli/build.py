@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from mamba_export import contract
 from mamba_export.backends.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
-from mamba_export.backends.tensorrt.options import BuildOptions, parse_workspace
+from mamba_export.backends.tensorrt.options import BuildOptions, parse_sizes, parse_workspace
 from mamba_export.backends.tensorrt.profiles import parse_range
 from mamba_export.cli.options import (
     AUTO,
@@ -37,6 +37,17 @@ def command(
     ] = None,
     batch: BatchRangeOption = DEFAULT_BATCH,
     length: LengthRangeOption = DEFAULT_LENGTH,
+    past: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Steps read before, of states that grow; 0 to --length's maximum by default.",
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MIN,OPT,MAX", help="Range of another axis, as of an image."),
+    ] = None,
     workspace: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Most scratch memory of a layer, as in 512M or 4G."),
@@ -72,6 +83,8 @@ def command(
         precision=precision,
         batch=parse_range(batch, "--batch"),
         length=parse_range(length, "--length"),
+        past=None if past is None else parse_range(past, "--past", 0),
+        sizes=parse_sizes(size or ()),
         workspace_mib=None if workspace is None else parse_workspace(workspace),
         timing_cache=timing_cache,
         version_compatible=version_compatible,
