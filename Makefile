@@ -15,11 +15,15 @@ OUT := out/kjv-bytes
 
 # What the compiled libraries are made of: a change builds them again.
 NATIVE := CMakeLists.txt $(shell find plugins tests/tensorrt_harness -type f -not -name '*.pyc')
-CODE := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE))
+CODE := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE)) $(wildcard tests/cpp/*.cpp)
 # TensorRT's headers, from a wheel that carries NVIDIA's: the plugins are compiled against them where the
 # machine has none. No code of that wheel is used.
 TENSORRT_HEADERS := $(CURDIR)/build/tensorrt-headers
 HEADERS_WHEEL := kernel-lens==2.0.1
+# ONNX Runtime's headers, for the test of the README's C++ lines: no wheel has them. An npm package carries
+# Microsoft's with its binaries for phones (150 MB, of which 1 MB is kept). Without npm that test is skipped.
+ONNXRUNTIME_HEADERS := build/onnxruntime-headers
+ONNXRUNTIME_HEADERS_PACKAGE := com.github.asus4.onnxruntime@0.4.9
 # Where nvcc is, GPU code is built for this machine's GPUs alone, or for the H100 where there is none.
 # `make test CUDA_ARCHITECTURES=all` builds what a wheel holds, and takes ten times as long.
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
@@ -31,7 +35,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
 
-test: lint .ort-oldest/.installed .tensorrt-lean
+test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(ONNXRUNTIME_HEADERS)/.unpacked)
 	# One thread a worker: two workers of two threads each would wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -43,7 +47,7 @@ lint: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(TENSORRT_HEADERS)/.unpacked
 	SKBUILD_CMAKE_DEFINE='MAMBA_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES);TENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS);MAMBA_TEST_PROGRAMS=ON' \
-		$(BIN)/pip install -q -c constraints.txt -e '.[test,train]'
+		$(BIN)/pip install -q -c constraints.txt -e '.[export,onnxruntime,tensorrt,test,train]'
 	touch $@
 
 $(BIN)/python:
@@ -57,6 +61,14 @@ $(TENSORRT_HEADERS)/.unpacked: | $(BIN)/python
 		wheel = zipfile.ZipFile(next(pathlib.Path().glob('*.whl'))); \
 		[pathlib.Path(n.split('/')[-1]).write_bytes(wheel.read(n)) for n in wheel.namelist() \
 		 if n.startswith('kernel_lens/include/tensorrt/')]"
+	touch $@
+
+$(ONNXRUNTIME_HEADERS)/.unpacked:
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(ONNXRUNTIME_HEADERS_PACKAGE)
+	tar -xzf $(@D)/*.tgz -C $(@D) --wildcards --strip-components=7 '*/ios-arm64/onnxruntime.framework/Headers/*.h'
+	rm $(@D)/*.tgz
 	touch $@
 
 .ort-oldest/.installed: $(VENV)/.installed

@@ -24,6 +24,10 @@ class EngineError(MambaExportError):
     """An engine that cannot be built as asked, or that is not what its folder says."""
 
 
+class MissingPackageError(MambaExportError, ImportError):
+    """A package that this needs and that is not installed; the message names the command that installs it."""
+
+
 def first_line(error: BaseException, after: str | None = None) -> str:
     """The first line of what an error says, for a message of one line; never empty, never raises.
 

@@ -12,11 +12,23 @@ import onnx
 import pytest
 
 from mamba_export import contract
+from mamba_export.backends import registry
+from mamba_export.backends.tensorrt.names import KINDS
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM, checkpoints
 
 ROOT = Path(__file__).parent.parent
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tokenizers",
+    "numpy",
+)
 
 
 def command(*arguments: str | Path, script: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -108,6 +120,68 @@ def test_script_exports_and_verifies(source: Path, tmp_path: Path) -> None:
     assert f"{out} is ready" in result.stderr
 
 
+def test_script_exits_with_1_when_a_check_fails(source: Path, tmp_path: Path) -> None:
+    """What is not a number never passes, though both sides agree on it."""
+    model = checkpoints.load(source).model
+    model.backbone.layers[0].mixer.D.data.fill_(float("nan"))
+    checkpoints.save(model, tmp_path / "model")
+    result = command(
+        tmp_path / "model", "-o", tmp_path / "out", "--quick", script="tools/export_engine.py"
+    )
+    assert result.returncode == 1, result.stderr
+    assert "FAIL" in result.stdout
+    assert "is ready" not in result.stderr
+
+
+def test_script_has_the_options_of_export() -> None:
+    result = command("--help", script="tools/export_engine.py")
+    assert result.returncode == 0
+    for option in ("--engine", "--quick", "--batch", "--no-plugin", "--runtime", "--force"):
+        assert option in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ver", {"verify"}),
+        ("verify --backend ", {"auto", *registry.variants()}),
+        ("export --dtype ", set(contract.DTYPES)),
+        ("build --runtime ", {"auto", *(kind.option for kind in KINDS)}),
+        ("run --backend ", {row.option for row in registry.runtimes()}),
+        ("run --provider c", {"cpu", "cuda"}),
+    ],
+    ids=lambda value: value.strip() if isinstance(value, str) else "",
+)
+def test_the_shell_completes(words: str, expected: set[str]) -> None:
+    """As bash asks. What is offered is what there is: the choices are written nowhere else."""
+    script = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr))\n"
+        "from mamba_export.cli import main\n"
+        "main()\n"
+    )
+    words = f"mamba-export {words}"
+    environment = {
+        **os.environ,
+        "_MAMBA_EXPORT_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert set(result.stdout.split()) == expected
+    assert result.stderr == "[]\n", "a key press must not wait for them"
+
+
+def test_help_loads_no_runtime() -> None:
+    script = f"import sys, mamba_export.cli; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
 def test_doctor() -> None:
     found = json.loads(command("doctor", "--json").stdout)
     kernels = {
@@ -149,6 +223,13 @@ BAD = {
     "output exists": (lambda s, e, t: ["export", s, "-o", e], "--force"),
     "opset": (lambda s, e, t: ["export", s, "-o", t / "out", "--opset", "3"], "18 to 23"),
     "dtype": (lambda s, e, t: ["export", s, "-o", t / "out", "--dtype", "int4"], "fp16"),
+    "quick without verify": (
+        lambda s, e, t: ["export", s, "-o", t / "out", "--quick"], "--quick is for --verify"),
+    "no such backend": (lambda s, e, t: ["verify", e, "--backend", "tpu"], "cuda-native"),
+    "no such runtime": (
+        lambda s, e, t: ["export", s, "-o", t / "out", "--engine", "--runtime", "trt"], "tensorrt-rtx"),
+    "no such range": (
+        lambda s, e, t: ["export", s, "-o", t / "out", "--engine", "--batch", "4,1,2"], "--batch"),
     "verify a missing folder": (lambda s, e, t: ["verify", t / "none"], "none"),
     "verify what is not ours": (lambda s, e, t: ["verify", _foreign(t / "f")], "mamba_export.json"),
     "verify with a text that is missing": (

@@ -15,8 +15,16 @@ import torch
 
 from mamba_export import contract
 from mamba_export.export import build, check, export
-from mamba_export.export.layers import fuse_layers
-from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast
+from mamba_export.models import (
+    TORCH_DTYPES,
+    LayerState,
+    MambaBackbone,
+    MambaConfig,
+    MambaLM,
+    cast,
+)
+from mamba_export.models.language_model import Layer, layers_as_nodes
+from mamba_export.operators.mamba_layer.reference import mamba_layer_reference
 
 ROOT = Path(__file__).parent.parent
 CONFIG = MambaConfig(d_model=32, n_layer=3, vocab_size=256)
@@ -127,31 +135,49 @@ def test_other_layers_are_left_as_they_are(config: MambaConfig) -> None:
     assert operators(build(model)) == operators(build(model, fuse_layers=False))
 
 
-def test_a_value_that_others_read_keeps_its_layer_apart() -> None:
-    model = build(language_model(), fuse_layers=False)
-    gate = [node for node in model.graph if node.op_type == contract.SELECTIVE_SCAN][1].outputs[0]
-    model.graph.outputs.append(gate)
-    assert fuse_layers(model) == 2
-    assert operators(model)[contract.SELECTIVE_SCAN] == 1
-    order = [node.op_type for node in model.graph]
-    assert order.index(contract.MAMBA_LAYER) < order.index(contract.SELECTIVE_SCAN)
+def test_layers_are_nodes_inside_the_context_alone() -> None:
+    model = language_model()
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    with layers_as_nodes(model):
+        assert all(layer.as_node for layer in layers)
+    assert not any(layer.as_node for layer in layers)
+    falcon = language_model(CONFIG.replace(bcdt_norm_epsilon=1e-6))
+    with layers_as_nodes(falcon):
+        assert not any(m.as_node for m in falcon.modules() if isinstance(m, Layer))
 
 
-@pytest.mark.parametrize(
-    ("op_type", "attribute", "value"),
-    [
-        (contract.SELECTIVE_SCAN, contract.ATTR_REVERSE, 1),
-        (contract.SELECTIVE_SCAN, contract.ATTR_DELTA_SOFTPLUS, 0),
-        (contract.CAUSAL_CONV1D, contract.ATTR_SILU, 0),
-        (contract.CAUSAL_CONV1D, contract.ATTR_REVERSE, 1),
-        ("ReduceMean", "keepdims", 0),
-    ],
-)
-def test_other_attributes_keep_a_layer_apart(op_type: str, attribute: str, value: int) -> None:
-    model = build(language_model(), fuse_layers=False)
-    node = next(node for node in model.graph if node.op_type == op_type)
-    node.attributes[attribute] = ir.AttrInt64(attribute, value)
-    assert fuse_layers(model) == 2
+@pytest.mark.parametrize("residual_in_fp32", [True, False], ids=["R fp32", "R is T"])
+@pytest.mark.parametrize("state", [True, False], ids=["state", "from zeros"])
+@pytest.mark.parametrize("conv_bias", [True, False], ids=["bias", "no bias"])
+@torch.no_grad()
+def test_a_layer_as_a_node_is_the_module(
+    residual_in_fp32: bool, state: bool, conv_bias: bool
+) -> None:
+    """The operator's decomposition, and its reference in float64, against the module's own path."""
+    model = language_model(CONFIG.replace(residual_in_fp32=residual_in_fp32, conv_bias=conv_bias))
+    tokens = torch.randint(0, 256, (2, 9))
+    past = None
+    if state:
+        past = [LayerState(*(torch.randn_like(t) for t in one)) for one in model.initial_state(2)]
+    expected = model(tokens, past)
+    with layers_as_nodes(model):
+        found = model(tokens, past)
+    torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_the_layers_reference_is_the_module_in_float64() -> None:
+    layer = language_model().backbone.layers[0].double()
+    hidden = torch.randn(2, 9, 32, dtype=torch.float64)
+    state = LayerState(*(torch.randn_like(t) for t in layer.mixer.initial_state(2)))
+    expected, expected_state = layer(hidden, state)
+    mixer = layer.mixer
+    found = mamba_layer_reference(
+        hidden, layer.norm.weight, mixer.in_proj.weight.t(), mixer.conv1d.weight.squeeze(1),
+        mixer.conv1d.bias, mixer.x_proj.weight.t(), mixer.dt_proj.weight.t(), mixer.dt_proj.bias,
+        -torch.exp(mixer.A_log), mixer.D, mixer.out_proj.weight.t(), *state, layer.norm.epsilon,
+    )  # fmt: skip
+    torch.testing.assert_close(found, (expected, *expected_state))
 
 
 def test_switched_off(tmp_path: Path) -> None:

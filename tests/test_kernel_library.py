@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,10 @@ from cases import CONV, FP32_BOUND, SCAN, conv_inputs, double, error, scan_input
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mamba_export import cuda_queries
+from mamba_export.contract.operators import SELECTIVE_SCAN
 from mamba_export.operators import dispatch, kernel_library, native
+from mamba_export.operators.checks import Check
 from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
@@ -182,9 +184,9 @@ def test_a_library_without_cuda_says_why(tmp_path: Path) -> None:
     absence = '-DMAMBA_CUDA_ABSENCE="no nvcc was found"'
     sources = KERNELS / "errors.cpp", KERNELS / "without_cuda.cpp"
     functions = ctypes.CDLL(str(shared_library(tmp_path / "lib.so", absence, *sources)))
-    kernel_library.declare_cuda_queries(functions)
-    assert kernel_library.cuda_architectures(functions) == ""
-    assert kernel_library.why_not_on_gpu(functions, 0) == (
+    cuda_queries.declare_cuda_queries(functions)
+    assert cuda_queries.cuda_architectures(functions) == ""
+    assert cuda_queries.why_not_on_gpu(functions, 0) == (
         "the kernels were built without CUDA (no nvcc was found): with the CUDA toolkit's nvcc on PATH, "
         "install mamba_export from its sources again"
     )
@@ -213,10 +215,9 @@ def test_a_failing_call_raises_the_librarys_line(
 
 
 def test_tensors_on_another_device_are_refused() -> None:
-    # The package has a function of this name.
-    operator = import_module("mamba_export.operators.selective_scan.torch_op")
+    check = Check(SELECTIVE_SCAN)
     for index, name in ((2, "A"), (6, "z"), (8, "initial_state")):
         inputs = scan_inputs()
         inputs[index] = inputs[index].to("meta")
         with pytest.raises(ValueError, match=f"{name} is on meta and the sequence on cpu: move"):
-            operator._check(*inputs)
+            check(inputs)

@@ -17,6 +17,7 @@ from c_header import c_structs
 from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
+from mamba_export import cuda_queries
 from mamba_export.models import MambaConfig, cast
 from mamba_export.models.block import LayerState
 from mamba_export.models.language_model import Layer
@@ -355,7 +356,7 @@ def sizes(**changes: int) -> ctypes.Structure:
 )
 def test_bad_calls_get_a_line(params: ctypes.Structure, message: str) -> None:
     library = functions()
-    if not kernel_library.cuda_architectures(library):
+    if not cuda_queries.cuda_architectures(library):
         pytest.skip("the kernels were built without CUDA")
     assert library.mamba_layer_step_cuda(params, None, None) == kernel_library.INVALID
     assert library.mamba_last_error().decode() == message
@@ -365,7 +366,7 @@ def test_bad_calls_get_a_line(params: ctypes.Structure, message: str) -> None:
 @NEEDS_KERNELS
 def test_workspace_grows_with_the_rows() -> None:
     library = functions()
-    if not kernel_library.cuda_architectures(library):
+    if not cuda_queries.cuda_architectures(library):
         pytest.skip("the kernels were built without CUDA")
     step = library.mamba_layer_step_cuda_workspace
     assert 0 < step(sizes()) < step(sizes(batch=8))

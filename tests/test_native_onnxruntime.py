@@ -20,6 +20,8 @@ import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract, verify
+from mamba_export.backends import registry
+from mamba_export.backends.backend import Backend
 from mamba_export.backends.onnxruntime import custom_ops, loading
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError
@@ -28,7 +30,7 @@ from mamba_export.export.functions import function_protos
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
-from mamba_export.verify import backends, operators
+from mamba_export.verify import operators
 from mamba_export.verify.operators import Case
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
@@ -67,8 +69,8 @@ def random_inputs(op: str, case: Case = CASE) -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy() for name, tensor in drawn.items()}
 
 
-def native_backend() -> backends.Backend:
-    found, _ = backends.present(("native",))
+def native_backend() -> Backend:
+    found, _ = registry.present(("native",))
     return found[0]
 
 
@@ -472,7 +474,7 @@ def test_switched_off(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: OrtSession(exported, providers=["CPUExecutionProvider"], native=True)
     )
     assert message.startswith("native=True: the native library is switched off")
-    _, missing = backends.present(("native",))
+    _, missing = registry.present(("native",))
     assert "switched off" in missing["onnxruntime CPU, native"]
 
 

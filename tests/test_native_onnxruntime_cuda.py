@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from mamba_export import contract
+from mamba_export.backends import registry
+from mamba_export.backends.backend import Backend
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper
 from mamba_export.backends.onnxruntime.cuda_stream import (
@@ -31,7 +33,7 @@ from mamba_export.export import export
 from mamba_export.export.functions import function_protos
 from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.models import MambaConfig, MambaLM
-from mamba_export.verify import backends, operators
+from mamba_export.verify import operators
 from mamba_export.verify.operators import Case
 
 CUDA = "CUDAExecutionProvider"
@@ -52,8 +54,8 @@ CASE = Case(2, 65, n_groups=2)
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
 
 
-def backend(name: str = "cuda-native") -> backends.Backend:
-    found, missing = backends.present((name,))
+def backend(name: str = "cuda-native") -> Backend:
+    found, missing = registry.present((name,))
     assert found, missing
     return found[0]
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 
 import mamba_export
+from mamba_export import cuda_queries
 from mamba_export.backends.tensorrt import library, names
 from mamba_export.cli import doctor
 from mamba_export.libraries import TRT_PLUGIN, installed
-from mamba_export.operators import kernel_library, native
+from mamba_export.operators import native
 
+ROOT = Path(__file__).parents[1]
 DISTRIBUTION = metadata.distribution("mamba_export")
 LIBRARIES = [
     Path(str(file.locate())).resolve() for file in DISTRIBUTION.files or () if file.suffix == ".so"
@@ -31,6 +33,26 @@ NEEDS_LIBRARIES = pytest.mark.skipif(
 
 def test_version_is_the_distributions() -> None:
     assert DISTRIBUTION.version == mamba_export.__version__
+
+
+def test_metadata_say_whose_it_is_and_under_which_terms() -> None:
+    found = DISTRIBUTION.metadata
+    assert found["License-Expression"] == "Apache-2.0"
+    assert found["Author"] == "The mamba_export developers"
+    assert "Typing :: Typed" in (found.get_all("Classifier") or ())
+    license_text = DISTRIBUTION.read_text("licenses/LICENSE") or ""
+    assert license_text == (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in license_text
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    assert (Path(mamba_export.__file__).parent / "py.typed").is_file()
+
+
+def test_every_name_of_the_api_is_there_and_listed() -> None:
+    assert dir(mamba_export) == sorted([*mamba_export.__all__, "__version__"])
+    for name in mamba_export.__all__:
+        assert callable(getattr(mamba_export, name))
 
 
 @NEEDS_LIBRARIES
@@ -134,7 +156,7 @@ def test_doctor_reports_every_part_as_json(capsys: pytest.CaptureFixture[str]) -
 def test_doctor_says_what_the_gpu_kernels_are_built_for() -> None:
     rows = {finding.what: finding for finding in doctor.report()}
     found = rows["CUDA kernels for PyTorch"]
-    built = kernel_library.cuda_architectures(native.library().functions)
+    built = cuda_queries.cuda_architectures(native.library().functions)
     why_not = native.why_not_on(torch.device("cuda", 0))
     assert found.state == ("absent" if why_not else "ok")
     if built:

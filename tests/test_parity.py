@@ -19,9 +19,12 @@ from mamba_export.errors import MambaExportError
 from mamba_export.export import export
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.operators import native
 from mamba_export.verify import Check, Report
+from mamba_export.verify import truth as truths
 from mamba_export.verify.bounds import bound, compare, relative_error
 from mamba_export.verify.table import print_report
+from mamba_export.verify.truth import Question, make_truth
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,41 @@ def test_passes_on_an_export(exported: Path) -> None:
     report = verify(exported, on_check=seen.append)
     assert failed(report) == []
     assert report.passed
+    assert report.truth == "PyTorch in float64"
     assert seen == report.checks
     names = " ".join(check.check for check in report.checks)
     for part in ("weights", "SelectiveScan alone", "CausalConv1d alone", "batch 3, length 1000",
                  "split: ", "extreme: states of 100", "next token over 1024 of text"):  # fmt: skip
         assert part in names
     assert all(check.error <= 1e-5 for check in report.checks), "far inside the bounds"
+
+
+def test_no_kernel_takes_part_in_the_truth(
+    tiny_model: MambaLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a kernel was asked")
+
+    monkeypatch.setenv("MAMBA_EXPORT_BACKEND", "native")
+    monkeypatch.setattr(native, "selective_scan_forward", refuse)
+    monkeypatch.setattr(native, "causal_conv1d_forward", refuse)
+    question = Question(np.array([[1, 2, 3]]))
+    for dtype in contract.DTYPES:
+        truth = make_truth(tiny_model, dtype, False, owned=False)
+        assert truth.exact.model.backbone_dtype == torch.float64
+        answer = truth.answer(question)
+        assert answer.exact.output.dtype == np.float64
+        assert truth.answer(question) is answer, "kept for the next backend"
+    assert tiny_model.backbone_dtype == torch.float32, "the caller's model is left alone"
+
+
+def test_without_memory_the_truth_is_fp32_and_says_so(
+    tiny_model: MambaLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truths, "available_memory", lambda: 1000)
+    truth = make_truth(tiny_model, "fp32", False, owned=False)
+    assert truth.exact.model is tiny_model
+    assert truth.words == "PyTorch in fp32 (float64 needs 0.0 GB, 0.0 are free)"
 
 
 def test_fp16(source: Path, tmp_path: Path) -> None:
@@ -209,13 +241,15 @@ def test_comparison_never_passes_nan_or_a_wrong_shape() -> None:
 def test_report_as_json_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     good = [Check("ORT", f"batch 1, length {n}", n * 1e-8, 1e-4, "output[0]") for n in (1, 2, 64)]
     bad = Check("ORT", "load", math.inf, 0.0, "model.onnx", "cannot be read")
-    report = Report("out", "fp32", [*good, bad], {"CUDA": "no GPU"})
+    report = Report("out", "fp32", "PyTorch in float64", [*good, bad], {"CUDA": "no GPU"})
     content = json.loads(json.dumps(report.to_json()))
     assert content["passed"] is False
+    assert content["truth"] == "PyTorch in float64"
     assert content["checks"][3]["error"] is None
     print_report(report)
     printed = capsys.readouterr().out
     for part in (
+        "against PyTorch in float64",
         "batch 1, length 1 to 64",
         "FAIL",
         "not run: CUDA: no GPU",

@@ -458,10 +458,3 @@ def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) 
     }
     plan = build_graph(library, onnx.ModelProto.FromString(serialised), inputs, plugin=plugin)
     assert memoryview(plan).nbytes > 1000
-
-
-def test_the_command_knows_every_backend_of_verify() -> None:
-    from mamba_export.cli import Backend
-    from mamba_export.verify.backends import NAMES
-
-    assert {backend.value for backend in Backend} == {"auto", *NAMES}

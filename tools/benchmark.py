@@ -1,26 +1,25 @@
 #!/usr/bin/env python3
 """Time the operators and models on this machine, every implementation that is installed in one run.
 
-    python tools/benchmark.py                                    # this machine's CPU, a table
+\b
+    python tools/benchmark.py                             # this machine's CPU, a table
+    python tools/benchmark.py --record tools/records      # and its record
     python tools/benchmark.py --device cuda --long --plots --record tools/records   # an NVIDIA GPU, all of it
-    python tools/benchmark.py --readme                           # write the README's section from the records
+    python tools/benchmark.py --docs                      # write docs/performance.md and the README's figures
 
 On the CPU, "faster" compares with the slowest implementation of the same work. On a GPU every time stands
-beside its limit: bytes over the bandwidth of a copy, exponentials over the special function units' rate,
-products over the rate of a large one. The record is written after every measurement, so a run that is stopped
-keeps what it has, and a later run with the same record adds to it.
+beside its limit, the least time that the hardware needs, and beside the fastest form of a peer. A record in
+which a row beats its limit is refused: it is kept as NAME.refused.json, and the exit code is 1. The record is
+written after every measurement, so a run that is stopped keeps what it has, and a later run of the same commit
+with the same file adds to it.
 """
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
-import gc
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,14 +32,13 @@ console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
 
 KINDS = ("operator", "prefill", "decode")
-Progress = Callable[[str], None]
 
 
 @app.command(help=__doc__)
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     what: Annotated[
-        str, typer.Option(help="Any of operator, prefill, decode, with commas.")
+        str, typer.Option(help="Any of operator, prefill, decode, with commas; empty for none.")
     ] = ",".join(KINDS),
     long: Annotated[
         bool,
@@ -48,22 +46,26 @@ def main(
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="Published sizes of the models (130m; on a GPU 130m,370m,1.4b,2.8b)."),
+        typer.Option(help="Published sizes of the models (130m; on a GPU 130m,1.4b,2.8b)."),
     ] = None,
     length: Annotated[
         str | None, typer.Option(help="Tokens of the prompt (512; on a GPU 512,2048,8192).")
     ] = None,
-    most_tokens: Annotated[
-        int, typer.Option(help="GPU: leave out prompts of more tokens, over the whole batch.")
-    ] = 1 << 20,
-    batch: Annotated[str | None, typer.Option(help="GPU: sequences at once (1,8,64).")] = None,
+    batch: Annotated[str | None, typer.Option(help="GPU: sequences of decode (1,8,64).")] = None,
+    prefill_batch: Annotated[
+        str | None, typer.Option(help="GPU: sequences of prefill (1).")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="GPU: weights of the models.")] = "fp16",
     operator_dtypes: Annotated[
         str, typer.Option(help="GPU: dtypes of the scan; step and convolution run in the first.")
-    ] = "bf16,fp32,fp16",
+    ] = "bf16",
     shape: Annotated[
         str | None,
         typer.Option(help="GPU: operator shapes as BATCHxCHANNELSxLENGTH (all)."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="GPU: begin nothing more after that time."),
     ] = None,
     mamba_ssm: Annotated[
         bool, typer.Option("--mamba-ssm/--no-mamba-ssm", help="GPU: its models, where installed.")
@@ -74,7 +76,7 @@ def main(
             "--transformers/--no-transformers",
             help="GPU: its model of the first size at the shortest prompt, where installed.",
         ),
-    ] = True,
+    ] = False,
     prepare: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Only write the models' graphs, which --graphs takes."),
@@ -88,38 +90,49 @@ def main(
             metavar="FILE", help="Write a JSON record; in a folder its name is DATE-device.json."
         ),
     ] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the record names as the commit, without git."),
+    ] = None,
     note: Annotated[
-        str | None, typer.Option(help="A sentence for the record: how a rival was built, say.")
+        str | None, typer.Option(help="A sentence for the record: how a peer was built, say.")
     ] = None,
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw the record's plots beside it (matplotlib).")
     ] = False,
-    readme: Annotated[
-        bool, typer.Option("--readme", help="Only write the README's section from tools/records.")
+    docs: Annotated[
+        bool,
+        typer.Option("--docs", help="Only write docs/performance.md and the README's figures."),
     ] = False,
 ) -> None:
-    from bench import load_records, update_readme
-    from bench.gpu_models import BATCHES, LENGTHS, SIZES, Cases, prepare_graphs
+    from bench import options
+    from bench.cases import BATCHES, LENGTHS, PREFILL_BATCHES, SIZES, Cases, prepare_graphs
+    from mamba_export.contract import DTYPES
 
-    if readme:
-        update_readme(ROOT / "README.md", load_records(ROOT))
+    if docs:
+        from bench.page import write_docs
+
+        for file in write_docs(ROOT):
+            _say(f"wrote {file.relative_to(ROOT)}")
         return
-    on_gpu = _one_of("--device", device, ("cpu", "cuda")) == "cuda"
-    kinds = tuple(_one_of("--what", name, KINDS) for name in _names(what))
-    sizes = _sizes(size, SIZES if on_gpu or prepare else SIZES[:1])
-    lengths = _numbers("--length", length, LENGTHS if on_gpu else LENGTHS[:1])
+    on_gpu = options.one_of("--device", device, ("cpu", "cuda")) == "cuda"
+    kinds = tuple(options.one_of("--what", name, KINDS) for name in options.names(what))
+    sizes = options.sizes(size, SIZES if on_gpu or prepare else SIZES[:1])
+    lengths = options.numbers("--length", length, LENGTHS if on_gpu else LENGTHS[:1])
     if plots and record is None:
         raise MambaExportError("--plots draws a record: add --record FILE")
-    if not on_gpu and (long or graphs or batch or shape):
-        raise MambaExportError("--long, --graphs, --batch and --shape need --device cuda")
+    if not on_gpu and (long or graphs or batch or prefill_batch or shape or budget):
+        raise MambaExportError(
+            "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
+        )
     if not on_gpu and not prepare and (len(sizes) > 1 or len(lengths) > 1):
         raise MambaExportError("the CPU is timed with one --size and one --length")
     cases = Cases(
         sizes=sizes,
         lengths=lengths,
-        batches=_numbers("--batch", batch, BATCHES),
-        dtype=_dtype("--dtype", dtype),
-        most_tokens=most_tokens,
+        batches=options.numbers("--batch", batch, BATCHES),
+        prefill_batches=options.numbers("--prefill-batch", prefill_batch, PREFILL_BATCHES),
+        dtype=options.one_of("--dtype", dtype, DTYPES),
         prefill="prefill" in kinds,
         decode="decode" in kinds,
         graphs=graphs,
@@ -128,147 +141,41 @@ def main(
     )
     if prepare is not None:
         prepare_graphs(prepare, cases.sizes, cases.dtype, _say)
-    elif on_gpu:
-        dtypes = tuple(_dtype("--operator-dtypes", name) for name in _names(operator_dtypes))
-        _run_gpu(cases, "operator" in kinds, long, dtypes, _shapes(shape), record, note, plots)
-    else:
-        _run_cpu(kinds, sizes[0], lengths[0], record, note)
+        return
+    from bench import provenance
+    from bench.runs import Destination, GpuRun, run_cpu, run_gpu
+    from bench.validity import RefusedRecordError
+
+    command = provenance.shown_command("tools/benchmark.py", sys.argv[1:])
+    made_of = provenance.commit(ROOT, commit) if record is not None else ""
+    destination = Destination(record, made_of, command, note, plots)
+    try:
+        if on_gpu:
+            dtypes = options.dtypes("--operator-dtypes", operator_dtypes)
+            shapes = options.shapes(shape)
+            run = GpuRun(cases, "operator" in kinds, dtypes, shapes, long, budget)
+            run_gpu(run, destination, _say)
+        else:
+            with console.status("operators") as status:
+                measure = _cpu_rows(kinds, sizes[0], lengths[0], status.update)
+                run_cpu(measure, destination, status.update)
+    except RefusedRecordError as error:
+        _say(f"Error: {error}")
+        raise typer.Exit(1) from None
 
 
-def _run_cpu(
-    kinds: tuple[str, ...], size: str, length: int, record: Path | None, note: str | None
-) -> None:
-    from bench import RecordFile, model_rows, new_record, operator_rows, print_rows
-    from bench.record import cpu_name
+def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> Iterator[Any]:
+    from bench.models import model_rows
+    from bench.operators import operator_rows
 
-    file = None
-    if record is not None:
-        file = RecordFile(record, new_record([], cpu_name(), _command(), note=note))
-    rows = []
-    with console.status("operators") as status:
-
-        def measure() -> Iterator:
-            if "operator" in kinds:
-                yield from operator_rows()
-            if {"prefill", "decode"} & set(kinds):
-                yield from model_rows(size, length, status.update, kinds)
-
-        for row in measure():
-            rows.append(row)
-            if file is not None:
-                file.add(row)
-            status.update(f"{row.what}: {row.implementation}")
-    print_rows(rows, cpu_name())
-
-
-def _run_gpu(
-    cases,  # Cases: imported late, with PyTorch
-    operators: bool,
-    long: bool,
-    dtypes: tuple[str, ...],
-    shapes: tuple[tuple[int, int, int], ...],
-    record: Path | None,
-    note: str | None,
-    plots: bool,
-) -> None:
-    from bench import RecordFile, gpu, new_record, print_rows, rivals
-    from bench.gpu_models import long_rows, model_rows
-    from bench.gpu_operators import operator_rows
-    from bench.plots import write_plots
-    from bench.record import read_record, rows_of
-
-    gpu.require_gpu()
-    gc.freeze()  # a capture collects garbage: what was imported need not be walked each time
-    atexit.register(gc.unfreeze)  # libraries look for what is left when the process ends
-    _say("measuring a copy and matrix products")
-    ceilings = gpu.measure_ceilings()
-    measured = {
-        **dataclasses.asdict(ceilings),
-        "launch_milliseconds": gpu.launch_milliseconds(),
-    }
-    _say(str(measured))
-    file = None
-    if record is not None:
-        empty = new_record(
-            [],
-            gpu.gpu_name(),
-            _command(),
-            rivals.versions(),
-            method=gpu.METHOD,
-            note=note,
-            ceilings=measured,
-        )
-        file = RecordFile(record, empty)
-
-    def measure() -> Iterator:
-        if operators:
-            yield from operator_rows(ceilings, dtypes, shapes, _say)
-        if cases.prefill or cases.decode:
-            yield from model_rows(ceilings, cases, _say)
-        if long:
-            yield from long_rows(ceilings, cases, _say)
-
-    rows = []
-    for row in measure():
-        rows.append(row)
-        time = row.note if row.milliseconds is None else f"{row.milliseconds:.4g} ms"
-        _say(f"  {row.implementation}: {time}")
-        if file is not None:
-            file.add(row)
-    print_rows(rows, gpu.gpu_name())
-    if file is not None and plots:
-        for plot in write_plots(file.path, rows_of(read_record(file.path))):
-            _say(f"drew {plot}")
+    if "operator" in kinds:
+        yield from operator_rows()
+    if {"prefill", "decode"} & set(kinds):
+        yield from model_rows(size, length, progress, kinds)
 
 
 def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _command() -> str:
-    return shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
-    if name not in known:
-        raise MambaExportError(f"{option} {name!r} is unknown: use {', '.join(known)}")
-    return name
-
-
-def _dtype(option: str, name: str) -> str:
-    from mamba_export.contract import DTYPES
-
-    return _one_of(option, name, DTYPES)
-
-
-def _sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    from mamba_export.models.config import PUBLISHED_SIZES
-
-    if text is None:
-        return default
-    return tuple(_one_of("--size", name, tuple(PUBLISHED_SIZES)) for name in _names(text))
-
-
-def _numbers(option: str, text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    if text is None:
-        return default
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in _names(text))
-    if not numbers or min(numbers) < 1:
-        raise MambaExportError(f"{option} {text!r}: expected whole numbers above 0, with commas")
-    return numbers
-
-
-def _shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    from bench.gpu_operators import SHAPES
-
-    if text is None:
-        return SHAPES
-    known = {"x".join(map(str, shape)): shape for shape in SHAPES}
-    return tuple(known[_one_of("--shape", name, tuple(known))] for name in _names(text))
 
 
 if __name__ == "__main__":

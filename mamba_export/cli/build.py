@@ -1,25 +1,93 @@
-"""``mamba-export build``: progress on standard error, what was built on standard output."""
+"""``mamba-export build``: an engine of an exported folder, or a bundle with which a target builds its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mamba_export.backends.tensorrt.building import build
-from mamba_export.backends.tensorrt.bundling import bundle
-from mamba_export.backends.tensorrt.description import EngineDescription
+from mamba_export import contract
 from mamba_export.backends.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
-from mamba_export.backends.tensorrt.options import BuildOptions
+from mamba_export.backends.tensorrt.options import BuildOptions, parse_workspace
+from mamba_export.backends.tensorrt.profiles import parse_range
+from mamba_export.cli.options import (
+    AUTO,
+    DEFAULT_BATCH,
+    DEFAULT_LENGTH,
+    BatchRangeOption,
+    EngineRuntimeOption,
+    FolderArgument,
+    LengthRangeOption,
+    PluginOption,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    from mamba_export.backends.tensorrt.description import EngineDescription
 
 
-def build_command(folder: Path, options: BuildOptions, *, force: bool) -> None:
-    """Build an engine and tell of it.
+def command(
+    folder: FolderArgument,
+    precision: Annotated[
+        str | None,
+        one_of(contract.DTYPES, help="Must be the file's own dtype, which is the default."),
+    ] = None,
+    batch: BatchRangeOption = DEFAULT_BATCH,
+    length: LengthRangeOption = DEFAULT_LENGTH,
+    workspace: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most scratch memory of a layer, as in 512M or 4G."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Kernel timings, read and written: later builds are quick."
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Runs on later TensorRT versions too."),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option("--hardware-compatible", help="Runs on every GPU from Ampere on."),
+    ] = False,
+    plugin: PluginOption = True,
+    runtime: EngineRuntimeOption = AUTO,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Build nothing; write what a target needs to build it itself."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing engine, or FOLDER.")
+    ] = False,
+) -> None:
+    """Write OUT/model.engine for TensorRT or TensorRT-RTX, engine.json and DEPLOY.md."""
+    options = BuildOptions(
+        precision=precision,
+        batch=parse_range(batch, "--batch"),
+        length=parse_range(length, "--length"),
+        workspace_mib=None if workspace is None else parse_workspace(workspace),
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        plugin=plugin,
+        runtime=runtime,
+    )
+    if bundle is None:
+        _build(folder, options, force)
+    else:
+        _bundle(folder, bundle, options, force)
 
-    Raises:
-        MambaExportError: bad input or a missing requirement, one clear line; nothing is written.
-    """
+
+def _build(folder: Path, options: BuildOptions, force: bool) -> None:
+    from mamba_export.backends.tensorrt import build
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     # A log gets the result alone: a bar that cannot move only leaves empty lines.
@@ -37,8 +105,9 @@ def build_command(folder: Path, options: BuildOptions, *, force: bool) -> None:
     print(summary(folder, description))
 
 
-def bundle_command(folder: Path, out: Path, options: BuildOptions, *, force: bool) -> None:
-    """Write a bundle and tell of it; raises as ``bundle`` does."""
+def _bundle(folder: Path, out: Path, options: BuildOptions, force: bool) -> None:
+    from mamba_export.backends.tensorrt import bundle
+
     bundle(folder, out, options, force=force)
     print(f"wrote {out}: {DEPLOY_FILE} there says how to build the engine on the target")
 

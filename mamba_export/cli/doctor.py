@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -17,8 +18,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Literal
 
-from mamba_export import __version__
+from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
+from mamba_export.cli.options import JsonOption
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 
@@ -39,7 +41,7 @@ def _package(name: str) -> Finding:
     try:
         return Finding(name, "ok", metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, "absent", f"not installed: pip install {name}")
+        return Finding(name, "absent", requirements.how_to_install(name))
 
 
 def _torch() -> Finding:
@@ -55,15 +57,19 @@ def _torch() -> Finding:
 
 def _onnxruntime() -> Finding:
     """Not by the package's name: onnxruntime-gpu installs the same module."""
-    try:
-        ort = import_module("onnxruntime")
-    except ModuleNotFoundError:
-        return Finding("onnxruntime", "absent", "not installed: pip install onnxruntime")
+    ort = import_module("onnxruntime")
     names = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     return Finding("onnxruntime", "ok", f"{ort.__version__}, providers {', '.join(names)}")
 
 
 def _gpu() -> Finding:
+    has_driver = Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists()
+    if importlib.util.find_spec("torch") is None:
+        if has_driver:
+            return Finding(
+                "NVIDIA GPU", "ok", "there is a driver; without torch, its GPUs are not named"
+            )
+        return Finding("NVIDIA GPU", "absent", "no NVIDIA driver on this machine")
     import torch
 
     if torch.cuda.is_available():
@@ -72,13 +78,13 @@ def _gpu() -> Finding:
             major, minor = torch.cuda.get_device_capability(index)
             names.append(f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})")
         return Finding("NVIDIA GPU", "ok", ", ".join(names))
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/nvhost-gpu").exists():
+    if not has_driver:
         return Finding("NVIDIA GPU", "absent", "no NVIDIA driver on this machine")
     if not torch.version.cuda:
         return Finding(
             "NVIDIA GPU",
             "absent",
-            f"torch {torch.__version__} was built without CUDA: install one with",
+            f"torch {torch.__version__} was built without CUDA: install a build with CUDA",
         )
     return Finding(
         "NVIDIA GPU",
@@ -99,18 +105,22 @@ def _kernels() -> Finding:
     return Finding(what, "ok", f"CPU, {library.instruction_set}: {library.path}")
 
 
-def _cuda(what: str, functions: ctypes.CDLL) -> Finding:
-    """What a library was built for, and which of the GPUs of this machine it runs on."""
+def _gpu_count() -> int:
+    """At least 1: where torch is absent or counts no GPU, having no CUDA, the library looks for itself."""
+    if importlib.util.find_spec("torch") is None:
+        return 1
     import torch
 
-    from mamba_export.operators import kernel_library
+    return max(1, torch.cuda.device_count())
 
-    architectures = kernel_library.cuda_architectures(functions)
+
+def _cuda(what: str, functions: ctypes.CDLL) -> Finding:
+    """What a library was built for, and which of the GPUs of this machine it runs on."""
+    architectures = cuda_queries.cuda_architectures(functions)
     if not architectures:
-        return Finding(what, "absent", kernel_library.why_not_on_gpu(functions, 0))
-    # A torch without CUDA counts no GPU; the library looks for itself.
-    gpus = range(max(1, torch.cuda.device_count()))
-    problems = [kernel_library.why_not_on_gpu(functions, index) for index in gpus]
+        return Finding(what, "absent", cuda_queries.why_not_on_gpu(functions, 0))
+    gpus = range(_gpu_count())
+    problems = [cuda_queries.why_not_on_gpu(functions, index) for index in gpus]
     runs_on = [f"GPU {index}" for index in gpus if not problems[index]]
     built = f"built for {', '.join(f'sm_{name}' for name in architectures.split())}"
     details = [
@@ -162,15 +172,14 @@ def _tensorrt(kind: Kind) -> Finding:
 
 
 def _tensorrt_plugins() -> Finding:
-    from mamba_export.operators import kernel_library
 
     what = "TensorRT plugins"
     path = TRT_PLUGIN.path()
     if path is None:
         return Finding(what, "absent", TRT_PLUGIN.why_absent())
     functions = ctypes.CDLL(str(path))
-    kernel_library.declare_cuda_queries(functions)
-    architectures = kernel_library.cuda_architectures(functions).split()
+    cuda_queries.declare_cuda_queries(functions)
+    architectures = cuda_queries.cuda_architectures(functions).split()
     return Finding(what, "ok", f"built for {', '.join(f'sm_{a}' for a in architectures)}: {path}")
 
 
@@ -186,6 +195,13 @@ def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
         return look()
     except MambaExportError as error:
         return Finding(what, "broken", str(error))
+    except ModuleNotFoundError as error:
+        line = requirements.missing(error)
+        if line is None:
+            return Finding(what, "broken", named_first_line(error))
+        return Finding(
+            what, "absent", requirements.how_to_install(what) if line.name == what else str(line)
+        )
     except Exception as error:
         return Finding(what, "broken", named_first_line(error))
 
@@ -194,11 +210,12 @@ def report() -> list[Finding]:
     """Look at everything that an export or a run may use; a row each, whatever its state."""
     machine = f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"
     return [
-        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parent}"),
+        Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parents[1]}"),
         Finding("python", "ok", machine),
         _guarded("torch", _torch),
         _package("triton"),
         _package("onnx"),
+        _package("cuda-bindings"),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),
@@ -233,3 +250,8 @@ def print_report(json_output: bool = False) -> None:
         state = Text(finding.state, styles[finding.state])
         table.add_row(state, Text(finding.what), Text(finding.detail))
     Console().print(table)
+
+
+def command(json_output: JsonOption = False) -> None:
+    """Print what was built and found on this machine, and why the rest was not."""
+    print_report(json_output)

@@ -8,15 +8,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mamba_export.backends.onnxruntime.loading import CPU_PROVIDER, CUDA_PROVIDER
-from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.tensorrt.session import TrtSession
+import typer
+
+from mamba_export.backends import registry
+from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
 from mamba_export.errors import SessionError
-from mamba_export.generation.generate import TextStream
-from mamba_export.generation.results import Generations, Timings
-from mamba_export.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from mamba_export.generation.generate import TextStream
+    from mamba_export.generation.results import Generations, Timings
+    from mamba_export.generation.sampling import Sampling
 
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _CONTROLS = {
@@ -25,7 +28,62 @@ _CONTROLS = {
     if chr(code) not in "\t\n"
 }
 """Control characters other than tab and newline."""
-_PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
+
+
+_BACKENDS = tuple(row.option for row in registry.runtimes())
+
+
+def command(
+    folder: FolderArgument,
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="Text to continue; may be repeated for a batch."),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens that hold this share; 1: all.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1: off.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    backend: Annotated[
+        str,
+        one_of(_BACKENDS, help="trt runs the engine that `build` wrote, on an NVIDIA GPU."),
+    ] = _BACKENDS[0],
+    provider: Annotated[
+        str, one_of((AUTO, *registry.providers()), help="Where ONNX Runtime runs.")
+    ] = AUTO,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Go on after the end-of-text token.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Generate text, as it comes; tokens per second at the end."""
+    from mamba_export.generation.sampling import Sampling
+
+    code = run_command(
+        folder,
+        prompt,
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+        max_new_tokens=max_new_tokens,
+        backend=backend,
+        provider=None if provider == AUTO else provider,
+        threads=threads,
+        json_output=json_output,
+        stream=not json_output,
+        ignore_end=ignore_end,
+    )
+    raise typer.Exit(code)
 
 
 def run_command(
@@ -39,7 +97,7 @@ def run_command(
     json_output: bool,
     stream: bool,
     ignore_end: bool,
-    backend: str = "ort",
+    backend: str = _BACKENDS[0],
 ) -> int:
     """Continue prompts and print them.
 
@@ -53,7 +111,8 @@ def run_command(
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
         ignore_end: go on after an end-of-text token.
-        backend: "ort", or "trt" for the engine that ``mamba-export build`` wrote.
+        backend: the ``option`` of a runtime in the registry, such as "trt" for the engine that
+            ``mamba-export build`` wrote.
 
     Returns:
         Exit code: 0, or 130 after Ctrl-C (what was generated until then has been printed).
@@ -66,14 +125,7 @@ def run_command(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its text
     try:
-        session: OrtSession | TrtSession
-        if backend == "trt":
-            if provider is not None or threads is not None:
-                raise SessionError("--provider and --threads are for --backend ort: leave them out")
-            session = TrtSession(folder)
-        else:
-            names = None if provider is None else [_PROVIDERS.get(provider.lower(), provider)]
-            session = OrtSession(folder, providers=names, threads=threads)
+        session = registry.runtime(backend).open_session(folder, provider, threads)
         pieces = session.stream(
             prompts,
             sampling=sampling,

@@ -16,5 +16,11 @@ PLUGIN_ATTRIBUTES = {
 }
 """What TensorRT's parser looks a plugin up by; written on every node, declared by every function."""
 
+OPSETS = range(18, 24)
+"""Versions of standard ONNX that the exporter and the function bodies were tried with."""
+
+DEFAULT_OPSET = 20
+"""The newest that ONNX Runtime 1.20 and TensorRT 10 both take without a warning."""
+
 DTYPES = ("fp32", "fp16", "bf16")
 """Values of T that an exported file may hold; the index is the kernels' ``mamba_dtype``."""

@@ -59,6 +59,26 @@ SELECTIVE_SCAN = Operator(
         Size("n_groups", 1, (2, 4), divides="d_inner"),
     ),
     kernels=("cpu", "cuda"),
+    cases=(
+        # A few steps, by the number of states; 6 of them cannot be read in fours.
+        {"length": 3, "d_state": 1},
+        {"length": 3, "d_state": 6},
+        {"length": 3, "d_state": 64},
+        {"length": 3, "d_state": 128},
+        {"length": 3, "d_state": 256},
+        {"length": 3, "d_inner": 130},
+        # Many steps: many channels of all sequences, by how many; many states, more than registers hold;
+        # groups with many states.
+        {"length": 40, "batch": 3, "d_inner": 1536},
+        {"length": 40, "batch": 5, "d_inner": 1536},
+        {"length": 40, "d_state": 128},
+        {"length": 40, "d_state": 300},
+        {"length": 40, "d_state": 32, "n_groups": 2},
+        {"length": 40, "d_state": 64, "n_groups": 2},
+        {"length": 40, "d_state": 128, "n_groups": 2},
+        # Few channels and a length that is cut into many parts.
+        {"length": 4099, "batch": 1},
+    ),
 )
 
 CAUSAL_CONV1D = Operator(
@@ -77,7 +97,11 @@ CAUSAL_CONV1D = Operator(
     attributes=(Attribute("silu", "flag", True), _REVERSE),
     sizes=(_BATCH, _LENGTH, Size("channels", 24, _WIDTHS), Size("d_conv", 4, (2, 3))),
     kernels=("cpu", "cuda"),
+    cases=({"length": 40, "d_conv": 9}, {"length": 1, "channels": 130}),
 )
+
+_SMALLEST = {"d_model": 768, "d_inner": 1536, "dt_rank": 48}
+"""Sizes of the smallest published model."""
 
 MAMBA_LAYER = Operator(
     name="MambaLayer",
@@ -126,6 +150,17 @@ MAMBA_LAYER = Operator(
     ),
     kernels=("cuda",),
     constant_weights=True,
+    cases=(
+        # One token of one sequence, and of some, in the smallest published model and at odd widths.
+        {"length": 1, "batch": 1, **_SMALLEST},
+        {"length": 1, "batch": 3, **_SMALLEST},
+        {"length": 1, "batch": 1, "d_model": 65, "d_inner": 130},
+        {"length": 1, "batch": 1, "d_state": 64},
+        {"length": 1, "batch": 1, "d_conv": 2},
+        {"length": 3, "batch": 1},
+        # Many rows.
+        {"length": 40, **_SMALLEST},
+    ),
 )
 """A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function
 calls the operators above, so a runtime without a kernel for it loses nothing."""

@@ -163,6 +163,8 @@ class Operator:
         sizes: in the order of the kernels' struct.
         kernels: for which devices the compiled library has kernels: "cpu", "cuda".
         constant_weights: a kernel is told whether the weights are constants of the file.
+        cases: numbers of several sizes at once, the others as usual, that parity holds every backend to too:
+            they reach the kernels that are chosen by more than one size.
         version: rises when its meaning changes.
     """
 
@@ -174,6 +176,7 @@ class Operator:
     sizes: tuple[Size, ...]
     kernels: tuple[str, ...] = ()
     constant_weights: bool = False
+    cases: tuple[Mapping[str, int], ...] = ()
     version: int = 1
     _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
 

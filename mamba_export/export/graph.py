@@ -13,17 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
+from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import passes
 from mamba_export.export.functions import function_protos
-from mamba_export.export.layers import fuse_layers as fuse_layers_pass
 from mamba_export.export.translate import translation_table
 from mamba_export.models import LayerState, MambaBackbone, MambaLM
+from mamba_export.models.language_model import layers_as_nodes
 
-OPSETS = range(18, 24)
-"""Versions of standard ONNX that the exporter and the function bodies were tried with."""
-DEFAULT_OPSET = 20
-"""The newest that ONNX Runtime 1.20 and TensorRT 10 both take without a warning."""
 _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 
@@ -104,7 +101,7 @@ def build(
 
     flat = _Flat(model, last_logits_only).eval()
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), layers_as_nodes(flat, fuse_layers):
             program = torch.onnx.export(
                 flat,
                 (sequence, past),
@@ -132,8 +129,6 @@ def build(
     passes.rename_weights(graph_model, prefix="model.")
     passes.fold_parameters(graph_model)
     passes.strip_metadata(graph_model)
-    if fuse_layers:
-        fuse_layers_pass(graph_model)
     add_functions(graph_model, opset)
     return graph_model
 

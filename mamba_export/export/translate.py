@@ -1,7 +1,8 @@
-"""Translation of the torch custom ops into nodes of our ONNX domain."""
+"""Translation of our torch operators into nodes of our ONNX domain, from the contract's rows."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,104 +10,104 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript import values
 
-import mamba_export.operators  # noqa: F401  (registers the torch operators)
 from mamba_export import contract
+from mamba_export.contract import layout
+from mamba_export.contract.spec import FP32, Form, Operator
+from mamba_export.contract.spec import Tensor as Row
+from mamba_export.operators import definitions
 
-# Inputs and outputs whose dtype is T; the others are fp32.
-_SCAN_T = {"u", "delta", "B", "C", "z"}
-_CONV_T = {"x", "initial_state"}
-
-_PLUGIN_ATTRIBUTES = {
-    contract.ATTR_PLUGIN_VERSION: contract.PLUGIN_VERSION,
-    contract.ATTR_PLUGIN_NAMESPACE: contract.PLUGIN_NAMESPACE,
+_ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_KINDS = {
+    "flag": OpSchema.AttrType.INT,
+    "float": OpSchema.AttrType.FLOAT,
+    "ints": OpSchema.AttrType.INTS,
 }
-
-
-def _op(
-    name: str,
-    inputs: tuple[str, ...],
-    outputs: dict[str, bool],
-    low: set[str],
-    flags: tuple[str, ...],
-) -> values.Op:
-    """An operator of our domain; ``outputs`` says for each whether its dtype is T."""
-    parameter = OpSchema.FormalParameter
-    schema = OpSchema(
-        name,
-        contract.DOMAIN,
-        contract.CONTRACT_VERSION,
-        inputs=[parameter(n, "T" if n in low else "tensor(float)") for n in inputs],
-        outputs=[parameter(n, "T" if is_low else "tensor(float)") for n, is_low in outputs.items()],
-        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
-        attributes=[
-            *(OpSchema.Attribute(flag, OpSchema.AttrType.INT, "") for flag in flags),
-            *(OpSchema.Attribute(a, OpSchema.AttrType.STRING, "") for a in _PLUGIN_ATTRIBUTES),
-        ],
-    )
-    domain = values.Opset(contract.DOMAIN, contract.CONTRACT_VERSION)
-    return values.Op(domain, name, schema)
-
-
-_SCAN_FLAGS = (contract.ATTR_DELTA_SOFTPLUS, contract.ATTR_REVERSE)
-_CONV_FLAGS = (contract.ATTR_SILU, contract.ATTR_REVERSE)
-_SCAN_OUTPUTS = {"y": True, "last_state": False}
-
-_SCAN = _op(
-    contract.SELECTIVE_SCAN, contract.SELECTIVE_SCAN_INPUTS, _SCAN_OUTPUTS, _SCAN_T, _SCAN_FLAGS
-)
-_SCAN_UNGATED = _op(
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.SELECTIVE_SCAN_UNGATED_INPUTS,
-    _SCAN_OUTPUTS,
-    _SCAN_T,
-    _SCAN_FLAGS,
-)
-_CONV = _op(
-    contract.CAUSAL_CONV1D,
-    contract.CAUSAL_CONV1D_INPUTS,
-    {"y": True, "last_state": True},
-    _CONV_T,
-    _CONV_FLAGS,
-)
-
-
-def _translate_scan(
-    u: Any,
-    delta: Any,
-    A: Any,
-    B: Any,
-    C: Any,
-    D: Any,
-    z: Any,
-    delta_bias: Any,
-    initial_state: Any,
-    delta_softplus: bool = True,
-    reverse: bool = False,
-) -> Any:
-    attributes = {
-        contract.ATTR_DELTA_SOFTPLUS: int(delta_softplus),
-        contract.ATTR_REVERSE: int(reverse),
-        **_PLUGIN_ATTRIBUTES,
-    }
-    if z is None:
-        return _SCAN_UNGATED(u, delta, A, B, C, D, delta_bias, initial_state, **attributes)
-    return _SCAN(u, delta, A, B, C, D, z, delta_bias, initial_state, **attributes)
-
-
-def _translate_conv(
-    x: Any, weight: Any, bias: Any, initial_state: Any, silu: bool = True, reverse: bool = False
-) -> Any:
-    attributes = {
-        contract.ATTR_SILU: int(silu),
-        contract.ATTR_REVERSE: int(reverse),
-        **_PLUGIN_ATTRIBUTES,
-    }
-    return _CONV(x, weight, bias, initial_state, **attributes)
+_TYPES = {"flag": bool, "float": float}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export`` takes as ``custom_translation_table``: our ops to our nodes."""
+    """What ``torch.onnx.export`` takes as ``custom_translation_table``: our operators to our nodes."""
+    ours = getattr(torch.ops, contract.DOMAIN)
     return {
-        torch.ops.mamba_export.selective_scan.default: _translate_scan,
-        torch.ops.mamba_export.causal_conv1d.default: _translate_conv,
+        getattr(ours, definition.spec.torch_name).default: _translation(definition.spec)
+        for definition in definitions()
     }
+
+
+def _node(spec: Operator, form: Form) -> values.Op:
+    """An operator of our domain."""
+
+    def parameter(tensor: Row) -> OpSchema.FormalParameter:
+        kind = "tensor(float)" if tensor.dtype == FP32 else tensor.dtype
+        return OpSchema.FormalParameter(tensor.name, kind)
+
+    classes = sorted({tensor.dtype for tensor in (*form.inputs, *spec.outputs)} - {FP32})
+    schema = OpSchema(
+        form.name,
+        contract.DOMAIN,
+        contract.CONTRACT_VERSION,
+        inputs=[parameter(tensor) for tensor in form.inputs],
+        outputs=[parameter(tensor) for tensor in spec.outputs],
+        type_constraints=[(name, _ELEMENTS, "") for name in classes],
+        attributes=[
+            *(OpSchema.Attribute(one.name, _KINDS[one.kind], "") for one in spec.attributes),
+            *(
+                OpSchema.Attribute(name, OpSchema.AttrType.STRING, "")
+                for name in contract.PLUGIN_ATTRIBUTES
+            ),
+        ],
+    )
+    domain = values.Opset(contract.DOMAIN, contract.CONTRACT_VERSION)
+    return values.Op(domain, form.name, schema)
+
+
+def _translation(spec: Operator) -> Callable[..., Any]:
+    """A function with the torch operator's signature that writes the node: PyTorch reads the signature."""
+    forms = {
+        tuple(tensor.name for tensor in form.inputs): _node(spec, form) for form in spec.forms()
+    }
+    sources = layout.size_sources(spec)
+    signature = _signature(spec)
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        present = tuple(row.name for row in spec.inputs if given[row.name] is not None)
+        tensors = [given[row.name] for row in spec.inputs]
+        attributes: dict[str, Any] = {}
+        for one in spec.attributes:
+            if one.derived:
+                # Sizes of weights: numbers, unlike batch and length.
+                sizes = {
+                    name: tensors[index].shape[axis]
+                    for name, (index, axis) in sources.items()
+                    if any(name == term for part in one.derived for term, _ in part.terms)
+                }
+                attributes[one.name] = [int(axis.resolve(sizes)) for axis in one.derived]
+            else:
+                value = given[one.name]
+                attributes[one.name] = int(value) if one.kind == "flag" else value
+        inputs = [given[name] for name in present]
+        return forms[present](*inputs, **attributes, **contract.PLUGIN_ATTRIBUTES)
+
+    translate.__name__ = spec.torch_name
+    translate.__signature__ = signature  # type: ignore[attr-defined]
+    translate.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in signature.parameters.values()
+    }
+    return translate
+
+
+def _signature(spec: Operator) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            *(inspect.Parameter(tensor.name, kind, annotation=Any) for tensor in spec.inputs),
+            *(
+                inspect.Parameter(one.name, kind, default=one.default, annotation=_TYPES[one.kind])
+                for one in spec.attributes
+                if not one.derived
+            ),
+        ]
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,27 @@ from mamba_export.generation.session import Session
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 OnToken = Callable[[int, int], None]
+
+
+class TextSession(Protocol):
+    """What ``mamba-export run`` needs of a session."""
+
+    @property
+    def provider(self) -> str:
+        """What computes, for people."""
+        ...
+
+    def stream(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 256,
+        stop_at_end: bool = True,
+        **options: Any,
+    ) -> TextStream:
+        """See ``GenerationMethods.stream``."""
+        ...
 
 
 class GenerationMethods:

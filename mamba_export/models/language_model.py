@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,68 @@ class Layer(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_epsilon)
         self.mixer = Mamba(config)
         self.residual_in_fp32 = config.residual_in_fp32
+        self.as_node = False
+        """Whether forward is one call of ``mamba_layer``; see ``layers_as_nodes``."""
+
+    @property
+    def is_mamba_layer(self) -> bool:
+        """Whether the layer is of MambaLayer's form: no bias of a projection, no norms of dt, B and C."""
+        config = self.mixer.config
+        return not config.bias and config.bcdt_norm_epsilon is None
 
     def forward(self, residual: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState]:
         """residual (batch, length, d_model) -> the same with the mixer's output added, and the state."""
+        if self.as_node:
+            return self._forward_as_node(residual, state)
         y, new_state = self.mixer(self.norm(residual), state)
         if self.residual_in_fp32 and residual.dtype != torch.float64:
             residual, y = residual.float(), y.float()
         return residual + y, new_state
+
+    def _forward_as_node(
+        self, residual: Tensor, state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        mixer = self.mixer
+        if state is None:
+            state = mixer.initial_state(residual.shape[0])
+        bias = mixer.conv1d.bias
+        residual, conv, recurrent = torch.ops.mamba_export.mamba_layer(
+            residual.float() if self.residual_in_fp32 else residual,
+            self.norm.weight.float(),
+            mixer.in_proj.weight.t(),
+            mixer.conv1d.weight.squeeze(1),
+            mixer.D.new_zeros(mixer.D.shape) if bias is None else bias,
+            mixer.x_proj.weight.t(),
+            mixer.dt_proj.weight.t(),
+            mixer.dt_proj.bias,
+            -torch.exp(mixer.A_log),
+            mixer.D,
+            mixer.out_proj.weight.t(),
+            state.conv,
+            state.recurrent,
+            self.norm.epsilon,
+        )
+        return residual, LayerState(conv, recurrent)
+
+
+@contextlib.contextmanager
+def layers_as_nodes(model: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Context in which each layer of MambaLayer's form runs as one operator: what export traces.
+
+    A layer that is not of that form (projections with a bias, FalconMamba's norms) keeps its single operators.
+
+    Args:
+        model: any module; its ``Layer`` submodules are meant.
+        wanted: False leaves all as they are.
+    """
+    layers = [one for one in model.modules() if isinstance(one, Layer) and one.is_mamba_layer]
+    for layer in layers:
+        layer.as_node = wanted
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.as_node = False
 
 
 class MambaBackbone(nn.Module):

@@ -1,18 +1,16 @@
-"""What both operators share: definition, choice of implementation, checks of tensors, autocast."""
+"""Which implementation computes a call: compiled kernels, Triton, vectorised PyTorch, or the reference."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
-from mamba_export.contract import DOMAIN
 from mamba_export.operators import native
 
 BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
@@ -21,26 +19,6 @@ BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
 _BACKENDS = ("auto", "reference", "cpu", "native", "triton")
 
 _FORCED: ContextVar[str | None] = ContextVar("mamba_export_forced", default=None)
-
-_LIBRARY = torch.library.Library(DOMAIN, "FRAGMENT")
-"""Holds the operators: they are withdrawn when it is collected."""
-
-
-def define_operator(name: str, implementation: Callable, fake: Callable) -> None:
-    """Define ``mamba_export::name``, with the schema that the implementation's annotations give.
-
-    As ``torch.library.custom_op`` does, without the check for aliased outputs that it makes at each call:
-    that takes 3 us, and a decoded token makes two calls a layer. ``opcheck`` in the tests looks for them.
-
-    Args:
-        name: of the operator.
-        implementation: returns new tensors and changes none; called for every device.
-        fake: returns empty tensors of the same shapes, dtypes and devices.
-    """
-    schema = torch.library.infer_schema(implementation, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{DOMAIN}::{name}", fake, lib=_LIBRARY)
 
 
 @contextlib.contextmanager
@@ -116,58 +94,3 @@ def _triton_takes(tensor: Tensor) -> bool:
 @lru_cache(maxsize=1)
 def _triton_present() -> bool:
     return find_spec("triton") is not None
-
-
-def expect(
-    op: str,
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Raise ValueError unless ``tensor`` has exactly this shape and dtype, on this device."""
-    if tensor.shape != shape:
-        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-    if tensor.dtype != dtype:
-        raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {dtype}")
-    if tensor.device != device:
-        raise ValueError(
-            f"{op}: {name} is on {tensor.device} and the sequence on {device}: move them to one device"
-        )
-
-
-def expect_sequence(op: str, name: str, tensor: Tensor) -> None:
-    """Raise ValueError unless ``tensor`` is a non-empty floating (batch, length, channels) sequence."""
-    if tensor.dim() != 3:
-        raise ValueError(
-            f"{op}: {name} has {tensor.dim()} dimensions, expected (batch, length, channels)"
-        )
-    if tensor.shape[1] == 0:
-        raise ValueError(f"{op}: {name} has length 0; a sequence needs at least one step")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{op}: {name} is {tensor.dtype}, expected a floating dtype")
-
-
-def register_autocast(op_name: str, adapt: Callable[..., tuple]) -> None:
-    """Make ``mamba_export::op_name`` cast its own inputs under ``torch.autocast``.
-
-    ``adapt(dtype, *args)`` returns the arguments cast. PyTorch's own helper would cast every tensor,
-    and so lose the fp32 parameters and state that the contract asks for.
-    """
-    op = getattr(getattr(torch.ops, DOMAIN), op_name).default
-    for device_type in ("cpu", "cuda"):
-        key = f"Autocast{device_type.upper()}"
-
-        def run(*args, _device_type: str = device_type, _key: str = key):
-            excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
-            dtype = torch.get_autocast_dtype(_device_type)
-            with torch._C._ExcludeDispatchKeyGuard(excluded):
-                return op(*adapt(dtype, *args))
-
-        _LIBRARY.impl(op_name, run, key)
-
-
-def cast_low(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in the autocast dtype, except float64, which autocast leaves alone."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

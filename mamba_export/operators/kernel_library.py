@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
 from mamba_export.errors import MambaExportError
 from mamba_export.libraries import KERNELS
 
@@ -36,34 +37,6 @@ class Library:
     def instruction_set(self) -> str:
         """Instruction set that its kernels use on this CPU: "avx512", "avx2" or "baseline"."""
         return self.functions.mamba_cpu_instruction_set().decode()
-
-
-def declare_cuda_queries(functions: ctypes.CDLL) -> None:
-    """Declare the functions that ``cuda_architectures`` and ``why_not_on_gpu`` call.
-
-    The custom-op library for ONNX Runtime exports them as well.
-
-    Raises:
-        AttributeError: the library does not have them.
-    """
-    functions.mamba_last_error.argtypes = []
-    functions.mamba_last_error.restype = ctypes.c_char_p
-    functions.mamba_cuda_architectures.argtypes = []
-    functions.mamba_cuda_architectures.restype = ctypes.c_char_p
-    functions.mamba_cuda_check_device.argtypes = [ctypes.c_int]
-    functions.mamba_cuda_check_device.restype = ctypes.c_int
-
-
-def cuda_architectures(functions: ctypes.CDLL) -> str:
-    """GPU architectures that a library was built for, such as "75 80 90 120+ptx"; "" without CUDA."""
-    return functions.mamba_cuda_architectures().decode()
-
-
-def why_not_on_gpu(functions: ctypes.CDLL, index: int) -> str:
-    """One line about why a library's kernels do not run on GPU ``index``; "" where they do."""
-    if functions.mamba_cuda_check_device(index) == OK:
-        return ""
-    return functions.mamba_last_error().decode()
 
 
 def _declare(path: Path, functions: ctypes.CDLL) -> Library:

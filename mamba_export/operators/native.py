@@ -33,7 +33,6 @@ __all__ = [
     "DTYPES",
     "LIBRARY_FILE",
     "LIBRARY_VARIABLE",
-    "MOST_TAPS",
     "CausalConv1dParams",
     "SelectiveScanParams",
     "Sequence",
@@ -44,9 +43,6 @@ __all__ = [
     "why_absent",
     "why_not_on",
 ]
-
-MOST_TAPS = 16
-"""Largest d_conv that the compiled convolution takes."""
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """``mamba_dtype`` of each dtype that the kernels take."""

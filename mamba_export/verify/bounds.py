@@ -1,8 +1,8 @@
 """Parity: the one tolerance table, and how errors are measured and judged.
 
-The truth is the unpatched PyTorch model in fp32 (float64 for operators). In fp32 the error has a fixed bound.
-In fp16 and bf16 the bound follows what the dtype costs anyway: twice the error of the same-dtype PyTorch
-reference, plus a rounding floor (the habit of flash-attention's tests).
+The truth is PyTorch on the operators' references, in float64 (see ``truth``). In fp32 the error has a fixed
+bound. In fp16 and bf16 the bound follows what the dtype costs anyway: twice the error of the same-dtype
+PyTorch reference, plus a rounding floor (the habit of flash-attention's tests).
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Report:
 
     folder: str
     dtype: str
+    truth: str = ""
+    """What whole models were held against: "PyTorch in float64", or in fp32 and why."""
     checks: list[Check] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     """Backends that could not run, each with the reason."""
@@ -73,6 +75,7 @@ class Report:
         return {
             "folder": self.folder,
             "dtype": self.dtype,
+            "truth": self.truth,
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],
             "not_run": self.not_run,

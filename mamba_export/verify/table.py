@@ -48,7 +48,7 @@ def print_report(report: Report) -> None:
     console = Console()
     for backend in dict.fromkeys(check.backend for check in report.checks):
         checks = [check for check in report.checks if check.backend == backend]
-        title = f"{report.folder} ({report.dtype}) against PyTorch: {backend}"
+        title = f"{report.folder} ({report.dtype}) against {report.truth}: {backend}"
         table = Table(
             title=title,
             title_justify="left",

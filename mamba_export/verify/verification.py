@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from mamba_export import contract
+from mamba_export.backends import registry
+from mamba_export.backends.backend import Backend
 from mamba_export.errors import ExportError, SessionError
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
-from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
-from mamba_export.verify import backends as known_backends
-from mamba_export.verify.backends import Backend
+from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
-from mamba_export.verify.models import Comparison, TorchModel, model_checks
+from mamba_export.verify.models import Comparison, model_cases
 from mamba_export.verify.operators import grid, operator_checks
+from mamba_export.verify.truth import Question, make_truth
 from mamba_export.verify.weights import weight_checks
 
 _QUICK_LENGTHS = (1, 2, 65)
@@ -42,13 +43,14 @@ def verify(
 
     Checks, for each backend that is present: each operator alone over the parity grid, whole-model outputs and
     states over lengths and batches, splits, extremes, next-token agreement over a real text; and once
-    for the file: every weight.
+    for the file: every weight. The truth is the source on the operators' references, in float64 where that
+    fits into memory (``truth``); no kernel takes part in it.
 
     Args:
         folder: what ``export`` wrote.
         model: the source; None for the one that the metadata names.
         text: text of the next-token check; None for the one that ships with the package.
-        backends: which to run, of ``parity.backends.NAMES``; None for every one that is present.
+        backends: which to run, of ``backends.registry.variants()``; None for every one that is present.
         quick: fewer lengths and one batch size.
         on_check: called with each result as it comes.
 
@@ -61,29 +63,29 @@ def verify(
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    found, missing = known_backends.present(tuple(backends or known_backends.NAMES), folder)
+    found, missing = registry.present(backends or None, folder)
     if backends and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
-    truth_model = _source(metadata, model)
-    _check_source(metadata, truth_model)
-    reference_model = truth_model
-    if metadata.dtype != "fp32":
-        reference_model = copy.deepcopy(truth_model)
-        cast(reference_model, TORCH_DTYPES[metadata.dtype])
-    last_only = metadata.last_logits_only
-    truth = TorchModel(truth_model, last_only)
-    reference = truth if reference_model is truth_model else TorchModel(reference_model, last_only)
-    report = Report(str(folder), metadata.dtype, not_run=missing)
+    source = _source(metadata, model)
+    _check_source(metadata, source)
+    truth = make_truth(source, metadata.dtype, metadata.last_logits_only, owned=source is not model)
+    report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
     def note(check: Check) -> None:
         report.checks.append(check)
         if on_check is not None:
             on_check(check)
 
-    note(weight_checks(folder / contract.MODEL_FILE, reference_model))
+    same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
+    note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
+    cases = model_cases(
+        truth,
+        lengths=_QUICK_LENGTHS if quick else LENGTHS,
+        batches=BATCHES[:1] if quick else BATCHES,
+    )
     tokens = _tokens(folder, metadata, text)
-    if tokens is None and isinstance(truth_model, MambaLM):
+    if tokens is None and metadata.takes_tokens:
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
     for backend in found:
         for check in operator_checks(
@@ -96,15 +98,11 @@ def verify(
         session = _open(backend, folder, note)
         if session is None:
             continue
-        comparison = Comparison(backend.name, session, truth, reference, metadata.dtype)
-        for check in model_checks(
-            comparison,
-            truth_model,
-            lengths=_QUICK_LENGTHS if quick else LENGTHS,
-            batches=BATCHES[:1] if quick else BATCHES,
-            text=tokens,
-        ):
-            note(check)
+        comparison = Comparison(backend.name, session, truth, metadata.dtype)
+        for case in cases:
+            note(comparison.check(case))
+        if tokens is not None:
+            note(comparison.text(tokens))
     return report
 
 
@@ -164,11 +162,11 @@ def _check_source(metadata: Metadata, model: MambaLM | MambaBackbone) -> None:
         )
 
 
-def _tokens(folder: Path, metadata: Metadata, text: str | None) -> np.ndarray | None:
-    """(1, length) tokens of the text; None where there is no tokenizer, or no logits to compare."""
+def _tokens(folder: Path, metadata: Metadata, text: str | None) -> Question | None:
+    """The tokens of the text; None where there is no tokenizer, or no logits to compare."""
     if metadata.last_logits_only or not (folder / contract.TOKENIZER_FILE).is_file():
         return None
     if text is None:
         text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")
     tokens = load_tokenizer(folder).encode(text)[:_TEXT_TOKENS]
-    return np.array([tokens], dtype=np.int64) if tokens else None
+    return Question(np.array([tokens], dtype=np.int64)) if tokens else None

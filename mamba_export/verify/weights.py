@@ -28,7 +28,7 @@ def weight_checks(model_file: Path, model: MambaLM | MambaBackbone) -> Check:
 
     Args:
         model_file: an exported model.onnx with its weights beside it.
-        model: the source, cast to the file's dtype.
+        model: the source, cast to the file's dtype, or in float64 for a file of fp32.
 
     Returns:
         One check: the first parameter that differs, or success. Parameters are stored exactly, but for A.

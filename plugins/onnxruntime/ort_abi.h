@@ -1,9 +1,9 @@
-// The part of ONNX Runtime's binary interface that a custom-op library needs, declared by
-// ourselves.
+// The part of ONNX Runtime's binary interface that a custom-op library needs. By hand: no wheel of
+// ONNX Runtime ships its C headers.
 //
-// No wheel of ONNX Runtime ships its C headers, and the interface is stable: OrtApi is a table of
-// function pointers that is only ever appended to, so a member is known by its index whatever the
-// runtime's version. Tried on ONNX Runtime 1.17, 1.20 and 1.31. 64-bit platforms only.
+// The interface is stable: OrtApi is a table of function pointers that is only ever appended to, so
+// a member is known by its index whatever the runtime's version. Tried on ONNX Runtime 1.17, 1.20
+// and 1.31. 64-bit platforms only.
 #pragma once
 
 #include <cstddef>

@@ -23,6 +23,7 @@ from tensorrt_harness.driver import Field, Harness, Plugin, Tensor
 from mamba_export import contract
 from mamba_export.backends.tensorrt import library, plugin
 from mamba_export.backends.tensorrt.names import Kind
+from mamba_export.libraries import TRT_PLUGIN
 
 LEAN = Kind(
     name="tensorrt_lean",
@@ -107,7 +108,7 @@ def seen(trt: Any, harness: Harness, op: str, asked: dict[str, Any]) -> dict[str
 def main() -> None:
     request = json.loads(sys.argv[1])
     sys.path.insert(0, request["folder"])
-    path, harness_path = driver.plugin_path(), driver.harness_path()
+    path, harness_path = TRT_PLUGIN.path(), driver.harness_path()
     assert path
     assert harness_path
     harness = Harness(harness_path, path, 0)  # first: the registry then gives its own logger

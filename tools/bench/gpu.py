@@ -1,8 +1,7 @@
-"""The GPU: its name and size, its measured rates, and the time of kernels on it without Python's."""
+"""The GPU: its name and size, and the time of kernels on it without Python's."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import statistics
@@ -11,23 +10,27 @@ from typing import Any
 
 import torch
 
-from bench.limits import Ceilings, special_function_rate
 from mamba_export.errors import MambaExportError
-from mamba_export.models import TORCH_DTYPES
 
 METHOD = (
     "Operators: kernels captured in a CUDA graph and replayed behind a waiting kernel, timed by CUDA events, "
-    "divided by their number (the gap between two kernels is in it, Python is not); inputs rotate through more "
-    "memory than three times the L2 cache unless said otherwise; random data; median of 15. "
-    "Models: wall clock of a call that ends with its result on the host; median after a warm-up."
+    "divided by their number (the gap between two kernels is in it, Python is not); inputs rotate through "
+    "eight times the L2 cache, so that each is read from memory; random data; median of 15. "
+    "Prefill: wall clock until the last step's logits are on the host; ours is a plain OrtSession.run, "
+    "which returns states too; mamba_ssm is timed as one calls it, states included, and as a CUDA graph of its "
+    "forward pass without states. "
+    "Decode: a token of every sequence in a greedy generate; step alone is ours with the logits on the host, "
+    "and of mamba_ssm the replay of its captured step alone. Medians after a warm-up; random weights. "
+    "A ratio takes the fastest form of a peer. "
+    "Limits: bytes that must move over the best rate of several copies (three sizes, three kinds), "
+    "exponentials over the rate of the special function units, products over the best rate of three "
+    "sizes; the largest of these times."
 )
-_ATTRIBUTE_CLOCK_RATE = 13  # CU_DEVICE_ATTRIBUTE_CLOCK_RATE, kHz
 _REPEATS = 15
+_CACHES = 8  # L2 caches that the input sets fill together: a set has left it before its turn
 _GRAPH_SECONDS = 2e-3  # kernels that a graph holds, where they are short
 _MEASURE_SECONDS = 5e-3  # replays that one measurement times
 _WAIT_CYCLES = 1_000_000  # half a millisecond: the host queues the replays meanwhile
-_COPY_BYTES = 1 << 31
-_PRODUCT_SIZE = 8192
 
 
 def require_gpu() -> None:
@@ -60,45 +63,6 @@ def release_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def clock_hertz() -> float:
-    """Highest clock of the multiprocessors, from the driver."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    device, kilohertz = ctypes.c_int(), ctypes.c_int()
-    torch.cuda.init()
-    if driver.cuDeviceGet(
-        ctypes.byref(device), torch.cuda.current_device()
-    ) or driver.cuDeviceGetAttribute(ctypes.byref(kilohertz), _ATTRIBUTE_CLOCK_RATE, device):
-        raise MambaExportError("the NVIDIA driver does not tell the GPU's clock")
-    return 1e3 * kilohertz.value
-
-
-def _copy_milliseconds() -> float:
-    source = torch.randint(0, 255, (_COPY_BYTES,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return kernel_milliseconds(lambda _: target.copy_(source))
-
-
-def _product_milliseconds(dtype: str) -> float:
-    shape = (_PRODUCT_SIZE, _PRODUCT_SIZE)
-    a, b = (torch.randn(shape, device="cuda", dtype=TORCH_DTYPES[dtype]) for _ in range(2))
-    out = torch.empty_like(a)
-    return kernel_milliseconds(lambda _: torch.mm(a, b, out=out))
-
-
-def measure_ceilings(dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")) -> Ceilings:
-    """Measure the rates that limits are computed from: a copy and a matrix product of each dtype."""
-    properties = torch.cuda.get_device_properties()
-    copy = _copy_milliseconds()
-    operations = 2 * _PRODUCT_SIZE**3
-    rates = {dtype: operations / (1e-3 * _product_milliseconds(dtype)) for dtype in dtypes}
-    release_memory()
-    return Ceilings(
-        bandwidth=2 * _COPY_BYTES / (1e-3 * copy),
-        special_rate=special_function_rate(properties.multi_processor_count, clock_hertz()),
-        product_rate=rates,
-    )
-
-
 def launch_milliseconds() -> float:
     """Time of the smallest kernel in a graph: under it no operator comes, however little it does."""
     one = torch.zeros(1, device="cuda")
@@ -107,7 +71,7 @@ def launch_milliseconds() -> float:
 
 def sets_to_rotate(bytes_a_set: int) -> int:
     """How many input sets do not fit in the L2 cache together, with room to spare."""
-    return max(1, math.ceil(3 * cache_bytes() / bytes_a_set))
+    return max(1, math.ceil(_CACHES * cache_bytes() / bytes_a_set))
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import gpu, limits, rivals
+from bench import gpu, limits, peers
 from bench.limits import Ceilings
-from bench.record import LIMIT, OURS, Row
+from bench.peers import operators as peer_operators
+from bench.rows import LIMIT, OURS, Row
 from mamba_export.errors import first_line
 from mamba_export.models import TORCH_DTYPES
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
@@ -128,24 +129,16 @@ def _scan_rows(
     limit = limits.scan(ceilings, batch, d_inner, length, d_state, dtype)
     inputs = scan_inputs(sets, batch, d_inner, length, d_state, dtype)
     yield _time("scan", sizes, _scan, inputs)
-    if sets > 1:
-        yield _time("scan, inputs in the cache", sizes, _scan, inputs[:1])
-    if rivals.mamba_ssm_absent():
-        yield Row.of("scan", sizes, rivals.MAMBA_SSM, None, rivals.mamba_ssm_absent())
+    if peers.mamba_ssm_absent():
+        yield Row.of("scan", sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
     else:
         error = _difference(inputs[0])
-        theirs = [rivals.scan_arguments(**one) for one in inputs]
+        theirs = [peer_operators.scan_arguments(**one) for one in inputs]
         del inputs
         note = "" if error <= _AGREE[dtype] else f"results differ by {error:.1e}: one is wrong"
-        yield _time("scan", sizes, rivals.scan, theirs, rivals.MAMBA_SSM, note)
-        if sets > 1:
-            yield _time(
-                "scan, inputs in the cache", sizes, rivals.scan, theirs[:1], rivals.MAMBA_SSM, note
-            )
+        yield _time("scan", sizes, peer_operators.scan, theirs, peers.MAMBA_SSM, note)
         del theirs
     yield Row.of("scan", sizes, LIMIT, limit.milliseconds, limit.bound)
-    if sets > 1:
-        yield Row.of("scan, inputs in the cache", sizes, LIMIT, limit.milliseconds, limit.bound)
     gpu.release_memory()
 
 
@@ -157,7 +150,9 @@ def _difference(inputs: Inputs) -> float:
             ours = _scan(from_zero)[0].float()
     except (ValueError, RuntimeError):
         return 0.0  # there is nothing to compare; our row says why
-    theirs = rivals.scan(rivals.scan_arguments(**from_zero))[0].transpose(1, 2).float()
+    theirs = (
+        peer_operators.scan(peer_operators.scan_arguments(**from_zero))[0].transpose(1, 2).float()
+    )
     return float((ours - theirs).norm() / theirs.norm())
 
 
@@ -170,13 +165,13 @@ def _step_rows(
     sets = min(_MOST_SETS, gpu.sets_to_rotate(moved))
     inputs = scan_inputs(sets, batch, d_inner, 1, 16, dtype)
     yield _time("step", sizes, _scan, inputs)
-    if rivals.mamba_ssm_absent():
-        yield Row.of("step", sizes, rivals.MAMBA_SSM, None, rivals.mamba_ssm_absent())
+    if peers.mamba_ssm_absent():
+        yield Row.of("step", sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
     else:
-        theirs = [rivals.step_arguments(**one) for one in inputs]
-        yield _time("step", sizes, rivals.step, theirs, rivals.MAMBA_SSM)
+        theirs = [peer_operators.step_arguments(**one) for one in inputs]
+        yield _time("step", sizes, peer_operators.step, theirs, peers.MAMBA_SSM)
         del theirs
-    limit = limits.step(ceilings, batch, d_inner, 16)
+    limit = limits.scan(ceilings, batch, d_inner, 1, 16, dtype)
     yield Row.of("step", sizes, LIMIT, limit.milliseconds, limit.bound)
     del inputs
     gpu.release_memory()
@@ -195,12 +190,12 @@ def _conv_rows(
     moved = limits.conv_bytes(batch, channels, length, _D_CONV, dtype)
     inputs = conv_inputs(gpu.sets_to_rotate(moved), batch, channels, length, dtype)
     yield _time("convolution", sizes, _conv, inputs)
-    if rivals.causal_conv1d_absent():
-        absent = rivals.causal_conv1d_absent()
-        yield Row.of("convolution", sizes, rivals.CAUSAL_CONV1D, None, absent)
+    if peers.causal_conv1d_absent():
+        absent = peers.causal_conv1d_absent()
+        yield Row.of("convolution", sizes, peers.CAUSAL_CONV1D, None, absent)
     else:
-        theirs = [rivals.conv_arguments(**one) for one in inputs]
-        yield _time("convolution", sizes, rivals.conv, theirs, rivals.CAUSAL_CONV1D)
+        theirs = [peer_operators.conv_arguments(**one) for one in inputs]
+        yield _time("convolution", sizes, peer_operators.conv, theirs, peers.CAUSAL_CONV1D)
         del theirs
     limit = limits.conv(ceilings, batch, channels, length, _D_CONV, dtype)
     yield Row.of("convolution", sizes, LIMIT, limit.milliseconds, limit.bound)

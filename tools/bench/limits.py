@@ -1,14 +1,16 @@
 """The least time that the hardware needs: what every measurement on a GPU is held against.
 
-Bytes count every input once and every output once, over the bandwidth of a large device-to-device copy;
-exponentials run on the special function units; matrix products at the rate of a large one. A limit is the
-largest of the times, not their sum.
+Bytes count every input once and every output once, over the best bandwidth of several copies; exponentials run
+on the special function units; matrix products at the best rate of several. ``ceilings`` measures these rates.
+A limit is the largest of the times, not their sum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
+from mamba_export.contract.spec import FP32, Operator, T
 from mamba_export.models import MambaConfig
 
 _SPECIAL_FUNCTIONS = 16
@@ -26,9 +28,9 @@ class Ceilings:
     """Rates of a device.
 
     Args:
-        bandwidth: bytes a second of a large copy, read and written bytes counted.
+        bandwidth: bytes a second of a copy, read and written bytes counted.
         special_rate: special functions a second.
-        product_rate: floating-point operations a second of a large matrix product, by dtype.
+        product_rate: floating-point operations a second of a matrix product, by dtype.
     """
 
     bandwidth: float
@@ -54,18 +56,24 @@ def _largest(**seconds: float) -> Limit:
     return Limit(1e3 * seconds[bound], bound)
 
 
+def _moved(operator: Operator, dtype: str, **sizes: int) -> int:
+    """Bytes of an operator's inputs and outputs, each once, from the contract."""
+    items = {T: ITEM_BYTES[dtype], FP32: ITEM_BYTES["fp32"]}
+    return operator.bytes_moved(sizes, items)
+
+
 def scan_bytes(batch: int, d_inner: int, length: int, d_state: int, dtype: str) -> int:
-    """Bytes that a gated selective scan must move: u, delta, z, B, C, A, D, bias, both states, y."""
-    sequence = batch * length * (4 * d_inner + 2 * d_state) * ITEM_BYTES[dtype]
-    parameters = 4 * d_inner * (d_state + 2)
-    states = 2 * 4 * batch * d_inner * d_state
-    return sequence + parameters + states
+    """Bytes that a gated selective scan of one group must move."""
+    return _moved(
+        SELECTIVE_SCAN, dtype,
+        batch=batch, length=length, d_inner=d_inner, d_state=d_state, n_groups=1,
+    )  # fmt: skip
 
 
 def scan(
     ceilings: Ceilings, batch: int, d_inner: int, length: int, d_state: int, dtype: str
 ) -> Limit:
-    """Limit of a gated selective scan."""
+    """Limit of a gated selective scan; of a step, where the length is 1."""
     functions = batch * length * d_inner * (d_state + _SCAN_EXTRA)
     return _largest(
         memory=scan_bytes(batch, d_inner, length, d_state, dtype) / ceilings.bandwidth,
@@ -73,15 +81,11 @@ def scan(
     )
 
 
-def step(ceilings: Ceilings, batch: int, d_inner: int, d_state: int) -> Limit:
-    """Limit of a step: the state, read once and written once."""
-    return Limit(1e3 * 2 * 4 * batch * d_inner * d_state / ceilings.bandwidth, "state")
-
-
 def conv_bytes(batch: int, channels: int, length: int, d_conv: int, dtype: str) -> int:
-    """Bytes that a causal convolution must move: x, y, both states, weight and bias."""
-    sequence = 2 * batch * channels * (length + d_conv - 1) * ITEM_BYTES[dtype]
-    return sequence + 4 * channels * (d_conv + 1)
+    """Bytes that a causal convolution must move."""
+    return _moved(
+        CAUSAL_CONV1D, dtype, batch=batch, length=length, channels=channels, d_conv=d_conv
+    )
 
 
 def conv(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import rivals
-from bench.record import Row
+from bench import peers
+from bench.peers.models import transformers_model
+from bench.rows import Row
 from bench.timing import median_milliseconds
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
@@ -77,14 +78,14 @@ def _session_rows(
 def _transformers_rows(
     config: MambaConfig, tokens: torch.Tensor, what: dict[str, str]
 ) -> Iterator[Row]:
-    absent = rivals.transformers_absent()
+    absent = peers.transformers_absent()
     if absent:
         for one in what.values():
-            yield Row(one, rivals.TRANSFORMERS, None, absent)
+            yield Row(one, peers.TRANSFORMERS, None, absent)
         return
     import transformers
 
-    model = rivals.transformers_model(config, "fp32", "cpu")
+    model = transformers_model(config, "fp32", "cpu")
     name = f"transformers {transformers.__version__}"
     with torch.no_grad():
         if "prefill" in what:

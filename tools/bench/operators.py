@@ -9,14 +9,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.record import Row
+from bench.rows import Row
 from bench.timing import median_milliseconds
+from mamba_export.backends.registry import present
 from mamba_export.contract import SELECTIVE_SCAN, SELECTIVE_SCAN_INPUTS
 from mamba_export.export.functions import function_protos
 from mamba_export.export.graph import DEFAULT_OPSET
 from mamba_export.operators import native
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
-from mamba_export.verify.backends import present
 from mamba_export.verify.operators import Case, one_node_model
 
 SHAPES = ((1, 1536, 512), (1, 1536, 2048))

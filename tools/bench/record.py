@@ -5,56 +5,19 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.rows import Row
+from bench.validity import RefusedRecordError, check_limits
 from mamba_export.errors import MambaExportError
 from mamba_export.versions import installed_versions
 
-OURS = "mamba_export"
-LIMIT = "limit"
-"""Implementations that tables and plots look for; the limit's note says what sets it."""
-
+REFUSED_SUFFIX = ".refused.json"
 _PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement.
-
-    Args:
-        what: what was timed, the same for all implementations that are compared.
-        implementation: who did it.
-        milliseconds: median time; None where there is none.
-        note: what is to be said of it, or why there is no time.
-        kind: which table it belongs to ("scan", "prefill"); empty for the CPU's one table.
-        sizes: what sets it apart from the other rows of that table.
-    """
-
-    what: str
-    implementation: str
-    milliseconds: float | None
-    note: str = ""
-    kind: str = ""
-    sizes: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        kind: str,
-        sizes: dict[str, Any],
-        implementation: str,
-        milliseconds: float | None,
-        note: str = "",
-    ) -> Row:
-        """A row of a table whose columns are sizes and implementations."""
-        what = f"{kind}: " + ", ".join(f"{name} {value}" for name, value in sizes.items())
-        return cls(what, implementation, milliseconds, note, kind, sizes)
 
 
 def new_record(
@@ -71,8 +34,13 @@ def new_record(
         device: processor or GPU.
         command: that made it.
         versions: of the packages that it depends on; None for those of the CPU's.
-        more: what else belongs in it, such as "method", "ceilings" and "note"; None is left out.
+        more: what else belongs in it, such as "commit", "driver", "method", "ceilings" and "note"; None is
+            left out.
+
+    Raises:
+        RefusedRecordError: a row beats its limit.
     """
+    check_limits(rows, "the record")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": device,
@@ -95,31 +63,19 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
     return [Row(**row) for row in record["rows"]]
 
 
-def cpu_name() -> str:
-    """Model of the processor and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
-
-
 class RecordFile:
     """A record on disk that is written again after every row, so that a run that is killed keeps what it has.
 
     A file that is there already is added to: rows of the same table, sizes and implementation are replaced,
-    the others stay. So a run may be made in parts.
+    the others stay, and so does the date. So a run may be made in parts.
 
     Args:
         path: the file, or a folder in which it is named DATE-device.json.
         record: from ``new_record``, without rows.
 
     Raises:
-        MambaExportError: the file cannot be read or written, or was made by another device or other
-            versions.
+        MambaExportError: the file cannot be read or written, or was made by another commit, device, driver
+            or other versions.
     """
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
@@ -143,15 +99,30 @@ class RecordFile:
             rows.append(new)
         self._write()
 
+    def finish(self) -> None:
+        """Hold the whole record against its limits; one that beats them is kept under another name.
+
+        Raises:
+            RefusedRecordError: a row beats its limit; the file's name now ends in ``.refused.json``.
+        """
+        try:
+            check_limits(rows_of(self._record), str(self.path))
+        except RefusedRecordError as error:
+            refused = self.path.with_suffix(REFUSED_SUFFIX)
+            self.path.replace(refused)
+            self.path = refused
+            raise RefusedRecordError(f"{error}; it is kept as {refused.name}") from None
+
     def _continue(self, old: dict[str, Any]) -> None:
-        for name in ("date", "device", "versions"):
-            if old[name] != self._record[name]:
+        for name in ("device", "driver", "versions", "commit"):
+            if old.get(name) != self._record.get(name):
                 raise MambaExportError(
                     f"{self.path} is a record of another {name.removesuffix('s')}: give another file"
                 )
-        commands = [old["command"], self._record["command"]]
+        commands = [*old["command"].split("; "), self._record["command"]]
         self._record = {
             **self._record,
+            "date": old["date"],
             "command": "; ".join(dict.fromkeys(commands)),
             "rows": old["rows"],
         }

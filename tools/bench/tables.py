@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.record import LIMIT, OURS, Row
+from bench.rows import LIMIT, OURS, Row, comparisons, is_ours, is_peer
 
-_IN_MICROSECONDS = ("scan", "scan, inputs in the cache", "step", "convolution")
+_IN_MICROSECONDS = ("scan", "step", "convolution")
+
+
+_LOG_WIDTH = 200
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,8 @@ class Grid:
     lines: list[list[str]]
 
 
-def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.what, []).append(row)
-    return groups
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A time with three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -46,34 +44,31 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
 
 def _stacked(rows: Sequence[Row]) -> Grid:
     lines = []
-    for what, group in _groups(rows).items():
-        slowest = max((row.milliseconds or 0.0 for row in group), default=0.0)
-        for row in group:
+    for comparison in comparisons(rows):
+        slowest = max((row.milliseconds or 0.0 for row in comparison.rows), default=0.0)
+        for row in comparison.rows:
             if row.milliseconds is None:
-                lines.append([what, row.implementation, row.note, ""])
+                lines.append([row.what, row.implementation, row.note, ""])
             else:
-                times = f"{slowest / row.milliseconds:.1f}x"
-                lines.append([what, row.implementation, _number(row.milliseconds), times])
+                times = ratio(slowest / row.milliseconds)
+                lines.append([row.what, row.implementation, number(row.milliseconds), times])
     return Grid("", ["what", "implementation", "ms", "faster"], lines)
 
 
 def _beside(kind: str, rows: Sequence[Row]) -> Grid:
-    """Sizes, then a column an implementation, then ours compared: with the fastest rival and the limit."""
+    """Sizes, then a column an implementation, then ours compared: with the peers' best form and the limit."""
     scale, unit = (1e3, "us") if kind in _IN_MICROSECONDS else (1.0, "ms")
     names = list(dict.fromkeys(row.implementation for row in rows))
-    names.sort(key=lambda name: (name == LIMIT, not name.startswith(OURS)))  # ours, rivals, limit
-    rivals = [name for name in names if not name.startswith(OURS) and name != LIMIT]
+    names.sort(key=lambda name: (name == LIMIT, not is_ours(name)))  # ours, peers, limit
+    peers = any(is_peer(name) for name in names)
     sizes = list(dict.fromkeys(name for row in rows for name in row.sizes))
-    compared = [*(f"{rival} / {OURS}" for rival in rivals[:1]), f"{OURS} / {LIMIT}"]
     lines = []
-    for group in _groups(rows).values():
-        found = {row.implementation: row for row in group}
-        times = {row.implementation: row.milliseconds for row in group if row.milliseconds}
-        line = [str(group[0].sizes.get(name, "")) for name in sizes]
-        line += [_cell(found.get(name), scale) for name in names]
-        line += [_ratio(times.get(rival), times.get(OURS)) for rival in rivals[:1]]
-        line.append(_ratio(times.get(OURS), times.get(LIMIT)))
-        lines.append(line)
+    for one in comparisons(rows):
+        line = [str(one.rows[0].sizes.get(name, "")) for name in sizes]
+        line += [_cell(one.row(name), scale) for name in names]
+        line += [ratio(one.against_peer)] if peers else []
+        lines.append([*line, ratio(one.against_limit)])
+    compared = [*([f"best peer / {OURS}"] if peers else []), f"{OURS} / {LIMIT}"]
     header = [*sizes, *(f"{name}, {unit}" for name in names), *compared]
     return Grid(kind, header, lines)
 
@@ -83,22 +78,28 @@ def _cell(row: Row | None, scale: float) -> str:
         return ""
     if row.milliseconds is None:
         return row.note
-    time = _number(scale * row.milliseconds)
+    time = number(scale * row.milliseconds)
     return f"{time} ({row.note})" if row.note else time
 
 
-def _ratio(time: float | None, unit: float | None) -> str:
-    return "" if not time or not unit else f"{time / unit:.2g}x"
+def ratio(value: float | None) -> str:
+    """A ratio with two digits; empty without one."""
+    if not value:
+        return ""
+    digits = max(0, 1 - math.floor(math.log10(float(f"{value:.1e}"))))
+    return f"{value:.{digits}f}x"
 
 
 def print_rows(rows: Sequence[Row], device: str) -> None:
     """Print the tables of a run."""
     console = Console()
+    if not console.is_terminal:  # a log has no width
+        console.width = _LOG_WIDTH
     for grid in grids(rows):
         title = f"{device}: {grid.title}" if grid.title else device
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(grid.header):
-            table.add_column(name, justify="left" if index == 0 else "right")
+            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
         before = ""
         for line in grid.lines:
             first = "" if not grid.title and line[0] == before else line[0]

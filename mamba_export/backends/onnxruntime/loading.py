@@ -22,6 +22,8 @@ MINIMUM_VERSION = (1, 20)
 """The oldest ONNX Runtime that the exported files were run with."""
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
+"""By their names on the command line."""
 
 Provider = str | tuple[str, dict[str, Any]]
 

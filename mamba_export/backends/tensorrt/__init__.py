@@ -7,8 +7,9 @@ modules of this package alone, so everything is imported on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_export.lazy import on_first_use
 
 if TYPE_CHECKING:
     from mamba_export.backends.tensorrt.building import build, check_installed
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
     from mamba_export.backends.tensorrt.profiles import Profile
     from mamba_export.backends.tensorrt.session import TrtSession
 
-_HOMES = {
-    "BuildOptions": "options",
-    "EngineDescription": "description",
-    "Profile": "profiles",
-    "TrtSession": "session",
-    "build": "building",
-    "bundle": "bundling",
-    "check_installed": "building",
-    "read_description": "description",
-}
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "BuildOptions": f"{__name__}.options",
+        "EngineDescription": f"{__name__}.description",
+        "Profile": f"{__name__}.profiles",
+        "TrtSession": f"{__name__}.session",
+        "build": f"{__name__}.building",
+        "bundle": f"{__name__}.bundling",
+        "check_installed": f"{__name__}.building",
+        "read_description": f"{__name__}.description",
+    },
+)
 
 __all__ = [
     "BuildOptions",
@@ -39,9 +43,3 @@ __all__ = [
     "check_installed",
     "read_description",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

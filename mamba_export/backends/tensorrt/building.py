@@ -145,7 +145,7 @@ def check_installed(options: BuildOptions) -> tuple[Library, str | None]:
 
 
 Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
-"""For each profile: least, best and most shape of each input."""
+"""For each profile: minimum, optimum and maximum shape of each input."""
 
 
 def interface_shapes(metadata: Metadata, profiles: tuple[Profile, ...]) -> Shapes:
@@ -206,8 +206,8 @@ def compile_graph(
     config = _configure(library, builder, options, plugin=bool(expected))
     for profile_shapes in shapes:
         profile = builder.create_optimization_profile()
-        for name, (least, best, most) in profile_shapes.items():
-            profile.set_shape(name, least, best, most)
+        for name, (minimum, optimum, maximum) in profile_shapes.items():
+            profile.set_shape(name, minimum, optimum, maximum)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{model_path}: {library} refuses a profile: {library.reason()}")
     cache = _timing_cache(library, config, options.timing_cache)

@@ -23,7 +23,7 @@ class CudaError(SessionError):
 
 
 class OutOfMemoryError(CudaError):
-    """The GPU has too little memory."""
+    """Memory could not be allocated on the GPU."""
 
 
 def _call(function: Callable[..., tuple[Any, ...]], *arguments: object) -> Any:

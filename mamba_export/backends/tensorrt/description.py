@@ -99,8 +99,8 @@ class EngineDescription:
 
 
 def _three(numbers: list[int]) -> tuple[int, int, int]:
-    least, best, most = map(int, numbers)
-    return least, best, most
+    minimum, optimum, maximum = map(int, numbers)
+    return minimum, optimum, maximum
 
 
 def describe_tensors(tensors: list[TensorInfo]) -> list[dict[str, Any]]:

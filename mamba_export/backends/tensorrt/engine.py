@@ -99,7 +99,7 @@ def open_engine(folder: Path, metadata: Metadata, device: int = 0) -> TrtEngine:
     """The engine of an exported folder on a GPU, checked before it is loaded; loaded once for all sessions.
 
     Raises:
-        SessionError: there is no GPU, it is one that the engine does not run on, or has too little memory.
+        SessionError: there is no GPU, it is one that the engine does not run on, or memory cannot be allocated.
         EngineError: there is no engine, or it is damaged, or of another version, runtime or model; TensorRT
             is not installed, or the plugin is missing or foreign.
     """

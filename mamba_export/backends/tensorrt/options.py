@@ -16,9 +16,9 @@ class BuildOptions:
 
     Args:
         precision: "fp32", "fp16" or "bf16", which must be the file's own; None takes it as it is.
-        batch: least, best and most sequences a run.
-        length: least, best and most steps a run, of the prefill profile; the decode profile has 1.
-        workspace_mib: most scratch memory that a layer may take; None leaves it to TensorRT.
+        batch: minimum, optimum and maximum sequences a run.
+        length: minimum, optimum and maximum steps a run, of the prefill profile; the decode profile has 1.
+        workspace_mib: limit of the scratch memory that a layer may take; None leaves it to TensorRT.
         timing_cache: file of kernel timings, read where it exists and written; TensorRT only.
         version_compatible: the engine runs on later TensorRT versions too; TensorRT only.
         hardware_compatible: the engine runs on every GPU from Ampere on; TensorRT only.

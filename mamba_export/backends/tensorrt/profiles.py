@@ -12,7 +12,7 @@ PREFILL = "prefill"
 DECODE = "decode"
 
 Range = tuple[int, int, int]
-"""Least, best (what kernels are chosen for) and most."""
+"""Minimum, optimum (what kernels are chosen for) and maximum."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Profile:
         )
 
     def shapes(self, tensor: TensorInfo) -> tuple[tuple[int, ...], ...]:
-        """The tensor's least, best and most shape."""
+        """The tensor's minimum, optimum and maximum shape."""
         sizes = zip(self.batch, self.length, strict=True)
         return tuple(tensor.resolve(batch, length) for batch, length in sizes)
 
@@ -51,14 +51,14 @@ def make_profiles(batch: Sequence[int], length: Sequence[int]) -> tuple[Profile,
     """The two profiles of an engine: a prompt of any length in the range, and one step.
 
     Raises:
-        EngineError: a range is not least <= best <= most, all at least 1.
+        EngineError: a range is not 1 <= minimum <= optimum <= maximum.
     """
     batches, lengths = check_range(batch, "--batch"), check_range(length, "--length")
     return Profile(PREFILL, batches, lengths), Profile(DECODE, batches, (1, 1, 1))
 
 
 def parse_range(text: str, option: str) -> Range:
-    """A range from the command line: "1,4,16" (least, best, most), or one number for all three.
+    """A range from the command line: "1,4,16" (minimum, optimum, maximum), or one number for all three.
 
     Raises:
         EngineError: it is neither.
@@ -77,7 +77,7 @@ def check_range(numbers: Sequence[int], option: str, text: str | None = None) ->
     if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
         shown = ",".join(map(str, numbers)) if text is None else text
         raise EngineError(
-            f"{option} {shown}: give least,best,most, rising and at least 1, as in 1,4,16, or one number"
+            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least 1"
         )
     return numbers[0], numbers[1], numbers[2]
 

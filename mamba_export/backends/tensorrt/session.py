@@ -155,8 +155,8 @@ class TrtSession(GenerationMethods):
 
     def _parts(self, batch: int, length: int) -> Iterator[slice]:
         """The sequence in parts of nearly equal length that the profiles take."""
-        most = max(profile.length[2] for profile in self.engine.description.profiles)
-        count = math.ceil(length / most)
+        longest = max(profile.length[2] for profile in self.engine.description.profiles)
+        count = math.ceil(length / longest)
         bounds = [length * index // count for index in range(count + 1)]
         for start, end in itertools.pairwise(bounds):
             self._profile(batch, end - start)  # all of them before the first runs

@@ -83,7 +83,7 @@ class TrtState:
         """A copy with these sequences, in this order; an index may occur more than once.
 
         Raises:
-            SessionError: no index, or one outside [0, batch), or too little memory.
+            SessionError: no index, or one outside [0, batch), or memory cannot be allocated.
         """
         self._check_indices(indices)
         rows = [(self, int(index)) for index in indices]

@@ -1,1 +1,21 @@
 """The selective scan of Mamba-1 (S6)."""
+
+from mamba_export.contract.operators import SELECTIVE_SCAN
+from mamba_export.operators.definition import OperatorDefinition
+from mamba_export.operators.selective_scan import onnx_body
+from mamba_export.operators.selective_scan.reference import selective_scan_reference
+
+DEFINITION = OperatorDefinition(
+    spec=SELECTIVE_SCAN,
+    reference=selective_scan_reference,
+    body={"SelectiveScan": onnx_body.GATED, "SelectiveScanUngated": onnx_body.UNGATED},
+    forward={
+        "cpu": "mamba_export.operators.selective_scan.cpu:selective_scan_forward",
+        "triton": "mamba_export.operators.selective_scan.triton_kernels:selective_scan_forward",
+        "native": "mamba_export.operators.native:selective_scan_forward",
+    },
+    backward={
+        "cpu": "mamba_export.operators.selective_scan.cpu:selective_scan_backward",
+        "triton": "mamba_export.operators.selective_scan.triton_kernels:selective_scan_backward",
+    },
+)

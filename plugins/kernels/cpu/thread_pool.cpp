@@ -1,3 +1,6 @@
+// By hand: it survives fork (Python's multiprocessing), keeps the caller's floating-point mode, and
+// does not depend on which OpenMP PyTorch loaded; OpenMP and TBB do not promise these.
+//
 // One queue of jobs, each a range of tasks. The caller of a job always works on it, so a job ends
 // even where no thread is free; helpers join while tasks are left, and the caller waits for those
 // that did.

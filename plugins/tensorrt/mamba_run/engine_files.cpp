@@ -144,8 +144,8 @@ std::string find_plugin_library(const fs::path& folder, const std::string& name)
 }
 
 std::string range_text(const Range& range) {
-  if (range.least == range.most) return std::to_string(range.least);
-  return std::to_string(range.least) + " to " + std::to_string(range.most);
+  if (range.minimum == range.maximum) return std::to_string(range.minimum);
+  return std::to_string(range.minimum) + " to " + std::to_string(range.maximum);
 }
 
 }  // namespace
@@ -155,7 +155,7 @@ size_t EngineFiles::profile_for(int64_t length) const {
   for (size_t i = 0; i < profiles.size(); ++i) {
     if (!profiles[i].batch.holds(1) || !profiles[i].length.holds(length)) continue;
     // Where two take it, the narrower one was tuned for it.
-    if (found == profiles.size() || profiles[i].length.most < profiles[found].length.most)
+    if (found == profiles.size() || profiles[i].length.maximum < profiles[found].length.maximum)
       found = i;
   }
   if (found < profiles.size()) return found;

@@ -9,11 +9,11 @@
 
 namespace mamba_run {
 
-// Smallest, best and largest value that an engine takes.
+// Values that an engine takes, and the one that its kernels were chosen for.
 struct Range {
-  int64_t least, best, most;
+  int64_t minimum, optimum, maximum;
 
-  bool holds(int64_t value) const { return least <= value && value <= most; }
+  bool holds(int64_t value) const { return minimum <= value && value <= maximum; }
 };
 
 struct Profile {

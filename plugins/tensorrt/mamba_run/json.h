@@ -1,4 +1,5 @@
-// JSON as the files beside an engine hold it (RFC 8259), read whole.
+// JSON as the files beside an engine hold it (RFC 8259), read whole. By hand, so that
+// mamba_run is built with nothing but CUDA and TensorRT's headers, on machines with no network.
 #pragma once
 
 #include <cstdint>

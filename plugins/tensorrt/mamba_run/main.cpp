@@ -12,7 +12,6 @@
 #include "error.h"
 #include "json.h"
 #include "options.h"
-#include "sampler.h"
 #include "session.h"
 #include "tensorrt_library.h"
 
@@ -87,23 +86,21 @@ class Writer {
 
 Result generate(Session& session, const std::vector<int64_t>& prompt, const Options& options,
                 const EngineFiles& files, bool is_silent) {
-  Sampler sampler(options.temperature, options.top_k, options.seed);
   Writer writer(is_silent, files.has_byte_tokenizer);
   Result result;
-  session.reset();
+  session.reset(options.sampling);
   Clock::time_point start = Clock::now();
-  const std::vector<float>* logits = &session.read(prompt);
+  int64_t token = session.read(prompt);
   result.prompt_seconds = seconds_since(start);
   start = Clock::now();
   while (true) {
-    const int64_t token = sampler.choose(*logits);
     // A benchmark runs its full length.
     result.has_ended = token == files.eos_token && !options.bench;
     if (result.has_ended) break;
     result.tokens.push_back(token);
     writer.write(token);
     if (static_cast<int64_t>(result.tokens.size()) == options.max_new_tokens) break;
-    logits = &session.read(token);
+    token = session.step();
     ++result.steps;
   }
   result.step_seconds = seconds_since(start);
@@ -178,7 +175,7 @@ int main(int count, char** arguments) {
   } catch (const mamba_run::Error& error) {
     fprintf(stderr, "mamba_run: %s\n", error.what());
   } catch (const std::bad_alloc&) {
-    fprintf(stderr, "mamba_run: too little memory\n");
+    fprintf(stderr, "mamba_run: failed to allocate memory\n");
   } catch (const std::exception& error) {
     fprintf(stderr, "mamba_run: %s\n", error.what());
   }

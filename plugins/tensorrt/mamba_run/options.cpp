@@ -99,11 +99,11 @@ Options parse_options(int count, const char* const* arguments) {
     } else if (option == "--max-new-tokens") {
       options.max_new_tokens = read_integer(option, value(), 1);
     } else if (option == "--temperature") {
-      options.temperature = read_number(option, value());
+      options.sampling.temperature = read_number(option, value());
     } else if (option == "--top-k") {
-      options.top_k = read_integer(option, value(), 0);
+      options.sampling.top_k = read_integer(option, value(), 0);
     } else if (option == "--seed") {
-      options.seed = static_cast<uint64_t>(read_integer(option, value(), 0));
+      options.sampling.seed = static_cast<uint64_t>(read_integer(option, value(), 0));
     } else if (option == "--bench") {
       options.bench = true;
     } else if (option == "--json") {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "sampling.h"
+
 namespace mamba_run {
 
 struct Options {
@@ -13,9 +15,7 @@ struct Options {
   std::string prompt;
   std::vector<int64_t> tokens;
   int64_t max_new_tokens = 64;
-  double temperature = 0;
-  int64_t top_k = 0;
-  uint64_t seed = 0;
+  Sampling sampling;
   int device = 0;
   bool bench = false, json = false, check_file = true, verbose = false, help = false;
 };

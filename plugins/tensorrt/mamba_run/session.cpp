@@ -1,7 +1,5 @@
 #include "session.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -20,12 +18,6 @@ using nvinfer1::Dims;
 
 constexpr char kRtxCapabilities[] = "8.0, 8.6, 8.9 and 12.x";
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaErrorMemoryAllocation)
-    throw Error(std::string("too little GPU memory: ") + what);
-  if (error != cudaSuccess) throw Error(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
 size_t size_of(DataType type) {
   if (type == DataType::kINT64) return 8;
   if (type == DataType::kFLOAT) return 4;
@@ -36,12 +28,9 @@ bool is_number(DataType type) {
   return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
 }
 
-float read_number(const void* data, size_t index, DataType type) {
-  if (type == DataType::kHALF) return __half2float(static_cast<const __half*>(data)[index]);
-  if (type == DataType::kBF16) {
-    return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
-  }
-  return static_cast<const float*>(data)[index];
+mamba_dtype dtype_of(DataType type) {
+  if (type == DataType::kHALF) return MAMBA_FP16;
+  return type == DataType::kBF16 ? MAMBA_BF16 : MAMBA_FP32;
 }
 
 std::string mebibytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
@@ -51,7 +40,7 @@ std::vector<char> read_engine(const std::string& path) {
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "GPU memory");
   if (free < bytes) {
-    throw Error("too little GPU memory: " + path + " alone has " + mebibytes(bytes) + ", and " +
+    throw Error("not enough GPU memory: " + path + " alone has " + mebibytes(bytes) + ", and " +
                 mebibytes(free) + " of " + mebibytes(total) + " are free");
   }
   std::vector<char> content(bytes);
@@ -94,27 +83,12 @@ std::string choose_device(int device, const EngineFiles& files) {
   return properties.name;
 }
 
-Memory::Memory(size_t bytes, Place place) : bytes_(bytes), place_(place) {
-  const std::string what = mebibytes(bytes) + " more are needed";
-  check(place == Place::kHost ? cudaMallocHost(&data_, bytes) : cudaMalloc(&data_, bytes),
-        what.c_str());
-}
-
-Memory::~Memory() {
-  if (place_ == Place::kHost) {
-    cudaFreeHost(data_);
-  } else {
-    cudaFree(data_);
-  }
-}
-
 Session::Session(const TensorRt& tensorrt, const EngineFiles& files, int64_t longest,
                  bool is_verbose)
     : files_(files), log_(is_verbose) {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
   load(tensorrt);
   check_tensors();
-  logits_type_ = engine_->getTensorDataType(files.output.c_str());
   prompt_context_ = make_context(longest);
   step_context_ = make_context(1);
 
@@ -136,12 +110,11 @@ Session::Session(const TensorRt& tensorrt, const EngineFiles& files, int64_t lon
     throw Error("the engine's output " + files.output + " is not (batch, length, " +
                 std::to_string(files.vocab_size) + "): engine.json is of another engine");
   }
-  const size_t row_bytes = static_cast<size_t>(files.vocab_size) * size_of(logits_type_);
-  logits_ = Memory(static_cast<size_t>(rows) * row_bytes, Memory::Place::kDevice);
-  host_logits_ = Memory(row_bytes, Memory::Place::kHost);
-  found_.resize(static_cast<size_t>(files.vocab_size));
+  const DataType type = engine_->getTensorDataType(files.output.c_str());
+  row_bytes_ = static_cast<size_t>(files.vocab_size) * size_of(type);
+  logits_ = Memory(static_cast<size_t>(rows) * row_bytes_, Memory::Place::kDevice);
+  chooser_ = std::make_unique<Chooser>(files.vocab_size, dtype_of(type));
   set_shapes(*step_context_, 1);
-  reset();
 }
 
 Session::~Session() {
@@ -230,51 +203,55 @@ void Session::set_addresses(nvinfer1::IExecutionContext& context, size_t from) {
   if (!is_taken) throw Error("the engine does not take the tensors: " + log_.take_error());
 }
 
-void Session::reset() {
+void Session::reset(const Sampling& sampling) {
+  chooser_->start(sampling);
   for (const Memory& state : states_[side_]) {
     check(cudaMemsetAsync(state.data(), 0, state.bytes(), stream_), "states");
   }
 }
 
-bool Session::queue(nvinfer1::IExecutionContext& context, int64_t length) {
+bool Session::queue(nvinfer1::IExecutionContext& context) {
   const Dims shape = context.getTensorShape(files_.output.c_str());
-  const size_t last_row = static_cast<size_t>(shape.d[1] - 1) * host_logits_.bytes();
-  return cudaMemcpyAsync(tokens_.data(), host_tokens_.data(), static_cast<size_t>(length) * 8,
-                         cudaMemcpyHostToDevice, stream_) == cudaSuccess &&
-         context.enqueueV3(stream_) &&
-         cudaMemcpyAsync(host_logits_.data(), static_cast<char*>(logits_.data()) + last_row,
-                         host_logits_.bytes(), cudaMemcpyDeviceToHost, stream_) == cudaSuccess;
+  const char* last = static_cast<char*>(logits_.data()) + (shape.d[1] - 1) * row_bytes_;
+  return context.enqueueV3(stream_) &&
+         chooser_->queue(last, static_cast<int64_t*>(tokens_.data()), stream_);
 }
 
-const std::vector<float>& Session::finish(const char* what, bool is_queued) {
+int64_t Session::finish(const char* what, bool is_queued) {
   const cudaError_t error = cudaStreamSynchronize(stream_);
-  if (!is_queued) throw Error(std::string(what) + " cannot be run: " + log_.take_error());
+  if (!is_queued) {
+    const std::string refused = mamba_last_error();
+    throw Error(std::string(what) +
+                " cannot be run: " + (refused.empty() ? log_.take_error() : refused));
+  }
   check(error, what);
   side_ = 1 - side_;
-  for (size_t i = 0; i < found_.size(); ++i) {
-    found_[i] = read_number(host_logits_.data(), i, logits_type_);
-  }
-  return found_;
+  return chooser_->chosen();
 }
 
-const std::vector<float>& Session::read(const std::vector<int64_t>& tokens) {
+int64_t Session::read(const std::vector<int64_t>& tokens) {
   const auto length = static_cast<int64_t>(tokens.size());
-  if (length == 1) return read(tokens[0]);
-  std::memcpy(host_tokens_.data(), tokens.data(), tokens.size() * 8);
-  if (prompt_length_ != length) set_shapes(*prompt_context_, length);
-  set_addresses(*prompt_context_, side_);
-  return finish("the prompt", queue(*prompt_context_, length));
+  const size_t bytes = tokens.size() * sizeof(int64_t);
+  nvinfer1::IExecutionContext& context = length == 1 ? *step_context_ : *prompt_context_;
+  if (length > 1 && prompt_length_ != length) set_shapes(context, length);
+  set_addresses(context, side_);
+  std::memcpy(host_tokens_.data(), tokens.data(), bytes);
+  check(
+      cudaMemcpyAsync(tokens_.data(), host_tokens_.data(), bytes, cudaMemcpyHostToDevice, stream_),
+      "the prompt");
+  chooser_->draw();
+  return finish("the prompt", queue(context));
 }
 
-const std::vector<float>& Session::read(int64_t token) {
-  std::memcpy(host_tokens_.data(), &token, 8);
+int64_t Session::step() {
+  chooser_->draw();
   if (!graphs_[side_] && has_run_[side_] && can_capture_) can_capture_ = capture_step();
   if (graphs_[side_]) {
     return finish("a step", cudaGraphLaunch(graphs_[side_], stream_) == cudaSuccess);
   }
   has_run_[side_] = true;
   set_addresses(*step_context_, side_);
-  return finish("a step", queue(*step_context_, 1));
+  return finish("a step", queue(*step_context_));
 }
 
 // False where the engine cannot be captured: steps are then queued one by one.
@@ -282,7 +259,7 @@ bool Session::capture_step() {
   set_addresses(*step_context_, side_);
   if (cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
     return false;
-  const bool is_queued = queue(*step_context_, 1);
+  const bool is_queued = queue(*step_context_);
   cudaGraph_t graph = nullptr;
   const bool is_captured = cudaStreamEndCapture(stream_, &graph) == cudaSuccess && is_queued &&
                            cudaGraphInstantiate(&graphs_[side_], graph, 0) == cudaSuccess;

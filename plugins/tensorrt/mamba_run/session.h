@@ -1,4 +1,4 @@
-// One sequence on the GPU: reads a prompt at once, then a token at a time.
+// One sequence on the GPU: reads a prompt at once, then goes on a token at a time.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -8,42 +8,16 @@
 #include <string>
 #include <vector>
 
+#include "chooser.h"
 #include "engine_files.h"
+#include "gpu_memory.h"
+#include "sampling.h"
 #include "tensorrt_library.h"
 
 namespace mamba_run {
 
 // Finds the GPU and checks that the engine runs on it. Throws Error; returns the GPU's name.
 std::string choose_device(int device, const EngineFiles& files);
-
-// Memory on the GPU, or of the host that the GPU copies from and to without help.
-class Memory {
- public:
-  enum class Place { kDevice, kHost };
-
-  Memory() = default;
-  Memory(size_t bytes, Place place);
-  Memory(Memory&& other) noexcept { swap(other); }
-  Memory& operator=(Memory&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Memory();
-
-  void* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void swap(Memory& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    std::swap(place_, other.place_);
-  }
-
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-  Place place_ = Place::kDevice;
-};
 
 class Session {
  public:
@@ -54,12 +28,14 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Forgets what was read.
-  void reset();
+  // Forgets what was read; from now on tokens are chosen so.
+  void reset(const Sampling& sampling);
 
-  // Reads tokens after those that were read before, and returns the logits of what comes next.
-  const std::vector<float>& read(const std::vector<int64_t>& tokens);
-  const std::vector<float>& read(int64_t token);
+  // Reads tokens after those that were read before, and chooses the one that comes next.
+  int64_t read(const std::vector<int64_t>& tokens);
+
+  // Reads the token that was chosen last, and chooses the one after it.
+  int64_t step();
 
  private:
   using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
@@ -70,10 +46,10 @@ class Session {
   // Tells a context the shapes of a run of this length, and where the tensors lie.
   void set_shapes(nvinfer1::IExecutionContext& context, int64_t length);
   void set_addresses(nvinfer1::IExecutionContext& context, size_t from);
-  // Queues copies and the engine for a run, from the states of one side to those of the other.
-  bool queue(nvinfer1::IExecutionContext& context, int64_t length);
+  // Queues a run from the states of one side to those of the other, and the choice after it.
+  bool queue(nvinfer1::IExecutionContext& context);
   bool capture_step();
-  const std::vector<float>& finish(const char* what, bool is_queued);
+  int64_t finish(const char* what, bool is_queued);
 
   const EngineFiles& files_;
   Log log_;
@@ -87,9 +63,9 @@ class Session {
   // States have two sides: a run reads one and writes the other, and nothing is copied.
   std::vector<Memory> states_[2];
   size_t side_ = 0;
-  Memory tokens_, host_tokens_, logits_, host_logits_;
-  nvinfer1::DataType logits_type_;
-  std::vector<float> found_;
+  Memory tokens_, host_tokens_, logits_;  // a choice goes to the front of tokens_
+  size_t row_bytes_ = 0;                  // of the logits of one step
+  std::unique_ptr<Chooser> chooser_;
 
   // A step's graph for each side; captured after a first step of that side has run without.
   cudaGraphExec_t graphs_[2] = {};

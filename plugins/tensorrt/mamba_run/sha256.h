@@ -1,3 +1,4 @@
+// By hand, for the reason of json.h: OpenSSL would be there for this one function.
 #pragma once
 
 #include <string>

@@ -1,0 +1,189 @@
+"""``mamba-export export``: a model to a folder; with ``--engine`` and ``--verify`` all that follows too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mamba_export import contract
+from mamba_export.cli.options import (
+    AUTO,
+    DEFAULT_BATCH,
+    DEFAULT_DTYPE,
+    DEFAULT_LENGTH,
+    BatchRangeOption,
+    EngineRuntimeOption,
+    LengthRangeOption,
+    PluginOption,
+    QuickOption,
+    one_of,
+)
+from mamba_export.errors import MambaExportError
+
+if TYPE_CHECKING:
+    from mamba_export.backends.tensorrt.description import EngineDescription
+    from mamba_export.backends.tensorrt.options import BuildOptions
+    from mamba_export.verify import Report
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
+            "Hugging Face id such as state-spaces/mamba-130m-hf.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
+    dtype: Annotated[
+        str,
+        one_of(
+            contract.DTYPES,
+            help="Matrices, activations and logits; states of the scan stay fp32.",
+        ),
+    ] = DEFAULT_DTYPE,
+    opset: Annotated[
+        int,
+        typer.Option(
+            help=f"Version of standard ONNX, {contract.OPSETS[0]} to {contract.OPSETS[-1]}."
+        ),
+    ] = contract.DEFAULT_OPSET,
+    last_logits_only: Annotated[
+        bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
+    ] = False,
+    fuse_layers: Annotated[
+        bool,
+        typer.Option(
+            "--fuse-layers/--no-fuse-layers",
+            help="One node a layer, which our CUDA kernels run in a few launches. Switched off, a layer's "
+            "matrix products are nodes of the graph itself, where tools that edit or quantize it find them.",
+        ),
+    ] = True,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Take the tokenizer from this folder or Hugging Face id."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Then hold OUT against PyTorch; exit with 1 if it fails."),
+    ] = False,
+    quick: QuickOption = False,
+    engine: Annotated[
+        bool,
+        typer.Option("--engine", help="Build a TensorRT engine too, our scan in it as a plugin."),
+    ] = False,
+    batch: BatchRangeOption = DEFAULT_BATCH,
+    length: LengthRangeOption = DEFAULT_LENGTH,
+    plugin: PluginOption = True,
+    runtime: EngineRuntimeOption = AUTO,
+) -> None:
+    """Write OUT/model.onnx, its weights, the tokenizer, metadata and genai_config.json.
+
+    With --engine also what `build` writes, with --verify also what `verify` prints. Where the engine is
+    refused after the export, the export stays.
+    """
+    if quick and not verify:
+        raise MambaExportError("--quick is for --verify: give both, or leave it out")
+    options = _engine_options(batch, length, plugin, runtime)
+    if engine:
+        from mamba_export.backends.tensorrt import check_installed
+
+        check_installed(options)  # before minutes are spent on the export
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    plain = not (engine or verify)
+    description: EngineDescription | None = None
+    report: Report | None = None
+    # Of an export alone the result is one line: a bar that cannot move only leaves empty ones in a log.
+    off = plain and not console.is_terminal
+    with Progress(*columns, console=console, transient=plain, disable=off) as progress:
+        from mamba_export.export import export
+
+        say = _stage(progress, "export", None)
+        export(
+            model,
+            out,
+            dtype=dtype,
+            opset=opset,
+            last_logits_only=last_logits_only,
+            fuse_layers=fuse_layers,
+            tokenizer=tokenizer,
+            force=force,
+            progress=say,
+        )
+        say("done", 1.0)
+        if engine:
+            description = _build(out, options, _stage(progress, "engine", 1.0))
+        if verify:
+            report = _verify(out, quick, _stage(progress, "verify", None))
+    if description is not None:
+        from mamba_export.cli.build import summary
+
+        print(summary(out, description))
+    if report is None:
+        size = sum(file.stat().st_size for file in out.iterdir())
+        console.print(f"wrote {out} ({size / 1e6:.1f} MB, {dtype}, opset {opset})")
+        return
+    from mamba_export.verify.table import print_report
+
+    print_report(report)
+    if not report.passed:
+        raise typer.Exit(1)
+    console.print(f"{out} is ready: mamba-export run {out} --prompt '...'")
+
+
+def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:
+    from mamba_export.backends.tensorrt.options import BuildOptions
+    from mamba_export.backends.tensorrt.profiles import parse_range
+
+    return BuildOptions(
+        batch=parse_range(batch, "--batch"),
+        length=parse_range(length, "--length"),
+        plugin=plugin,
+        runtime=runtime,
+    )
+
+
+Say = Callable[..., None]
+"""Told of what is done, and of how much of the stage, from 0 to 1, where that is known."""
+
+
+def _stage(progress: Progress, name: str, total: float | None) -> Say:
+    """A line of the display."""
+    task = progress.add_task(name, total=total)
+
+    def say(what: str, share: float | None = None) -> None:
+        done = share == 1.0
+        progress.update(
+            task, description=f"{name}: {what}", completed=share, total=1.0 if done else total
+        )
+
+    return say
+
+
+def _build(out: Path, options: BuildOptions, say: Say) -> EngineDescription:
+    from mamba_export.backends.tensorrt import build
+
+    description = build(
+        out, options, progress=lambda phase, share: say(phase.lower(), min(share, 0.999))
+    )
+    say("done", 1.0)
+    return description
+
+
+def _verify(out: Path, quick: bool, say: Say) -> Report:
+    from mamba_export.verify import verify
+
+    report = verify(out, quick=quick, on_check=lambda check: say(f"{check.backend}, {check.check}"))
+    say("done", 1.0)
+    return report

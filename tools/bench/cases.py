@@ -1,0 +1,103 @@
+"""Which models to time at which sizes, and the folders that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.random_folder import fill_weights, write_graph
+from mamba_export import contract
+from mamba_export.errors import MambaExportError
+from mamba_export.models import MambaConfig
+
+SIZES = ("130m", "1.4b", "2.8b")
+LENGTHS = (512, 2048, 8192)
+BATCHES = (1, 8, 64)
+PREFILL_BATCHES = (1,)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What to time.
+
+    Args:
+        sizes: published sizes.
+        lengths: tokens of a prompt, for prefill.
+        batches: sequences at once, for decode.
+        prefill_batches: the same for prefill.
+        dtype: of the weights.
+        prefill, decode: whether to time each.
+        graphs: folder with a subfolder a size that ``prepare_graphs`` wrote; None to make them here.
+        mamba_ssm, transformers: whether to time these where they are installed. transformers loops over
+            the steps in Python without further packages, so it is timed for the first size, batch 1 and
+            the shortest prompt alone.
+    """
+
+    sizes: Sequence[str] = SIZES
+    lengths: Sequence[int] = LENGTHS
+    batches: Sequence[int] = BATCHES
+    prefill_batches: Sequence[int] = PREFILL_BATCHES
+    dtype: str = "fp16"
+    prefill: bool = True
+    decode: bool = True
+    graphs: Path | None = None
+    mamba_ssm: bool = True
+    transformers: bool = False
+
+    def prefill_sizes(self, size: str) -> Iterator[dict[str, Any]]:
+        """The sizes of each prefill of a model."""
+        for batch in self.prefill_batches if self.prefill else ():
+            for length in self.lengths:
+                yield model_sizes(size, self.dtype, batch=batch, length=length)
+
+    def decode_sizes(self, size: str) -> Iterator[dict[str, Any]]:
+        """The sizes of each decode of a model."""
+        for batch in self.batches if self.decode else ():
+            yield model_sizes(size, self.dtype, batch=batch)
+
+
+def model_sizes(size: str, dtype: str, **more: int) -> dict[str, Any]:
+    """The sizes of a model's row."""
+    return {"model": size, "dtype": dtype, **more}
+
+
+def prepare_graphs(folder: Path, sizes: Sequence[str], dtype: str, progress: Progress) -> None:
+    """Write the graph of each size under ``folder``, without weights: the slow part, and a small one."""
+    for size in sizes:
+        progress(f"tracing the {size} shape")
+        write_graph(MambaConfig.published(size), folder / size, dtype=dtype, name=size)
+
+
+def whole_folder(
+    config: MambaConfig, size: str, cases: Cases, temporary: Path, progress: Progress
+) -> Path:
+    """A folder that can be run: the prepared graph or a new one, and weights.
+
+    Raises:
+        MambaExportError: there is no prepared graph of that size.
+    """
+    folder = temporary / size
+    if cases.graphs is None:
+        progress(f"tracing the {size} shape")
+        write_graph(config, folder, dtype=cases.dtype, name=size)
+    else:
+        prepared = cases.graphs / size
+        if not (prepared / contract.MODEL_FILE).is_file():
+            raise MambaExportError(f"{prepared} holds no graph: make it with --prepare")
+        folder.mkdir()
+        for file in (contract.MODEL_FILE, contract.METADATA_FILE):
+            (folder / file).write_bytes((prepared / file).read_bytes())
+    progress(f"writing weights of the {size} shape")
+    fill_weights(folder)
+    return folder
+
+
+def tokens(config: MambaConfig, batch: int, length: int) -> np.ndarray:
+    """Random tokens (batch, length)."""
+    return np.random.default_rng(0).integers(0, config.vocab_size, (batch, length))

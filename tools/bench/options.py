@@ -1,0 +1,73 @@
+"""Values of tools/benchmark.py's options, read from text; each bad one is one line that names the option."""
+
+from __future__ import annotations
+
+from mamba_export.errors import MambaExportError
+
+
+def names(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def one_of(option: str, name: str, known: tuple[str, ...]) -> str:
+    """A name that must be known.
+
+    Raises:
+        MambaExportError: it is not.
+    """
+    if name not in known:
+        raise MambaExportError(f"{option} {name!r} is unknown: use {', '.join(known)}")
+    return name
+
+
+def numbers(option: str, text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Whole numbers above 0.
+
+    Raises:
+        MambaExportError: they are not.
+    """
+    if text is None:
+        return default
+    found = tuple(int(part) if part.isdigit() else 0 for part in names(text))
+    if not found or min(found) < 1:
+        raise MambaExportError(f"{option} {text!r}: expected whole numbers above 0, with commas")
+    return found
+
+
+def dtypes(option: str, text: str) -> tuple[str, ...]:
+    """Dtypes of exported files.
+
+    Raises:
+        MambaExportError: one is unknown.
+    """
+    from mamba_export.contract import DTYPES
+
+    return tuple(one_of(option, name, DTYPES) for name in names(text))
+
+
+def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Published sizes.
+
+    Raises:
+        MambaExportError: one is unknown.
+    """
+    from mamba_export.models.config import PUBLISHED_SIZES
+
+    if text is None:
+        return default
+    return tuple(one_of("--size", name, tuple(PUBLISHED_SIZES)) for name in names(text))
+
+
+def shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:
+    """(batch, channels, length) of the operators.
+
+    Raises:
+        MambaExportError: one is not of those that are timed.
+    """
+    from bench.gpu_operators import SHAPES
+
+    if text is None:
+        return SHAPES
+    known = {"x".join(map(str, shape)): shape for shape in SHAPES}
+    return tuple(known[one_of("--shape", name, tuple(known))] for name in names(text))
