@@ -7,10 +7,9 @@ runs models starts quickly and needs no PyTorch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mamba_export.requirements import named
+from mamba_export.lazy import on_first_use
 
 if TYPE_CHECKING:
     from mamba_export.backends.onnxruntime import OrtSession, OrtState
@@ -23,27 +22,32 @@ if TYPE_CHECKING:
         MissingPackageError,
         SessionError,
     )
-    from mamba_export.export import export
+    from mamba_export.export import State, export
     from mamba_export.verify import verify
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "BuildOptions": "backends.tensorrt",
-    "CheckpointError": "errors",
-    "EngineError": "errors",
-    "ExportError": "errors",
-    "MambaExportError": "errors",
-    "MissingPackageError": "errors",
-    "OrtSession": "backends.onnxruntime",
-    "OrtState": "backends.onnxruntime",
-    "SessionError": "errors",
-    "TrtSession": "backends.tensorrt",
-    "build": "backends.tensorrt",
-    "bundle": "backends.tensorrt",
-    "export": "export",
-    "verify": "verify",
-}
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "BuildOptions": f"{__name__}.backends.tensorrt",
+        "CheckpointError": f"{__name__}.errors",
+        "EngineError": f"{__name__}.errors",
+        "ExportError": f"{__name__}.errors",
+        "MambaExportError": f"{__name__}.errors",
+        "MissingPackageError": f"{__name__}.errors",
+        "OrtSession": f"{__name__}.backends.onnxruntime",
+        "OrtState": f"{__name__}.backends.onnxruntime",
+        "SessionError": f"{__name__}.errors",
+        "State": f"{__name__}.export",
+        "TrtSession": f"{__name__}.backends.tensorrt",
+        "build": f"{__name__}.backends.tensorrt",
+        "bundle": f"{__name__}.backends.tensorrt",
+        "export": f"{__name__}.export",
+        "verify": f"{__name__}.verify",
+    },
+    also=["__version__"],
+)
 
 __all__ = [
     "BuildOptions",
@@ -55,25 +59,10 @@ __all__ = [
     "OrtSession",
     "OrtState",
     "SessionError",
+    "State",
     "TrtSession",
     "build",
     "bundle",
     "export",
     "verify",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """What the API names, from its home.
-
-    Raises:
-        MissingPackageError: a package that it needs is not installed.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with named():
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])

@@ -16,6 +16,7 @@ _EXPORT = "pip install 'mamba_export[export]'"
 _TENSORRT = "pip install 'mamba_export[tensorrt]'"
 
 COMMANDS = {
+    "cuda-bindings": _TENSORRT,
     "huggingface_hub": _EXPORT,
     "onnx": _EXPORT,
     "onnx_graphsurgeon": _TENSORRT,
@@ -26,7 +27,10 @@ COMMANDS = {
     "torch": _EXPORT,
     "triton": "pip install triton",
 }
-"""By the name that is imported: what installs it."""
+"""By the package's name: what installs it."""
+
+_PACKAGES_OF_MODULES = {"cuda": "cuda-bindings"}
+"""Where the name that is imported is not the package's."""
 
 
 def how_to_install(package: str) -> str:
@@ -40,7 +44,8 @@ def missing(error: ModuleNotFoundError) -> MissingPackageError | None:
     Args:
         error: what the import raised.
     """
-    package = (error.name or "").partition(".")[0]
+    module = (error.name or "").partition(".")[0]
+    package = _PACKAGES_OF_MODULES.get(module, module)
     if package not in COMMANDS:
         return None
     return MissingPackageError(

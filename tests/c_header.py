@@ -1,16 +1,22 @@
-"""plugins/kernels/mamba_kernels.h as the tests read it."""
+"""The kernels' C headers as the tests read them."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 from pathlib import Path
 
-HEADER = Path(__file__).parents[1] / "plugins/kernels/mamba_kernels.h"
+FOLDER = Path(__file__).parents[1] / "plugins/kernels"
+
+
+def header_text() -> str:
+    """The kernels' interface: the generated structs, then the rest."""
+    return "".join((FOLDER / name).read_text() for name in ("mamba_params.h", "mamba_kernels.h"))
 
 
 def c_structs() -> dict[str, list[tuple[str, str]]]:
-    """Fields (name, C type) of each struct of the header, in order."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    """Fields (name, C type) of each struct of the headers, in order."""
+    text = re.sub(r"/\*.*?\*/", "", header_text(), flags=re.DOTALL)
     structs = {}
     for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL):
         fields = []
@@ -22,3 +28,22 @@ def c_structs() -> dict[str, list[tuple[str, str]]]:
             ]
         structs[name] = fields
     return structs
+
+
+_TYPES = {
+    "int64_t": ctypes.c_int64,
+    "int": ctypes.c_int,
+    "mamba_dtype": ctypes.c_int,
+    "float": ctypes.c_float,
+    "pointer": ctypes.c_void_p,
+}
+
+
+def mirror(name: str) -> type[ctypes.Structure]:
+    """A ctypes structure with the fields of a struct of the headers."""
+    types = _TYPES if name == "mamba_sequence" else {**_TYPES, "mamba_sequence": Sequence}
+    fields = [(field, types[kind]) for field, kind in c_structs()[name]]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Sequence = mirror("mamba_sequence")

@@ -94,7 +94,7 @@ def test_single_nodes_carry_what_tensorrt_looks_for(tiny_model: MambaLM, tmp_pat
     assert {f.name for f in model.functions} == {"SelectiveScan", "CausalConv1d"}
     assert len(model.graph.node) <= 20 * 2 + 5
     node = next(n for n in model.graph.node if n.op_type == "SelectiveScan")
-    assert len(node.input) == len(contract.SELECTIVE_SCAN_INPUTS)
+    assert len(node.input) == len(contract.SELECTIVE_SCAN.inputs)
     assert all(node.input), "TensorRT refuses omitted inputs"
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attributes == {

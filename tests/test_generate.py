@@ -70,7 +70,9 @@ def copied(exported: Path, tmp_path: Path) -> Path:
 def ending_at(folder: Path, token: int) -> OrtSession:
     """The model with another end-of-text token."""
     path = folder / contract.METADATA_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": token}))
+    content = json.loads(path.read_text())
+    content["tokens"]["eos_token_id"] = token
+    path.write_text(json.dumps(content))
     return OrtSession(folder, threads=1)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from c_header import c_structs
+from c_header import mirror
 from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
@@ -30,21 +30,6 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 NEEDS_KERNELS = pytest.mark.skipif(
     not kernel_library.available(), reason=kernel_library.why_absent()
 )
-
-_TYPES = {
-    "int64_t": ctypes.c_int64,
-    "int": ctypes.c_int,
-    "mamba_dtype": ctypes.c_int,
-    "float": ctypes.c_float,
-    "pointer": ctypes.c_void_p,
-}
-
-
-def mirror(name: str) -> type[ctypes.Structure]:
-    """A ctypes structure with the header's fields."""
-    fields = [(field, _TYPES[kind]) for field, kind in c_structs()[name]]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
 
 Params = mirror("mamba_layer_params")
 Product = mirror("mamba_product")

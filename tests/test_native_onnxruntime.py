@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract, verify
@@ -31,18 +30,17 @@ from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.verify import operators
-from mamba_export.verify.operators import Case
+from mamba_export.verify.cases import Case, definition_of, draw, grid
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
 SCAN, UNGATED, CONV = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
+    contract.SELECTIVE_SCAN.name,
+    "SelectiveScanUngated",
+    contract.CAUSAL_CONV1D.name,
 )
 OPERATORS = (SCAN, UNGATED, CONV)
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
-CASE = Case(2, 65, n_groups=2)
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
 needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
@@ -60,12 +58,25 @@ def open_graph(model: bytes, threads: int = 0) -> ort.InferenceSession:
     return ort.InferenceSession(model, native_options(threads), providers=["CPUExecutionProvider"])
 
 
-def node_session(op: str, dtype: str = "fp32", case: Case = CASE, threads: int = 0) -> Any:
-    return open_graph(operators.one_node_model(op, dtype, case, FUNCTIONS, OPSET), threads)
+def small(op: str, **values: Any) -> Case:
+    """A point of the grid with 8 channels, in 2 groups where the operator has groups."""
+    sizes = {"channels": 8} if op == CONV else {"d_inner": 8, "n_groups": 2}
+    return Case.of(op, **sizes, **values)
 
 
-def random_inputs(op: str, case: Case = CASE) -> dict[str, np.ndarray]:
-    drawn = operators._inputs(op, case, seed=0)
+def node_session(
+    op: str, dtype: str = "fp32", case: Case | None = None, threads: int = 0
+) -> ort.InferenceSession:
+    model = operators.one_node_model(case or small(op), dtype, FUNCTIONS, OPSET)
+    return open_graph(model, threads)
+
+
+def names_of(op: str) -> list[str]:
+    return [tensor.name for tensor in definition_of(op)[1].inputs]
+
+
+def random_inputs(op: str, case: Case | None = None) -> dict[str, np.ndarray]:
+    drawn = draw(case or small(op), seed=0)
     return {name: tensor.float().numpy() for name, tensor in drawn.items()}
 
 
@@ -98,18 +109,15 @@ def broken_functions() -> list[onnx.FunctionProto]:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_parity_grid(op: str, dtype: str) -> None:
     run_graph = native_backend().run_graph
-    for index, case in enumerate(operators.grid()):
-        model = operators.one_node_model(op, dtype, case, FUNCTIONS, OPSET)
-        check = operators._check_case(op, dtype, "native", case, index, model, run_graph)
+    for seed, case in enumerate(grid(op)):
+        check = operators.check_case(case, dtype, "native", seed, FUNCTIONS, OPSET, run_graph)
         assert check.passed, check
 
 
 @needs_library
 @pytest.mark.parametrize("d_conv", [1, 2, 3, 4, 5])
 def test_widths_of_the_convolution(d_conv: int) -> None:
-    inputs = operators._inputs(CONV, CASE, seed=0)
-    inputs["weight"] = torch.randn(CASE.d_inner, d_conv, dtype=torch.float64)
-    inputs["initial_state"] = torch.randn(CASE.batch, CASE.d_inner, d_conv - 1, dtype=torch.float64)
+    inputs = draw(small(CONV, d_conv=d_conv), seed=0)
     expected = causal_conv1d_reference(**inputs)
     outputs = node_session(CONV).run(None, {k: v.float().numpy() for k, v in inputs.items()})
     for output, exact in zip(outputs, expected, strict=True):
@@ -121,8 +129,8 @@ def test_widths_of_the_convolution(d_conv: int) -> None:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_the_library_runs_and_not_the_function(op: str, dtype: str) -> None:
     inputs = random_inputs(op)
-    good = operators.one_node_model(op, dtype, CASE, FUNCTIONS, OPSET)
-    broken = operators.one_node_model(op, dtype, CASE, broken_functions(), OPSET)
+    good = operators.one_node_model(small(op), dtype, FUNCTIONS, OPSET)
+    broken = operators.one_node_model(small(op), dtype, broken_functions(), OPSET)
     expected = open_graph(good).run(None, inputs)
     np.testing.assert_array_equal(open_graph(broken).run(None, inputs)[0], expected[0])
     without = ort.InferenceSession(broken, providers=["CPUExecutionProvider"])
@@ -132,8 +140,8 @@ def test_the_library_runs_and_not_the_function(op: str, dtype: str) -> None:
 @needs_library
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_split_run_equals_the_whole(reverse: bool) -> None:
-    case = Case(3, 100, reverse=reverse)
     for op in OPERATORS:
+        case = small(op, batch=3, length=100, reverse=reverse)
         session, inputs = node_session(op, case=case), random_inputs(op, case)
         whole = session.run(None, inputs)
         along = [name for name in inputs if name in {"u", "delta", "z", "B", "C", "x"}]
@@ -152,9 +160,10 @@ def test_a_split_run_equals_the_whole(reverse: bool) -> None:
 @pytest.mark.parametrize("dtype", contract.DTYPES)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_nan_in_the_state_is_passed_on(op: str, dtype: str) -> None:
-    inputs = random_inputs(op, Case(2, 2))
+    case = small(op, length=2)
+    inputs = random_inputs(op, case)
     inputs["initial_state"][1, 3, -1] = np.nan
-    y, last_state = node_session(op, dtype, Case(2, 2)).run(None, inputs)
+    y, last_state = node_session(op, dtype, case).run(None, inputs)
     assert np.isnan(y[1, 0, 3])
     assert np.isnan(last_state[1, 3]).any()
     assert np.isfinite(np.delete(y[1], 3, axis=-1)).all(), "other channels are not touched"
@@ -213,14 +222,12 @@ def run_error(op: str, changed: dict[str, np.ndarray]) -> str:
 
 
 @needs_library
-@pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op in OPERATORS for name in operators._SIGNATURES[op][0]]
-)
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op in OPERATORS for name in names_of(op)])
 def test_a_wrong_size_names_the_contract_s_tensor(op: str, name: str) -> None:
     array = random_inputs(op)[name]
     if name in {"u", "x"}:  # it sets the sizes, so the next tensor is the one that differs
         message = run_error(op, {name: array[:, :, :-2]})
-        assert operators._SIGNATURES[op][0][1] in message
+        assert names_of(op)[1] in message
     else:
         longer = np.concatenate([array, array[:1]], axis=0)
         assert f": {name} has shape {list(longer.shape)}, expected (" in run_error(
@@ -575,7 +582,7 @@ def test_registration_for_cuda_leaves_the_operators_on_the_cpu() -> None:
     options = ort.SessionOptions()
     custom_ops.register(options, True, for_cuda=True)
     for op in OPERATORS:
-        model = operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET)
+        model = operators.one_node_model(small(op), "fp32", FUNCTIONS, OPSET)
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         expected = node_session(op).run(None, random_inputs(op))
         for found, wanted in zip(session.run(None, random_inputs(op)), expected, strict=True):

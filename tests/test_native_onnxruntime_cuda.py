@@ -34,7 +34,7 @@ from mamba_export.export.functions import function_protos
 from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.models import MambaConfig, MambaLM
 from mamba_export.verify import operators
-from mamba_export.verify.operators import Case
+from mamba_export.verify.cases import Case, draw, grid
 
 CUDA = "CUDAExecutionProvider"
 
@@ -48,9 +48,8 @@ def _missing() -> str:
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
 
 OPSET = 20
-OPERATORS = (contract.SELECTIVE_SCAN, contract.SELECTIVE_SCAN_UNGATED, contract.CAUSAL_CONV1D)
+OPERATORS = (contract.SELECTIVE_SCAN.name, "SelectiveScanUngated", contract.CAUSAL_CONV1D.name)
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
-CASE = Case(2, 65, n_groups=2)
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
 
 
@@ -60,8 +59,13 @@ def backend(name: str = "cuda-native") -> Backend:
     return found[0]
 
 
-def random_inputs(op: str, case: Case = CASE) -> dict[str, np.ndarray]:
-    return {name: t.float().numpy() for name, t in operators._inputs(op, case, seed=0).items()}
+def small(op: str, **values: Any) -> Case:
+    sizes = {"channels": 8} if op == contract.CAUSAL_CONV1D.name else {"d_inner": 8, "n_groups": 2}
+    return Case.of(op, **sizes, **values)
+
+
+def random_inputs(op: str) -> dict[str, np.ndarray]:
+    return {name: t.float().numpy() for name, t in draw(small(op), seed=0).items()}
 
 
 def free_memory() -> int:
@@ -76,16 +80,15 @@ def free_memory() -> int:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_parity_grid(op: str, dtype: str) -> None:
     run_graph = backend().run_graph
-    for index, case in enumerate(operators.grid()):
-        model = operators.one_node_model(op, dtype, case, FUNCTIONS, OPSET)
-        check = operators._check_case(op, dtype, "cuda native", case, index, model, run_graph)
+    for seed, case in enumerate(grid(op)):
+        check = operators.check_case(case, dtype, "cuda native", seed, FUNCTIONS, OPSET, run_graph)
         assert check.passed, check
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_the_kernel_runs_and_not_the_function(op: str) -> None:
     model = onnx.load_model_from_string(
-        operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET)
+        operators.one_node_model(small(op), "fp32", FUNCTIONS, OPSET)
     )
     expected = backend().run_graph(model.SerializeToString(), random_inputs(op))
     for function in model.functions:  # a body that could not be run
@@ -100,7 +103,7 @@ def test_the_kernel_runs_and_not_the_function(op: str) -> None:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_an_output_that_the_graph_leaves_out(op: str) -> None:
     model = onnx.load_model_from_string(
-        operators.one_node_model(op, "fp16", CASE, FUNCTIONS, OPSET)
+        operators.one_node_model(small(op), "fp16", FUNCTIONS, OPSET)
     )
     whole = backend().run_graph(model.SerializeToString(), random_inputs(op))
     last = model.graph.output.pop()
@@ -116,7 +119,7 @@ def test_an_output_that_the_graph_leaves_out(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_errors_name_the_operator_and_the_session_lives_on(op: str) -> None:
-    run = backend().open_graph(operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET))
+    run = backend().open_graph(operators.one_node_model(small(op), "fp32", FUNCTIONS, OPSET))
     inputs = random_inputs(op)
     expected = run(inputs)
     name = "delta_bias" if "delta_bias" in inputs else "bias"
@@ -129,7 +132,7 @@ def test_errors_name_the_operator_and_the_session_lives_on(op: str) -> None:
 def test_another_version_of_the_contract_is_refused() -> None:
     for op in OPERATORS:
         model = onnx.load_model_from_string(
-            operators.one_node_model(op, "fp32", CASE, FUNCTIONS, OPSET)
+            operators.one_node_model(small(op), "fp32", FUNCTIONS, OPSET)
         )
         node = next(node for node in model.graph.node if node.domain == contract.DOMAIN)
         version = next(a for a in node.attribute if a.name == contract.ATTR_PLUGIN_VERSION)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
-from c_header import HEADER, c_structs
+from c_header import header_text
 from cases import (
     CONV,
     FP32_BOUND,
@@ -76,47 +75,14 @@ def assert_scan_parity(inputs: list[Tensor | None], *flags: bool) -> None:
     assert error(last_state, truth[1]) <= FP32_BOUND
 
 
-@pytest.mark.parametrize(
-    ("name", "mirror"),
-    [
-        ("mamba_sequence", native.Sequence),
-        ("mamba_selective_scan_params", native.SelectiveScanParams),
-        ("mamba_causal_conv1d_params", native.CausalConv1dParams),
-    ],
-)
-def test_structs_mirror_the_header(name: str, mirror: type[ctypes.Structure]) -> None:
-    types = {
-        "int64_t": ctypes.c_int64,
-        "int": ctypes.c_int,
-        "mamba_dtype": ctypes.c_int,
-        "pointer": ctypes.c_void_p,
-        "mamba_sequence": native.Sequence,
-    }
-    assert list(mirror._fields_) == [(field, types[kind]) for field, kind in c_structs()[name]]
-
-
 def test_version_and_dtypes_mirror_the_header() -> None:
-    text = HEADER.read_text()
+    text = header_text()
     assert f"#define MAMBA_KERNELS_VERSION {kernel_library.VERSION}\n" in text
     names = {torch.float32: "MAMBA_FP32", torch.float16: "MAMBA_FP16", torch.bfloat16: "MAMBA_BF16"}
     for dtype, number in native.DTYPES.items():
         assert f"{names[dtype]} = {number}" in text
     assert f"MAMBA_OK = {kernel_library.OK}" in text
     assert f"MAMBA_INVALID = {kernel_library.INVALID}" in text
-
-
-@pytest.mark.parametrize("structure", [native.SelectiveScanParams, native.CausalConv1dParams])
-def test_packed_bytes_are_the_structures(structure: type[ctypes.Structure]) -> None:
-    def flat(value: object) -> list[int]:
-        if isinstance(value, ctypes.Structure):
-            return [number for name, _ in value._fields_ for number in flat(getattr(value, name))]
-        return [value]
-
-    packer = native.packer(structure)
-    numbers = range(1, 1 + len(flat(structure())))
-    packed = packer.pack(*numbers)
-    assert len(packed) == ctypes.sizeof(structure)
-    assert flat(structure.from_buffer_copy(packed)) == list(numbers)
 
 
 @installed

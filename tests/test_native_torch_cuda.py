@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from c_header import Sequence, mirror
 from cases import (
     CONV,
     FP32_BOUND,
@@ -35,6 +36,9 @@ from mamba_export.operators.causal_conv1d import MOST_TAPS
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
+
+ScanParams = mirror("mamba_selective_scan_params")
+ConvParams = mirror("mamba_causal_conv1d_params")
 
 GPU = torch.device("cuda", 0)
 WHY_NOT = native.why_not_on(GPU) if torch.cuda.is_available() else ""
@@ -216,14 +220,14 @@ def raw_scan(inputs: list[Tensor | None], y: Tensor, last_state: Tensor) -> None
     """Call the C function as a program without PyTorch would, on CUDA's default stream."""
     u, delta, A, B, C, D, z, bias, state = inputs
 
-    def sequence(tensor: Tensor | None) -> native.Sequence:
+    def sequence(tensor: Tensor | None) -> Sequence:
         if tensor is None:
-            return native.Sequence()
-        return native.Sequence(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+            return Sequence()
+        return Sequence(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
-    params = native.SelectiveScanParams(
+    params = ScanParams(
         *u.shape, A.shape[1], B.shape[2], native.DTYPES[u.dtype], True, False,
-        sequence(u), sequence(delta), sequence(z), sequence(B), sequence(C),
+        sequence(u), sequence(delta), sequence(B), sequence(C), sequence(z),
         A.data_ptr(), D.data_ptr(), bias.data_ptr(), state.data_ptr(), y.data_ptr(), last_state.data_ptr(),
     )  # fmt: skip
     functions = native.library().functions
@@ -251,9 +255,9 @@ def test_state_in_place(case: Scan, dtype: torch.dtype) -> None:
         t.cuda() for t in conv_inputs(case.batch, case.length, case.d_inner, 4, dtype)
     )
     expected = CONV(x, weight, bias, state)
-    params = native.CausalConv1dParams(
+    params = ConvParams(
         *x.shape, 4, native.DTYPES[dtype], True, False,
-        native.Sequence(x.data_ptr(), x.stride(0), x.stride(1)),
+        Sequence(x.data_ptr(), x.stride(0), x.stride(1)),
         weight.data_ptr(), bias.data_ptr(), state.data_ptr(), y.data_ptr(), state.data_ptr(),
     )  # fmt: skip
     torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import threading
 from collections.abc import Callable
@@ -178,7 +179,8 @@ def test_rows_that_end_go_on_in_a_smaller_graph(exported: Path, plain: OrtSessio
         whole = tokens_of(plain, prompts, **options)
         end = int(np.bincount(np.concatenate([np.unique(row) for row in whole])).argmax())
         expected = [row[: row.index(end)] if end in row else row for row in whole]
-        object.__setattr__(session.metadata, "eos_token_id", end)
+        tokens = dataclasses.replace(session.metadata.tokens, eos_token_id=end)
+        object.__setattr__(session.metadata, "tokens", tokens)
         assert tokens_of(session, prompts, stop_at_end=True, **options) == expected
 
 

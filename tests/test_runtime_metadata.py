@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,41 +10,64 @@ from typing import Any
 import pytest
 
 from mamba_export import contract
+from mamba_export.contract.program import Program, State, Value
 from mamba_export.errors import SessionError
-from mamba_export.folder.metadata import read_metadata
+from mamba_export.folder.metadata import read_metadata, write_metadata
+
+CONV, SCAN = ("batch", 8, 3), ("batch", 8, 16)
+(PAST_CONV, PAST_SCAN), (CONV_OUT, SCAN_OUT) = contract.state_names(1)
+
+
+def tensor(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def state(past: str, present: str, dtype: str, *shape: int | str) -> dict[str, Any]:
+    names = {"name": past, "past": past, "present": present}
+    return {**names, "dtype": dtype, "shape": list(shape), "start": 0.0, "grows": None}
 
 
 def content() -> dict[str, Any]:
-    def tensor(name: str, dtype: str, *shape: int | str) -> dict[str, Any]:
-        return {"name": name, "dtype": dtype, "shape": list(shape)}
-
-    conv, scan = ("batch", 8, 3), ("batch", 8, 16)
-    (past_conv, past_scan), (conv_out, scan_out) = contract.state_names(1)
     return {
         "format": contract.METADATA_FORMAT,
         "contract_version": contract.CONTRACT_VERSION,
         "dtype": "fp16",
         "opset": 20,
-        "last_logits_only": True,
-        "vocab_size": 256,
-        "eos_token_id": None,
-        "inputs": [
-            tensor("input_ids", "int64", "batch", "length"),
-            tensor(past_conv, "fp16", *conv),
-            tensor(past_scan, "fp32", *scan),
-        ],
-        "outputs": [
-            tensor("logits", "fp16", "batch", 1, 256),
-            tensor(conv_out, "fp16", *conv),
-            tensor(scan_out, "fp32", *scan),
-        ],
+        "inputs": [tensor("input_ids", "int64", "batch", "length")],
+        "outputs": [tensor("logits", "fp16", "batch", 1, 256)],
         "states": [
-            {"past": past_conv, "present": conv_out},
-            {"past": past_scan, "present": scan_out},
+            state(PAST_CONV, CONV_OUT, "fp16", *CONV),
+            state(PAST_SCAN, SCAN_OUT, "fp32", *SCAN),
         ],
+        "tokens": {"vocab_size": 256, "eos_token_id": None, "last_logits_only": True},
         "model": {"d_model": 4},
         "source": {"kind": "module", "name": "MambaLM", "path": None},
         "versions": {"torch": "2.13.0"},
+    }
+
+
+def content_of_format_1() -> dict[str, Any]:
+    """As written before programs: states' tensors among inputs and outputs, tokens at the top level."""
+    new = content()
+    tokens = new.pop("tokens")
+    return {
+        **new,
+        **tokens,
+        "format": 1,
+        "inputs": [
+            *new["inputs"],
+            tensor(PAST_CONV, "fp16", *CONV),
+            tensor(PAST_SCAN, "fp32", *SCAN),
+        ],
+        "outputs": [
+            *new["outputs"],
+            tensor(CONV_OUT, "fp16", *CONV),
+            tensor(SCAN_OUT, "fp32", *SCAN),
+        ],
+        "states": [
+            {"past": PAST_CONV, "present": CONV_OUT},
+            {"past": PAST_SCAN, "present": SCAN_OUT},
+        ],
     }
 
 
@@ -59,11 +83,48 @@ def test_it_says_what_the_file_says(tmp_path: Path) -> None:
     assert metadata.takes_tokens
     assert metadata.last_logits_only
     assert metadata.model_path == tmp_path / "model.onnx"
-    assert metadata.output.resolve(3, 7) == (3, 1, 256)
-    assert metadata.sequence.resolve(3, 7) == (3, 7)
+    assert metadata.outputs[0].resolve({"batch": 3, "length": 7}) == (3, 1, 256)
+    assert metadata.inputs[0].resolve({"batch": 3, "length": 7}) == (3, 7)
     assert [s.past.dtype for s in metadata.states] == ["fp16", "fp32"]
     assert metadata.states[1].present.name == "present.0.recurrent_state"
     assert metadata.source_path is None
+
+
+def test_a_folder_of_format_1_says_the_same(tmp_path: Path) -> None:
+    for name, one in (("old", content_of_format_1()), ("new", content())):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, one)
+    old, new = (read_metadata(tmp_path / name) for name in ("old", "new"))
+    assert dataclasses.replace(old, folder=new.folder) == new
+
+
+def test_a_damaged_file_of_format_1(tmp_path: Path) -> None:
+    for key in ("vocab_size", "inputs", "states"):
+        changed = content_of_format_1()
+        del changed[key]
+        assert "is damaged" in error(write(tmp_path, changed))
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    """A program with every kind of value, axes of any name, and a state that grows."""
+    program = Program(
+        module=None,
+        inputs=(Value("image", "uint8", ("batch", 3, "height", "width")), Value("n", "bool", (1,))),
+        outputs=(Value("y", "bf16", ("batch", "height * width")), Value("z", "int32", ())),
+        states=(
+            State.of("keys", "k", "k_out", "fp16", ("batch", 2, "past", 4), -1.5, grows=2),
+            State.of("scan", "h", "h_out", "fp32", ("batch", 8)),
+        ),
+    )
+    (tmp_path / contract.MODEL_FILE).touch()
+    write_metadata(tmp_path, program, dtype="bf16", opset=20, model=None, source={}, versions={})
+    metadata = read_metadata(tmp_path)
+    assert (metadata.inputs, metadata.outputs) == (program.inputs, program.outputs)
+    assert metadata.states == program.states
+    assert metadata.states[0].present.shape == ("batch", 2, "past_after", 4)
+    assert (metadata.tokens, metadata.model, metadata.vocab_size) == (None, None, 0)
+    assert metadata.grows
+    assert not metadata.takes_tokens
 
 
 def error(path: Path) -> str:
@@ -115,8 +176,9 @@ def test_a_missing_entry(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("dtype", "int4"), ("inputs", []), ("inputs", [{}]), ("states", []), ("states", [{"past": "x"}]),
-        ("vocab_size", "many"), ("outputs", None), ("source", 3),
+        ("dtype", "int4"), ("inputs", []), ("inputs", [{}]), ("states", None), ("states", [{"past": "x"}]),
+        ("states", [state("x", "y", "fp32", "batch", 8) | {"grows": 1}]), ("tokens", {"vocab_size": 3}),
+        ("tokens", "many"), ("outputs", None), ("source", 3),
     ],
 )  # fmt: skip
 def test_a_wrong_entry(key: str, value: object, tmp_path: Path) -> None:

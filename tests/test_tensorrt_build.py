@@ -133,7 +133,7 @@ def test_the_network_has_the_engines_interface(exported: Path) -> None:
     assert parser.parse(graph.SerializeToString(), str(exported / "model.onnx"))
     names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int64: "int64"}
     metadata = read_metadata(exported)
-    expected = [metadata.sequence, *(state.past for state in metadata.states)]
+    expected = metadata.graph_inputs
     for index, tensor in enumerate(expected):
         found = network.get_input(index)
         dims = [-1 if isinstance(size, str) else size for size in tensor.shape]
@@ -142,7 +142,7 @@ def test_the_network_has_the_engines_interface(exported: Path) -> None:
             tensor.dtype,
             dims,
         )
-    expected = [metadata.output, *(state.present for state in metadata.states)]
+    expected = metadata.graph_outputs
     found_outputs = [network.get_output(index) for index in range(network.num_outputs)]
     assert [(t.name, names[t.dtype], len(t.shape)) for t in found_outputs] == [
         (t.name, t.dtype, len(t.shape)) for t in expected
@@ -167,7 +167,7 @@ def test_surgery_without_plugins_keeps_the_values(opset: int, d_conv: int, tmp_p
     for batch, length in ((1, 1), (2, 3), (3, 33)):
         ids = random.integers(0, 64, (batch, length))
         past = [
-            random.standard_normal(info.past.resolve(batch)).astype(np.float32)
+            random.standard_normal(info.past.resolve({"batch": batch})).astype(np.float32)
             for info in session.metadata.states
         ]
         logits, state = session.run(ids, session.state_from_numpy(past))
@@ -184,12 +184,11 @@ def test_surgery_without_plugins_keeps_the_values(opset: int, d_conv: int, tmp_p
 def test_surgery_spells_out_every_convolution(silu: int, reverse: int, length: int) -> None:
     from mamba_export.backends.tensorrt.surgery import prepare_graph
     from mamba_export.export.functions import function_protos
-    from mamba_export.verify.operators import Case, one_node_model
+    from mamba_export.verify.cases import Case
+    from mamba_export.verify.operators import one_node_model
 
-    case = Case(2, length, reverse=bool(reverse), flag=bool(silu))
-    graph = onnx.ModelProto.FromString(
-        one_node_model("CausalConv1d", "fp32", case, function_protos(20), 20)
-    )
+    case = Case.of("CausalConv1d", length=length, reverse=bool(reverse), silu=bool(silu))
+    graph = onnx.ModelProto.FromString(one_node_model(case, "fp32", function_protos(20), 20))
     random = np.random.default_rng(length)
     inputs = {
         "x": random.standard_normal((2, length, 5)),
@@ -445,16 +444,14 @@ def test_verifys_one_node_graphs_build(operator: str, dtype: str, plugin: bool) 
     from mamba_export.backends.tensorrt.one_node_engine import build_graph
     from mamba_export.backends.tensorrt.plugin import load_plugin
     from mamba_export.export.functions import function_protos
-    from mamba_export.verify import operators
+    from mamba_export.verify.cases import Case, draw
+    from mamba_export.verify.operators import one_node_model
 
     library = libraries.load(TENSORRT_RTX)
     if plugin:
         load_plugin(library)
-    case = operators.Case(2, 9, n_groups=2, d_state=8)
-    serialised = operators.one_node_model(operator, dtype, case, function_protos(20), 20)
-    inputs = {
-        name: tensor.float().numpy()
-        for name, tensor in operators._inputs(operator, case, 0).items()
-    }
+    case = Case.of(operator, length=9)
+    serialised = one_node_model(case, dtype, function_protos(20), 20)
+    inputs = {name: tensor.float().numpy() for name, tensor in draw(case, 0).items()}
     plan = build_graph(library, onnx.ModelProto.FromString(serialised), inputs, plugin=plugin)
     assert memoryview(plan).nbytes > 1000

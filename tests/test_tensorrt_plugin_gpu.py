@@ -72,8 +72,8 @@ def harness() -> Iterator[Harness]:
 
 def name_of(case: Case) -> str:
     if isinstance(case, Conv):
-        return contract.CAUSAL_CONV1D
-    return contract.SELECTIVE_SCAN if case.gate else contract.SELECTIVE_SCAN_UNGATED
+        return contract.CAUSAL_CONV1D.name
+    return contract.SELECTIVE_SCAN.name if case.gate else "SelectiveScanUngated"
 
 
 def drawn(
@@ -91,9 +91,9 @@ class Node:
     """A plugin as an engine in a context has it, with its inputs on the device and outputs full of NaN."""
 
     def __init__(self, harness: Harness, case: Case, inputs: list[torch.Tensor]) -> None:
-        flag = contract.ATTR_DELTA_SOFTPLUS if isinstance(case, Scan) else contract.ATTR_SILU
+        flag = "delta_softplus" if isinstance(case, Scan) else "silu"
         is_set = case.softplus if isinstance(case, Scan) else case.silu
-        fields = [Field(contract.ATTR_REVERSE, int(case.reverse)), Field(flag, int(is_set))]
+        fields = [Field("reverse", int(case.reverse)), Field(flag, int(is_set))]
         built = harness.create(name_of(case), fields)
         assert built, harness.log()
         loaded = built.reload()

@@ -88,11 +88,11 @@ def check(folder: Path, answer: dict[str, Any]) -> None:
     assert answer["version"] == folder.name.split(".post")[0]
     assert list(answer["operators"]) == list(OPERATORS)
     for op, seen in answer["operators"].items():
-        text = f"contract_version={contract.CONTRACT_VERSION} reverse={REVERSE} {flag_of(op)}=1"
+        text = f"contract_version={contract.CONTRACT_VERSION} {flag_of(op)}=1 reverse={REVERSE}"
         _, outputs = described(op)
         assert seen["creator"] == "IPluginCreatorV3One"
         assert seen["interface"] == "PLUGIN CREATOR_V3ONE"
-        assert seen["attributes"] == [contract.ATTR_REVERSE, flag_of(op)]
+        assert seen["attributes"] == ["reverse", flag_of(op)]
         assert seen["names"] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
         assert seen["kinds"] == ["PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
         assert seen["outputs"] == len(outputs)

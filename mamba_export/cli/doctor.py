@@ -36,6 +36,18 @@ class Finding:
     detail: str
 
 
+_PACKAGES = (
+    "triton",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "huggingface_hub",
+    "onnx_graphsurgeon",
+    "cuda-bindings",
+)
+"""Those whose version says enough; they are not imported."""
+
+
 def _package(name: str) -> Finding:
     """An importable package with its version, without importing it."""
     try:
@@ -213,9 +225,7 @@ def report() -> list[Finding]:
         Finding("mamba_export", "ok", f"{__version__}: {Path(__file__).parents[1]}"),
         Finding("python", "ok", machine),
         _guarded("torch", _torch),
-        _package("triton"),
-        _package("onnx"),
-        _package("cuda-bindings"),
+        *(_package(name) for name in _PACKAGES),
         _guarded("onnxruntime", _onnxruntime),
         _guarded("NVIDIA GPU", _gpu),
         _guarded("kernels for PyTorch", _kernels),

@@ -9,7 +9,6 @@ Tensors of class T are fp32, fp16 or bf16, one dtype a node; arithmetic and recu
 whatever T is.
 """
 
-from mamba_export.contract import operators as _rows
 from mamba_export.contract.names import (
     ATTR_PLUGIN_NAMESPACE,
     ATTR_PLUGIN_VERSION,
@@ -22,38 +21,29 @@ from mamba_export.contract.names import (
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
 )
-from mamba_export.contract.operators import OPERATORS
+from mamba_export.contract.operators import (
+    CAUSAL_CONV1D,
+    MAMBA_LAYER,
+    OPERATORS,
+    SELECTIVE_SCAN,
+)
 
 __all__ = [
     "ATTR_PLUGIN_NAMESPACE",
     "ATTR_PLUGIN_VERSION",
+    "CAUSAL_CONV1D",
     "CONTRACT_VERSION",
     "DEFAULT_OPSET",
     "DOMAIN",
     "DTYPES",
+    "MAMBA_LAYER",
     "OPERATORS",
     "OPSETS",
     "PLUGIN_ATTRIBUTES",
     "PLUGIN_NAMESPACE",
     "PLUGIN_VERSION",
+    "SELECTIVE_SCAN",
 ]
-
-SELECTIVE_SCAN = _rows.SELECTIVE_SCAN.name
-SELECTIVE_SCAN_UNGATED = "SelectiveScanUngated"
-CAUSAL_CONV1D = _rows.CAUSAL_CONV1D.name
-MAMBA_LAYER = _rows.MAMBA_LAYER.name
-ATTR_REVERSE = "reverse"
-ATTR_DELTA_SOFTPLUS = "delta_softplus"
-ATTR_SILU = "silu"
-ATTR_EPSILON = "epsilon"
-ATTR_SPLIT = "split"
-SELECTIVE_SCAN_INPUTS = tuple(tensor.name for tensor in _rows.SELECTIVE_SCAN.inputs)
-SELECTIVE_SCAN_UNGATED_INPUTS = tuple(name for name in SELECTIVE_SCAN_INPUTS if name != "z")
-SELECTIVE_SCAN_OUTPUTS = tuple(tensor.name for tensor in _rows.SELECTIVE_SCAN.outputs)
-CAUSAL_CONV1D_INPUTS = tuple(tensor.name for tensor in _rows.CAUSAL_CONV1D.inputs)
-CAUSAL_CONV1D_OUTPUTS = tuple(tensor.name for tensor in _rows.CAUSAL_CONV1D.outputs)
-MAMBA_LAYER_INPUTS = tuple(tensor.name for tensor in _rows.MAMBA_LAYER.inputs)
-MAMBA_LAYER_OUTPUTS = tuple(tensor.name for tensor in _rows.MAMBA_LAYER.outputs)
 
 # Graph inputs and outputs: the names that ONNX Runtime GenAI's generator looks for.
 INPUT_IDS = "input_ids"
@@ -71,7 +61,7 @@ WEIGHTS_FILE = "model.onnx.data"
 METADATA_FILE = "mamba_export.json"
 GENAI_CONFIG_FILE = "genai_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-METADATA_FORMAT = 1
+METADATA_FORMAT = 2
 """Version of the metadata file's layout."""
 
 

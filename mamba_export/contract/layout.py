@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from mamba_export.contract.spec import FP32, Operator, R, T, Tensor
 
+INTERFACE_VERSION = 3
+"""Version of the kernels' C interface. It rises when a struct or the meaning of a field changes."""
+
 INT64 = "int64"  # int64_t: a size
 DTYPE = "dtype"  # mamba_dtype: index into contract.DTYPES
 INT = "int"  # int: a flag, 0 or 1
@@ -48,7 +51,7 @@ class Field:
 
 
 def fields(op: Operator) -> tuple[Field, ...]:
-    """The fields of ``mamba_<torch_name>_params``, in order.
+    """The fields of ``<stem>_params``, in order.
 
     Attributes that are derived from sizes have no field; a tensor of class R has its dtype in
     ``<tensor>_dtype`` (the first input of the class names it).
@@ -65,6 +68,12 @@ def fields(op: Operator) -> tuple[Field, ...]:
         *(Field(tensor.name, INPUT, tensor) for tensor in op.inputs if not tensor.strided),
         *(Field(tensor.name, OUTPUT, tensor) for tensor in op.outputs),
     )
+
+
+def stem(op: Operator) -> str:
+    """What the C names of an operator's struct and kernels begin with: ``mamba_selective_scan``."""
+    name = op.torch_name
+    return name if name.startswith("mamba_") else f"mamba_{name}"
 
 
 def packer(op: Operator) -> struct.Struct:

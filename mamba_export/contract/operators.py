@@ -150,6 +150,7 @@ MAMBA_LAYER = Operator(
     ),
     kernels=("cuda",),
     constant_weights=True,
+    calls_products=True,
     cases=(
         # One token of one sequence, and of some, in the smallest published model and at odd widths.
         {"length": 1, "batch": 1, **_SMALLEST},

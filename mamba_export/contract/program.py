@@ -47,6 +47,38 @@ class State:
     start: float = 0.0
     grows: int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        past: str,
+        present: str,
+        dtype: str,
+        shape: tuple[int | str, ...],
+        start: float = 0.0,
+        grows: int | None = None,
+    ) -> State:
+        """A state from its names and the shape of its past.
+
+        The axis that grows is called "<its name>_after" in the present's shape.
+
+        Raises:
+            ValueError: ``grows`` is no axis after the first (the batch), or that axis has a fixed size.
+        """
+        after = list(shape)
+        if grows is not None:
+            if not 0 < grows < len(shape) or not isinstance(shape[grows], str):
+                raise ValueError(f"state {name} cannot grow along axis {grows} of shape {shape}")
+            after[grows] = f"{shape[grows]}_after"
+        return cls(
+            name, Value(past, dtype, shape), Value(present, dtype, tuple(after)), start, grows
+        )
+
+    @property
+    def grown_axis(self) -> str | None:
+        """Name of the past's axis that grows; None for a state of fixed size."""
+        return None if self.grows is None else str(self.past.shape[self.grows])
+
 
 @dataclass(frozen=True)
 class Tokens:

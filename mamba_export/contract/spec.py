@@ -163,6 +163,8 @@ class Operator:
         sizes: in the order of the kernels' struct.
         kernels: for which devices the compiled library has kernels: "cpu", "cuda".
         constant_weights: a kernel is told whether the weights are constants of the file.
+        calls_products: the CUDA kernel calls back for large products, which ONNX Runtime has and TensorRT does
+            not offer to its plugins.
         cases: numbers of several sizes at once, the others as usual, that parity holds every backend to too:
             they reach the kernels that are chosen by more than one size.
         version: rises when its meaning changes.
@@ -176,6 +178,7 @@ class Operator:
     sizes: tuple[Size, ...]
     kernels: tuple[str, ...] = ()
     constant_weights: bool = False
+    calls_products: bool = False
     cases: tuple[Mapping[str, int], ...] = ()
     version: int = 1
     _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
@@ -195,6 +198,11 @@ class Operator:
     def tensor(self, name: str) -> Tensor:
         """An input or output by its name. KeyError where there is none."""
         return self._by_name[name]
+
+    @property
+    def has_plugin(self) -> bool:
+        """Whether TensorRT has a plugin of each of its forms."""
+        return "cuda" in self.kernels and not self.calls_products
 
     def forms(self) -> Iterator[Form]:
         """The nodes that a file may hold: with all inputs, and without each optional one."""

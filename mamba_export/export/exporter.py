@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
-import copy
-import json
+import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from mamba_export import contract
+from mamba_export.contract import DEFAULT_OPSET
+from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError, first_line
-from mamba_export.export.describe import describe, genai_config
-from mamba_export.export.graph import DEFAULT_OPSET, build, check_opset
+from mamba_export.export import graph
+from mamba_export.export.axes import DynamicShapes
+from mamba_export.export.declare import State
+from mamba_export.export.graph import check_opset
+from mamba_export.export.module_program import Args
+from mamba_export.export.subject import from_model, from_module, from_program
 from mamba_export.files import new_folder
-from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, cast, checkpoints
+from mamba_export.folder.genai import genai_config
+from mamba_export.folder.metadata import write_json, write_metadata
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, checkpoints
+from mamba_export.models.program import make_program
+from mamba_export.versions import installed_versions
 
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
 Progress = Callable[[str], None]
 
 
+@overload
 def export(
-    model: str | Path | MambaLM | MambaBackbone,
-    out: str | Path,
+    model: str | Path | MambaLM | MambaBackbone | Program,
+    output: str | Path,
+    /,
     *,
-    dtype: str = "fp32",
+    dtype: str | None = None,
+    opset: int = DEFAULT_OPSET,
+    last_logits_only: bool = False,
+    fuse_layers: bool = True,
+    force: bool = False,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path: ...
+@overload
+def export(
+    model: nn.Module,
+    args: Args,
+    /,
+    *,
+    output: str | Path,
+    dynamic_shapes: DynamicShapes = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    states: Sequence[State] = (),
+    dtype: str | None = None,
+    opset: int = DEFAULT_OPSET,
+    fuse_layers: bool = True,
+    force: bool = False,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path: ...
+def export(
+    model: str | Path | nn.Module | Program,
+    args: Any = None,
+    /,
+    *,
+    output: str | Path | None = None,
+    dynamic_shapes: DynamicShapes = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    states: Sequence[State] = (),
+    dtype: str | None = None,
     opset: int = DEFAULT_OPSET,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
@@ -37,13 +85,23 @@ def export(
     tokenizer: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write an exported folder: model.onnx (weights beside it), tokenizer, metadata, genai_config.json.
+    """Write an exported folder: model.onnx (weights beside it), metadata, and what a language model needs.
+
+    ``export("folder", "out")`` and ``export(model, "out")`` take a Mamba model; ``export(module, (image,),
+    output="out", dynamic_shapes=...)`` a module of your own that calls our operators.
 
     Args:
-        model: a checkpoint's folder or Hugging Face id, or a model. A model is left as it is.
-        out: folder to write; it appears whole or not at all.
+        model: a checkpoint's folder or Hugging Face id, a model of this package, a program, or any
+            ``nn.Module``. A module is left as it is; it is exported in eval mode.
+        args: the output folder; or of a module its example arguments: a tensor, a sequence in forward's
+            order, or a mapping by argument name.
+        output: folder to write; it appears whole or not at all.
+        dynamic_shapes: of a module: by argument, ``torch.export``'s form; axes that it leaves out are fixed.
+        input_names, output_names: of a module: names in the file, in the order of args and of the flat results.
+        states: of a module: arguments that results continue, ``mamba_export.State``.
         dtype: "fp32", "fp16" or "bf16": the matrices, activations and logits. Arithmetic of the scan,
-            recurrent states and the residual stream are fp32 whatever is chosen.
+            recurrent states and the residual stream are fp32 whatever is chosen. None: fp32 for a model, for a
+            module and a program the dtypes that they have. A module's states keep the dtype of their example.
         opset: version of standard ONNX.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
@@ -57,38 +115,53 @@ def export(
         The folder.
 
     Raises:
-        MambaExportError: bad input, one clear line; nothing is written.
+        MambaExportError: bad input, or what cannot be exported, one clear line; nothing is written.
     """
     say: Progress = progress or (lambda _: None)
-    if dtype not in TORCH_DTYPES:
+    if output is None and isinstance(args, (str, Path)):
+        output, args = args, None
+    if output is None:
+        raise ExportError(
+            'name the folder to write: export(model, "out") or export(module, args, output="out")'
+        )
+    if dtype is not None and dtype not in TORCH_DTYPES:
         raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
     check_opset(opset)  # before minutes are spent on loading
-    out = Path(out)
+    given = [name for name, value in _of_a_module(locals()) if value]
+    if given and args is None:
+        raise ExportError(
+            f"{', '.join(given)} are of a module with args: export(module, args, output=...)"
+        )
+    out = Path(output)
     with new_folder(out, force=force) as folder:
-        if isinstance(model, (str, Path)):
-            say(f"loading {model}")
-            checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype], progress=say)
-            module: MambaLM | MambaBackbone = checkpoint.model
-            tokenizer_files = checkpoint.tokenizer_files
-            source: dict[str, Any] = {
-                "kind": checkpoint.format,
-                "name": checkpoint.source,
-                "path": str(checkpoint.folder.resolve()),
-            }
+        if isinstance(model, Program):
+            subject = from_program(model)
+        elif args is not None:
+            subject = from_module(
+                model,
+                args,
+                dtype,
+                fuse_layers=fuse_layers,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+                states=states,
+            )
         else:
-            module = _in_dtype(model, TORCH_DTYPES[dtype])
-            tokenizer_files = []
-            source = {"kind": "module", "name": type(model).__name__, "path": None}
+            subject = from_model(model, dtype or "fp32", last_logits_only=last_logits_only, say=say)
+        tokenizer_files = subject.tokenizer_files
         if tokenizer is not None:
             tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
-        if last_logits_only and not isinstance(module, MambaLM):
+        program = subject.program
+        if last_logits_only and program.tokens is None:
             raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
-        _check_space(module, out)
+        _check_space(program.module, out)
 
         say("tracing")
-        graph_model = build(
-            module, opset=opset, last_logits_only=last_logits_only, fuse_layers=fuse_layers
-        )
+        if subject.exported is None:
+            graph_model = graph.build(program, opset=opset, fuse_layers=fuse_layers)
+        else:
+            graph_model = graph.convert(subject.exported, program, opset=opset)
         say("writing")
         ir.save(
             graph_model,
@@ -96,22 +169,45 @@ def export(
             external_data=contract.WEIGHTS_FILE,
             size_threshold_bytes=_EXTERNAL_ABOVE,
         )
-        description = describe(
-            graph_model,
-            module.config,
-            dtype=dtype,
+        write_metadata(
+            folder,
+            program,
+            dtype=subject.dtype,
             opset=opset,
-            last_logits_only=last_logits_only,
-            source=source,
+            model=None if subject.config is None else dataclasses.asdict(subject.config),
+            source=subject.source,
+            versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
-        _write_json(folder / contract.METADATA_FILE, description)
-        if isinstance(module, MambaLM):
-            _write_json(folder / contract.GENAI_CONFIG_FILE, genai_config(module.config))
+        if program.tokens is not None and subject.config is not None:
+            config = subject.config
+            write_json(
+                folder / contract.GENAI_CONFIG_FILE,
+                genai_config(program.tokens, d_model=config.d_model, n_layer=config.n_layer),
+            )
         for file in tokenizer_files:
             shutil.copyfile(file, folder / file.name)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out
+
+
+def _of_a_module(given: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (name, given[name]) for name in ("dynamic_shapes", "input_names", "output_names", "states")
+    ]
+
+
+def build(
+    model: MambaLM | MambaBackbone | Program,
+    *,
+    opset: int = DEFAULT_OPSET,
+    last_logits_only: bool = False,
+    fuse_layers: bool = True,
+) -> ir.Model:
+    """The ONNX graph of a model or a program, in memory; see ``graph.build``."""
+    if not isinstance(model, Program):
+        model = make_program(model, last_logits_only=last_logits_only)
+    return graph.build(model, opset=opset, fuse_layers=fuse_layers)
 
 
 def check(path: Path) -> None:
@@ -127,14 +223,6 @@ def check(path: Path) -> None:
         raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
 
 
-def _in_dtype(model: MambaLM | MambaBackbone, dtype: torch.dtype) -> MambaLM | MambaBackbone:
-    if model.backbone_dtype == dtype:
-        return model
-    duplicate = copy.deepcopy(model)
-    cast(duplicate, dtype)
-    return duplicate
-
-
 def _check_space(module: torch.nn.Module, out: Path) -> None:
     """Refuse early what cannot fit, rather than after minutes of work."""
     needed = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -145,7 +233,3 @@ def _check_space(module: torch.nn.Module, out: Path) -> None:
             f"{parent}: the disk has {free / 1e9:.2f} GB free and the weights need "
             f"{needed / 1e9:.2f} GB; nothing was written"
         )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

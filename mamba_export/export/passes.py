@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer, rewriter
 
+from mamba_export.errors import ExportError
+
 
 def simplify(model: ir.Model) -> None:
     """Fold constants and clean up, in place; nodes that read a parameter are left to ``fold_parameters``."""
@@ -33,28 +35,33 @@ def simplify(model: ir.Model) -> None:
     common.NameFixPass()(model)
 
 
-def rename_interface(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
-    """Give the graph's inputs and outputs their names, in order."""
-    for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
-        if len(values) != len(names):
-            raise ValueError(
-                f"the graph has {len(values)} values where {len(names)} names were given"
-            )
-        for value, name in zip(values, names, strict=True):
-            value.name = name
+def rename_axes(model: ir.Model, rename: Callable[[str], str]) -> None:
+    """Give symbolic sizes other names, in place, wherever the graph notes a shape."""
+    graph = model.graph
+    values = [value for node in graph for value in node.outputs]
+    for value in (*graph.inputs, *graph.outputs, *values):
+        if value.shape is not None and not value.shape.frozen:
+            for axis, size in enumerate(value.shape):
+                if not isinstance(size, int) and size.value is not None:
+                    value.shape[axis] = rename(size.value)
 
 
-def rename_weights(model: ir.Model, prefix: str) -> None:
-    """Drop the wrapper's prefix from initializer names, so that they read as in the checkpoint."""
-    names = [name for name in model.graph.initializers if name.startswith(prefix)]
-    _rename(model.graph, {name: name.removeprefix(prefix) for name in names})
+def free_names(model: ir.Model, names: set[str]) -> None:
+    """Rename what the graph computes on its way under one of these names, in place.
 
-
-def _rename(graph: ir.Graph, names: dict[str, str]) -> None:
-    for old, new in names.items():
-        value = graph.initializers.pop(old)
-        value.name = new
-        graph.initializers[new] = value
+    Raises:
+        ExportError: a parameter has one of them.
+    """
+    graph = model.graph
+    for name in names & set(graph.initializers):
+        raise ExportError(
+            f"{name} is the name of a parameter and of an input or result: give another"
+        )
+    interface = {*graph.inputs, *graph.outputs}
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value.name in names and value not in interface:
+                value.name = f"{value.name}_inside"
 
 
 def _transpose(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
@@ -88,9 +95,10 @@ _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
 def fold_parameters(model: ir.Model) -> None:
     """Compute once, here, what is computed from one parameter alone: ``A = -exp(A_log)``, transposed weights.
 
-    The result takes the parameter's name. A parameter with a second use stays as it is (tied embeddings
-    are stored once). TensorRT and native kernels want these tensors constant, and PyTorch's own folding stops
-    at a size and forgets the name. Large results are computed while the file is written, not before.
+    The result takes the parameter's name, without "_log" for an exponential. A parameter with a second use
+    stays as it is (tied embeddings are stored once). TensorRT and native kernels want these tensors
+    constant, and PyTorch's own folding stops at a size and forgets the name. Large results are computed while
+    the file is written, not before.
     """
     graph = model.graph
     for node in list(graph):
@@ -106,8 +114,10 @@ def fold_parameters(model: ir.Model) -> None:
             continue
         result = node.outputs[0]
         folded = _lazily(tensor, _FOLDED[node.op_type](node), node)
+        name = source.name.removesuffix("_log") if node.op_type == "Exp" else source.name
+        name = source.name if name in graph.initializers else name
         value = ir.Value(
-            name=source.name,
+            name=name,
             const_value=folded,
             type=ir.TensorType(folded.dtype),
             shape=ir.Shape(folded.shape),
@@ -115,11 +125,7 @@ def fold_parameters(model: ir.Model) -> None:
         result.replace_all_uses_with(value)
         graph.remove(node, safe=True)
         del graph.initializers[source.name]
-        graph.initializers[source.name] = value
-    _rename(
-        graph,
-        {name: name.removesuffix("_log") for name in graph.initializers if name.endswith(".A_log")},
-    )
+        graph.initializers[name] = value
     common.RemoveUnusedNodesPass()(model)
 
 

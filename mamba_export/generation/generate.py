@@ -13,8 +13,8 @@ from mamba_export.folder.tokenizer import Tokenizer
 from mamba_export.generation.decoding import Decoding
 from mamba_export.generation.results import Generation, Generations
 from mamba_export.generation.sampling import Sampling
-from mamba_export.generation.sequence import check_sequence
 from mamba_export.generation.session import Session
+from mamba_export.generation.values import check_inputs
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 OnToken = Callable[[int, int], None]
@@ -154,6 +154,11 @@ def _decoding(
         raise SessionError(
             f"{metadata.folder} holds a model without tokens, which cannot generate: drive it with run"
         )
+    if len(metadata.inputs) > 1:
+        names = ", ".join(value.name for value in metadata.inputs[1:])
+        raise SessionError(
+            f"{metadata.folder} holds a model that takes more than tokens ({names}): drive it with run"
+        )
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise SessionError(f"max_new_tokens is {max_new_tokens!r}, expected an integer >= 1")
     end_token = metadata.eos_token_id if stop_at_end else None
@@ -177,7 +182,7 @@ def _encode(session: Session[Any], prompts: Prompts) -> list[list[int]]:
         tokens = session.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if len(tokens) == 0:
             raise SessionError(f"{name} has no token")
-        encoded.append(check_sequence(np.asarray(tokens)[None], session.metadata)[0].tolist())
+        encoded.append(check_inputs(np.asarray(tokens)[None], session.metadata).first[0].tolist())
     return encoded
 
 

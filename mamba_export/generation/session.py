@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from mamba_export.folder.metadata import Metadata
 from mamba_export.folder.tokenizer import Tokenizer
+from mamba_export.generation.values import Inputs
 
 
 class State(Protocol):
@@ -60,11 +60,11 @@ class Session(Protocol[StateT]):
         """The folder's tokenizer; SessionError where it has none."""
         ...
 
-    def run(self, tokens: ArrayLike, state: StateT | None = None) -> tuple[np.ndarray, StateT]:
-        """tokens (batch, length), the state before them (None at the start) -> outputs, state after."""
+    def run(self, inputs: Inputs, state: StateT | None = None) -> tuple[Any, StateT]:
+        """Inputs of a part, the state before it (None at the start) -> outputs, state after."""
         ...
 
-    def advance(self, tokens: ArrayLike, state: StateT | None = None) -> StateT:
+    def advance(self, inputs: Inputs, state: StateT | None = None) -> StateT:
         """``run`` for the state alone: no output leaves the device."""
         ...
 

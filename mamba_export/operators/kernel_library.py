@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from mamba_export.contract import OPERATORS
+from mamba_export.contract.layout import INTERFACE_VERSION
+from mamba_export.contract.layout import stem as stem_of
 from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
 from mamba_export.errors import MambaExportError
 from mamba_export.libraries import KERNELS
@@ -21,17 +24,21 @@ from mamba_export.libraries import KERNELS
 LIBRARY_VARIABLE = KERNELS.variable
 LIBRARY_FILE = KERNELS.file
 
-VERSION = 2  # MAMBA_KERNELS_VERSION
+VERSION = INTERFACE_VERSION  # of the library that this package calls
 OK, INVALID = 0, 1  # mamba_status
 
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library: its file, its C functions, and the address of its parallel-for."""
+    """The loaded library: its file, its C functions, and the address of its parallel-for.
+
+    with_workspace: stems of the operators whose CUDA kernels ask for a workspace.
+    """
 
     path: Path
     functions: ctypes.CDLL
     parallel_for: int
+    with_workspace: frozenset[str]
 
     @property
     def instruction_set(self) -> str:
@@ -45,19 +52,23 @@ def _declare(path: Path, functions: ctypes.CDLL) -> Library:
     functions.mamba_cpu_instruction_set.restype = ctypes.c_char_p
     # Params travel as the bytes of the struct, so every pointer is a plain one.
     pointer = ctypes.c_void_p
-    for function, arguments in (
-        (functions.mamba_selective_scan_cpu, [pointer, pointer, pointer]),
-        (functions.mamba_causal_conv1d_cpu, [pointer, pointer, pointer]),
-        (functions.mamba_selective_scan_cuda, [pointer, pointer, pointer]),
-        (functions.mamba_causal_conv1d_cuda, [pointer, pointer]),
-    ):
-        function.argtypes = arguments
-        function.restype = ctypes.c_int
-    functions.mamba_selective_scan_cuda_workspace.argtypes = [pointer]
-    functions.mamba_selective_scan_cuda_workspace.restype = ctypes.c_size_t
+    with_workspace = set()
+    for op in OPERATORS:
+        stem = stem_of(op)
+        if op.calls_products:  # it needs cuBLAS, which the runtimes bring
+            continue
+        arguments = {"cpu": [pointer] * 3, "cuda": [pointer] * 2}
+        if hasattr(functions, f"{stem}_cuda_workspace"):
+            with_workspace.add(stem)
+            query = getattr(functions, f"{stem}_cuda_workspace")
+            query.argtypes, query.restype = [pointer], ctypes.c_size_t
+            arguments["cuda"] = [pointer] * 3
+        for device in op.kernels:
+            function = getattr(functions, f"{stem}_{device}")
+            function.argtypes, function.restype = arguments[device], ctypes.c_int
     parallel_for = ctypes.cast(functions.mamba_thread_pool_parallel_for, pointer).value
     assert parallel_for is not None
-    return Library(path, functions, parallel_for)
+    return Library(path, functions, parallel_for, frozenset(with_workspace))
 
 
 @lru_cache(maxsize=8)

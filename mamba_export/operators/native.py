@@ -1,4 +1,4 @@
-"""The compiled kernels for torch tensors, on CPUs and NVIDIA GPUs: forward passes of both operators.
+"""The compiled kernels for torch tensors, on CPUs and NVIDIA GPUs: forward passes of the operators that it has.
 
 The C interface of ``kernel_library`` is called through ctypes, which lets go of Python's lock meanwhile. On
 a GPU the work is queued on PyTorch's current stream, so that CUDA graphs capture it. Gradients need nothing
@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from mamba_export.contract import layout
+from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
+from mamba_export.contract.spec import Operator
 from mamba_export.operators.kernel_library import (
     INVALID,
     LIBRARY_FILE,
@@ -33,11 +36,9 @@ __all__ = [
     "DTYPES",
     "LIBRARY_FILE",
     "LIBRARY_VARIABLE",
-    "CausalConv1dParams",
-    "SelectiveScanParams",
-    "Sequence",
     "available",
     "causal_conv1d_forward",
+    "compiled",
     "library",
     "selective_scan_forward",
     "why_absent",
@@ -47,76 +48,8 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """``mamba_dtype`` of each dtype that the kernels take."""
 
-
-class Sequence(ctypes.Structure):
-    """``mamba_sequence``: (batch, length, channels), channels contiguous, strides in elements."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("step_stride", ctypes.c_int64),
-    )
-
-
-class SelectiveScanParams(ctypes.Structure):
-    """``mamba_selective_scan_params``."""
-
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("d_inner", ctypes.c_int64),
-        ("d_state", ctypes.c_int64),
-        ("n_groups", ctypes.c_int64),
-        ("dtype", ctypes.c_int),
-        ("delta_softplus", ctypes.c_int),
-        ("reverse", ctypes.c_int),
-        ("u", Sequence),
-        ("delta", Sequence),
-        ("z", Sequence),
-        ("B", Sequence),
-        ("C", Sequence),
-        ("A", ctypes.c_void_p),
-        ("D", ctypes.c_void_p),
-        ("delta_bias", ctypes.c_void_p),
-        ("initial_state", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("last_state", ctypes.c_void_p),
-    )
-
-
-class CausalConv1dParams(ctypes.Structure):
-    """``mamba_causal_conv1d_params``."""
-
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("d_conv", ctypes.c_int64),
-        ("dtype", ctypes.c_int),
-        ("silu", ctypes.c_int),
-        ("reverse", ctypes.c_int),
-        ("x", Sequence),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("initial_state", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("last_state", ctypes.c_void_p),
-    )
-
-
-def packer(structure: type[ctypes.Structure]) -> struct.Struct:
-    """What packs a structure's numbers, nested ones in line, into bytes of its C layout."""
-    letters = {ctypes.c_int64: "q", ctypes.c_int: "i", ctypes.c_void_p: "P"}
-
-    def codes(structure: type[ctypes.Structure]) -> str:
-        kinds: list[Any] = [field[1] for field in structure._fields_]
-        return "".join(letters.get(kind) or codes(kind) for kind in kinds)
-
-    return struct.Struct("@" + codes(structure))
-
-
-_SCAN = packer(SelectiveScanParams)
-_CONV = packer(CausalConv1dParams)
+_ABSENT = (0, 0, 0)
+"""The fields of a ``mamba_sequence`` of an absent input."""
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -129,12 +62,6 @@ def _dense(tensor: Tensor) -> Tensor:
             return tensor.contiguous()
         stride *= size
     return tensor
-
-
-def _place(tensor: Tensor) -> tuple[int, int, int]:
-    """The fields of a ``mamba_sequence``."""
-    strides = tensor.stride()
-    return tensor.data_ptr(), strides[0], strides[1]
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager:
@@ -155,101 +82,86 @@ def _fail(kernels: Library, status: int) -> NoReturn:
     raise ValueError(text) if status == INVALID else RuntimeError(text)
 
 
-def selective_scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor,
-    initial_state: Tensor,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Forward pass; arguments and results as in ``selective_scan_reference``, in fp32, fp16 or bf16.
+def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
+    """The compiled kernels' forward pass of an operator: called with its inputs and attributes, in order.
+
+    The row says where each field of the parameter struct comes from, once; a call only reads and packs.
 
     Shapes, dtypes and devices must have been checked, as the operator does: the kernel reads what they
-    say. u, delta, z may have any strides over batch and length, B and C as well; a copy is made of a
-    tensor whose channels (or groups and states) are not contiguous.
+    say. Inputs that the row calls strided may have any strides over batch and length; a copy is made of
+    one whose other dimensions are not dense, and of every other input that is not contiguous.
 
-    Raises:
-        ValueError: no library, or a size that the kernel refuses.
-        RuntimeError: CUDA refused the launch, or the library has no kernels for this GPU.
+    Args:
+        spec: a row whose kernels the library has, and whose outputs each follow an input.
+
+    Returns:
+        A function that returns the outputs, in order. It raises ValueError where there is no library or the
+        kernel refuses a size, and RuntimeError where CUDA refused the launch or the library has no
+        kernels for the GPU.
     """
-    kernels = library()
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    last_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
-    batch, length, d_inner = u.shape
-    if batch == 0 or d_inner == 0:
-        return y, last_state.copy_(initial_state)
-    # The names hold what was copied until the call is over.
-    u, delta, B, C = _dense(u), _dense(delta), _dense(B), _dense(C)
-    A, D, delta_bias = A.contiguous(), D.contiguous(), delta_bias.contiguous()
-    initial_state = initial_state.contiguous()
-    if z is not None:
-        z = _dense(z)
-    params = _SCAN.pack(
-        batch, length, d_inner, A.shape[1], B.shape[2], DTYPES[u.dtype], delta_softplus, reverse,
-        *_place(u), *_place(delta), *((0, 0, 0) if z is None else _place(z)), *_place(B), *_place(C),
-        A.data_ptr(), D.data_ptr(), delta_bias.data_ptr(), initial_state.data_ptr(),
-        y.data_ptr(), last_state.data_ptr(),
-    )  # fmt: skip
-    functions = kernels.functions
-    if u.is_cuda:
-        device = u.device
-        with _current(device):
-            size = functions.mamba_selective_scan_cuda_workspace(params)
-            workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
-            status = functions.mamba_selective_scan_cuda(
-                params, workspace.data_ptr() if workspace is not None else None, _stream(device)
-            )
-    else:
-        threads = ctypes.c_int64(torch.get_num_threads())
-        status = functions.mamba_selective_scan_cpu(
-            params, kernels.parallel_for, ctypes.byref(threads)
+    stem = layout.stem(spec)
+    pack = layout.packer(spec).pack
+    index = {tensor.name: position for position, tensor in enumerate(spec.inputs)}
+    count, typed = len(spec.inputs), layout.dtype_source(spec)
+    sizes = tuple(layout.size_sources(spec).values())
+    strided = tuple(index[tensor.name] for tensor in spec.inputs if tensor.strided)
+    dense = tuple(index[tensor.name] for tensor in spec.inputs if not tensor.strided)
+    followed = tuple(index[spec.like(output).name] for output in spec.outputs)
+    states = tuple(output.continues is not None for output in spec.outputs)
+    on_cpu, on_cuda, workspace_of = f"{stem}_cpu", f"{stem}_cuda", f"{stem}_cuda_workspace"
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        kernels = library()
+        tensors = list(args[:count])
+        outputs = tuple(
+            [
+                torch.empty_like(tensors[one], memory_format=torch.contiguous_format)
+                for one in followed
+            ]
         )
-    if status:
-        _fail(kernels, status)
-    return y, last_state
+        numbers = [tensors[one].shape[axis] for one, axis in sizes]
+        if 0 in numbers:  # nothing to compute: a state is passed on
+            for output, one, is_state in zip(outputs, followed, states, strict=True):
+                if is_state:
+                    output.copy_(tensors[one])
+            return outputs
+        first = tensors[typed]
+        numbers.append(DTYPES[first.dtype])
+        numbers += args[count:]
+        for one in strided:
+            tensor = tensors[one]
+            if tensor is None:
+                numbers += _ABSENT
+                continue
+            tensors[one] = tensor = _dense(tensor)  # the list holds copies until the call is over
+            strides = tensor.stride()
+            numbers += (tensor.data_ptr(), strides[0], strides[1])
+        for one in dense:
+            tensors[one] = tensor = tensors[one].contiguous()
+            numbers.append(tensor.data_ptr())
+        numbers += [output.data_ptr() for output in outputs]
+        params = pack(*numbers)
+        functions = kernels.functions
+        if first.is_cuda:
+            device = first.device
+            with _current(device):
+                arguments: list[Any] = [params]
+                if stem in kernels.with_workspace:
+                    size = getattr(functions, workspace_of)(params)
+                    workspace = (
+                        torch.empty(size, dtype=torch.uint8, device=device) if size else None
+                    )
+                    arguments.append(None if workspace is None else workspace.data_ptr())
+                status = getattr(functions, on_cuda)(*arguments, _stream(device))
+        else:
+            threads = ctypes.c_int64(torch.get_num_threads())
+            status = getattr(functions, on_cpu)(params, kernels.parallel_for, ctypes.byref(threads))
+        if status:
+            _fail(kernels, status)
+        return outputs
+
+    return forward
 
 
-def causal_conv1d_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor, silu: bool, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    """Forward pass; arguments and results as in ``causal_conv1d_reference``, in fp32, fp16 or bf16.
-
-    Shapes, dtypes and devices must have been checked, as the operator does: the kernel reads what they
-    say. x may have any strides over batch and length; it is copied where its channels are not contiguous.
-
-    Raises:
-        ValueError: no library, or a size that the kernel refuses.
-        RuntimeError: CUDA refused the launch, or the library has no kernels for this GPU.
-    """
-    kernels = library()
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    last_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
-    batch, length, channels = x.shape
-    if batch == 0 or channels == 0:
-        return y, last_state.copy_(initial_state)
-    x, weight, bias = _dense(x), weight.contiguous(), bias.contiguous()
-    initial_state = initial_state.contiguous()
-    params = _CONV.pack(
-        batch, length, channels, weight.shape[1], DTYPES[x.dtype], silu, reverse, *_place(x),
-        weight.data_ptr(), bias.data_ptr(), initial_state.data_ptr(),
-        y.data_ptr(), last_state.data_ptr(),
-    )  # fmt: skip
-    functions = kernels.functions
-    if x.is_cuda:
-        device = x.device
-        with _current(device):
-            status = functions.mamba_causal_conv1d_cuda(params, _stream(device))
-    else:
-        threads = ctypes.c_int64(torch.get_num_threads())
-        status = functions.mamba_causal_conv1d_cpu(
-            params, kernels.parallel_for, ctypes.byref(threads)
-        )
-    if status:
-        _fail(kernels, status)
-    return y, last_state
+selective_scan_forward = compiled(SELECTIVE_SCAN)
+causal_conv1d_forward = compiled(CAUSAL_CONV1D)

@@ -24,8 +24,7 @@ LOW_PRECISION_FACTOR = 2.0
 
 LENGTHS = (1, 2, 63, 64, 65, 1000)
 BATCHES = (1, 3)
-D_STATES = (1, 8, 16, 64, 256)
-"""The grid of design: lengths, batches and states a channel that every backend is held to."""
+"""Lengths and batches of whole models that every backend is held to."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""Operators of an exported file, each alone, against the float64 reference.
+"""Operators of an exported file, each alone, against its definition's reference in float64.
 
 The functions are taken out of the file itself, so that what is tested is what ships, and put into graphs of
-one node with random inputs over the parity grid: lengths, batches, d_state, groups, both directions,
-and step sizes from vanishing to saturating.
+one node with random inputs over the parity grid (see ``cases``). The truth is plain PyTorch: it runs no
+kernel that could be judged.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,16 @@ from torch import Tensor
 from mamba_export import contract
 from mamba_export.errors import first_line
 from mamba_export.models import TORCH_DTYPES
-from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
-from mamba_export.operators.selective_scan.reference import selective_scan_reference
+from mamba_export.operators import find
 from mamba_export.verify.bounds import (
-    BATCHES,
-    D_STATES,
-    LENGTHS,
+    FP32_BOUND,
     Check,
     bound,
     compare,
     relative_error,
     worst,
 )
+from mamba_export.verify.cases import Case, definition_of, draw, dtype_of, grid
 
 RunGraph = Callable[[bytes, dict[str, np.ndarray]], list[np.ndarray]]
 """Runs a serialised model on fp32 inputs and returns its outputs: what a backend brings."""
@@ -43,137 +42,48 @@ _ELEMENT_TYPES = {
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
 }
-_SIGNATURES = {
-    contract.SELECTIVE_SCAN: (contract.SELECTIVE_SCAN_INPUTS, contract.SELECTIVE_SCAN_OUTPUTS),
-    contract.SELECTIVE_SCAN_UNGATED: (
-        contract.SELECTIVE_SCAN_UNGATED_INPUTS,
-        contract.SELECTIVE_SCAN_OUTPUTS,
-    ),
-    contract.CAUSAL_CONV1D: (contract.CAUSAL_CONV1D_INPUTS, contract.CAUSAL_CONV1D_OUTPUTS),
-}
-_RANKS = {"A": 2, "weight": 2, "B": 4, "C": 4, "D": 1, "delta_bias": 1, "bias": 1}
-_LOW = {
-    contract.SELECTIVE_SCAN: {"u", "delta", "B", "C", "z", "y"},
-    contract.SELECTIVE_SCAN_UNGATED: {"u", "delta", "B", "C", "y"},
-    contract.CAUSAL_CONV1D: {"x", "initial_state", "y", "last_state"},
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One point of the grid."""
-
-    batch: int
-    length: int
-    d_inner: int = 8
-    d_state: int = 16
-    n_groups: int = 1
-    reverse: bool = False
-    flag: bool = True
-    """delta_softplus of a scan, silu of a convolution."""
-    delta_scale: float = 1.0
-    delta_shift: float = 0.0
-
-    def __str__(self) -> str:
-        text = f"({self.batch}, {self.length}, {self.d_inner}) d_state {self.d_state}"
-        extras = [
-            (self.n_groups != 1, f"{self.n_groups} groups"),
-            (self.reverse, "reverse"),
-            (not self.flag, "no activation"),
-            (self.delta_shift != 0, f"delta {self.delta_shift:g} +- {self.delta_scale:g}"),
-        ]
-        return ", ".join([text, *(words for holds, words in extras if holds)])
-
-
-def grid() -> list[Case]:
-    """The parity grid: every length and batch, then one axis at a time."""
-    return [
-        *(Case(batch, length) for batch, length in itertools.product(BATCHES, LENGTHS)),
-        *(Case(2, 65, d_state=d_state) for d_state in D_STATES),
-        Case(2, 65, n_groups=2),
-        Case(2, 65, reverse=True),
-        Case(2, 65, n_groups=4, reverse=True, flag=False),
-        Case(2, 65, delta_shift=20.0, delta_scale=10.0),  # exp(dt A) underflows to 0
-        Case(2, 65, delta_shift=-20.0, delta_scale=10.0),  # dt vanishes, exp(dt A) is 1
-    ]
-
-
-def _inputs(op: str, case: Case, seed: int) -> dict[str, Tensor]:
-    """Random inputs in float64."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    sequence = (case.batch, case.length, case.d_inner)
-    if op == contract.CAUSAL_CONV1D:
-        return {
-            "x": randn(*sequence),
-            "weight": randn(case.d_inner, 4),
-            "bias": randn(case.d_inner),
-            "initial_state": randn(case.batch, case.d_inner, 3),
-        }
-    per_step = (case.batch, case.length, case.n_groups, case.d_state)
-    inputs = {
-        "u": randn(*sequence),
-        "delta": randn(*sequence) * case.delta_scale + case.delta_shift,
-        "A": -torch.exp(randn(case.d_inner, case.d_state)),
-        "B": randn(*per_step),
-        "C": randn(*per_step),
-        "D": randn(case.d_inner),
-        "z": randn(*sequence),
-        "delta_bias": randn(case.d_inner),
-        "initial_state": randn(case.batch, case.d_inner, case.d_state),
-    }
-    if not case.flag:
-        inputs["delta"] = (
-            inputs["delta"].abs() * 0.1
-        )  # without softplus a step must not be negative
-        inputs["delta_bias"] = inputs["delta_bias"].abs() * 0.1
-    return {name: inputs[name] for name in _SIGNATURES[op][0]}
-
-
-def _reference(op: str, case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    if op == contract.CAUSAL_CONV1D:
-        return causal_conv1d_reference(**inputs, silu=case.flag, reverse=case.reverse)
-    full = {"z": None, **inputs}
-    return selective_scan_reference(**full, delta_softplus=case.flag, reverse=case.reverse)  # type: ignore[arg-type]
 
 
 def one_node_model(
-    op: str, dtype: str, case: Case, functions: Sequence[onnx.FunctionProto], opset: int
+    case: Case, dtype: str, functions: Sequence[onnx.FunctionProto], opset: int
 ) -> bytes:
-    """A serialised graph of one node of our domain, fp32 outside, ``dtype`` at the node, any shape."""
-    inputs, outputs = _SIGNATURES[op]
-    low, element = _LOW[op], _ELEMENT_TYPES[dtype]
+    """A serialised graph of one node of our domain, fp32 outside, its own dtypes at the node, any shape.
 
-    def declare(name: str) -> onnx.ValueInfoProto:
-        dims = [f"{name}_{axis}" for axis in range(_RANKS.get(name, 3))]
+    Args:
+        case: names the node, its attributes and sizes (which derived attributes need).
+        dtype: T.
+        functions: of the file; the node's, and those that it calls, are kept.
+        opset: of standard ONNX.
+    """
+    definition, form = definition_of(case.node)
+    outputs = definition.spec.outputs
+
+    def declare(name: str, rank: int) -> onnx.ValueInfoProto:
+        dims = [f"{name}_{axis}" for axis in range(rank)]
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
     nodes = [
-        helper.make_node("Cast", [name], [f"{name}_T"], to=element if name in low else 1)
-        for name in inputs
+        helper.make_node(
+            "Cast", [row.name], [f"{row.name}_T"], to=_ELEMENT_TYPES[dtype_of(row, case, dtype)]
+        )
+        for row in form.inputs
     ]
-    flag = contract.ATTR_SILU if op == contract.CAUSAL_CONV1D else contract.ATTR_DELTA_SOFTPLUS
-    attributes: dict[str, Any] = {
-        flag: int(case.flag),
-        contract.ATTR_REVERSE: int(case.reverse),
-        contract.ATTR_PLUGIN_VERSION: contract.PLUGIN_VERSION,
-        contract.ATTR_PLUGIN_NAMESPACE: contract.PLUGIN_NAMESPACE,
-    }
     nodes.append(
         helper.make_node(
-            op,
-            [f"{name}_T" for name in inputs],
-            [f"{name}_T" for name in outputs],
+            case.node,
+            [f"{row.name}_T" for row in form.inputs],
+            [f"{row.name}_T" for row in outputs],
             domain=contract.DOMAIN,
-            **attributes,
+            **_attributes(case),
+            **contract.PLUGIN_ATTRIBUTES,
         )
     )
-    nodes += [helper.make_node("Cast", [f"{name}_T"], [name], to=1) for name in outputs]
+    nodes += [helper.make_node("Cast", [f"{row.name}_T"], [row.name], to=1) for row in outputs]
     graph = helper.make_graph(
-        nodes, "one_node", [declare(name) for name in inputs], [declare(name) for name in outputs]
+        nodes,
+        "one_node",
+        [declare(row.name, len(row.axes)) for row in form.inputs],
+        [declare(row.name, len(row.axes)) for row in outputs],
     )
     model = helper.make_model(
         graph,
@@ -182,56 +92,142 @@ def one_node_model(
             helper.make_opsetid("", opset),
             helper.make_opsetid(contract.DOMAIN, contract.CONTRACT_VERSION),
         ],
-        functions=[function for function in functions if function.name == op],
+        functions=_needed(case.node, functions),
     )
     return model.SerializeToString()
 
 
+def _attributes(case: Case) -> dict[str, Any]:
+    spec, values = definition_of(case.node)[0].spec, dict(case.attributes)
+    sizes = dict(case.sizes)
+    attributes: dict[str, Any] = {}
+    for one in spec.attributes:
+        if one.derived:
+            attributes[one.name] = [axis.resolve(sizes) for axis in one.derived]
+        else:
+            attributes[one.name] = int(values[one.name]) if one.kind == "flag" else values[one.name]
+    return attributes
+
+
+def _needed(node: str, functions: Sequence[onnx.FunctionProto]) -> list[onnx.FunctionProto]:
+    by_name = {function.name: function for function in functions}
+    names = [node]
+    for name in names:  # it grows: a function may call others
+        names += [called for called in _called(by_name.get(name)) if called not in names]
+    return [by_name[name] for name in names if name in by_name]
+
+
+def _called(function: onnx.FunctionProto | None) -> list[str]:
+    """Our own nodes in a function's body."""
+    nodes = [] if function is None else function.node
+    return [node.op_type for node in nodes if node.domain == contract.DOMAIN]
+
+
 def operator_checks(
-    model_file: Path, dtype: str, backend: str, run_graph: RunGraph, cases: Sequence[Case]
+    model_file: Path,
+    dtype: str,
+    backend: str,
+    run_graph: RunGraph,
+    *,
+    layers: bool = True,
 ) -> Iterator[Check]:
-    """One check an operator that the file holds: the worst point of ``cases``.
+    """One check an operator that the file holds: the worst point of its grid.
 
     Args:
         model_file: an exported model.onnx.
         dtype: T of the nodes.
         backend: name for the report.
         run_graph: runs a one-node graph.
-        cases: points of the grid.
+        layers: False leaves out operators whose functions call others: for a backend that cannot run
+            whole models of this dtype.
     """
     model = onnx.load(str(model_file), load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    for op in sorted(function.name for function in model.functions if function.name in _SIGNATURES):
-        checks = []
-        for index, case in enumerate(cases):
-            serialised = one_node_model(op, dtype, case, list(model.functions), opset)
-            try:
-                checks.append(_check_case(op, dtype, backend, case, index, serialised, run_graph))
-            except Exception as error:  # a backend may raise anything; a verifier reports it
-                reason = first_line(error)
-                checks.append(Check(backend, f"{op} alone", float("inf"), 0.0, str(case), reason))
-        yield worst(checks)
+    functions = [one for one in model.functions if one.domain == contract.DOMAIN]
+    # What calls others comes after them: the first failure is the operator that is wrong.
+    for function in sorted(functions, key=lambda one: (bool(_called(one)), one.name)):
+        name = function.name
+        if find(name) is None:
+            failure = f"no operator {name} is defined in this process: import what defines it"
+            yield Check(backend, f"{name} alone", math.inf, 0.0, name, failure)
+        elif layers or not _called(function):
+            yield worst(
+                [
+                    check_case(case, dtype, backend, seed, functions, opset, run_graph)
+                    for seed, case in enumerate(grid(name))
+                ]
+            )
 
 
-def _check_case(
-    op: str, dtype: str, backend: str, case: Case, seed: int, model: bytes, run_graph: RunGraph
+def check_case(
+    case: Case,
+    dtype: str,
+    backend: str,
+    seed: int,
+    functions: Sequence[onnx.FunctionProto],
+    opset: int,
+    run_graph: RunGraph,
 ) -> Check:
-    low, torch_dtype = _LOW[op], TORCH_DTYPES[dtype]
+    """Run one point of the grid and compare every output; an exception of the backend is a failure."""
+    what = f"{case.node} alone"
+    outputs = definition_of(case.node)[0].spec.outputs
+    question = _question(case, dtype, seed)
+    try:
+        model = one_node_model(case, dtype, functions, opset)
+        found = run_graph(model, question.feed)
+    except Exception as error:  # a backend may raise anything; a verifier reports it
+        return Check(backend, what, math.inf, 0.0, str(case), first_line(error))
+    checks = []
+    for row, output, exact, rounding in zip(
+        outputs, found, question.truth, question.rounding, strict=True
+    ):
+        allowed = _allowed(dtype_of(row, case, dtype), dtype, rounding)
+        checks.append(compare(backend, what, output, exact, allowed, name=f"{case}: {row.name}"))
+    return worst(checks)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Inputs of a case as fp32 arrays, the true outputs, and each one's error in the same-dtype reference."""
+
+    feed: dict[str, np.ndarray]
+    truth: list[np.ndarray]
+    rounding: list[float]
+
+
+@functools.lru_cache(maxsize=1024)
+def _question(case: Case, dtype: str, seed: int) -> _Question:
+    """A point of the grid and its truth, computed once for all backends."""
+    drawn = draw(case, seed)
     # What the node sees: rounded to T once, so that rounding the inputs is no part of the error.
     rounded = {
-        name: tensor.to(torch_dtype if name in low else torch.float32)
-        for name, tensor in _inputs(op, case, seed).items()
+        row.name: drawn[row.name].to(TORCH_DTYPES[dtype_of(row, case, dtype)])
+        for row in definition_of(case.node)[1].inputs
     }
-    truth = _reference(op, case, {name: tensor.double() for name, tensor in rounded.items()})
-    same_dtype = _reference(op, case, rounded)
-    outputs = run_graph(model, {name: tensor.float().numpy() for name, tensor in rounded.items()})
-    checks = []
-    for name, output, exact, reference in zip(
-        _SIGNATURES[op][1], outputs, truth, same_dtype, strict=True
-    ):
-        reference_error = relative_error(reference.double().numpy(), exact.numpy())
-        is_low = dtype if name in low else "fp32"
-        allowed = bound("operator", is_low, reference_error)
-        place = f"{case}: {name}"
-        checks.append(compare(backend, f"{op} alone", output, exact.numpy(), allowed, name=place))
-    return worst(checks)
+    truth = _reference(case, {name: tensor.double() for name, tensor in rounded.items()})
+    same_dtype = _reference(case, rounded)
+    exact = [tensor.numpy() for tensor in truth]
+    return _Question(
+        {name: tensor.float().numpy() for name, tensor in rounded.items()},
+        exact,
+        [relative_error(a.double().numpy(), b) for a, b in zip(same_dtype, exact, strict=True)],
+    )
+
+
+def _allowed(output_dtype: str, dtype: str, reference_error: float) -> float:
+    """The bound of an output.
+
+    An fp32 output behind values that are rounded to T (a layer's states) is as exact as T, which the
+    same-dtype reference shows: then it has T's bound. Else it has fp32's, whatever T is.
+    """
+    if output_dtype == "fp32" and reference_error <= FP32_BOUND["operator"]:
+        return bound("operator", "fp32", reference_error)
+    return bound("operator", dtype, reference_error)
+
+
+@torch.no_grad()
+def _reference(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    definition = definition_of(case.node)[0]
+    tensors = [inputs.get(row.name) for row in definition.spec.inputs]
+    outputs = definition.reference(*tensors, *(value for _, value in case.attributes))
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -1,9 +1,9 @@
 /* The arithmetic of mamba_export's operators, behind a plain C interface.
  *
  * Nothing here knows PyTorch, ONNX Runtime or TensorRT: a caller fills a struct of pointers and
- * sizes and gets an error code. The operators are those of mamba_export/contract;
- * mamba_export/operators defines them. Arithmetic and recurrent state are fp32 whatever the
- * dtype T of the sequences is.
+ * sizes (mamba_params.h) and gets an error code. The operators are those of mamba_export/contract;
+ * mamba_export/operators defines them. Arithmetic and recurrent state are fp32 whatever the dtype T
+ * of the sequences is; the state of a convolution holds the oldest step first.
  *
  * The same input gives the same bits, whatever the number of threads and however often it runs.
  */
@@ -12,6 +12,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "mamba_params.h"
 
 #if defined(__GNUC__)
 #define MAMBA_API __attribute__((visibility("default")))
@@ -22,11 +24,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Rises when a struct or the meaning of a field changes. */
-#define MAMBA_KERNELS_VERSION 2
-
-typedef enum { MAMBA_FP32 = 0, MAMBA_FP16 = 1, MAMBA_BF16 = 2 } mamba_dtype;
 
 typedef enum {
   MAMBA_OK = 0,
@@ -39,42 +36,6 @@ typedef enum {
  * all are done. scheduler is passed through untouched. */
 typedef void (*mamba_parallel_for)(void* scheduler, size_t tasks,
                                    void (*body)(void* context, size_t task), void* context);
-
-/* Sequences (batch, length, channels): channels are contiguous; batch_stride and step_stride are in
- * elements, so that a slice of a projection's output needs no copy. */
-typedef struct {
-  const void* data;
-  int64_t batch_stride;
-  int64_t step_stride;
-} mamba_sequence;
-
-typedef struct {
-  int64_t batch, length, d_inner, d_state, n_groups;
-  mamba_dtype dtype; /* of u, delta, B, C, z and y */
-  int delta_softplus;
-  int reverse;
-  mamba_sequence u, delta, z; /* z.data is NULL for the ungated form */
-  mamba_sequence B, C;        /* n_groups * d_state contiguous numbers a step */
-  const float* A;             /* (d_inner, d_state) */
-  const float* D;             /* (d_inner,) */
-  const float* delta_bias;    /* (d_inner,) */
-  const float* initial_state; /* (batch, d_inner, d_state) */
-  void* y;                    /* (batch, length, d_inner), contiguous */
-  float* last_state;          /* (batch, d_inner, d_state); may be initial_state */
-} mamba_selective_scan_params;
-
-typedef struct {
-  int64_t batch, length, channels, d_conv;
-  mamba_dtype dtype; /* of x, initial_state, y and last_state */
-  int silu;
-  int reverse;
-  mamba_sequence x;
-  const float* weight;       /* (channels, d_conv) */
-  const float* bias;         /* (channels,) */
-  const void* initial_state; /* (batch, channels, d_conv - 1), oldest step first */
-  void* y;                   /* (batch, length, channels), contiguous */
-  void* last_state;          /* (batch, channels, d_conv - 1); may be initial_state */
-} mamba_causal_conv1d_params;
 
 /* MAMBA_KERNELS_VERSION of the library that was loaded. */
 MAMBA_API int mamba_kernels_version(void);
@@ -116,31 +77,8 @@ MAMBA_API mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params
 
 /* A whole layer of a Mamba language model: hidden + out_proj(scan(...)) of norm(hidden), the node
  * MambaLayer of mamba_export/contract. All tensors are contiguous; projection weights are
- * (in, out). States and hidden may be the buffers of their results. */
-typedef struct {
-  int64_t batch, length, d_model, d_inner, d_state, d_conv, dt_rank;
-  mamba_dtype dtype;        /* T: projection weights, conv_state, what flows between them */
-  mamba_dtype hidden_dtype; /* of hidden and hidden_out: MAMBA_FP32, or dtype */
-  float epsilon;            /* of the norm */
-  /* 1: no work that is queued on the stream writes the weights, so they are read ahead of it. */
-  int constant_weights;
-  const void* hidden;           /* (batch, length, d_model) */
-  const float* norm_weight;     /* (d_model,) */
-  const void* in_proj_weight;   /* (d_model, 2 d_inner): the convolution's columns, the gate's */
-  const float* conv_weight;     /* (d_inner, d_conv) */
-  const float* conv_bias;       /* (d_inner,) */
-  const void* x_proj_weight;    /* (d_inner, dt_rank + 2 d_state) */
-  const void* dt_proj_weight;   /* (dt_rank, d_inner) */
-  const float* dt_bias;         /* (d_inner,) */
-  const float* A;               /* (d_inner, d_state) */
-  const float* D;               /* (d_inner,) */
-  const void* out_proj_weight;  /* (d_inner, d_model) */
-  const void* conv_state;       /* (batch, d_inner, d_conv - 1), oldest step first */
-  const float* recurrent_state; /* (batch, d_inner, d_state) */
-  void* hidden_out;             /* (batch, length, d_model) */
-  void* last_conv_state;        /* (batch, d_inner, d_conv - 1) */
-  float* last_recurrent_state;  /* (batch, d_inner, d_state) */
-} mamba_layer_params;
+ * (in, out): in_proj_weight has the convolution's columns, then the gate's. epsilon is the norm's.
+ * States and hidden may be the buffers of their results. */
 
 /* c (rows, columns) = a (rows, depth) b (depth, columns), plus c where accumulate is 1. Row-major;
  * b is contiguous, strides are in elements. Sums are fp32 at least. */

@@ -6,18 +6,34 @@
 
 namespace mamba_ort {
 
-bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name) {
-  int64_t value = 0;
-  if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
-    api.ReleaseStatus(status);
-    // Export always writes it, and the function body has no default either.
-    throw Refusal(std::string("the integer attribute ") + name + " is missing");
+double read_attribute(const OrtFunctions& api, const OrtKernelInfo* info,
+                      const Attribute& attribute) {
+  // Export always writes every attribute, and the function body has no default either.
+  if (attribute.kind == AttributeKind::kFloat) {
+    float number = 0.f;
+    if (OrtStatus* status = api.KernelInfoGetAttribute_float(info, attribute.name, &number)) {
+      api.ReleaseStatus(status);
+      throw Refusal(std::string("the number attribute ") + attribute.name + " is missing");
+    }
+    return number;
   }
-  if (value != 0 && value != 1) {
-    throw Refusal(std::string("attribute ") + name + " is " + std::to_string(value) +
+  int64_t flag = 0;
+  if (OrtStatus* status = api.KernelInfoGetAttribute_int64(info, attribute.name, &flag)) {
+    api.ReleaseStatus(status);
+    throw Refusal(std::string("the integer attribute ") + attribute.name + " is missing");
+  }
+  if (flag != 0 && flag != 1) {
+    throw Refusal(std::string("attribute ") + attribute.name + " is " + std::to_string(flag) +
                   ", expected 0 or 1");
   }
-  return value == 1;
+  return static_cast<double>(flag);
+}
+
+bool is_constant(const OrtFunctions& api, const OrtKernelInfo* info, size_t index) {
+  int answer = 0;
+  const OrtValue* value = nullptr;
+  check(api.KernelInfoGetConstantInput_tensor(info, index, &answer, &value));
+  return answer != 0;
 }
 
 void check_version(const OrtFunctions& api, const OrtKernelInfo* info) {
@@ -90,8 +106,8 @@ void* Scratch::take_device(size_t bytes, const char* what) {
   }
   if (status) api_.ReleaseStatus(status);
   if (!memory) {
-    throw Refusal("out of GPU memory: " + std::to_string(bytes) + " bytes for " + what +
-                  " could not be had: use a smaller batch or shorter parts of the sequence");
+    throw Refusal("out of GPU memory: failed to allocate " + std::to_string(bytes) + " bytes for " +
+                  what + ": use a smaller batch or shorter parts of the sequence");
   }
   device_.push_back(memory);
   return memory;

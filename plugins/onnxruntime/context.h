@@ -8,8 +8,13 @@
 
 namespace mamba_ort {
 
-// Throws Refusal where the attribute is missing or is neither 0 nor 1.
-bool read_flag(const OrtFunctions& api, const OrtKernelInfo* info, const char* name);
+// The attribute's value, a flag as 0 or 1. Throws Refusal where it is missing, or is a flag of
+// another value.
+double read_attribute(const OrtFunctions& api, const OrtKernelInfo* info,
+                      const Attribute& attribute);
+
+// Whether an input is stored in the file.
+bool is_constant(const OrtFunctions& api, const OrtKernelInfo* info, size_t index);
 
 // Throws Refusal where the node was written for another version of its operator.
 void check_version(const OrtFunctions& api, const OrtKernelInfo* info);
@@ -36,7 +41,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // Aligned to 256 bytes on a GPU. what says in the error's text what could not be had.
+  // Aligned to 256 bytes on a GPU. what says in the error's text what it is for.
   void* take(size_t bytes, const char* what);
 
  private:

@@ -14,7 +14,7 @@ namespace {
 
 // Entries of the session's configuration.
 //
-// Written here, so that nobody need register twice: the runtime refuses
+// Written here, so that nobody registers twice: the runtime refuses
 // that when it makes the session, and shows no other sign.
 // mamba_export/backends/onnxruntime/custom_ops.py reads it.
 constexpr char kRegisteredKey[] = "mamba_export.registered";
@@ -26,17 +26,17 @@ constexpr char kCudaKey[] = "mamba_export.cuda";
 
 const CustomOp& self(const OrtCustomOp* op) { return static_cast<const CustomOp&>(*op); }
 
-OrtElementType element_type(const CustomOp& op, size_t input) {
+OrtElementType element_type(const CustomOp& op, const Tensor& tensor) {
   static constexpr OrtElementType types[] = {kOrtFloat, kOrtFloat16, kOrtBFloat16};
-  return op.description.inputs[input].is_fp32 ? kOrtFloat : types[op.dtype];
+  return types[op.dtype_of(tensor)];
 }
 
-// The shape of y, with the sizes that the runtime knows before it runs. That of last_state is left
-// to the run: a node may leave the output out, which this context does not show, and ONNX
-// Runtime 1.20 ends the process when such an output gets a shape. What is wrong with a shape is
-// said at the run, when all is known.
+// The shape of the first output, with the sizes that the runtime knows before it runs. That of a
+// last state is left to the run: a node may leave the output out, which this context does not show,
+// and ONNX Runtime 1.20 ends the process when such an output gets a shape. What is wrong with a
+// shape is said at the run, when all is known.
 void infer_shapes(const CustomOp& op, OrtShapeInferContext* context) {
-  const int32_t input = like_input(op.description, 0);
+  const int32_t input = op.description.outputs[0].like;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(op.api.ShapeInferContext_GetInputTypeShape(context, input, &info));
   const std::vector<int64_t> shape = shape_of(op.api, info);
@@ -64,7 +64,7 @@ class Registration {
  private:
   // Operators under our domain's name; made when first asked for.
   struct Domain {
-    Operators operators;
+    CustomOps operators;
     OrtCustomOpDomain* domain = nullptr;
   };
 
@@ -80,15 +80,21 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   if (made.domain) return nullptr;
   made.operators.clear();
   const bool has_cuda = *mamba_cuda_architectures() != '\0';
-  for (const Operator& description : kOperators) {
+  const auto add = [&](const Operator& op, mamba_dtype dtype, mamba_dtype residual, Provider on) {
+    made.operators.push_back(std::make_unique<CustomOp>(api_, op, dtype, residual, on));
+  };
+  for (const Operator& op : kOperators) {
+    // One that has a kernel for CUDA alone must stay unknown to other sessions.
+    const bool runs_on_cuda = has_cuda && (op.has_cpu_kernel || for_cuda);
+    // Every choice of dtypes that export writes.
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
-      made.operators.push_back(std::make_shared<CustomOp>(api_, description, dtype, kCpu));
-      if (has_cuda) {
-        made.operators.push_back(std::make_shared<CustomOp>(api_, description, dtype, kCuda));
+      for (mamba_dtype residual : {MAMBA_FP32, dtype}) {
+        if (op.has_cpu_kernel) add(op, dtype, residual, kCpu);
+        if (runs_on_cuda) add(op, dtype, residual, kCuda);
+        if (!has_residual(op) || dtype == MAMBA_FP32) break;  // they have one residual dtype
       }
     }
   }
-  if (for_cuda && has_cuda) add_cuda_only(api_, made.operators);
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = api_.CreateCustomOpDomain(kDomain, &domain)) return status;
   for (const auto& op : made.operators) {
@@ -147,25 +153,35 @@ OrtStatus* too_old(const OrtApiBase* runtime) {
 }  // namespace
 
 CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_,
-                   Provider provider_)
-    : OrtCustomOp{}, api(api_), description(description_), dtype(dtype_), provider(provider_) {
+                   mamba_dtype residual_dtype_, Provider provider_)
+    : OrtCustomOp{},
+      api(api_),
+      description(description_),
+      dtype(dtype_),
+      residual_dtype(residual_dtype_),
+      provider(provider_) {
   version = kOrtApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).description.name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) {
     return self(op).provider == kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
   };
-  GetInputType = [](const OrtCustomOp* op, size_t index) { return element_type(self(op), index); };
+  GetInputType = [](const OrtCustomOp* op, size_t index) {
+    return element_type(self(op), self(op).description.inputs[index]);
+  };
   GetInputTypeCount = [](const OrtCustomOp* op) -> size_t {
-    return self(op).description.input_count;
+    return self(op).description.inputs.count;
   };
   GetOutputType = [](const OrtCustomOp* op, size_t index) {
-    return element_type(self(op), like_input(self(op).description, index));
+    return element_type(self(op), self(op).description.outputs[index]);
   };
-  GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
+  GetOutputTypeCount = [](const OrtCustomOp* op) -> size_t {
+    return self(op).description.outputs.count;
+  };
   GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kOrtRequired; };
-  // A model that never continues a sequence may leave last_state out.
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) {
-    return index == 0 ? kOrtRequired : kOrtOptional;
+  // A model that never continues a sequence may leave last states out.
+  GetOutputCharacteristic = [](const OrtCustomOp* op, size_t index) {
+    const bool is_state = self(op).description.outputs[index].role == Role::kLastState;
+    return is_state ? kOrtOptional : kOrtRequired;
   };
   GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kOrtMemTypeDefault; };
   CreateKernelV2 = create_kernel;

@@ -2,15 +2,18 @@
 // at each run.
 #include "context.h"
 #include "cuda_device.h"
+#include "products.h"
 
 namespace mamba_ort {
 namespace {
 
-// Attributes only: any number of threads may run one kernel.
+// What is known of a node before it runs: any number of threads may run one kernel.
 struct Kernel {
   const CustomOp& op;
-  bool reverse;
-  bool flag;  // delta_softplus or silu
+  AttributeValues attributes = {};
+  bool has_constant_weights = false;
+
+  Kernel(const CustomOp& op, const OrtKernelInfo* info);
 };
 
 // The runtime's thread pool behind the kernels' parallel_for.
@@ -29,121 +32,91 @@ void run_tasks(void* data, size_t tasks, void (*body)(void*, size_t), void* cont
   scheduler.failure = failure;
 }
 
+Kernel::Kernel(const CustomOp& op_, const OrtKernelInfo* info) : op(op_) {
+  const Operator& description = op.description;
+  for (int32_t i = 0; i < description.attributes.count; ++i) {
+    attributes[i] = read_attribute(op.api, info, description.attributes[i]);
+  }
+  if (description.constant_weights_offset == kNone) return;
+  // A weight that the graph computes may still be on its way when the node is queued.
+  has_constant_weights = true;
+  for (int32_t i = 0; i < description.inputs.count; ++i) {
+    const bool is_weight = description.inputs[i].role == Role::kWeight;
+    if (is_weight && !is_constant(op.api, info, i)) has_constant_weights = false;
+  }
+}
+
 // One run of a node.
 class Call {
  public:
   Call(const Kernel& kernel, OrtKernelContext* context)
       : kernel_(kernel),
+        op_(kernel.op.description),
         api_(kernel.op.api),
         context_(context),
-        scratch_(api_, context, kernel.op.provider) {
-    const Operator& description = kernel.op.description;
-    for (int32_t i = 0; i < description.input_count; ++i) {
+        scratch_(api_, context, kernel.op.provider),
+        sizes_(op_) {
+    for (int32_t i = 0; i < op_.inputs.count; ++i) {
       inputs_[i] = read_input(api_, context, i);
-      sizes_.match(description.inputs[i], inputs_[i].shape.data(), inputs_[i].shape.size());
+      input_data_[i] = inputs_[i].data;
     }
-    if (!description.is_convolution) sizes_.check_groups();
-    for (int32_t i = 0; i < kOutputs; ++i) allocate_output(i);
+    sizes_.match([this](int32_t input, int32_t& rank) {
+      rank = static_cast<int32_t>(inputs_[input].shape.size());
+      return inputs_[input].shape.data();
+    });
+    for (int32_t i = 0; i < op_.outputs.count; ++i) allocate_output(i);
   }
 
   void run() {
-    if (kernel_.op.description.is_convolution) {
-      run_convolution();
-    } else {
-      run_scan();
-    }
+    const CustomOp& op = kernel_.op;
+    const Params params = fill(op_, {sizes_, op.dtype, op.residual_dtype, kernel_.attributes,
+                                     kernel_.has_constant_weights, input_data_, outputs_});
+    return op.provider == kCpu ? run_on_cpu(params.get()) : run_on_cuda(params.get());
   }
 
  private:
   void allocate_output(int32_t index);
-  void run_scan();
-  void run_convolution();
 
-  template <typename Params>
-  void run_on_cpu(mamba_status (*kernel)(const Params*, mamba_parallel_for, void*),
-                  const Params& params) const {
+  void run_on_cpu(const void* params) const {
     Scheduler scheduler{api_, context_};
-    const mamba_status status = kernel(&params, run_tasks, &scheduler);
+    const mamba_status status = op_.kernels->cpu(params, run_tasks, &scheduler);
     check(scheduler.failure);
     check(status);
   }
 
-  const float* numbers(size_t input) const {
-    return static_cast<const float*>(inputs_[input].data);
-  }
-  mamba_sequence sequence(size_t input, int64_t width) const {
-    return {inputs_[input].data, sizes_[kLength] * width, width};
+  void run_on_cuda(const void* params) {
+    const Kernels& kernels = *op_.kernels;
+    const size_t bytes = kernels.cuda_workspace(params);
+    void* workspace = bytes > 0 ? scratch_.take(bytes, "the operator's workspace") : nullptr;
+    void* stream = stream_of(api_, context_);
+    if (!kernels.needs_products || !kernels.needs_products(params)) {
+      return check(kernels.cuda(params, workspace, stream));
+    }
+    Products products(api_, context_);
+    check(kernels.cuda_with_products(params, multiply, &products, workspace, stream));
   }
 
   const Kernel& kernel_;
+  const Operator& op_;
   const OrtFunctions& api_;
   OrtKernelContext* context_;
   Scratch scratch_;
   Sizes sizes_;
   Input inputs_[kMostInputs] = {};
-  void* outputs_[kOutputs] = {};
+  const void* input_data_[kMostInputs] = {};
+  void* outputs_[kMostOutputs] = {};
 };
 
 void Call::allocate_output(int32_t index) {
-  const Operator& description = kernel_.op.description;
-  const int32_t like = like_input(description, index);
-  const std::vector<int64_t>& shape = inputs_[like].shape;
+  const Tensor& output = op_.outputs[index];
+  const std::vector<int64_t>& shape = inputs_[output.like].shape;
   outputs_[index] = make_output(api_, context_, index, shape);
   if (outputs_[index]) return;
   // The graph leaves this output out; the kernel writes it all the same.
-  const bool is_wide = description.inputs[like].is_fp32 || kernel_.op.dtype == MAMBA_FP32;
-  size_t bytes = is_wide ? 4 : 2;
+  size_t bytes = kernel_.op.dtype_of(output) == MAMBA_FP32 ? 4 : 2;
   for (int64_t size : shape) bytes *= static_cast<size_t>(size);
   // A convolution of one tap has a state without elements.
   if (bytes > 0) outputs_[index] = scratch_.take(bytes, "an output that the graph leaves out");
-}
-
-void Call::run_scan() {
-  const int64_t inner = sizes_[kInner], per_step = sizes_[kGroups] * sizes_[kState];
-  mamba_selective_scan_params p = {};
-  p.batch = sizes_[kBatch];
-  p.length = sizes_[kLength];
-  p.d_inner = inner;
-  p.d_state = sizes_[kState];
-  p.n_groups = sizes_[kGroups];
-  p.dtype = kernel_.op.dtype;
-  p.delta_softplus = kernel_.flag;
-  p.reverse = kernel_.reverse;
-  size_t input = 0;  // in the contract's order
-  p.u = sequence(input++, inner);
-  p.delta = sequence(input++, inner);
-  p.A = numbers(input++);
-  p.B = sequence(input++, per_step);
-  p.C = sequence(input++, per_step);
-  p.D = numbers(input++);
-  if (kernel_.op.description.has_gate) p.z = sequence(input++, inner);
-  p.delta_bias = numbers(input++);
-  p.initial_state = numbers(input++);
-  p.y = outputs_[0];
-  p.last_state = static_cast<float*>(outputs_[1]);
-  if (kernel_.op.provider == kCpu) return run_on_cpu(mamba_selective_scan_cpu, p);
-  const size_t bytes = mamba_selective_scan_cuda_workspace(&p);
-  void* workspace = bytes > 0 ? scratch_.take(bytes, "the scan's workspace") : nullptr;
-  check(mamba_selective_scan_cuda(&p, workspace, stream_of(api_, context_)));
-}
-
-void Call::run_convolution() {
-  mamba_causal_conv1d_params p = {};
-  p.batch = sizes_[kBatch];
-  p.length = sizes_[kLength];
-  p.channels = sizes_[kChannels];
-  p.d_conv = sizes_[kTaps];
-  p.dtype = kernel_.op.dtype;
-  p.silu = kernel_.flag;
-  p.reverse = kernel_.reverse;
-  p.x = sequence(0, p.channels);
-  p.weight = numbers(1);
-  p.bias = numbers(2);
-  p.initial_state = inputs_[3].data;
-  p.y = outputs_[0];
-  p.last_state = outputs_[1];
-  if (kernel_.op.provider == kCpu) return run_on_cpu(mamba_causal_conv1d_cpu, p);
-  check(mamba_causal_conv1d_cuda(&p, stream_of(api_, context_)));
 }
 
 }  // namespace
@@ -154,8 +127,7 @@ OrtStatus* create_kernel(const OrtCustomOp* base, const OrtApi*, const OrtKernel
   return guarded(op.api, op.description.name, [&] {
     check_version(op.api, info);
     if (op.provider == kCuda) check(mamba_cuda_check_device(current_device()));
-    *kernel = new Kernel{op, read_flag(op.api, info, kReverse),
-                         read_flag(op.api, info, op.description.flag)};
+    *kernel = new Kernel(op, info);
   });
 }
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "contract.h"
 #include "mamba_kernels.h"
-#include "operators.h"
 #include "ort_abi.h"
 
 namespace mamba_ort {
@@ -19,14 +19,20 @@ using namespace mamba_contract;
 // Where a kernel computes: ONNX Runtime's execution provider.
 enum Provider { kCpu, kCuda };
 
-// One operator for one dtype and one provider: ONNX Runtime picks among those of a name by the
-// provider that a node was given to and by the types of its inputs.
+// One operator for one choice of dtypes and one provider: ONNX Runtime picks among those of a name
+// by the provider that a node was given to and by the types of its inputs.
 struct CustomOp : OrtCustomOp {
-  CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype, Provider provider);
+  CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype,
+           mamba_dtype residual_dtype, Provider provider);
+
+  mamba_dtype dtype_of(const Tensor& tensor) const {
+    if (tensor.dtype == DtypeClass::kT) return dtype;
+    return tensor.dtype == DtypeClass::kR ? residual_dtype : MAMBA_FP32;
+  }
 
   OrtFunctions api;
   const Operator& description;
-  mamba_dtype dtype;
+  mamba_dtype dtype, residual_dtype;
   Provider provider;
 };
 
@@ -36,14 +42,8 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelIn
 OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept;
 void destroy_kernel(void* kernel) noexcept;
 
-// What is registered; ONNX Runtime keeps pointers to them. Of any type that begins with
-// OrtCustomOp.
-using Operators = std::vector<std::shared_ptr<const OrtCustomOp>>;
-
-// Adds the operators that have a kernel for CUDA alone; every other runtime inlines their
-// functions. They are registered for sessions on CUDA only, so they must cover every dtype that
-// export writes.
-void add_cuda_only(const OrtFunctions& api, Operators& operators);
+// What is registered; ONNX Runtime keeps pointers to them.
+using CustomOps = std::vector<std::unique_ptr<const CustomOp>>;
 
 // An error that ONNX Runtime itself reported: passed on as it is.
 struct RuntimeError {
@@ -67,8 +67,7 @@ OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcep
       const std::string text = std::string("mamba_export ") + name + ": ";
       return api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
     }
-  } catch (
-      ...) {  // nothing else is thrown but for want of memory, also while the text is put together
+  } catch (...) {  // only std::bad_alloc is left, also while the text is put together
     return api.CreateStatus(kOrtFail, "mamba_export: out of memory");
   }
 }

@@ -1,6 +1,8 @@
 // What TensorRT looks for in a plugin library: the creators, and where to log.
 #include <NvInferRuntime.h>
 
+#include <vector>
+
 #include "log.h"
 #include "plugin.h"
 
@@ -9,17 +11,16 @@ namespace {
 
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
-using nvinfer1::PluginFieldType;
 using nvinfer1::TensorRTPhase;
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(const Operator& op)
-      : op_(op),
-        fields_{{kReverse, nullptr, PluginFieldType::kINT32, 1},
-                {op.flag, nullptr, PluginFieldType::kINT32, 1}} {
-    collection_.nbFields = 2;
-    collection_.fields = fields_;
+  explicit Creator(const Operator& op) : op_(op) {
+    for (const Attribute& attribute : op.attributes) {
+      fields_.push_back({attribute.name, nullptr, field_type(attribute), 1});
+    }
+    collection_.nbFields = op.attributes.count;
+    collection_.fields = fields_.data();
   }
 
   nvinfer1::IPluginV3* createPlugin(const char* layer, const PluginFieldCollection* fields,
@@ -43,9 +44,22 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
  private:
   const Operator& op_;
-  const PluginField fields_[2];
+  std::vector<PluginField> fields_;
   PluginFieldCollection collection_;
 };
+
+// A creator for each form of an operator that TensorRT can run. As long as the process: engines
+// hold plugins of them.
+const std::vector<nvinfer1::IPluginCreatorInterface*>& creators() {
+  static const auto& all = *new std::vector<nvinfer1::IPluginCreatorInterface*>([] {
+    std::vector<nvinfer1::IPluginCreatorInterface*> made;
+    for (const Operator& op : kOperators) {
+      if (op.has_plugin) made.push_back(new Creator(op));
+    }
+    return made;
+  }());
+  return all;
+}
 
 }  // namespace
 }  // namespace mamba_trt
@@ -53,15 +67,14 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 #define MAMBA_TRT_EXPORT extern "C" __attribute__((visibility("default")))
 
 MAMBA_TRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept {
-  using namespace mamba_trt;
-  static_assert(kOperatorCount == 3, "a creator for each operator");
-  // As long as the process: engines hold plugins of them.
-  static Creator creators[] = {Creator(kOperators[0]), Creator(kOperators[1]),
-                               Creator(kOperators[2])};
-  static nvinfer1::IPluginCreatorInterface* const pointers[] = {&creators[0], &creators[1],
-                                                                &creators[2]};
-  count = kOperatorCount;
-  return pointers;
+  count = 0;
+  try {
+    const auto& all = mamba_trt::creators();
+    count = static_cast<int32_t>(all.size());
+    return all.data();
+  } catch (...) {  // no memory
+    return nullptr;
+  }
 }
 
 MAMBA_TRT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept {

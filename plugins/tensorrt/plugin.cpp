@@ -35,15 +35,16 @@ std::string name_of(DataType type) {
   return "TensorRT's data type " + std::to_string(static_cast<int32_t>(type));
 }
 
-void check_type(const Operator& op, int32_t input, DataType type, DataType T) {
+void check_type(const Operator& op, int32_t input, DataType type, const DataType* types) {
   const Tensor& tensor = op.inputs[input];
-  const bool is_right = tensor.is_fp32 ? type == DataType::kFLOAT : is_T(type) && type == T;
-  if (is_right) return;
+  const int32_t first = first_T(op);
+  const bool is_fp32 = tensor.dtype == DtypeClass::kFp32;
+  if (is_fp32 ? type == DataType::kFLOAT : is_T(type) && type == types[first]) return;
   std::string expected = "fp32, fp16 or bf16";
-  if (tensor.is_fp32) {
+  if (is_fp32) {
     expected = "fp32";
-  } else if (input > 0) {
-    expected = name_of(T) + ", as " + op.inputs[0].name + " has";
+  } else if (input != first) {
+    expected = name_of(types[first]) + ", as " + op.inputs[first].name + " has";
   }
   throw Refusal(std::string(tensor.name) + " has " + name_of(type) + ", expected " + expected);
 }
@@ -64,24 +65,49 @@ struct Shape {
   }
 };
 
-std::string describe(const Operator& op, Attributes attributes) {
-  return std::string(kContractVersionField) + "=" + std::to_string(kContractVersion) + " " +
-         kReverse + "=" + std::to_string(attributes.reverse) + " " + op.flag + "=" +
-         std::to_string(attributes.flag);
+// The sizes that the shapes of all inputs give; throws Refusal where they do not fit.
+template <typename Dims>
+Sizes match_shapes(const Operator& op, const Dims* inputs) {
+  Sizes sizes(op);
+  Shape shape{nvinfer1::Dims{}};
+  sizes.match([&](int32_t input, int32_t& rank) {
+    shape = Shape(inputs[input]);
+    rank = shape.rank;
+    return shape.sizes;
+  });
+  return sizes;
+}
+
+std::string describe(const Operator& op, const Attributes& attributes) {
+  std::string text = std::string(kContractVersionField) + "=" + std::to_string(kContractVersion);
+  for (int32_t i = 0; i < op.attributes.count; ++i) {
+    const double value = attributes.values[i];
+    const bool is_flag = op.attributes[i].kind == AttributeKind::kFlag;
+    text += std::string(" ") + op.attributes[i].name + "=" +
+            (is_flag ? std::to_string(static_cast<int>(value)) : std::to_string(value));
+  }
+  return text;
 }
 
 }  // namespace
 
-Plugin::Plugin(const Operator& op, Attributes attributes, std::string layer)
+Plugin::Plugin(const Operator& op, const Attributes& attributes, std::string layer)
     : op_(op),
       attributes_(attributes),
       layer_(std::move(layer)),
-      description_(describe(op, attributes)),
-      values_{kContractVersion, attributes.reverse, attributes.flag},
-      fields_{{kContractVersionField, &values_[0], PluginFieldType::kINT32, 1},
-              {kReverse, &values_[1], PluginFieldType::kINT32, 1},
-              {op.flag, &values_[2], PluginFieldType::kINT32, 1}} {
-  collection_.nbFields = 3;
+      description_(describe(op, attributes)) {
+  values_[0].number = kContractVersion;
+  fields_[0] = {kContractVersionField, &values_[0].number, PluginFieldType::kINT32, 1};
+  for (int32_t i = 0; i < op.attributes.count; ++i) {
+    FieldValue& value = values_[1 + i];
+    const PluginFieldType type = field_type(op.attributes[i]);
+    value.number = static_cast<int32_t>(attributes.values[i]);
+    value.real = static_cast<float>(attributes.values[i]);
+    const void* data = &value.number;
+    if (type == PluginFieldType::kFLOAT32) data = &value.real;
+    fields_[1 + i] = {op.attributes[i].name, data, type, 1};
+  }
+  collection_.nbFields = 1 + op.attributes.count;
   collection_.fields = fields_;
 }
 
@@ -125,14 +151,14 @@ const char* Plugin::getPluginNamespace() const noexcept { return kDomain; }
 
 // --- IPluginV3OneBuild ---------------------------------------------------------------------------
 
-int32_t Plugin::getNbOutputs() const noexcept { return kOutputs; }
+int32_t Plugin::getNbOutputs() const noexcept { return op_.outputs.count; }
 
 int32_t Plugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
                                    int32_t input_count) const noexcept {
   return guarded(kFailure, [&] {
     check_counts(input_count, output_count);
-    for (int32_t i = 0; i < input_count; ++i) check_type(op_, i, inputs[i], inputs[0]);
-    for (int32_t i = 0; i < kOutputs; ++i) outputs[i] = inputs[like_input(op_, i)];
+    for (int32_t i = 0; i < input_count; ++i) check_type(op_, i, inputs[i], inputs);
+    for (int32_t i = 0; i < output_count; ++i) outputs[i] = inputs[op_.outputs[i].like];
     return 0;
   });
 }
@@ -143,25 +169,20 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
   return guarded(kFailure, [&] {
     check_counts(input_count, output_count);
     if (shape_input_count != 0) throw Refusal("shape tensors are given, and none is taken");
-    Sizes sizes;
-    for (int32_t i = 0; i < input_count; ++i) {
-      const Shape shape(inputs[i]);
-      sizes.match(op_.inputs[i], shape.sizes, shape.rank);
-    }
-    sizes.check_groups();
-    for (int32_t i = 0; i < kOutputs; ++i) outputs[i] = inputs[like_input(op_, i)];
+    match_shapes(op_, inputs);
+    for (int32_t i = 0; i < output_count; ++i) outputs[i] = inputs[op_.outputs[i].like];
     return 0;
   });
 }
 
 bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors,
                                        int32_t input_count, int32_t output_count) noexcept {
-  if (input_count != op_.input_count || output_count != kOutputs) return false;
+  if (input_count != op_.inputs.count || output_count != op_.outputs.count) return false;
   if (position < 0 || position >= input_count + output_count) return false;
   const PluginTensorDesc& desc = tensors[position].desc;
   if (desc.format != TensorFormat::kLINEAR) return false;
-  if (at_position(op_, position).is_fp32) return desc.type == DataType::kFLOAT;
-  return is_T(desc.type) && desc.type == tensors[0].desc.type;
+  if (at_position(op_, position).dtype == DtypeClass::kFp32) return desc.type == DataType::kFLOAT;
+  return is_T(desc.type) && desc.type == tensors[first_T(op_)].desc.type;
 }
 
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
@@ -179,19 +200,16 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const DynamicPluginTensorDesc*,
                                 int32_t output_count) const noexcept {
-  if (op_.is_convolution) return 0;
   return guarded(size_t{0}, [&] {
     check_counts(input_count, output_count);
-    // Each tensor's largest shape by itself: what TensorRT estimates for one tensor need not agree
-    // with what it estimates for another.
-    const nvinfer1::Dims &u = inputs[0].max, &A = inputs[2].max, &B = inputs[3].max;
-    Sizes sizes;
-    sizes.match(op_.inputs[0], Shape(u).sizes, u.nbDims);
-    sizes.match(op_.inputs[2], Shape(A).sizes, A.nbDims);
-    const int64_t groups[] = {Sizes::kUnknown, Sizes::kUnknown, Shape(B).sizes[2], Sizes::kUnknown};
-    sizes.match(op_.inputs[3], groups, B.nbDims);
-    const mamba_selective_scan_params params = scan_params(sizes, dtype_of(inputs[0].desc.type));
-    return mamba_selective_scan_cuda_workspace(&params);
+    // Each size by the first tensor that gives it: what TensorRT estimates for one tensor need not
+    // agree with what it estimates for another.
+    Sizes sizes(op_);
+    for (int32_t i = 0; i < input_count; ++i) {
+      sizes.estimate(op_.inputs[i], Shape(inputs[i].max).sizes, inputs[i].max.nbDims);
+    }
+    const Params largest = params(sizes, inputs[first_T(op_)].desc.type, nullptr, nullptr);
+    return op_.kernels->cuda_workspace(largest.get());
   });
 }
 
@@ -224,11 +242,9 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
                         const void* const* inputs, void* const* outputs, void* workspace,
                         cudaStream_t stream) noexcept {
   return guarded(kFailure, [&] {
-    const Sizes sizes = read_sizes(input_descs);
-    const mamba_dtype dtype = dtype_of(input_descs[0].type);
-    const mamba_status status = op_.is_convolution
-                                    ? run_convolution(sizes, dtype, inputs, outputs, stream)
-                                    : run_scan(sizes, dtype, inputs, outputs, workspace, stream);
+    const Params call =
+        params(read_sizes(input_descs), input_descs[first_T(op_)].type, inputs, outputs);
+    const mamba_status status = op_.kernels->cuda(call.get(), workspace, stream);
     if (status != MAMBA_OK) throw Refusal(mamba_last_error());
     return 0;
   });
@@ -241,16 +257,18 @@ const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
 // --- Checks and calls ----------------------------------------------------------------------------
 
 void Plugin::check_counts(int32_t input_count, int32_t output_count) const {
-  if (input_count != op_.input_count || output_count != kOutputs) {
-    throw Refusal("it has " + std::to_string(input_count) + " inputs and " +
-                  std::to_string(output_count) + " outputs, expected " +
-                  std::to_string(op_.input_count) + " and " + std::to_string(kOutputs));
-  }
+  const int32_t inputs = op_.inputs.count, outputs = op_.outputs.count;
+  if (input_count == inputs && output_count == outputs) return;
+  throw Refusal("it has " + std::to_string(input_count) + " inputs and " +
+                std::to_string(output_count) + " outputs, expected " + std::to_string(inputs) +
+                " and " + std::to_string(outputs));
 }
 
 void Plugin::check_types(const PluginTensorDesc* inputs) const {
-  for (int32_t i = 0; i < op_.input_count; ++i) {
-    check_type(op_, i, inputs[i].type, inputs[0].type);
+  DataType types[kMostInputs];
+  for (int32_t i = 0; i < op_.inputs.count; ++i) types[i] = inputs[i].type;
+  for (int32_t i = 0; i < op_.inputs.count; ++i) {
+    check_type(op_, i, types[i], types);
     if (inputs[i].format != TensorFormat::kLINEAR) {
       throw Refusal(std::string(op_.inputs[i].name) + " is not in the linear format");
     }
@@ -258,68 +276,17 @@ void Plugin::check_types(const PluginTensorDesc* inputs) const {
 }
 
 Sizes Plugin::read_sizes(const PluginTensorDesc* inputs) const {
-  Sizes sizes;
-  for (int32_t i = 0; i < op_.input_count; ++i) {
-    const Shape shape(inputs[i].dims);
-    sizes.match(op_.inputs[i], shape.sizes, shape.rank);
-  }
-  sizes.check_groups();
-  return sizes;
+  nvinfer1::Dims dims[kMostInputs];
+  for (int32_t i = 0; i < op_.inputs.count; ++i) dims[i] = inputs[i].dims;
+  return match_shapes(op_, dims);
 }
 
-mamba_selective_scan_params Plugin::scan_params(const Sizes& sizes, mamba_dtype dtype) const {
-  mamba_selective_scan_params p = {};
-  p.batch = sizes[kBatch];
-  p.length = sizes[kLength];
-  p.d_inner = sizes[kInner];
-  p.d_state = sizes[kState];
-  p.n_groups = sizes[kGroups];
-  p.dtype = dtype;
-  p.delta_softplus = attributes_.flag;
-  p.reverse = attributes_.reverse;
-  return p;
-}
-
-mamba_status Plugin::run_scan(const Sizes& sizes, mamba_dtype dtype, const void* const* inputs,
-                              void* const* outputs, void* workspace, cudaStream_t stream) const {
-  mamba_selective_scan_params p = scan_params(sizes, dtype);
-  int32_t next = 0;  // in the contract's order
-  const auto numbers = [&] { return static_cast<const float*>(inputs[next++]); };
-  const auto sequence = [&](int64_t width) {
-    return mamba_sequence{inputs[next++], p.length * width, width};
-  };
-  p.u = sequence(p.d_inner);
-  p.delta = sequence(p.d_inner);
-  p.A = numbers();
-  p.B = sequence(p.n_groups * p.d_state);
-  p.C = sequence(p.n_groups * p.d_state);
-  p.D = numbers();
-  if (op_.has_gate) p.z = sequence(p.d_inner);
-  p.delta_bias = numbers();
-  p.initial_state = numbers();
-  p.y = outputs[0];
-  p.last_state = static_cast<float*>(outputs[1]);
-  return mamba_selective_scan_cuda(&p, workspace, stream);
-}
-
-mamba_status Plugin::run_convolution(const Sizes& sizes, mamba_dtype dtype,
-                                     const void* const* inputs, void* const* outputs,
-                                     cudaStream_t stream) const {
-  mamba_causal_conv1d_params p = {};
-  p.batch = sizes[kBatch];
-  p.length = sizes[kLength];
-  p.channels = sizes[kChannels];
-  p.d_conv = sizes[kTaps];
-  p.dtype = dtype;
-  p.silu = attributes_.flag;
-  p.reverse = attributes_.reverse;
-  p.x = {inputs[0], p.length * p.channels, p.channels};
-  p.weight = static_cast<const float*>(inputs[1]);
-  p.bias = static_cast<const float*>(inputs[2]);
-  p.initial_state = inputs[3];
-  p.y = outputs[0];
-  p.last_state = outputs[1];
-  return mamba_causal_conv1d_cuda(&p, stream);
+Params Plugin::params(const Sizes& sizes, DataType T, const void* const* inputs,
+                      void* const* outputs) const {
+  constexpr mamba_dtype kNoResidual = MAMBA_FP32;
+  constexpr bool kConstantWeights = false;  // TensorRT does not say
+  return fill(op_, {sizes, dtype_of(T), kNoResidual, attributes_.values, kConstantWeights, inputs,
+                    outputs});
 }
 
 }  // namespace mamba_trt

@@ -5,8 +5,7 @@
 
 #include <string>
 
-#include "mamba_kernels.h"
-#include "operators.h"
+#include "contract.h"
 
 namespace mamba_trt {
 
@@ -14,11 +13,21 @@ using namespace mamba_contract;
 
 constexpr char kContractVersionField[] = "contract_version";  // written into an engine
 
+// TensorRT's tensors have no residual stream beside T.
+constexpr bool has_only_T_and_fp32() {
+  for (const Operator& op : kOperators) {
+    if (op.has_plugin && has_residual(op)) return false;
+  }
+  return true;
+}
+static_assert(has_only_T_and_fp32(), "the checks of types know T and fp32");
+
 // The attributes of a node, as an engine stores them.
 struct Attributes {
-  bool reverse = false;
-  bool flag = false;  // delta_softplus or silu
+  AttributeValues values = {};
 };
+
+nvinfer1::PluginFieldType field_type(const Attribute& attribute);
 
 // Reads and checks the fields that TensorRT passes: throws Refusal where one is unknown, missing,
 // of another type or out of range. An engine names the contract's version too; an ONNX node, whose
@@ -32,7 +41,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  Plugin(const Operator& op, Attributes attributes, std::string layer);
+  Plugin(const Operator& op, const Attributes& attributes, std::string layer);
   Plugin(const Plugin&) = delete;
   Plugin& operator=(const Plugin&) = delete;
 
@@ -85,19 +94,20 @@ class Plugin final : public nvinfer1::IPluginV3,
   void check_types(const nvinfer1::PluginTensorDesc* inputs) const;
   Sizes read_sizes(const nvinfer1::PluginTensorDesc* inputs) const;
   nvinfer1::IPluginV3* copy() const;
-  mamba_selective_scan_params scan_params(const Sizes& sizes, mamba_dtype dtype) const;
-  mamba_status run_scan(const Sizes& sizes, mamba_dtype dtype, const void* const* inputs,
-                        void* const* outputs, void* workspace, cudaStream_t stream) const;
-  mamba_status run_convolution(const Sizes& sizes, mamba_dtype dtype, const void* const* inputs,
-                               void* const* outputs, cudaStream_t stream) const;
+  Params params(const Sizes& sizes, nvinfer1::DataType T, const void* const* inputs,
+                void* const* outputs) const;
 
   const Operator& op_;
   const Attributes attributes_;
   const std::string layer_;  // for messages
   const std::string description_;
-  // What getFieldsToSerialize shows: values, the fields that point to them, and the collection.
-  int32_t values_[3];
-  nvinfer1::PluginField fields_[3];
+  // What getFieldsToSerialize shows: the contract's version and the attributes' values, the fields
+  // that point to them, and the collection.
+  struct FieldValue {
+    int32_t number;
+    float real;
+  } values_[1 + kMostAttributes];
+  nvinfer1::PluginField fields_[1 + kMostAttributes];
   nvinfer1::PluginFieldCollection collection_;
 };
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from bench.rows import Row
 from bench.timing import median_milliseconds
 from mamba_export.backends.registry import present
-from mamba_export.contract import SELECTIVE_SCAN, SELECTIVE_SCAN_INPUTS
+from mamba_export.contract.operators import SELECTIVE_SCAN
 from mamba_export.export.functions import function_protos
 from mamba_export.export.graph import DEFAULT_OPSET
 from mamba_export.operators import native
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
-from mamba_export.verify.operators import Case, one_node_model
+from mamba_export.verify.cases import Case
+from mamba_export.verify.operators import one_node_model
 
 SHAPES = ((1, 1536, 512), (1, 1536, 2048))
 """(batch, d_inner, length), with d_state 16: one layer of the 130M model."""
@@ -52,16 +53,10 @@ def operator_rows() -> Iterator[Row]:
             with mock.patch.dict(os.environ, {BACKEND_VARIABLE: name}), torch.no_grad():
                 operator = torch.ops.mamba_export.selective_scan
                 yield Row(what, label, median_milliseconds(lambda: operator(*inputs)))  # noqa: B023
-        model = one_node_model(
-            SELECTIVE_SCAN,
-            "fp32",
-            Case(batch, length),
-            function_protos(DEFAULT_OPSET),
-            DEFAULT_OPSET,
-        )
-        feed = {
-            name: tensor.numpy() for name, tensor in zip(SELECTIVE_SCAN_INPUTS, inputs, strict=True)
-        }
+        case = Case.of(SELECTIVE_SCAN.name, batch=batch, length=length, d_inner=d_inner)
+        model = one_node_model(case, "fp32", function_protos(DEFAULT_OPSET), DEFAULT_OPSET)
+        names = [row.name for row in SELECTIVE_SCAN.inputs]
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         for backend in present(("cpu", "native"))[0]:
             run = backend.open_graph(model)
             label = "function body" if backend.name.endswith("CPU") else "native kernels"

@@ -8,7 +8,7 @@ on another.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,12 @@ import torch
 
 from mamba_export import contract
 from mamba_export.errors import ExportError
-from mamba_export.export.describe import describe
 from mamba_export.export.graph import DEFAULT_OPSET, build
 from mamba_export.files import new_folder
+from mamba_export.folder.metadata import write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaConfig, MambaLM, cast
+from mamba_export.models.program import make_program
+from mamba_export.versions import installed_versions
 
 _ALIGNMENT = 4096  # of a tensor in the weights file: a page
 _BLOCK = 1 << 22  # random numbers that are drawn; larger tensors repeat them
@@ -58,7 +60,8 @@ def write_graph(
         model = MambaLM(config).eval()
     cast(model, TORCH_DTYPES[dtype])
     model.to_empty(device="cpu")  # memory that nothing touches costs nothing
-    graph = build(model, last_logits_only=last_logits_only)
+    program = make_program(model, last_logits_only=last_logits_only)
+    graph = build(program)
     parameters = {key.replace(".A_log", ".A") for key, _ in model.named_parameters()}
     offset = 0
     for key, value in graph.graph.initializers.items():
@@ -74,18 +77,17 @@ def write_graph(
             name=key,
         )
         offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    description = describe(
-        graph,
-        config,
-        dtype=dtype,
-        opset=DEFAULT_OPSET,
-        last_logits_only=last_logits_only,
-        source={"kind": "random weights", "name": name, "path": None},
-    )
     with new_folder(out) as folder:
         ir.save(graph, folder / contract.MODEL_FILE)
-        text = json.dumps(description, indent=2) + "\n"
-        (folder / contract.METADATA_FILE).write_text(text, encoding="utf-8")
+        write_metadata(
+            folder,
+            program,
+            dtype=dtype,
+            opset=DEFAULT_OPSET,
+            model=dataclasses.asdict(config),
+            source={"kind": "random weights", "name": name, "path": None},
+            versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
+        )
     return out
 
 

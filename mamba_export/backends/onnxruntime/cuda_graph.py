@@ -37,6 +37,7 @@ from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.sampling import Sampler, check_finite, divisor
+from mamba_export.generation.state import batch_sizes, step_sizes
 
 
 class StepGraph:
@@ -58,14 +59,14 @@ class StepGraph:
         self.batch = batch
         self.is_shared = False  # whether somebody else may hold the states
         metadata, device = model.metadata, model.device
-        output = metadata.output
-        shape = output.resolve(batch)
+        output = metadata.outputs[0]
+        shape = output.resolve(step_sizes(metadata, batch))
         self._tokens = DeviceTensor.empty("int64", (batch, 1), device)
         self._logits = DeviceTensor.empty(output.dtype, shape, device)
         self._scores = DeviceTensor.empty("fp32", shape, device)
         # A byte a token; bytes are no dtype of a model's tensors.
         self._seen = DeviceTensor.empty("fp16", (batch, -(-shape[-1] // 2)), device)
-        self.state = empty_state(metadata, batch, device)
+        self.state = empty_state(metadata, batch_sizes(metadata, batch), device)
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
         self._draws = self._gpu.host_array((batch,), np.float64)
         options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
@@ -191,9 +192,9 @@ class StepGraph:
 
     def _bind(self, past: OrtState) -> ort.IOBinding:
         binding = self._model.session.io_binding()
-        bind_input(binding, self._model.metadata.sequence.name, self._tokens)
+        bind_input(binding, self._model.metadata.inputs[0].name, self._tokens)
         bind_states(binding, self._model.metadata, past, self.state)
-        bind_output(binding, self._model.metadata.output.name, self._logits)
+        bind_output(binding, self._model.metadata.outputs[0].name, self._logits)
         return binding
 
 

@@ -7,6 +7,7 @@ to the graph by address with bf16's type number. Every dtype is bound by address
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class DeviceTensor:
     """A tensor on a device.
 
     Attributes:
-        dtype: "fp32", "fp16", "bf16" or "int64".
+        dtype: its name, as in the metadata.
         shape: its sizes.
         device: where it lies.
         address: of its first element, on that device.
@@ -80,9 +81,21 @@ class DeviceTensor:
             SessionError: the device has no memory for it.
         """
         with _allocating(dtype, shape, device):
+            # Something is allocated for a tensor without elements too, so that it has an address to bind.
             value = ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), storage_dtype(dtype).type, device.name, device.index
+                list(shape) if math.prod(shape) else [1],
+                storage_dtype(dtype).type,
+                device.name,
+                device.index,
             )
+        return cls(value, dtype, shape, device)
+
+    @classmethod
+    def adopt(cls, value: ort.OrtValue, dtype: str, device: Device) -> DeviceTensor:
+        """A tensor that ONNX Runtime allocated on the device."""
+        shape = tuple(value.shape())
+        if math.prod(shape) == 0:
+            return cls.empty(dtype, shape, device)
         return cls(value, dtype, shape, device)
 
     @classmethod
@@ -97,6 +110,8 @@ class DeviceTensor:
             raise SessionError(
                 f"an array of {array.dtype} was given: use float32, float16 or ml_dtypes.bfloat16"
             )
+        if array.size == 0:
+            return cls.empty(dtype, array.shape, device)
         with _allocating(dtype, array.shape, device):
             # On the CPU an OrtValue shares the array's memory, so it gets one of its own.
             stored = np.array(array, order="C").view(storage_dtype(dtype))
@@ -105,9 +120,23 @@ class DeviceTensor:
 
     def numpy(self) -> np.ndarray:
         """A copy in host memory."""
-        return np.array(self._value.numpy()).view(NUMPY_DTYPES[self.dtype])
+        return np.array(self._host()).view(NUMPY_DTYPES[self.dtype])
 
     def select(self, rows: np.ndarray) -> DeviceTensor:
         """A copy with these rows of the first dimension."""
-        host = self._value.numpy()[rows].view(NUMPY_DTYPES[self.dtype])
+        host = self._host()[rows].view(NUMPY_DTYPES[self.dtype])
         return DeviceTensor.from_numpy(host, self.device)
+
+    def _host(self) -> np.ndarray:
+        """Its content in host memory, as it is stored; perhaps no copy."""
+        stored = storage_dtype(self.dtype)
+        if math.prod(self.shape) == 0:
+            return np.empty(self.shape, stored)
+        if self._value.data_type() != "tensor(bfloat16)":  # every one that we allocated
+            return self._value.numpy()
+        if self.device.name != "cpu":
+            raise SessionError(
+                "ONNX Runtime cannot copy a bf16 tensor that it allocated to the host: export with --dtype fp16"
+            )
+        content = ctypes.string_at(self.address, math.prod(self.shape) * stored.itemsize)
+        return np.frombuffer(content, stored).reshape(self.shape)

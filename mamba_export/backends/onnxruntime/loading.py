@@ -32,6 +32,10 @@ _TYPE_NAMES = {
     "tensor(float16)": "fp16",
     "tensor(bfloat16)": "bf16",
     "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
 }
 
 
@@ -284,8 +288,8 @@ def plain_reason(error: Exception) -> str:
 def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
     """A graph that was swapped for another must not be fed by the metadata's shapes."""
     for kind, values, expected in (
-        ("input", session.get_inputs(), [metadata.sequence, *(s.past for s in metadata.states)]),
-        ("output", session.get_outputs(), [metadata.output, *(s.present for s in metadata.states)]),
+        ("input", session.get_inputs(), metadata.graph_inputs),
+        ("output", session.get_outputs(), metadata.graph_outputs),
     ):
         found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
         wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import ArrayLike
 
-from mamba_export.backends.onnxruntime.binding import (
-    bind_host_output,
-    bind_input,
-    bind_states,
-    empty_state,
-    execute,
-)
+from mamba_export.backends.onnxruntime.binding import run_once
 from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
-from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
+from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import Provider, check_version, open_session
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.stepper import OrtStepper
+from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
 from mamba_export.errors import SessionError
-from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
 from mamba_export.generation.generate import GenerationMethods
 from mamba_export.generation.sampling import Sampler
-from mamba_export.generation.sequence import check_sequence
-from mamba_export.generation.state import check_state, model_arrays
+from mamba_export.generation.state import (
+    batch_sizes,
+    check_state,
+    model_arrays,
+    start_array,
+    start_shapes,
+)
+from mamba_export.generation.values import Inputs, check_inputs, returned
 
 
 class OrtSession(GenerationMethods):
@@ -74,8 +73,10 @@ class OrtSession(GenerationMethods):
         self._model = open_session(self.metadata, providers, threads, session_options, native)
         self.device = self._model.device
         self.native = self._model.native
-        self._kept_start: tuple[int, OrtState] | None = None
-        self._graphs = None if self._model.gpu is None else StepGraphs(self._model)
+        self._kept_start: tuple[list[tuple[int, ...]], OrtState] | None = None
+        # A step can be captured where its buffers stay: a state that grows takes others every time.
+        has_graphs = self._model.gpu is not None and not self.metadata.grows
+        self._graphs = StepGraphs(self._model) if has_graphs else None
 
     @property
     def provider(self) -> str:
@@ -88,14 +89,12 @@ class OrtSession(GenerationMethods):
         return load_tokenizer(self.metadata.folder)
 
     def initial_state(self, batch: int) -> OrtState:
-        """Zeros: what a batch of sequences starts from. Raises SessionError for a batch below 1."""
-        if batch < 1:
-            raise SessionError(f"batch is {batch}, expected at least 1")
-        zeros = [
-            np.zeros(info.past.resolve(batch), NUMPY_DTYPES[info.past.dtype])
-            for info in self.metadata.states
-        ]
-        return OrtState.from_numpy(zeros, self.device)
+        """What a batch of sequences starts from: each state's start value; what grows has length 0.
+
+        Raises:
+            SessionError: a batch below 1, or a state whose size the batch does not tell.
+        """
+        return self._start_state(batch_sizes(self.metadata, batch))
 
     def state_from_numpy(self, arrays: Sequence[np.ndarray]) -> OrtState:
         """A state from what ``OrtState.numpy()`` returned, or from floats of another dtype.
@@ -114,37 +113,37 @@ class OrtSession(GenerationMethods):
         """One state of all their sequences, in order."""
         return OrtState.concatenate(states)
 
-    def run(
-        self, sequence: ArrayLike, state: OrtState | None = None
-    ) -> tuple[np.ndarray, OrtState]:
-        """Read a part of a batch of sequences.
+    def run(self, inputs: Inputs, state: OrtState | None = None) -> tuple[Any, OrtState]:
+        """Run the program, on a part of a batch of sequences where it has states.
 
         Args:
-            sequence: token ids (batch, length), integers in [0, vocab_size); for a model without tokens
-                floats (batch, length, d_model). Batch and length are at least 1.
+            inputs: of a program with one input its array, as token ids (batch, length), integers in [0,
+                vocab_size), or floats (batch, length, d_model); of several a mapping by name, or a tuple in
+                order. ``metadata.inputs`` tells of them. Batch and length are at least 1.
             state: what the call for the part before returned; None at the start. It is left as it is.
 
         Returns:
-            Logits (batch, length, vocab_size), or (batch, 1, vocab_size) of the last step where the file
-            was exported with ``--last-logits-only``; for a model without tokens the last hidden state
-            (batch, length, d_model). In the file's dtype; bf16 is ``ml_dtypes.bfloat16``. And the state
-            after this part, on the device.
+            Of a program with one output its array, of several a dict by name. Of a language model: logits
+            (batch, length, vocab_size), or (batch, 1, vocab_size) of the last step where the file was exported
+            with ``--last-logits-only``; of a backbone the last hidden state (batch, length, d_model). In
+            the program's dtypes; bf16 is ``ml_dtypes.bfloat16``. And the state after this part, on the device
+            (empty for a program without states).
 
         Raises:
-            SessionError: the sequence or the state is of a wrong shape, dtype or batch, a token id is
-                outside the vocabulary, or ONNX Runtime failed (memory).
+            SessionError: an input or the state is of a wrong shape, dtype or batch, a token id is outside the
+                vocabulary, or ONNX Runtime failed (memory).
         """
-        array = check_sequence(sequence, self.metadata)
-        info = self.metadata.output
-        output = np.empty(info.resolve(*array.shape[:2]), storage_dtype(info.dtype))
-        new_state = self._run(array, state, output)
-        return output.view(NUMPY_DTYPES[info.dtype]), new_state
+        checked = check_inputs(inputs, self.metadata)
+        outputs, new_state = run_once(self._model, checked, self._checked(state, checked.sizes))
+        return returned(outputs, self.metadata), new_state
 
-    def advance(self, sequence: ArrayLike, state: OrtState | None = None) -> OrtState:
-        """``run`` for the state alone: the logits do not leave the device."""
-        return self._run(check_sequence(sequence, self.metadata), state, None)
+    def advance(self, inputs: Inputs, state: OrtState | None = None) -> OrtState:
+        """``run`` for the state alone: the outputs do not leave the device."""
+        checked = check_inputs(inputs, self.metadata)
+        start = self._checked(state, checked.sizes)
+        return run_once(self._model, checked, start, with_outputs=False)[1]
 
-    def stepper(self, state: OrtState) -> OrtStepper | GraphStepper:
+    def stepper(self, state: OrtState) -> OrtStepper | GrowingStepper | GraphStepper:
         """A stepper that starts from ``state``, and leaves it as it is.
 
         Raises:
@@ -153,6 +152,8 @@ class OrtSession(GenerationMethods):
         self._check_start(state)
         if self._graphs is not None:
             return GraphStepper(self._graphs, state)
+        if self.metadata.grows:
+            return GrowingStepper(self._model, state)
         return OrtStepper(self._model, state)
 
     def chooser(self, state: OrtState, sampler: Sampler, tokens: np.ndarray) -> GraphStepper | None:
@@ -172,40 +173,30 @@ class OrtSession(GenerationMethods):
     def _check_start(self, state: OrtState) -> None:
         if not self.metadata.takes_tokens:
             raise SessionError("this model takes no tokens: drive it with run")
+        if len(self.metadata.inputs) > 1:
+            raise SessionError("this model takes more than tokens: drive it with run")
         self._check_state(state)
 
-    def _check_state(self, state: OrtState, batch: int | None = None) -> None:
+    def _check_state(self, state: OrtState, sizes: Mapping[str, int] | None = None) -> None:
         if not isinstance(state, OrtState):
             raise SessionError(
                 f"state is a {type(state).__name__}: pass what run returned, or OrtState.from_numpy(...)"
             )
-        check_state(state.tensors, self.metadata, batch)
+        check_state(state.tensors, self.metadata, sizes)
 
-    def _start(self, batch: int) -> OrtState:
-        """The initial state, kept: a state is never modified, and copying zeros to a GPU takes a while."""
-        kept = self._kept_start
-        if kept is None or kept[0] != batch:
-            kept = self._kept_start = (batch, self.initial_state(batch))
-        return kept[1]
-
-    def _run(
-        self, array: np.ndarray, state: OrtState | None, output: np.ndarray | None
-    ) -> OrtState:
-        batch = array.shape[0]
+    def _checked(self, state: OrtState | None, sizes: Mapping[str, int]) -> OrtState:
+        """The state that a run starts from."""
         if state is None:
-            state = self._start(batch)
-        self._check_state(state, batch)
-        # These are held until the graph has run: the binding knows addresses only.
-        sequence = DeviceTensor.from_numpy(array, self.device)
-        new_state = empty_state(self.metadata, batch, self.device)
+            return self._start_state(sizes)
+        self._check_state(state, sizes)
+        return state
 
-        binding = self._model.session.io_binding()
-        bind_input(binding, self.metadata.sequence.name, sequence)
-        bind_states(binding, self.metadata, state, new_state)
-        info = self.metadata.output
-        if output is None:
-            binding.bind_output(info.name, self.device.name, self.device.index)
-        else:
-            bind_host_output(binding, info.name, info.dtype, output)
-        execute(self._model, binding)
-        return new_state
+    def _start_state(self, sizes: Mapping[str, int]) -> OrtState:
+        """The initial state, kept: a state is never modified, and copying it to a GPU takes a while."""
+        shapes = start_shapes(self.metadata, sizes)
+        kept = self._kept_start
+        if kept is None or kept[0] != shapes:
+            starts = map(start_array, self.metadata.states, shapes)
+            tensors = [DeviceTensor.from_numpy(array, self.device) for array in starts]
+            kept = self._kept_start = (shapes, OrtState(tensors))
+        return kept[1]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
 from mamba_export.errors import SessionError
+from mamba_export.generation.state import check_alike
 
 CPU = Device()
 
@@ -15,10 +16,10 @@ CPU = Device()
 class OrtState:
     """What a batch of sequences has read so far, on the session's device. Never modified.
 
-    Tensors are those of the metadata's ``states``, in its order: convolution state (batch, channels,
-    d_conv - 1) in the file's dtype and recurrent state (batch, d_inner, d_state) fp32 of layer 0, then of
-    layer 1, and so on. Selecting and concatenating sequences goes through host memory: a batch changes
-    seldom, its states change at every step.
+    Tensors are those of the metadata's ``states``, in its order: of a Mamba model convolution state (batch,
+    channels, d_conv - 1) in the file's dtype and recurrent state (batch, d_inner, d_state) fp32 of layer 0,
+    then of layer 1, and so on. A program without states has an empty one. Selecting and concatenating
+    sequences goes through host memory: a batch changes seldom, its states change at every step.
     """
 
     def __init__(self, tensors: Sequence[DeviceTensor]) -> None:
@@ -26,8 +27,8 @@ class OrtState:
 
     @property
     def batch(self) -> int:
-        """Number of sequences."""
-        return self.tensors[0].shape[0]
+        """Number of sequences; 0 of an empty state."""
+        return self.tensors[0].shape[0] if self.tensors else 0
 
     def numpy(self) -> list[np.ndarray]:
         """Copies of the tensors in host memory; bf16 as ``ml_dtypes.bfloat16``."""
@@ -68,13 +69,11 @@ class OrtState:
         """One state of all their sequences, in order.
 
         Raises:
-            SessionError: no states, or states of different models.
+            SessionError: no states, states of different models, or that have grown to different lengths.
         """
-        if not states:
-            raise SessionError("cannot concatenate no states")
-        kinds = {tuple((t.dtype, t.shape[1:]) for t in state.tensors) for state in states}
-        if len(kinds) > 1:
-            raise SessionError("cannot concatenate states of different models")
+        check_alike([state.tensors for state in states])
+        if not states[0].tensors:
+            return states[0]
         device = states[0].tensors[0].device
         columns = zip(*(state.numpy() for state in states), strict=True)
         return OrtState.from_numpy([np.concatenate(column) for column in columns], device)

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import library as libraries
+from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
 from mamba_export.backends.tensorrt.deploy import deploy_text
-from mamba_export.backends.tensorrt.description import EngineDescription, describe, interface
+from mamba_export.backends.tensorrt.description import EngineDescription, describe
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import (
     DEPLOY_FILE,
@@ -31,7 +30,7 @@ from mamba_export.backends.tensorrt.names import (
 from mamba_export.backends.tensorrt.options import BuildOptions, check_request
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.backends.tensorrt.profiles import Profile
-from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
+from mamba_export.backends.tensorrt.progress import Progress
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
 from mamba_export.folder.metadata import Metadata, read_metadata
@@ -84,7 +83,7 @@ def build(
         library,
         graph,
         metadata.model_path,
-        interface_shapes(metadata, options.profiles()),
+        interface_shapes(metadata, options.profiles(metadata)),
         nodes if options.plugin else Counter(),
         options,
         say,
@@ -96,7 +95,7 @@ def build(
         description = describe(
             metadata,
             runtime=library.kind.name,
-            profiles=options.profiles(),
+            profiles=options.profiles(metadata),
             plugins=plugins,
             plugin_library=plugin_library,
             runtime_version=library.version,
@@ -144,139 +143,10 @@ def check_installed(options: BuildOptions) -> tuple[Library, str | None]:
     return library, load_plugin(library).name if options.plugin else None
 
 
-Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
-"""For each profile: minimum, optimum and maximum shape of each input."""
-
-
 def interface_shapes(metadata: Metadata, profiles: tuple[Profile, ...]) -> Shapes:
     """Shapes of every input in every profile."""
-    inputs, _ = interface(metadata)
+    inputs = metadata.graph_inputs
     return [{tensor.name: profile.shapes(tensor) for tensor in inputs} for profile in profiles]
-
-
-def compile_graph(
-    library: Library,
-    graph: onnx.ModelProto,
-    model_path: Path,
-    shapes: Shapes,
-    expected: Counter[str],
-    options: BuildOptions,
-    progress: Progress,
-) -> tuple[Any, dict[str, int]]:
-    """Build an engine in memory.
-
-    Args:
-        library: what builds.
-        graph: prepared by ``surgery.prepare``.
-        model_path: beside it lie the weights.
-        shapes: of the inputs, a profile each.
-        expected: plugin layers that the engine must have, by operator.
-        options: of the build.
-        progress: told of it.
-
-    Returns:
-        The serialised engine, a buffer, and its plugin layers by operator.
-
-    Raises:
-        EngineError: the parser or the builder refused, or a node did not become a plugin.
-    """
-    trt = library.module
-    library.logger.take_errors()
-    try:
-        builder = trt.Builder(library.logger)
-    except TypeError as error:  # what the binding makes of a null pointer
-        raise EngineError(f"{library} cannot start: {library.reason()}") from error
-    # One dtype a tensor, the file's: without the flag older versions choose precisions themselves.
-    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    parser = trt.OnnxParser(network, library.logger)
-    progress("parsing", 0.0)
-    if not parser.parse(graph.SerializeToString(), str(model_path)):
-        first = parser.get_error(0)
-        raise EngineError(
-            f"{model_path}: {library} cannot parse it: node {first.node_name() or '?'}: "
-            f"{' '.join(first.desc().split())}"
-        )
-    _check_network(network, shapes[0], model_path)
-    plugins = _plugin_layers(trt, network)
-    if plugins != expected:
-        raise EngineError(
-            f"{model_path}: {dict(plugins)} became plugins of {library}, expected {dict(expected)}"
-        )
-    config = _configure(library, builder, options, plugin=bool(expected))
-    for profile_shapes in shapes:
-        profile = builder.create_optimization_profile()
-        for name, (minimum, optimum, maximum) in profile_shapes.items():
-            profile.set_shape(name, minimum, optimum, maximum)
-        if config.add_optimization_profile(profile) < 0:
-            raise EngineError(f"{model_path}: {library} refuses a profile: {library.reason()}")
-    cache = _timing_cache(library, config, options.timing_cache)
-    interrupt = Interrupt()
-    monitor = make_monitor(trt, progress, interrupt)  # must outlive the build
-    config.progress_monitor = monitor
-    with interrupt.watched():
-        plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"{model_path}: {library} cannot build it: {library.reason()}")
-    if cache is not None and options.timing_cache is not None:
-        with _beside(options.timing_cache) as path:
-            path.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    return plan, dict(plugins)
-
-
-def _check_network(network: Any, shapes: dict[str, Any], model_path: Path) -> None:
-    """The graph must be the one that the metadata describes, or the profiles are for another."""
-    found = {network.get_input(index).name for index in range(network.num_inputs)}
-    if found != set(shapes):
-        name = sorted(found ^ set(shapes))[0]
-        raise EngineError(
-            f"{model_path} is not the file that its folder's metadata describes (input {name} differs): "
-            "export the model again"
-        )
-
-
-def _plugin_layers(trt: Any, network: Any) -> Counter[str]:
-    kinds = [
-        getattr(trt.LayerType, name)
-        for name in ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
-        if hasattr(trt.LayerType, name)
-    ]
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    # The parser names a layer after its node, which surgery named after its operator.
-    return Counter(layer.name.partition("_")[0] for layer in layers if layer.type in kinds)
-
-
-def _configure(library: Library, builder: Any, options: BuildOptions, *, plugin: bool) -> Any:
-    trt = library.module
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32, as in the other runtimes
-    if options.workspace_mib is not None:
-        limit = options.workspace_mib << 20
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if library.kind is TENSORRT_RTX and plugin:
-        # Without it the runtime may allocate while it runs, which no CUDA graph can capture. The loops of the
-        # function bodies need that.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    return config
-
-
-def _timing_cache(library: Library, config: Any, path: Path | None) -> Any:
-    if path is None:
-        return None
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be read ({error.strerror})") from error
-    cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise EngineError(
-            f"{path} is no timing cache of {library} and this GPU ({library.reason()}): give another file"
-        )
-    return cache
 
 
 def _write_engine(path: Path, plan: Any) -> str:
@@ -314,16 +184,3 @@ def _new_files(folder: Path) -> Iterator[Path]:
         raise EngineError(f"{folder}: cannot write the engine ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

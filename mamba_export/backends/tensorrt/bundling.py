@@ -57,7 +57,7 @@ def bundle(
     description = describe(
         metadata,
         runtime=TENSORRT.name,
-        profiles=options.profiles(),
+        profiles=options.profiles(metadata),
         plugins=nodes if options.plugin else {},
         plugin_library=TRT_PLUGIN.file if options.plugin else None,
         version_compatible=options.version_compatible,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mamba_export.backends.tensorrt.description import interface
 from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.folder.metadata import Metadata
@@ -53,10 +52,9 @@ def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
         words.append("--versionCompatible")
     if options.hardware_compatible:
         words.append("--hardwareCompatibilityLevel=ampere+")
-    inputs, _ = interface(metadata)
-    for index, profile in enumerate(options.profiles()):
+    for index, profile in enumerate(options.profiles(metadata)):
         words.append(f"--profile={index}")
-        shapes = {tensor.name: profile.shapes(tensor) for tensor in inputs}
+        shapes = {tensor.name: profile.shapes(tensor) for tensor in metadata.graph_inputs}
         for position, option in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
             spec = ",".join(
                 f"{name}:{'x'.join(map(str, three[position]))}" for name, three in shapes.items()
@@ -67,7 +65,7 @@ def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
 
 def deploy_text(metadata: Metadata, options: BuildOptions) -> str:
     """DEPLOY.md of an exported folder, or of a bundle of it."""
-    prefill, decode = options.profiles()
+    prefill, decode = options.profiles(metadata)
     with_plugin = "With" if options.plugin else "Without"
     return f"""# An engine of this model, built on the target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from mamba_export.backends.tensorrt.names import (
     Kind,
 )
 from mamba_export.backends.tensorrt.profiles import Profile
+from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError
-from mamba_export.folder.metadata import Metadata, TensorInfo
+from mamba_export.folder.metadata import Metadata
 
 _CHUNK = 1 << 22
 _VERSION_AT = 24  # in an engine file: four bytes, major, minor, patch, build
@@ -44,7 +45,7 @@ class EngineDescription:
         inputs, outputs: name, dtype and shape, -1 where dynamic, in graph order.
         profiles: in the engine's order.
         states: (input, output) name of each state.
-        vocab_size: 0 for a model without tokens.
+        vocab_size: 0 for a program without tokens.
         version_compatible, hardware_compatible: as built.
         model: fingerprint of the exported model that it was built from.
         build: seconds, peak_memory_mib and engine_bytes.
@@ -78,7 +79,12 @@ class EngineDescription:
         """As the file holds it."""
         content = {"format": DESCRIPTION_FORMAT, **vars(self)}
         content["profiles"] = [
-            {"name": p.name, "batch": list(p.batch), "length": list(p.length)}
+            {
+                "name": p.name,
+                "batch": list(p.batch),
+                "length": list(p.length),
+                "sizes": {name: list(three) for name, three in p.sizes.items()},
+            }
             for p in self.profiles
         ]
         content["states"] = [list(pair) for pair in self.states]
@@ -91,7 +97,13 @@ class EngineDescription:
         if values["runtime"] not in {kind.name for kind in KINDS}:
             raise ValueError(f"runtime {values['runtime']!r} is unknown")
         values["profiles"] = tuple(
-            Profile(str(p["name"]), _three(p["batch"]), _three(p["length"]))
+            Profile(
+                str(p["name"]),
+                _three(p["batch"]),
+                _three(p["length"]),
+                # Descriptions of before programs have no other axes.
+                {str(name): _three(three) for name, three in p.get("sizes", {}).items()},
+            )
             for p in values["profiles"]
         )
         values["states"] = [(str(past), str(present)) for past, present in values["states"]]
@@ -103,7 +115,7 @@ def _three(numbers: list[int]) -> tuple[int, int, int]:
     return minimum, optimum, maximum
 
 
-def describe_tensors(tensors: list[TensorInfo]) -> list[dict[str, Any]]:
+def describe_tensors(tensors: Sequence[Value]) -> list[dict[str, Any]]:
     """Name, dtype and shape, -1 where dynamic."""
     return [
         {
@@ -113,13 +125,6 @@ def describe_tensors(tensors: list[TensorInfo]) -> list[dict[str, Any]]:
         }
         for tensor in tensors
     ]
-
-
-def interface(metadata: Metadata) -> tuple[list[TensorInfo], list[TensorInfo]]:
-    """Inputs and outputs of an exported model, in graph order."""
-    past = [state.past for state in metadata.states]
-    present = [state.present for state in metadata.states]
-    return [metadata.sequence, *past], [metadata.output, *present]
 
 
 def is_byte_tokenizer(folder: Path) -> bool:
@@ -208,10 +213,9 @@ def check_model(folder: Path, description: EngineDescription, metadata: Metadata
     Raises:
         EngineError: it was built from another model, or another export of it.
     """
-    inputs, outputs = interface(metadata)
     same = (
-        description.inputs == describe_tensors(inputs)
-        and description.outputs == describe_tensors(outputs)
+        description.inputs == describe_tensors(metadata.graph_inputs)
+        and description.outputs == describe_tensors(metadata.graph_outputs)
         and description.vocab_size == metadata.vocab_size
         and description.precision == metadata.dtype
     )
@@ -265,7 +269,6 @@ def describe(
     **engine: Any,
 ) -> EngineDescription:
     """The description of an engine of an exported model; ``engine`` are the fields that only a build knows."""
-    inputs, outputs = interface(metadata)
     return EngineDescription(
         **{
             "runtime": runtime,
@@ -277,8 +280,8 @@ def describe(
             "engine_sha256": None,
             "precision": metadata.dtype,
             "byte_tokenizer": is_byte_tokenizer(metadata.folder),
-            "inputs": describe_tensors(inputs),
-            "outputs": describe_tensors(outputs),
+            "inputs": describe_tensors(metadata.graph_inputs),
+            "outputs": describe_tensors(metadata.graph_outputs),
             "profiles": profiles,
             "states": [(state.past.name, state.present.name) for state in metadata.states],
             "vocab_size": metadata.vocab_size,

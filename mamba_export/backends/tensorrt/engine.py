@@ -39,6 +39,17 @@ class Execution:
         """Tie an input or output to device memory."""
         self._context.set_tensor_address(name, address)
 
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an output, once those of every input have been set.
+
+        Raises:
+            SessionError: it depends on what is computed.
+        """
+        shape = tuple(self._context.get_tensor_shape(name))
+        if min(shape, default=0) < 0:
+            raise SessionError(f"TensorRT cannot tell the shape of {name} before it has run")
+        return shape
+
     def enqueue(self, stream: Stream) -> None:
         """Queue a run on a stream.
 

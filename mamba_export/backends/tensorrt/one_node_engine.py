@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.shape_inference
 
-from mamba_export.backends.tensorrt.building import Shapes, compile_graph
+from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
 from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.options import BuildOptions
@@ -60,7 +60,7 @@ def build_graph(library: Library, graph: onnx.ModelProto, inputs: Inputs, *, plu
         shape = inputs[value.name].shape
         # Batch and length stay dynamic, as in a model, in the profile too: TensorRT-RTX 1.7 fails to optimise a
         # loop of known length over 16-bit tensors.
-        names = ("batch",) if value.name == "initial_state" else ("batch", "length")
+        names = ("batch",) if value.name.endswith("state") else ("batch", "length")
         dynamic = names if len(shape) >= 3 else ()  # the others are parameters
         profile[value.name] = ((1,) * len(dynamic) + shape[len(dynamic) :], shape, shape)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mamba_export.backends.tensorrt.profiles import Profile, make_profiles
+from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles
 from mamba_export.errors import EngineError
-from mamba_export.folder.metadata import Metadata
+
+if TYPE_CHECKING:  # it loads numpy, and the command line reads these defaults for its help
+    from mamba_export.folder.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class BuildOptions:
         precision: "fp32", "fp16" or "bf16", which must be the file's own; None takes it as it is.
         batch: minimum, optimum and maximum sequences a run.
         length: minimum, optimum and maximum steps a run, of the prefill profile; the decode profile has 1.
+        past: minimum, optimum and maximum steps that were read before, of states that grow; None takes 0 to the
+            maximum of ``length``, tuned for an eighth of that.
+        sizes: minimum, optimum and maximum of other symbolic axes, by name.
         workspace_mib: limit of the scratch memory that a layer may take; None leaves it to TensorRT.
         timing_cache: file of kernel timings, read where it exists and written; TensorRT only.
         version_compatible: the engine runs on later TensorRT versions too; TensorRT only.
@@ -29,6 +36,8 @@ class BuildOptions:
     precision: str | None = None
     batch: tuple[int, int, int] = (1, 4, 16)
     length: tuple[int, int, int] = (1, 128, 4096)
+    past: tuple[int, int, int] | None = None
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     workspace_mib: int | None = None
     timing_cache: Path | None = None
     version_compatible: bool = False
@@ -36,9 +45,13 @@ class BuildOptions:
     plugin: bool = True
     runtime: str | None = None
 
-    def profiles(self) -> tuple[Profile, Profile]:
-        """Prefill and decode. EngineError where a range is wrong."""
-        return make_profiles(self.batch, self.length)
+    def profiles(self, metadata: Metadata) -> tuple[Profile, Profile]:
+        """Prefill and decode of a program. EngineError where a range is wrong."""
+        sizes = {name: check_range(three, f"sizes of {name}") for name, three in self.sizes.items()}
+        longest = max(self.length)
+        past = check_range(self.past or (0, max(1, longest // 8), longest), "--past", minimum=0)
+        grown = {state.grown_axis: past for state in metadata.states if state.grown_axis}
+        return make_profiles(self.batch, self.length, {**sizes, **grown})
 
 
 def parse_workspace(text: str) -> int:
@@ -52,7 +65,7 @@ def parse_workspace(text: str) -> int:
 
 def check_request(metadata: Metadata, options: BuildOptions) -> None:
     """Refuse early what no engine can be built for. Raises EngineError."""
-    options.profiles()
+    options.profiles(metadata)
     if options.precision not in (None, metadata.dtype):
         raise EngineError(
             f"{metadata.folder} is {metadata.dtype} and the file's dtype is the engine's: for "

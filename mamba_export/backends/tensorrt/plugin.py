@@ -13,12 +13,8 @@ from mamba_export.backends.tensorrt.library import Library
 from mamba_export.errors import EngineError, first_line
 from mamba_export.libraries import TRT_PLUGIN
 
-OPERATORS = (
-    contract.SELECTIVE_SCAN,
-    contract.SELECTIVE_SCAN_UNGATED,
-    contract.CAUSAL_CONV1D,
-)
-"""Operators that the library has a plugin for."""
+OPERATORS = tuple(form.name for op in contract.OPERATORS if op.has_plugin for form in op.forms())
+"""Nodes that the library has a plugin for."""
 
 
 def load_plugin(library: Library) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from mamba_export.errors import EngineError
-from mamba_export.folder.metadata import TensorInfo
+from mamba_export.contract.program import BATCH, LENGTH, Value
+from mamba_export.errors import EngineError, SessionError
+
+if TYPE_CHECKING:  # they load numpy, and the command line reads these defaults for its help
+    from mamba_export.folder.metadata import Metadata
+    from mamba_export.generation.state import Tensor as Sized
 
 PREFILL = "prefill"
 DECODE = "decode"
@@ -23,11 +28,14 @@ class Profile:
         name: "prefill" or "decode".
         batch: of sequences.
         length: steps a run.
+        sizes: of other symbolic axes, by name: what was read before along an axis that grows, the height
+            of an image.
     """
 
     name: str
     batch: Range
     length: Range
+    sizes: Mapping[str, Range] = field(default_factory=dict)
 
     def takes(self, batch: int, length: int) -> bool:
         """Whether a request of this size fits."""
@@ -35,10 +43,23 @@ class Profile:
             self.batch[0] <= batch <= self.batch[2] and self.length[0] <= length <= self.length[2]
         )
 
-    def shapes(self, tensor: TensorInfo) -> tuple[tuple[int, ...], ...]:
-        """The tensor's minimum, optimum and maximum shape."""
-        sizes = zip(self.batch, self.length, strict=True)
-        return tuple(tensor.resolve(batch, length) for batch, length in sizes)
+    def shapes(self, tensor: Value) -> tuple[tuple[int, ...], ...]:
+        """The tensor's minimum, optimum and maximum shape.
+
+        Raises:
+            EngineError: it has an axis without a range.
+        """
+        ranges = {BATCH: self.batch, LENGTH: self.length, **self.sizes}
+        for size in tensor.shape:
+            if isinstance(size, str) and size not in ranges:
+                raise EngineError(
+                    f"input {tensor.name} has an axis {size} without a range: "
+                    f"BuildOptions(sizes={{{size!r}: (minimum, optimum, maximum)}})"
+                )
+        return tuple(
+            tensor.resolve({name: three[index] for name, three in ranges.items()})
+            for index in range(3)
+        )
 
     def __str__(self) -> str:
         return (
@@ -47,17 +68,24 @@ class Profile:
         )
 
 
-def make_profiles(batch: Sequence[int], length: Sequence[int]) -> tuple[Profile, Profile]:
+def make_profiles(
+    batch: Sequence[int], length: Sequence[int], sizes: Mapping[str, Range] | None = None
+) -> tuple[Profile, Profile]:
     """The two profiles of an engine: a prompt of any length in the range, and one step.
+
+    Args:
+        batch, length: minimum, optimum and maximum.
+        sizes: the same of other symbolic axes, checked already.
 
     Raises:
         EngineError: a range is not 1 <= minimum <= optimum <= maximum.
     """
     batches, lengths = check_range(batch, "--batch"), check_range(length, "--length")
-    return Profile(PREFILL, batches, lengths), Profile(DECODE, batches, (1, 1, 1))
+    others = dict(sizes or {})
+    return Profile(PREFILL, batches, lengths, others), Profile(DECODE, batches, (1, 1, 1), others)
 
 
-def parse_range(text: str, option: str) -> Range:
+def parse_range(text: str, option: str, minimum: int = 1) -> Range:
     """A range from the command line: "1,4,16" (minimum, optimum, maximum), or one number for all three.
 
     Raises:
@@ -69,15 +97,18 @@ def parse_range(text: str, option: str) -> Range:
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    return check_range(numbers, option, text)
+    return check_range(numbers, option, text, minimum)
 
 
-def check_range(numbers: Sequence[int], option: str, text: str | None = None) -> Range:
-    """The numbers as a range; EngineError, naming the option, where they are none."""
-    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+def check_range(
+    numbers: Sequence[int], option: str, text: str | None = None, minimum: int = 1
+) -> Range:
+    """The numbers as a range from ``minimum`` on; EngineError, naming the option, where they are none."""
+    if len(numbers) != 3 or not minimum <= numbers[0] <= numbers[1] <= numbers[2]:
         shown = ",".join(map(str, numbers)) if text is None else text
         raise EngineError(
-            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least 1"
+            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
+            f"{minimum}"
         )
     return numbers[0], numbers[1], numbers[2]
 
@@ -89,3 +120,16 @@ def refusal(profiles: Iterable[Profile], batch: int, length: int) -> str:
         f"batch {batch} and length {length} are outside what the engine was built for ({ranges}): "
         "build it with other --batch or --length"
     )
+
+
+def check_grown(profile: Profile, metadata: Metadata, tensors: Sequence[Sized]) -> None:
+    """Raise SessionError where a state has grown beyond what a profile takes."""
+    for info, tensor in zip(metadata.states, tensors, strict=True):
+        if info.grows is not None:
+            minimum, _, maximum = profile.sizes[str(info.grown_axis)]
+            steps = tensor.shape[info.grows]
+            if not minimum <= steps <= maximum:
+                raise SessionError(
+                    f"state {info.past.name} has grown to {steps} steps, the engine was built for {minimum} to "
+                    f"{maximum}: build it with another --past"
+                )

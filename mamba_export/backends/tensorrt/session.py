@@ -6,23 +6,36 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from mamba_export.backends.tensorrt.binding import bind_states, empty_state
+from mamba_export.backends.tensorrt.binding import bind_pasts, bind_presents, new_state
 from mamba_export.backends.tensorrt.engine import Execution, open_engine
-from mamba_export.backends.tensorrt.profiles import refusal
+from mamba_export.backends.tensorrt.profiles import check_grown, refusal
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
-from mamba_export.backends.tensorrt.stepper import TrtStepper
+from mamba_export.backends.tensorrt.stepper import GrowingStepper, TrtStepper
+from mamba_export.contract.program import BATCH, LENGTH, Value
 from mamba_export.errors import SessionError
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
 from mamba_export.generation.generate import GenerationMethods
-from mamba_export.generation.sequence import check_sequence
-from mamba_export.generation.state import check_state, model_arrays
+from mamba_export.generation.state import (
+    batch_sizes,
+    check_state,
+    model_arrays,
+    start_array,
+    start_shapes,
+)
+from mamba_export.generation.values import (
+    CheckedInputs,
+    Inputs,
+    check_inputs,
+    known_shape,
+    returned,
+)
 
 
 class TrtSession(GenerationMethods):
@@ -65,16 +78,26 @@ class TrtSession(GenerationMethods):
         return load_tokenizer(self.metadata.folder)
 
     def initial_state(self, batch: int) -> TrtState:
-        """Zeros: what a batch of sequences starts from. Raises SessionError for a batch below 1."""
-        if batch < 1:
-            raise SessionError(f"batch is {batch}, expected at least 1")
+        """What a batch of sequences starts from: each state's start value; what grows has length 0.
+
+        Raises:
+            SessionError: a batch below 1, or a state whose size the batch does not tell.
+        """
+        return self._start_state(batch_sizes(self.metadata, batch))
+
+    def _start_state(self, sizes: Mapping[str, int]) -> TrtState:
         self._gpu.activate()
-        zeros = [
-            GpuTensor.zeros(info.past.dtype, info.past.resolve(batch), self._gpu, self._stream)
-            for info in self.metadata.states
-        ]
+        tensors = []
+        for info, shape in zip(
+            self.metadata.states, start_shapes(self.metadata, sizes), strict=True
+        ):
+            if info.start == 0:
+                tensors.append(GpuTensor.zeros(info.past.dtype, shape, self._gpu, self._stream))
+            else:
+                array = start_array(info, shape)
+                tensors.append(GpuTensor.from_numpy(array, self._gpu, self._stream))
         self._stream.synchronize()
-        return TrtState(zeros, self._stream)
+        return TrtState(tensors, self._stream)
 
     def state_from_numpy(self, arrays: Sequence[np.ndarray]) -> TrtState:
         """A state from what ``TrtState.numpy()`` returned, or from floats of another dtype.
@@ -96,29 +119,35 @@ class TrtSession(GenerationMethods):
         """One state of all their sequences, in order."""
         return TrtState.concatenate(states)
 
-    def run(
-        self, sequence: ArrayLike, state: TrtState | None = None
-    ) -> tuple[np.ndarray, TrtState]:
-        """Read a part of a batch of sequences; arguments and results are those of ``OrtSession.run``.
+    def run(self, inputs: Inputs, state: TrtState | None = None) -> tuple[Any, TrtState]:
+        """Run the program; arguments and results are those of ``OrtSession.run``.
 
-        A sequence longer than the engine's profiles take is read in several runs.
+        A sequence longer than the engine's profiles take is read in several runs, where the program has states.
 
         Raises:
-            SessionError: the sequence or the state is of a wrong shape, dtype or batch, a token id is outside
-                the vocabulary, no profile takes the request (the message names the ranges), or TensorRT failed.
+            SessionError: an input or the state is of a wrong shape, dtype or batch, a token id is outside the
+                vocabulary, no profile takes the request (the message names the ranges), or TensorRT failed.
         """
-        array = check_sequence(sequence, self.metadata)
-        outputs: list[np.ndarray] = []
-        state = self._run(array, state, outputs)
-        if self.metadata.last_logits_only:
-            return outputs[-1], state
-        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1), state
+        parts: list[list[np.ndarray]] = []
+        new_state = self._run(check_inputs(inputs, self.metadata), state, parts)
+        outputs = [
+            self._joined(value, list(column))
+            for value, column in zip(self.metadata.outputs, zip(*parts, strict=True), strict=True)
+        ]
+        return returned(outputs, self.metadata), new_state
 
-    def advance(self, sequence: ArrayLike, state: TrtState | None = None) -> TrtState:
-        """``run`` for the state alone: the logits do not leave the GPU."""
-        return self._run(check_sequence(sequence, self.metadata), state, None)
+    def advance(self, inputs: Inputs, state: TrtState | None = None) -> TrtState:
+        """``run`` for the state alone: the outputs do not leave the GPU."""
+        return self._run(check_inputs(inputs, self.metadata), state, None)
 
-    def stepper(self, state: TrtState) -> TrtStepper:
+    @staticmethod
+    def _joined(value: Value, parts: list[np.ndarray]) -> np.ndarray:
+        """An output of a sequence that was read in parts; of one without a length the last part's."""
+        if len(parts) == 1 or LENGTH not in value.shape:
+            return parts[-1]
+        return np.concatenate(parts, axis=value.shape.index(LENGTH))
+
+    def stepper(self, state: TrtState) -> TrtStepper | GrowingStepper:
         """A stepper that starts from ``state``, and leaves it as it is.
 
         Raises:
@@ -126,7 +155,11 @@ class TrtSession(GenerationMethods):
         """
         if not self.metadata.takes_tokens:
             raise SessionError("this model takes no tokens: drive it with run")
+        if len(self.metadata.inputs) > 1:
+            raise SessionError("this model takes more than tokens: drive it with run")
         self._check_state(state, None)
+        if self.metadata.grows:
+            return GrowingStepper(self.run, state)
         profile = self._profile(state.batch, 1)
         self._gpu.activate()
         stream = self._gpu.stream()
@@ -137,13 +170,13 @@ class TrtSession(GenerationMethods):
             execution = self.engine.execution(profile, stream)
         return TrtStepper(execution, self.metadata, self._gpu, stream, state, idle.append)
 
-    def _check_state(self, state: TrtState, batch: int | None) -> None:
+    def _check_state(self, state: TrtState, sizes: Mapping[str, int] | None) -> None:
         if not isinstance(state, TrtState):
             raise SessionError(
                 f"state is another backend's ({type(state).__name__}): pass what run of this session "
                 "returned, or session.state_from_numpy(state.numpy())"
             )
-        check_state(state.tensors, self.metadata, batch)
+        check_state(state.tensors, self.metadata, sizes)
 
     def _profile(self, batch: int, length: int) -> int:
         """Index of the profile for a run, the one for single steps first."""
@@ -153,49 +186,86 @@ class TrtSession(GenerationMethods):
                 return index
         raise SessionError(refusal(profiles, batch, length))
 
-    def _parts(self, batch: int, length: int) -> Iterator[slice]:
+    def _parts(self, inputs: CheckedInputs, batch: int, length: int) -> Iterator[CheckedInputs]:
         """The sequence in parts of nearly equal length that the profiles take."""
         longest = max(profile.length[2] for profile in self.engine.description.profiles)
-        count = math.ceil(length / longest)
+        count = math.ceil(length / longest) if self._can_be_split else 1
         bounds = [length * index // count for index in range(count + 1)]
         for start, end in itertools.pairwise(bounds):
             self._profile(batch, end - start)  # all of them before the first runs
         for start, end in itertools.pairwise(bounds):
-            yield slice(start, end)
+            yield self._part(inputs, start, end) if count > 1 else inputs
+
+    @property
+    def _can_be_split(self) -> bool:
+        """Whether runs over parts of a sequence are the run over the whole of it."""
+        outputs = self.metadata.outputs
+        return bool(self.metadata.states) and (
+            self.metadata.takes_tokens or all(LENGTH in value.shape for value in outputs)
+        )
+
+    def _part(self, inputs: CheckedInputs, start: int, end: int) -> CheckedInputs:
+        arrays = {}
+        for value in self.metadata.inputs:
+            array = inputs.arrays[value.name]
+            if LENGTH in value.shape:
+                axis = value.shape.index(LENGTH)
+                array = array[(*[slice(None)] * axis, slice(start, end))]
+            arrays[value.name] = array
+        return CheckedInputs(arrays, {**inputs.sizes, LENGTH: end - start})
 
     def _run(
-        self, array: np.ndarray, state: TrtState | None, outputs: list[np.ndarray] | None
+        self,
+        inputs: CheckedInputs,
+        state: TrtState | None,
+        outputs: list[list[np.ndarray]] | None,
     ) -> TrtState:
-        batch, length = array.shape[:2]
-        parts = list(self._parts(batch, length))
+        # A program without a batch or a length fits any.
+        first = self.engine.description.profiles[0]
+        batch = inputs.sizes.get(BATCH, first.batch[0])
+        length = inputs.sizes.get(LENGTH, first.length[0])
+        parts = list(self._parts(inputs, batch, length))
         if state is None:
-            state = self.initial_state(batch)
-        self._check_state(state, batch)
+            state = self._start_state(inputs.sizes)
+        self._check_state(state, inputs.sizes)
         self._gpu.activate()
         with self._lock:
             for part in parts:
-                state = self._run_part(np.ascontiguousarray(array[:, part]), state, outputs)
+                profile = self._profile(batch, part.sizes.get(LENGTH, length))
+                state = self._run_part(profile, part, state, outputs)
         return state
 
     def _run_part(
-        self, array: np.ndarray, state: TrtState, outputs: list[np.ndarray] | None
+        self,
+        profile: int,
+        inputs: CheckedInputs,
+        state: TrtState,
+        outputs: list[list[np.ndarray]] | None,
     ) -> TrtState:
-        batch, length = array.shape[:2]
-        profile = self._profile(batch, length)
+        check_grown(self.engine.description.profiles[profile], self.metadata, state.tensors)
         if profile not in self._executions:
             self._executions[profile] = self.engine.execution(profile, self._stream)
         execution = self._executions[profile]
-        stream, gpu, info = self._stream, self._gpu, self.metadata.output
-        sequence = GpuTensor.from_numpy(array, gpu, stream)
-        output = GpuTensor(info.dtype, info.resolve(batch, length), gpu, stream)
-        present = empty_state(self.metadata, batch, gpu, stream)
-        execution.set_shape(self.metadata.sequence.name, array.shape)
-        execution.set_address(self.metadata.sequence.name, sequence.address)
-        execution.set_address(info.name, output.address)
-        bind_states(execution, self.metadata, state, present)
+        stream, gpu = self._stream, self._gpu
+        # These are held until the run has ended: an execution knows addresses only.
+        held = {
+            name: GpuTensor.from_numpy(np.ascontiguousarray(array), gpu, stream)
+            for name, array in inputs.arrays.items()
+        }
+        for name, tensor in held.items():
+            execution.set_shape(name, tensor.shape)
+            execution.set_address(name, tensor.address)
+        bind_pasts(execution, self.metadata, state)
+        present = new_state(execution, self.metadata, state)
+        bind_presents(execution, self.metadata, present)
+        results = []
+        for info in self.metadata.outputs:
+            shape = known_shape(info, inputs.sizes) or execution.output_shape(info.name)
+            results.append(GpuTensor(info.dtype, shape, gpu, stream))
+            execution.set_address(info.name, results[-1].address)
         execution.enqueue(stream)
         if outputs is None:
             stream.synchronize()  # the buffers of this run are freed when it returns
         else:
-            outputs.append(output.numpy())
+            outputs.append([result.numpy() for result in results])
         return present

@@ -9,13 +9,14 @@ import numpy as np
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES, dtype_name
+from mamba_export.generation.state import check_alike
 
 
 class GpuTensor:
     """A tensor on a GPU.
 
     Attributes:
-        dtype: "fp32", "fp16", "bf16" or "int64".
+        dtype: its name, as in the metadata.
         shape: its sizes.
         address: of its first element, on the device.
         nbytes: its size.
@@ -25,7 +26,7 @@ class GpuTensor:
         self.dtype = dtype
         self.shape = shape
         self.nbytes = int(np.prod(shape)) * NUMPY_DTYPES[dtype].itemsize
-        self._memory = gpu.allocate(self.nbytes)
+        self._memory = gpu.allocate(max(1, self.nbytes))  # what grows starts without elements
         self.address = self._memory.address
         self.gpu = gpu
         self._stream = stream
@@ -46,16 +47,22 @@ class GpuTensor:
                 f"an array of {array.dtype} was given: use float32, float16 or ml_dtypes.bfloat16"
             )
         tensor = cls(name, array.shape, gpu, stream)
-        stream.upload(tensor.address, np.ascontiguousarray(array))
-        stream.synchronize()
+        if tensor.nbytes:
+            stream.upload(tensor.address, np.ascontiguousarray(array))
+            stream.synchronize()
         return tensor
+
+    def empty(self, shape: tuple[int, ...]) -> GpuTensor:
+        """Another tensor of its dtype, whose content is undefined."""
+        return GpuTensor(self.dtype, shape, self.gpu, self._stream)
 
     def numpy(self) -> np.ndarray:
         """A copy in host memory."""
         self.gpu.activate()
         array = np.empty(self.shape, NUMPY_DTYPES[self.dtype])
-        self._stream.download(array, self.address)
-        self._stream.synchronize()
+        if self.nbytes:
+            self._stream.download(array, self.address)
+            self._stream.synchronize()
         return array
 
 
@@ -68,12 +75,12 @@ class TrtState:
 
     def __init__(self, tensors: Sequence[GpuTensor], stream: Stream) -> None:
         self.tensors = tuple(tensors)
-        self._stream = stream
+        self.stream = stream
 
     @property
     def batch(self) -> int:
-        """Number of sequences."""
-        return self.tensors[0].shape[0]
+        """Number of sequences; 0 of an empty state."""
+        return self.tensors[0].shape[0] if self.tensors else 0
 
     def numpy(self) -> list[np.ndarray]:
         """Copies of the tensors in host memory; bf16 as ``ml_dtypes.bfloat16``."""
@@ -87,7 +94,7 @@ class TrtState:
         """
         self._check_indices(indices)
         rows = [(self, int(index)) for index in indices]
-        return _gather(rows, self._stream)
+        return _gather(rows, self.stream)
 
     def _check_indices(self, indices: Sequence[int]) -> None:
         if len(indices) == 0 or min(indices) < 0 or max(indices) >= self.batch:
@@ -100,16 +107,15 @@ class TrtState:
         """One state of all their sequences, in order.
 
         Raises:
-            SessionError: no states, states of other backends, or of different models.
+            SessionError: no states, states of other backends, of different models, or that have grown to
+                different lengths.
         """
-        if not states:
-            raise SessionError("cannot concatenate no states")
         ours = [state for state in states if isinstance(state, TrtState)]
-        kinds = {tuple((t.dtype, t.shape[1:]) for t in state.tensors) for state in ours}
-        if len(ours) != len(states) or len(kinds) > 1:
+        if len(ours) != len(states):
             raise SessionError("cannot concatenate states of different models or backends")
+        check_alike([state.tensors for state in ours])
         rows = [(state, row) for state in ours for row in range(state.batch)]
-        return _gather(rows, ours[0]._stream)
+        return _gather(rows, ours[0].stream)
 
 
 def _gather(rows: list[tuple[TrtState, int]], stream: Stream) -> TrtState:
@@ -119,7 +125,7 @@ def _gather(rows: list[tuple[TrtState, int]], stream: Stream) -> TrtState:
         shape = (len(rows), *pattern.shape[1:])
         tensor = GpuTensor(pattern.dtype, shape, pattern.gpu, stream)
         row_bytes = tensor.nbytes // len(rows)
-        for position, (state, row) in enumerate(rows):
+        for position, (state, row) in enumerate(rows if row_bytes else ()):
             source = state.tensors[index].address + row * row_bytes
             stream.copy(tensor.address + position * row_bytes, source, row_bytes)
         tensors.append(tensor)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mamba_export.backends.tensorrt.binding import bind_states, empty_state
+from mamba_export.backends.tensorrt.binding import bind_states, new_state
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Graph, Stream
 from mamba_export.backends.tensorrt.engine import Execution
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.state import step_sizes
 
 
 class TrtStepper:
@@ -26,7 +27,7 @@ class TrtStepper:
 
     Args:
         execution: on a profile that takes one step; returned when the stepper ends.
-        metadata: of the model.
+        metadata: of a language model whose states are of fixed size.
         gpu: that it runs on.
         stream: of this stepper alone.
         state: what to start from; it is left as it is.
@@ -47,18 +48,19 @@ class TrtStepper:
         self._gpu = gpu
         self._stream = stream
         batch = state.batch
-        output = metadata.output
+        output = metadata.outputs[0]
+        shape = output.resolve(step_sizes(metadata, batch))
         self._tokens = gpu.host_array((batch, 1), np.dtype(np.int64))
-        self._logits = gpu.host_array(output.resolve(batch), NUMPY_DTYPES[output.dtype])
+        self._logits = gpu.host_array(shape, NUMPY_DTYPES[output.dtype])
         self._device_tokens = GpuTensor("int64", (batch, 1), gpu, stream)
-        self._device_logits = GpuTensor(output.dtype, output.resolve(batch), gpu, stream)
+        self._device_logits = GpuTensor(output.dtype, shape, gpu, stream)
         self._state = state
-        self._pair = tuple(empty_state(metadata, batch, gpu, stream) for _ in range(2))
+        self._pair = tuple(new_state(execution, metadata, state) for _ in range(2))
         self._steps = 0
         self._graphs: list[Graph] = []
         self._captures = True
-        execution.set_shape(metadata.sequence.name, (batch, 1))
-        execution.set_address(metadata.sequence.name, self._device_tokens.address)
+        execution.set_shape(metadata.inputs[0].name, (batch, 1))
+        execution.set_address(metadata.inputs[0].name, self._device_tokens.address)
         execution.set_address(output.name, self._device_logits.address)
         self._finalizer = weakref.finalize(self, give_back, execution)
 
@@ -115,3 +117,28 @@ class TrtStepper:
         stream.upload(self._device_tokens.address, self._tokens)
         self._execution.enqueue(stream)
         stream.download(self._logits, self._device_logits.address)
+
+
+class GrowingStepper:
+    """A batch of sequences that advances one token a step, with states that grow: every step runs as it is.
+
+    Args:
+        run: from token ids (batch, 1) and the state before them to logits and the state after.
+        state: what to start from; it is left as it is.
+    """
+
+    def __init__(
+        self, run: Callable[[np.ndarray, TrtState], tuple[np.ndarray, TrtState]], state: TrtState
+    ) -> None:
+        self._run = run
+        self._state = state
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Read one token a sequence; arguments, results and errors are those of ``TrtStepper.step``."""
+        logits, self._state = self._run(tokens[:, None], self._state)
+        return logits[:, 0].astype(np.float32, copy=False)
+
+    @property
+    def state(self) -> TrtState:
+        """The state after the last step."""
+        return self._state

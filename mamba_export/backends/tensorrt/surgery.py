@@ -19,6 +19,7 @@ import onnx.inliner
 from mamba_export import contract
 from mamba_export.backends.tensorrt.plugin import OPERATORS
 from mamba_export.errors import EngineError
+from mamba_export.requirements import named
 
 
 def prepare(model_file: Path, *, plugin: bool) -> tuple[onnx.ModelProto, Counter[str]]:
@@ -71,24 +72,19 @@ def _name_nodes(model: onnx.ModelProto) -> Counter[str]:
 
 def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace every CausalConv1d by slices, products and sums; arithmetic in fp32, as its function's is."""
-    try:
+    with named():
         import onnx_graphsurgeon as gs
         from onnx_graphsurgeon.logger import G_LOGGER
-    except ImportError:
-        raise EngineError(
-            "building without the plugin needs onnx-graphsurgeon: pip install onnx-graphsurgeon"
-        ) from None
 
-    G_LOGGER.severity = (
-        G_LOGGER.ERROR
-    )  # it warns that numpy has no bf16, and keeps such tensors as they are
+    # It warns that numpy has no bf16, and keeps such tensors as they are.
+    G_LOGGER.severity = G_LOGGER.ERROR
     graph = gs.import_onnx(model)
-    for node in [node for node in graph.nodes if node.op == contract.CAUSAL_CONV1D]:
+    for node in [node for node in graph.nodes if node.op == contract.CAUSAL_CONV1D.name]:
         x, weight, bias, state = node.inputs
         y, last_state = node.outputs
         reverse, silu = (
-            bool(node.attrs[contract.ATTR_REVERSE]),
-            bool(node.attrs[contract.ATTR_SILU]),
+            bool(node.attrs["reverse"]),
+            bool(node.attrs["silu"]),
         )
 
         def layer(op, inputs, name, outputs=1, *, node=node, **attrs):
@@ -130,6 +126,6 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.cleanup().toposort()
     result = gs.export_onnx(graph, do_type_check=False)
     result.ir_version = model.ir_version
-    for function in [f for f in result.functions if f.name == contract.CAUSAL_CONV1D]:
+    for function in [f for f in result.functions if f.name == contract.CAUSAL_CONV1D.name]:
         result.functions.remove(function)
     return result

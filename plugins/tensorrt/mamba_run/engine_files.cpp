@@ -126,7 +126,10 @@ int64_t read_eos(const fs::path& path) {
   if (!fs::exists(path)) return -1;
   const Json json = read_json(path);
   try {
-    const Json& token = json.at("eos_token_id");
+    // Format 1 of the metadata had it at the top level.
+    const bool is_old = json.at("format").integer() == 1;
+    if (!is_old && json.at("tokens").is_null()) return -1;
+    const Json& token = (is_old ? json : json.at("tokens")).at("eos_token_id");
     return token.is_null() ? -1 : token.integer();
   } catch (const Error& error) {
     throw Error(path.string() + " is damaged (" + error.what() + ")");

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 
+from mamba_export.errors import first_line
 from mamba_export.versions import installed_versions
 
 MAMBA_SSM = "mamba_ssm"
@@ -19,7 +20,7 @@ def _absent(module: str) -> str:
     try:
         importlib.import_module(module)
     except Exception as error:  # its own imports fail in many ways where a part is missing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         name = module.partition(".")[0]
         return (
             f"not installed ({reason})" if isinstance(error, ImportError) else f"{name}: {reason}"

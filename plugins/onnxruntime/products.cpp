@@ -1,4 +1,4 @@
-#include "layer_products.h"
+#include "products.h"
 
 #include <dlfcn.h>
 

@@ -1,4 +1,5 @@
-// The large products of a layer, by the cuBLAS that ONNX Runtime's CUDA provider has loaded.
+// The large products that a kernel calls back for, by the cuBLAS that ONNX Runtime's CUDA provider
+// has loaded.
 #pragma once
 
 #include "library.h"

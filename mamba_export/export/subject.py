@@ -1,0 +1,135 @@
+"""What ``export`` was given, as a program: a checkpoint, a model of this package, a module, a program."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mamba_export.contract.program import Program
+from mamba_export.errors import ExportError
+from mamba_export.export.axes import DynamicShapes
+from mamba_export.export.declare import State
+from mamba_export.export.module_program import Args, bind, module_dtype, trace_module
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.models.language_model import layers_as_nodes
+from mamba_export.models.program import make_program
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is exported.
+
+    Args:
+        program: of it.
+        dtype: "fp32", "fp16" or "bf16", for the metadata.
+        source: for the metadata.
+        config: of a model of this package.
+        exported: PyTorch's graph, where the program was found by tracing.
+        tokenizer_files: of a checkpoint.
+    """
+
+    program: Program
+    dtype: str
+    source: dict[str, Any]
+    config: MambaConfig | None = None
+    exported: Any = None
+    tokenizer_files: list[Path] = field(default_factory=list)
+
+
+def from_model(
+    model: Any, dtype: str, *, last_logits_only: bool, say: Callable[[str], None]
+) -> Subject:
+    """A checkpoint's folder or id, or a language model or backbone, cast where it is of another dtype.
+
+    Raises:
+        MambaExportError: it is neither, or cannot be loaded.
+    """
+    tokenizer_files: list[Path] = []
+    if isinstance(model, (str, Path)):
+        say(f"loading {model}")
+        checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype], progress=say)
+        module: MambaLM | MambaBackbone = checkpoint.model
+        tokenizer_files = checkpoint.tokenizer_files
+        source = {
+            "kind": checkpoint.format,
+            "name": checkpoint.source,
+            "path": str(checkpoint.folder.resolve()),
+        }
+    elif isinstance(model, (MambaLM, MambaBackbone)):
+        module = model
+        if model.backbone_dtype != TORCH_DTYPES[dtype]:
+            module = _cast_copy(model, TORCH_DTYPES[dtype])
+        source = _module_source(model)
+    else:
+        raise ExportError(
+            f"a {type(model).__name__} needs example arguments: export(module, args, output=...)"
+        )
+    if last_logits_only and not isinstance(module, MambaLM):
+        raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
+    program = make_program(module, last_logits_only=last_logits_only)
+    return Subject(program, dtype, source, module.config, None, tokenizer_files)
+
+
+def from_program(program: Program) -> Subject:
+    """A program as it is."""
+    return Subject(program, module_dtype(program.module), _module_source(program.module))
+
+
+def from_module(
+    module: Any,
+    args: Args,
+    dtype: str | None,
+    *,
+    fuse_layers: bool,
+    states: Sequence[State],
+    dynamic_shapes: DynamicShapes,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> Subject:
+    """A user's own module; see ``trace_module``.
+
+    Raises:
+        ExportError: what cannot be taken, in one line.
+    """
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"args are for an nn.Module, and a {type(module).__name__} was given")
+    source = _module_source(module)
+    if dtype is not None and dtype != module_dtype(module):
+        module = _cast_copy(module, TORCH_DTYPES[dtype])
+        args = _cast_args(args, TORCH_DTYPES[dtype], module, {state.argument for state in states})
+    with layers_as_nodes(module, fuse_layers):
+        traced = trace_module(
+            module,
+            args,
+            dynamic_shapes=dynamic_shapes,
+            input_names=input_names,
+            output_names=output_names,
+            states=states,
+        )
+    return Subject(
+        traced.program, traced.dtype, {**source, **traced.signature}, exported=traced.exported
+    )
+
+
+def _module_source(module: nn.Module) -> dict[str, Any]:
+    return {"kind": "module", "name": type(module).__name__, "path": None}
+
+
+def _cast_copy(module: Any, dtype: torch.dtype) -> Any:
+    duplicate = copy.deepcopy(module)
+    cast(duplicate, dtype)
+    return duplicate
+
+
+def _cast_args(args: Args, dtype: torch.dtype, module: nn.Module, kept: set[str]) -> dict[str, Any]:
+    """Floating arguments in another dtype, but for the states."""
+    return {
+        name: value.to(dtype) if value.is_floating_point() and name not in kept else value
+        for name, value in bind(module, args).items()
+    }

@@ -1,0 +1,169 @@
+"""What goes into a session's ``run`` and what comes out: checks of the inputs, the form of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mamba_export.contract.program import Value
+from mamba_export.errors import SessionError
+from mamba_export.folder.dtypes import NUMPY_DTYPES
+from mamba_export.folder.metadata import Metadata
+
+Inputs = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
+"""Of one input its array; of several a mapping by name, or a tuple in the program's order."""
+
+
+@dataclass(frozen=True)
+class CheckedInputs:
+    """Inputs of one run.
+
+    Args:
+        arrays: by name, in the program's order, in the program's dtypes.
+        sizes: of the symbolic axes that the inputs have.
+    """
+
+    arrays: dict[str, np.ndarray]
+    sizes: dict[str, int]
+
+    @property
+    def first(self) -> np.ndarray:
+        """The first input: the token ids of a language model."""
+        return next(iter(self.arrays.values()))
+
+
+def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
+    """The program's inputs as arrays of the right dtypes.
+
+    Args:
+        inputs: see ``Inputs``. Integers where the program takes integers, numbers where it takes floats, bools
+            where it takes bools.
+        metadata: says which.
+
+    Returns:
+        int64 token ids, floats in the file's dtype, and so on; and the sizes.
+
+    Raises:
+        SessionError: an input is missing or unknown, not of its shape or kind, a dynamic axis is of length 0
+            (which would end the process inside ONNX Runtime), inputs disagree about an axis, or a token id is
+            outside the vocabulary. The message names the input, its expected shape and dtype.
+    """
+    given = _by_name(inputs, metadata.inputs)
+    sizes: dict[str, int] = {}
+    arrays = {}
+    for index, value in enumerate(metadata.inputs):
+        array = _as_array(given[value.name], value)
+        _check_shape(array, value, sizes)
+        _check_kind(array, value)
+        if index == 0 and metadata.tokens is not None:
+            _check_tokens(array, metadata.tokens.vocab_size)
+        _check_range(array, value)
+        arrays[value.name] = array.astype(NUMPY_DTYPES[value.dtype], copy=False)
+    return CheckedInputs(arrays, sizes)
+
+
+def returned(outputs: Sequence[np.ndarray], metadata: Metadata) -> Any:
+    """Outputs in the program's order, as ``run`` returns them: of one its array, of several a dict by name."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return {value.name: array for value, array in zip(metadata.outputs, outputs, strict=True)}
+
+
+def known_shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape of an output in numbers; None where it depends on more than the sizes of the inputs."""
+    try:
+        return value.resolve(sizes)
+    except KeyError:
+        return None
+
+
+def _by_name(inputs: Inputs, expected: Sequence[Value]) -> Mapping[str, Any]:
+    names = [value.name for value in expected]
+    if isinstance(inputs, Mapping):
+        for name in inputs:
+            if name not in names:
+                raise SessionError(f"there is no input {name}: the inputs are {', '.join(names)}")
+        for value in expected:
+            if value.name not in inputs:
+                raise SessionError(
+                    f"input {value.name} is missing: expected {_layout(value)} of {value.dtype}"
+                )
+        return inputs
+    if len(expected) == 1:
+        return {names[0]: inputs}
+    if not isinstance(inputs, tuple) or len(inputs) != len(expected):
+        raise SessionError(
+            f"the program takes {len(expected)} inputs: pass a mapping by name, or a tuple of "
+            f"{', '.join(names)}"
+        )
+    return dict(zip(names, inputs, strict=True))
+
+
+def _layout(value: Value) -> str:
+    return "(" + ", ".join(map(str, value.shape)) + ")"
+
+
+def _as_array(given: Any, value: Value) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise SessionError(
+            f"{value.name} is ragged: sequences of one batch have one length; call run for each length"
+        ) from error
+
+
+def _check_shape(array: np.ndarray, value: Value, sizes: dict[str, int]) -> None:
+    found = f"{value.name} has shape {array.shape}, expected {_layout(value)}"
+    if array.ndim != len(value.shape):
+        raise SessionError(found)
+    dynamic = [
+        (size, length)
+        for size, length in zip(value.shape, array.shape, strict=True)
+        if isinstance(size, str)
+    ]
+    if any(length == 0 for _, length in dynamic):
+        names = " and ".join(dict.fromkeys(size for size, _ in dynamic))
+        raise SessionError(f"{found} with {names} at least 1")
+    for size, length in dynamic:
+        known = sizes.setdefault(size, length)
+        if known != length:
+            raise SessionError(f"{found} with {size} {known}, as another input has it")
+    if array.shape != value.resolve(sizes):
+        raise SessionError(found)
+
+
+def _check_kind(array: np.ndarray, value: Value) -> None:
+    kind = NUMPY_DTYPES[value.dtype].kind
+    if kind == "b":
+        expected, fits = "bools", array.dtype.kind == "b"
+    elif kind in "iu":
+        expected, fits = "integers", array.dtype.kind in "iu"
+    else:
+        expected = "numbers"
+        fits = array.dtype.kind in "fiu" or array.dtype in NUMPY_DTYPES.values()
+    if not fits:
+        raise SessionError(f"{value.name} has dtype {array.dtype}, expected {expected}")
+
+
+def _check_range(array: np.ndarray, value: Value) -> None:
+    wanted = NUMPY_DTYPES[value.dtype]
+    if wanted.kind not in "iu" or np.can_cast(array.dtype, wanted) or array.size == 0:
+        return
+    limits = np.iinfo(wanted)
+    if int(array.min()) < limits.min or int(array.max()) > limits.max:
+        raise SessionError(
+            f"{value.name} has values that {value.dtype} cannot hold: they are in [{limits.min}, {limits.max}]"
+        )
+
+
+def _check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise SessionError(
+            f"token id {wrong} is outside the vocabulary: ids are in [0, {vocab_size})"
+        )

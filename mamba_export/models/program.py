@@ -1,0 +1,82 @@
+"""Our models as programs: what export takes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mamba_export import contract
+from mamba_export.contract.program import BATCH, LENGTH, Program, State, Tokens, Value
+from mamba_export.models.block import LayerState
+from mamba_export.models.language_model import TORCH_DTYPES, MambaBackbone, MambaLM
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+class SharedParameters(nn.Module):
+    """A module around another whose parameters and buffers have the names that they have in the other.
+
+    Args:
+        model: what is wrapped; it stays as it is.
+    """
+
+    wrapped: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not as a child, which would put a prefix before every name.
+        object.__setattr__(self, "wrapped", model)
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._modules = model._modules
+
+
+class _Positional(SharedParameters):
+    """A language model or backbone: the sequence, then the states' tensors in graph order."""
+
+    def __init__(self, model: MambaLM | MambaBackbone, last_logits_only: bool) -> None:
+        super().__init__(model)
+        self.last_logits_only = last_logits_only
+
+    def forward(self, sequence: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        model = self.wrapped
+        state = [LayerState(*past[i : i + 2]) for i in range(0, len(past), 2)]
+        if isinstance(model, MambaLM):
+            y, state = model(sequence, state, last_logits_only=self.last_logits_only)
+        else:
+            y, state = model(sequence, state)
+        return (y, *(tensor for layer in state for tensor in layer))
+
+
+def make_program(model: MambaLM | MambaBackbone, *, last_logits_only: bool = False) -> Program:
+    """The program of a language model or a backbone, with the names that the contract gives.
+
+    Args:
+        model: in the dtype that the graph is to have.
+        last_logits_only: of a language model: return the last step's logits alone, (batch, 1, vocab_size).
+
+    Returns:
+        input_ids (batch, length) int64 -> logits (batch, length, vocab_size); of a backbone inputs_embeds
+        (batch, length, d_model) -> last_hidden_state of that shape; and two states a layer.
+    """
+    config = model.config
+    dtype = _NAMES[model.backbone_dtype]
+    past, present = contract.state_names(config.n_layer)
+    tensors = [tensor for layer in model.initial_state(1) for tensor in layer]
+    states = tuple(
+        State.of(name, name, after, _NAMES[tensor.dtype], (BATCH, *tensor.shape[1:]))
+        for name, after, tensor in zip(past, present, tensors, strict=True)
+    )
+    module = _Positional(model, last_logits_only)
+    if isinstance(model, MambaBackbone):
+        hidden = (BATCH, LENGTH, config.d_model)
+        inputs = (Value(contract.INPUTS_EMBEDS, dtype, hidden),)
+        outputs = (Value(contract.OUTPUT_EMBEDS, dtype, hidden),)
+        return Program(module, inputs, outputs, states)
+    steps: int | str = 1 if last_logits_only else LENGTH
+    return Program(
+        module,
+        (Value(contract.INPUT_IDS, "int64", (BATCH, LENGTH)),),
+        (Value(contract.LOGITS, dtype, (BATCH, steps, config.vocab_size)),),
+        states,
+        Tokens(config.vocab_size, config.eos_token_id, last_logits_only),
+    )

@@ -1,0 +1,155 @@
+#include "contract.h"
+
+namespace mamba_contract {
+namespace {
+
+std::string text_of(const int64_t* shape, int32_t rank) {
+  std::string text = "[";
+  for (int32_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+std::string text_of(const Operator& op, const Axis& axis) {
+  std::string text;
+  for (const Term& term : axis.terms) {
+    if (term.size == kNone) break;
+    if (!text.empty()) text += " + ";
+    if (term.factor != 1) text += std::to_string(term.factor) + " * ";
+    text += op.sizes[term.size].name;
+  }
+  if (axis.constant < 0) text += " - " + std::to_string(-axis.constant);
+  if (axis.constant > 0) text += " + " + std::to_string(axis.constant);
+  return text;
+}
+
+}  // namespace
+
+int64_t Sizes::resolve(const Axis& axis) const {
+  int64_t sum = axis.constant;
+  for (const Term& term : axis.terms) {
+    if (term.size == kNone) break;
+    if (values_[term.size] == kUnknown) return kUnknown;
+    sum += term.factor * values_[term.size];
+  }
+  return sum;
+}
+
+bool Sizes::has_sum(const Tensor& tensor) {
+  for (int32_t i = 0; i < tensor.rank; ++i) {
+    if (tensor.axes[i].terms[1].size != kNone) return true;
+  }
+  return false;
+}
+
+// Whether the axis may have this number; sets the size that the axis alone does not know.
+bool Sizes::take(const Axis& axis, int64_t given) {
+  int64_t rest = given - axis.constant;
+  const Term* unknown = nullptr;
+  for (const Term& term : axis.terms) {
+    if (term.size == kNone) break;
+    if (values_[term.size] != kUnknown) {
+      rest -= term.factor * values_[term.size];
+    } else if (unknown) {
+      return true;  // two are not known: a later tensor gives one of them
+    } else {
+      unknown = &term;
+    }
+  }
+  if (!unknown) return rest == 0;
+  if (rest % unknown->factor != 0) return false;
+  const int64_t value = rest / unknown->factor;
+  if (value < 0) return false;
+  values_[unknown->size] = value;
+  return true;
+}
+
+void Sizes::match(const Tensor& tensor, const int64_t* shape, int32_t rank) {
+  const Sizes before = *this;  // the message tells what was known before this tensor
+  bool fits = rank == tensor.rank;
+  for (int32_t i = 0; fits && i < rank; ++i) {
+    fits = shape[i] == kUnknown || take(tensor.axes[i], shape[i]);
+  }
+  if (!fits) {
+    throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape, rank) + ", expected " +
+                  before.expected(tensor));
+  }
+  for (int32_t i = 0; i < rank; ++i) {
+    for (const Term& term : tensor.axes[i].terms) {
+      if (term.size == kNone) break;
+      if (values_[term.size] == 0) {
+        throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape, rank) + ": " +
+                      op_->sizes[term.size].name + " is 0, expected at least 1");
+      }
+    }
+  }
+}
+
+void Sizes::estimate(const Tensor& tensor, const int64_t* shape, int32_t rank) {
+  for (int32_t i = 0; i < std::min(rank, tensor.rank); ++i) {
+    if (shape[i] > 0) take(tensor.axes[i], shape[i]);
+  }
+}
+
+void Sizes::check_divisors() const {
+  for (int32_t i = 0; i < op_->sizes.count; ++i) {
+    const Size& size = op_->sizes[i];
+    if (size.divides == kNone) continue;
+    const int64_t divisor = values_[i], whole = values_[size.divides];
+    if (divisor == kUnknown || whole == kUnknown || whole % divisor == 0) continue;
+    const auto gives_it = [i](const Tensor& tensor) {
+      return std::any_of(tensor.axes, tensor.axes + tensor.rank,
+                         [i](const Axis& axis) { return axis.terms[0].size == i; });
+    };
+    const Tensor& tensor = *std::find_if(op_->inputs.begin(), op_->inputs.end(), gives_it);
+    throw Refusal(std::string(tensor.name) + " has " + size.name + " " + std::to_string(divisor) +
+                  ", which does not divide " + op_->sizes[size.divides].name + " " +
+                  std::to_string(whole));
+  }
+}
+
+std::string Sizes::expected(const Tensor& tensor) const {
+  std::string text = "(";
+  for (int32_t i = 0; i < tensor.rank; ++i) {
+    text += (i ? ", " : "") + text_of(*op_, tensor.axes[i]);
+    const int64_t value = resolve(tensor.axes[i]);
+    if (value != kUnknown) text += " = " + std::to_string(value);
+  }
+  return text + ")";
+}
+
+Params fill(const Operator& op, const Arguments& arguments) {
+  const Sizes& sizes = arguments.sizes;
+  Params params;
+  for (int32_t i = 0; i < op.sizes.count; ++i) params.put(op.sizes[i].offset, sizes[i]);
+  params.put(op.dtype_offset, arguments.dtype);
+  if (has_residual(op)) params.put(op.residual_dtype_offset, arguments.residual_dtype);
+  for (int32_t i = 0; i < op.attributes.count; ++i) {
+    const Attribute& attribute = op.attributes[i];
+    if (attribute.kind == AttributeKind::kFloat) {
+      params.put(attribute.offset, static_cast<float>(arguments.attributes[i]));
+    } else {
+      params.put(attribute.offset, static_cast<int>(arguments.attributes[i]));
+    }
+  }
+  if (op.constant_weights_offset != kNone) {
+    params.put(op.constant_weights_offset, static_cast<int>(arguments.has_constant_weights));
+  }
+  if (!arguments.inputs) return params;
+  for (int32_t i = 0; i < op.inputs.count; ++i) {
+    const Tensor& tensor = op.inputs[i];
+    if (tensor.role == Role::kStridedInput) {
+      int64_t width = 1;  // of a step
+      for (int32_t axis = 2; axis < tensor.rank; ++axis) width *= sizes.resolve(tensor.axes[axis]);
+      const int64_t length = sizes.resolve(tensor.axes[1]);
+      params.put(tensor.offset, mamba_sequence{arguments.inputs[i], length * width, width});
+    } else {
+      params.put(tensor.offset, arguments.inputs[i]);
+    }
+  }
+  for (int32_t i = 0; i < op.outputs.count; ++i) {
+    params.put(op.outputs[i].offset, arguments.outputs[i]);
+  }
+  return params;
+}
+
+}  // namespace mamba_contract

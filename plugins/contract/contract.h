@@ -1,0 +1,128 @@
+// A call of an operator, by its row: what its tensors' shapes say, and the parameters of its
+// kernels.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+#include "table.h"
+
+namespace mamba_contract {
+
+// The most that a row of the table has of something.
+template <typename Count>
+constexpr size_t most(Count count) {
+  size_t found = 0;
+  for (const Operator& op : kOperators) {
+    const size_t own = static_cast<size_t>(count(op));
+    if (own > found) found = own;
+  }
+  return found;
+}
+constexpr size_t kMostSizes = most([](const Operator& op) { return op.sizes.count; });
+constexpr size_t kMostAttributes = most([](const Operator& op) { return op.attributes.count; });
+constexpr size_t kMostInputs = most([](const Operator& op) { return op.inputs.count; });
+constexpr size_t kMostOutputs = most([](const Operator& op) { return op.outputs.count; });
+constexpr size_t kMostParamsBytes = most([](const Operator& op) { return op.params_bytes; });
+
+// The tensor at a position that counts inputs, then outputs.
+constexpr const Tensor& at_position(const Operator& op, int32_t position) {
+  return position < op.inputs.count ? op.inputs[position] : op.outputs[position - op.inputs.count];
+}
+
+// Index of the first input of class T, whose dtype the others follow.
+constexpr int32_t first_T(const Operator& op) {
+  int32_t index = 0;
+  while (op.inputs[index].dtype != DtypeClass::kT) ++index;
+  return index;
+}
+
+constexpr bool has_residual(const Operator& op) { return op.residual_dtype_offset != kNone; }
+
+// What is refused; the text names the tensor, the attribute or the field and what was expected.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The sizes of one call. A size that is not known yet, such as a dynamic batch while an engine is
+// built, is kUnknown and agrees with every value.
+class Sizes {
+ public:
+  static constexpr int64_t kUnknown = -1;
+
+  explicit Sizes(const Operator& op) : op_(&op) {
+    std::fill(std::begin(values_), std::end(values_), kUnknown);
+  }
+
+  int64_t operator[](int32_t size) const { return values_[size]; }
+
+  // An axis in numbers; kUnknown where a size of it is.
+  int64_t resolve(const Axis& axis) const;
+
+  // Takes the shape of every input, shape_of(index, rank) -> const int64_t*. The first tensor that
+  // gives a size sets it, the others must agree: throws Refusal where a shape is not its tensor's,
+  // or where a size does not divide the one that it must.
+  template <typename ShapeOf>
+  void match(ShapeOf shape_of) {
+    // A tensor may give two sizes in one axis: the second pass compares them when both are known.
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int32_t i = 0; i < op_->inputs.count; ++i) {
+        const Tensor& tensor = op_->inputs[i];
+        if (pass == 1 && !has_sum(tensor)) continue;
+        int32_t rank = 0;
+        const int64_t* shape = shape_of(i, rank);
+        match(tensor, shape, rank);
+      }
+    }
+    check_divisors();
+  }
+
+  // Takes the shape of an input where it gives a size that is not known, and checks nothing.
+  void estimate(const Tensor& tensor, const int64_t* shape, int32_t rank);
+
+ private:
+  static bool has_sum(const Tensor& tensor);
+  void match(const Tensor& tensor, const int64_t* shape, int32_t rank);
+  bool take(const Axis& axis, int64_t given);
+  void check_divisors() const;
+  std::string expected(const Tensor& tensor) const;
+
+  const Operator* op_;
+  int64_t values_[kMostSizes];
+};
+
+// Values of an operator's attributes, in its order: a flag as 0 or 1; a float without loss.
+using AttributeValues = double[kMostAttributes];
+
+// What a call is made of, by position in the operator's row. All tensors are dense.
+struct Arguments {
+  const Sizes& sizes;
+  mamba_dtype dtype;           // T
+  mamba_dtype residual_dtype;  // R, of an operator that has it
+  const AttributeValues& attributes;
+  bool has_constant_weights;
+  const void* const* inputs;  // null, and outputs too, where sizes alone are asked about
+  void* const* outputs;
+};
+
+// The bytes of an operator's parameter struct.
+class Params {
+ public:
+  const void* get() const { return bytes_; }
+
+  template <typename Value>
+  void put(size_t offset, const Value& value) {
+    std::memcpy(bytes_ + offset, &value, sizeof value);
+  }
+
+ private:
+  alignas(std::max_align_t) unsigned char bytes_[kMostParamsBytes] = {};
+};
+
+// The one place where a kernel's parameters are filled.
+Params fill(const Operator& op, const Arguments& arguments);
+
+}  // namespace mamba_contract

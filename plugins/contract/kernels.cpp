@@ -1,0 +1,72 @@
+// The kernels of each row of the table. Adapters give every kernel the same signature: a struct as
+// const void*, and a workspace where a kernel needs none.
+#include "spec.h"
+#include "table.h"
+
+namespace mamba_contract {
+namespace {
+
+template <typename Struct>
+const Struct* as(const void* params) {
+  return static_cast<const Struct*>(params);
+}
+
+template <auto kernel>
+struct Adapter;
+
+template <typename Struct,
+          mamba_status (*kernel)(const Struct*, mamba_parallel_for, void* scheduler)>
+struct Adapter<kernel> {
+  static mamba_status call(const void* params, mamba_parallel_for parallel_for, void* scheduler) {
+    return kernel(as<Struct>(params), parallel_for, scheduler);
+  }
+};
+
+template <typename Struct, size_t (*workspace)(const Struct*)>
+struct Adapter<workspace> {
+  static size_t call(const void* params) { return workspace(as<Struct>(params)); }
+};
+
+template <typename Struct, mamba_status (*kernel)(const Struct*, void* workspace, void* stream)>
+struct Adapter<kernel> {
+  static mamba_status call(const void* params, void* workspace, void* stream) {
+    return kernel(as<Struct>(params), workspace, stream);
+  }
+};
+
+template <typename Struct, mamba_status (*kernel)(const Struct*, void* stream)>
+struct Adapter<kernel> {
+  static mamba_status call(const void* params, void*, void* stream) {
+    return kernel(as<Struct>(params), stream);
+  }
+};
+
+template <auto function>
+constexpr auto kAdapted = &Adapter<function>::call;
+
+size_t no_workspace(const void*) { return 0; }
+
+bool layer_needs_products(const void* params) {
+  return !mamba_layer_is_step_cuda(as<mamba_layer_params>(params));
+}
+
+mamba_status layer_with_products(const void* params, mamba_multiply multiply, void* context,
+                                 void* workspace, void* stream) {
+  return mamba_layer_cuda(as<mamba_layer_params>(params), multiply, context, workspace, stream);
+}
+
+}  // namespace
+
+const Kernels kSelectiveScanKernels = {kAdapted<mamba_selective_scan_cpu>,
+                                       kAdapted<mamba_selective_scan_cuda_workspace>,
+                                       kAdapted<mamba_selective_scan_cuda>, nullptr, nullptr};
+
+const Kernels kCausalConv1dKernels = {kAdapted<mamba_causal_conv1d_cpu>, no_workspace,
+                                      kAdapted<mamba_causal_conv1d_cuda>, nullptr, nullptr};
+
+// Few rows run without products; the larger of the two workspaces serves both.
+const Kernels kMambaLayerKernels = {nullptr, kAdapted<mamba_layer_cuda_workspace>,
+                                    kAdapted<mamba_layer_step_cuda>, layer_needs_products,
+                                    layer_with_products};
+
+}  // namespace mamba_contract

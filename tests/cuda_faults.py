@@ -1,0 +1,142 @@
+"""Faults for every family of CUDA kernels: what ``test_sabotage_cuda`` compiles."""
+
+from __future__ import annotations
+
+from planted_faults import VARIABLE, Fault, Patch
+
+# A file's device code has its own copy of the number, which its launchers bring up to date.
+DEFINITION = f"""
+#include <cstdlib>
+namespace mamba {{
+namespace {{
+__device__ int planted_on_gpu;
+inline int planted() {{
+  const char* text = std::getenv("{VARIABLE}");
+  return text ? std::atoi(text) : 0;
+}}
+inline void plant() {{
+  static int last = 0;
+  const int now = planted();
+  if (now != last) cudaMemcpyToSymbol(planted_on_gpu, &now, sizeof(now));
+  last = now;
+}}
+__host__ __device__ inline bool is_planted(int number) {{
+#ifdef __CUDA_ARCH__
+  return planted_on_gpu == number;
+#else
+  return planted() == number;
+#endif
+}}
+}}  // namespace
+"""
+SUPPORT = [
+    Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
+    Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
+          "auto with_type(int dtype, Body body) {\n  plant();"),
+    Patch("cuda/layer_step.cuh", "  const bool starts_early =", "  plant();\n  const bool starts_early ="),
+]  # fmt: skip
+
+
+def scan(name: str, file: str, old: str, new: str) -> Fault:
+    return Fault(f"scan: {name}", "SelectiveScan alone", Patch(f"cuda/{file}", old, new))
+
+
+def conv(name: str, old: str, new: str, dtype: str = "fp32", file: str = "conv.cu") -> Fault:
+    return Fault(f"conv: {name}", "CausalConv1d alone", Patch(f"cuda/{file}", old, new), dtype)
+
+
+def layer(name: str, file: str, old: str, new: str) -> Fault:
+    return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new))
+
+
+FAULTS = [
+    scan("few steps, second sequence of a thread", "scan_step.cu",
+         "const float du = dt[i] * u[i];",
+         "const float du = dt[i] * u[i] * (FAULT && i > 0 ? 1.5f : 1.f);"),
+    scan("few steps, states after the first four of a thread", "scan_step.cu",
+         "* state + du * B[i][q][j];",
+         "* state + du * B[i][q][j] * (FAULT && q > 0 ? 1.5f : 1.f);"),
+    scan("few steps, states that are no multiple of four", "scan_step.cu",
+         "if (n + j < states) last[j] = four[j];",
+         "if (n + j < states) last[j] = FAULT ? 0.f : four[j];"),
+    scan("few steps, second block", "scan_step.cu",
+         "          y += D * u[i];",
+         "          if (!(FAULT && blockIdx.x > 0)) y += D * u[i];"),
+    scan("pipe, second tile", "scan_pipe.cu",
+         "u[v] = exists ? u[v] * dt[v] : 0.f;",
+         "u[v] = exists ? u[v] * dt[v] * (FAULT && turn > 0 ? 1.5f : 1.f) : 0.f;"),
+    scan("pipe, second block", "scan_pipe.cu",
+         "values[v] += skips[v] * u[v];",
+         "values[v] += FAULT && first > 0 ? 0.f : skips[v] * u[v];"),
+    scan("pipe, second sum of many states", "scan_pipe.cu",
+         "to[v] += (four.x + four.y) + (four.z + four.w);",
+         "if (!(FAULT && part > 0)) to[v] += (four.x + four.y) + (four.z + four.w);"),
+    scan("tile, second tile", "scan_tile.cu",
+         "du.values[v] = value * to_float(u.values[j + v]);",
+         "du.values[v] = value * to_float(u.values[j + v]) *\n"
+         "                       (FAULT && step > block.begin ? 1.5f : 1.f);"),
+    scan("tile, tail that fills no vector", "scan_tile.cu",
+         "if (at + j < block.count) to[j] = y.values[j];",
+         "if (at + j < block.count) to[j] = FAULT ? from_float<T>(0.f) : y.values[j];"),
+    scan("tile, second group", "scan_tile.cu",
+         "const int64_t group_offset = block.group * p.d_state;",
+         "const int64_t group_offset = FAULT ? 0 : block.group * p.d_state;"),
+    scan("any, states after the first of a lane", "scan_any.cu",
+         "+ dt * u * to_float(B[n]);",
+         "+ dt * u * to_float(B[n]) * (FAULT && n >= kLanes ? 1.5f : 1.f);"),
+    scan("wrong split of the length", "scan.cu",
+         "      p, parts);\n  if (cudaError_t error = cudaGetLastError()) return error;",
+         "      p, [&] {\n        ScanParts wrong = parts;\n        if (FAULT) wrong.count = 1;\n"
+         "        return wrong;\n      }());\n"
+         "  if (cudaError_t error = cudaGetLastError()) return error;"),
+    scan("last_state of a split length", "scan_tile.cu",
+         "block.part != parts.count - 1) return;",
+         "block.part != (FAULT ? 0 : parts.count - 1)) return;"),
+    conv("second run of steps",
+         "sum += weight[k][v] * to_float(input[i + k].values[v]);",
+         "sum += weight[k][v] * to_float(input[i + k].values[v]) * (FAULT && begin > 0 ? 1.5f : 1.f);"),
+    conv("second channel of a thread",
+         "      float sum = bias[v];",
+         "      float sum = FAULT && v > 0 ? 0.f : bias[v];"),
+    conv("last_state",
+         "if (i < kept) last[v * kept + i] = tail[i].values[v];",
+         "if (i < kept) last[v * kept + i] = tail[FAULT ? 0 : i].values[v];"),
+    conv("more than four taps",
+         "weights[k][at] = at < count && tap >= 0 ?",
+         "weights[k][at] = at < count && tap >= (FAULT && taps > 4 ? 4 : 0) ?"),
+    # Four bits of the fraction lost: about four times what storing costs.
+    conv("bf16 written", "return __float2bfloat16_rn(x);",
+         "return __float2bfloat16_rn(FAULT ? __uint_as_float(__float_as_uint(x) & 0xfff00000u) : x);",
+         "bf16", "numeric.cuh"),
+    conv("fp16 written", "return __float2half_rn(x);",
+         "return __float2half_rn(FAULT ? __uint_as_float(__float_as_uint(x) & 0xfffe0000u) : x);",
+         "fp16", "numeric.cuh"),
+    layer("one token, second block of in_proj", "layer_step.cuh",
+          "    float sum = tap[d_conv];",
+          "    float sum = FAULT && first > 0 ? 0.f : tap[d_conv];"),
+    layer("one token, state of the convolution", "layer_step.cuh",
+          "window[(b * span + length + j) * kInColumns + c];",
+          "window[(b * span + (FAULT ? 0 : length) + j) * kInColumns + c];"),
+    layer("one token, second share of x_proj", "layer_step.cuh",
+          "for (int split = 0; split < s.splits; ++split) sum +=",
+          "for (int split = 0; split < (FAULT ? 1 : s.splits); ++split) sum +="),
+    layer("one token, states after the first of a team", "layer_step.cuh",
+          "* h.values[i] + dt_u * B[n + i];",
+          "* h.values[i] + dt_u * B[n + i] * (FAULT && !is_first ? 1.5f : 1.f);"),
+    layer("a few rows, second row", "layer_step.cuh",
+          "const float dt_u = dt * input[r];",
+          "const float dt_u = dt * input[r] * (FAULT && r > 0 ? 1.5f : 1.f);"),
+    layer("one token, residual of the second block", "layer_step.cuh",
+          "const float sum = residual + partial[threadIdx.x];",
+          "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
+    layer("many rows, norm", "layer_norm.cu",
+          "y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);",
+          "y.values[j] =\n          from_float<T>(to_float(h.values[j]) * scale * w.values[j] *"
+          " (FAULT && j > 0 ? 1.5f : 1.f));"),
+    layer("many rows, gate", "layer.cu",
+          "s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);",
+          "s.z = slice(m_.xz, FAULT ? 0 : p_.d_inner, 2 * p_.d_inner);"),
+    layer("many rows, residual", "layer.cu",
+          "                   p_.hidden_dtype, true);",
+          "                   p_.hidden_dtype, !FAULT);"),
+]  # fmt: skip

@@ -1,0 +1,103 @@
+"""Faults planted into a copy of the native sources, one compiled library for all of them.
+
+A fault is a patch of the sources' text that does wrong where ``mamba::is_planted`` says so of its number: of
+the one in the environment variable ``MAMBA_PLANTED_FAULT``, which is read at each call. The shipped sources
+hold none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VARIABLE = "MAMBA_PLANTED_FAULT"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Text that stands once in one file under plugins/ with this ending, and what replaces it."""
+
+    ending: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: its patch, in which ``FAULT`` is true where it is chosen, and what it is caught by.
+
+    name: for the test's id. check: name of a check that fails. dtype: of the file that shows it.
+    """
+
+    name: str
+    check: str
+    patch: Patch
+    dtype: str = "fp32"
+
+
+def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> Path:
+    """A copy of the sources in ``folder`` with all faults; arguments as in ``build``."""
+    sources = folder / "sources"
+    shutil.copytree(
+        ROOT / "plugins", sources / "plugins", ignore=shutil.ignore_patterns("tensorrt")
+    )
+    shutil.copy(ROOT / "CMakeLists.txt", sources)
+    for number, fault in enumerate(faults, 1):
+        _apply(sources, fault.patch, f"mamba::is_planted({number})")
+    for patch in support:
+        _apply(sources, patch, "")
+    return sources
+
+
+def build(
+    folder: Path,
+    faults: Sequence[Fault],
+    support: Sequence[Patch],
+    targets: Sequence[str],
+    options: Sequence[str],
+) -> Path:
+    """Compile a patched copy of the sources.
+
+    Args:
+        folder: empty, for sources and build.
+        faults: fault i of the list is number i + 1.
+        support: patches that define ``mamba::is_planted``.
+        targets: to build. options: of cmake, such as -DMAMBA_CUDA=OFF.
+
+    Returns:
+        The build folder.
+    """
+    sources = patched(folder, faults, support)
+    build_folder = folder / "build"
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    _run("cmake", "-S", sources, "-B", build_folder, *generator, *options)
+    _run("cmake", "--build", build_folder, "--parallel", os.cpu_count() or 1, "--target", *targets)
+    return build_folder
+
+
+def built_file(build_folder: Path, name: str) -> Path:
+    """The file of this name that the build made."""
+    return next(build_folder.rglob(name))
+
+
+def _apply(sources: Path, patch: Patch, fault: str) -> None:
+    files = [
+        file
+        for file in sorted((sources / "plugins").rglob(f"*{patch.ending}"))
+        if patch.old in file.read_text()
+    ]
+    places = sum(file.read_text().count(patch.old) for file in files)
+    assert places == 1, f"{patch.old!r} stands {places} times in *{patch.ending}, expected once"
+    text = files[0].read_text()
+    files[0].write_text(text.replace(patch.old, re.sub(r"\bFAULT\b", fault, patch.new)))
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

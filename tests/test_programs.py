@@ -1,0 +1,189 @@
+"""Programs: modules of a user's own, any inputs and outputs, and states that grow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hybrid import D_STATE, HEADS, TAPS, WIDTH, Hybrid, states, truth
+
+import mamba_export
+from mamba_export import State, contract
+from mamba_export.backends.onnxruntime.session import OrtSession, OrtState
+from mamba_export.errors import SessionError
+from mamba_export.export.module_program import module_program
+from mamba_export.export.torch_run import run_program
+
+OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
+NAMES = ("y", "keys", "values", "conv", "scan")
+HYBRID_STATES = [
+    State("keys", 1, grows=2),
+    State("values", 2, grows=2),
+    State("conv", 3),
+    State("scan", 4),
+]
+SHAPES = {
+    "x": {0: "batch", 1: "length"},
+    "keys": {0: "batch"},
+    "values": {0: "batch"},
+    "conv": {0: "batch"},
+    "scan": {0: "batch"},
+}
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> Hybrid:
+    torch.manual_seed(0)
+    return Hybrid()
+
+
+@pytest.fixture(scope="module")
+def exported(hybrid: Hybrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Examples of batch and length 1 and an empty cache: none of it may become a constant.
+    args = (torch.randn(1, 1, WIDTH), *states(1, past=0))
+    out = tmp_path_factory.mktemp("programs") / "hybrid"
+    return mamba_export.export(
+        hybrid, args, output=out, dynamic_shapes=SHAPES, states=HYBRID_STATES
+    )
+
+
+@pytest.fixture(scope="module")
+def session(exported: Path) -> OrtSession:
+    return OrtSession(exported, threads=1)
+
+
+def sequence(batch: int, length: int) -> np.ndarray:
+    return np.random.default_rng(length).standard_normal((batch, length, WIDTH), dtype=np.float32)
+
+
+def close(found: np.ndarray, expected: np.ndarray, bound: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert np.linalg.norm(found - expected) <= bound * np.linalg.norm(expected)
+
+
+# States that grow
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "parts",
+    [(9,), (1,) * 9, (4, 5), (1, 7, 1), (8, 1)],
+    ids=lambda parts: "-".join(map(str, parts)),
+)
+def test_any_split_is_the_whole(
+    session: OrtSession, hybrid: Hybrid, batch: int, parts: tuple[int, ...]
+) -> None:
+    x = sequence(batch, sum(parts))
+    expected = truth(hybrid, x)
+    state, outputs, read = None, [], 0
+    for part in np.split(x, np.cumsum(parts)[:-1], axis=1):
+        y, state = session.run(part, state)
+        outputs.append(y)
+        read += part.shape[1]
+        assert [t.shape for t in state.numpy()][:2] == [(batch, HEADS, read, WIDTH // HEADS)] * 2
+    close(np.concatenate(outputs, axis=1), expected["y"])
+    for name, array in zip(NAMES[1:], state.numpy(), strict=True):
+        close(array, expected[name])
+
+
+def test_a_long_prompt_then_steps(session: OrtSession, hybrid: Hybrid) -> None:
+    x = sequence(2, 300)
+    expected = truth(hybrid, x)["y"]
+    y, state = session.run(x[:, :290])
+    close(y, expected[:, :290])
+    for step in range(290, 300):
+        y, state = session.run(x[:, step : step + 1], state)
+        close(y[:, 0], expected[:, step])
+
+
+def test_the_oldest_onnxruntime_agrees(exported: Path, hybrid: Hybrid, tmp_path: Path) -> None:
+    if not (OLDEST_ORT / "onnxruntime").is_dir():
+        pytest.skip("ONNX Runtime 1.20 is not in .ort-oldest: `make test` puts it there")
+    x = sequence(3, 7)
+    np.save(tmp_path / "x.npy", x)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np, onnxruntime as ort\n"
+        "from mamba_export.backends.onnxruntime.session import OrtSession\n"
+        "session = OrtSession(sys.argv[2], threads=1, native=False)\n"
+        "x, state, ys = np.load(sys.argv[3]), None, []\n"
+        "for part in np.split(x, [3, 4], axis=1):\n"
+        "    y, state = session.run(part, state)\n"
+        "    ys.append(y)\n"
+        "np.save(sys.argv[4], np.concatenate(ys, axis=1))\n"
+        "print(ort.__version__)\n"
+    )
+    paths = [OLDEST_ORT, exported, tmp_path / "x.npy", tmp_path / "y.npy"]
+    found = subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("1.20.")
+    close(np.load(tmp_path / "y.npy"), truth(hybrid, x)["y"])
+
+
+def test_the_folder_tells_of_the_states(exported: Path) -> None:
+    content = json.loads((exported / contract.METADATA_FILE).read_text())
+    assert content["tokens"] is None
+    assert content["model"] is None
+    assert [one["name"] for one in content["inputs"]] == ["x"]
+    keys, _, conv, _ = content["states"]
+    assert keys == {
+        "name": "keys", "past": "keys", "present": "present.keys", "dtype": "fp32",
+        "shape": ["batch", HEADS, "past", WIDTH // HEADS], "start": 0.0, "grows": 2,
+    }  # fmt: skip
+    assert (conv["shape"], conv["grows"]) == (["batch", WIDTH, TAPS - 1], None)
+    initializers = ir.load(exported / contract.MODEL_FILE).graph.initializers
+    assert {"qkv.weight", "conv_weight", "D", "A"} <= set(initializers)
+
+
+def test_states_start_and_are_selected_and_concatenated(
+    session: OrtSession, hybrid: Hybrid
+) -> None:
+    start = session.initial_state(2)
+    assert [array.shape for array in start.numpy()] == [
+        (2, HEADS, 0, WIDTH // HEADS), (2, HEADS, 0, WIDTH // HEADS), (2, WIDTH, TAPS - 1), (2, WIDTH, D_STATE),
+    ]  # fmt: skip
+    x = sequence(3, 6)
+    _, state = session.run(x[:, :4])
+    swapped = state.select([2, 0])
+    y, _ = session.run(x[[2, 0], 4:], swapped)
+    close(y, truth(hybrid, x)["y"][[2, 0], 4:])
+    joined = session.concatenate([swapped, state.select([1])])
+    y, _ = session.run(x[[2, 0, 1], 4:], joined)
+    close(y, truth(hybrid, x)["y"][[2, 0, 1], 4:])
+    assert session.concatenate([start, session.initial_state(1)]).batch == 3
+
+    _, longer = session.run(x[:, :5])
+    with pytest.raises(SessionError, match="grown to different lengths"):
+        session.concatenate([state, longer])
+    mixed = OrtState([state.tensors[0], *longer.tensors[1:]])
+    with pytest.raises(SessionError, match=r"state values has shape \(3, 2, 5, 8\), expected"):
+        session.run(x[:, 5:], mixed)
+
+
+def test_a_float64_program_in_pytorch_is_the_truth_too(exported: Path, hybrid: Hybrid) -> None:
+    """What ``verify`` runs: the program of a module and a folder's metadata, on torch tensors."""
+    metadata = OrtSession(exported, threads=1).metadata
+    program = module_program(
+        hybrid,
+        metadata.source,
+        inputs=metadata.inputs,
+        outputs=metadata.outputs,
+        states=metadata.states,
+    )
+    x = sequence(2, 5)
+    outputs, after = run_program(program, {"x": torch.from_numpy(x)})
+    expected = truth(hybrid, x)
+    close(outputs["output"].numpy(), expected["y"])
+    for name, tensor in zip(NAMES[1:], after, strict=True):
+        close(tensor.numpy(), expected[name])

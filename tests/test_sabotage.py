@@ -1,0 +1,196 @@
+"""verify finds faults: each planted into the compiled CPU kernels, each named by the operator that has it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_faults
+import pytest
+import torch
+from planted_faults import VARIABLE, Fault, Patch, build, built_file, patched
+
+from mamba_export import libraries, verify
+from mamba_export.export import export
+from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.operators import kernel_library
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake"),
+    pytest.mark.skipif(
+        not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler"
+    ),
+]
+
+SUPPORT = [
+    Patch("cpu/simd.h", "namespace mamba {\n", "namespace mamba {\nextern int planted_fault;\n"
+          "static inline bool is_planted(int number) { return planted_fault == number; }\n"),
+    Patch("cpu/dispatch.cpp", "namespace {\n\nconst mamba::CpuKernels& pick() {",
+          "#include <cstdlib>\nnamespace mamba {\nint planted_fault = 0;\n}\n"
+          "namespace {\n\nconst mamba::CpuKernels& pick() {"),
+    Patch("cpu/dispatch.cpp", "  if (parallel_for && tasks > 1",
+          f'  const char* planted = getenv("{VARIABLE}");\n'
+          "  mamba::planted_fault = planted ? atoi(planted) : 0;\n"
+          "  if (parallel_for && tasks > 1"),
+]  # fmt: skip
+
+
+def scan(name: str, old: str, new: str) -> Fault:
+    return Fault(f"scan: {name}", "SelectiveScan alone", Patch("cpu/scan.h", old, new))
+
+
+def conv(name: str, old: str, new: str) -> Fault:
+    return Fault(f"conv: {name}", "CausalConv1d alone", Patch("cpu/conv.h", old, new))
+
+
+def conversion(name: str, dtype: str, old: str, new: str) -> Fault:
+    return Fault(name, "CausalConv1d alone", Patch("cpu/simd.h", old, new), dtype)
+
+
+FAULTS = [
+    scan("second vector of a task",
+         "dt_u[t] = dt[t] * u[t];",
+         "if (FAULT && c > 0) u[t] *= 1.5f;\n        dt_u[t] = dt[t] * u[t];"),
+    scan("tail that fills no vector",
+         "  y += u * load<Fp32>(p.D + channel, count);",
+         "  if (!(FAULT && count < kLanes)) y += u * load<Fp32>(p.D + channel, count);"),
+    scan("second task",
+         "  for (int64_t start = 0; start < p.length; start += kTile) {",
+         "  if (FAULT && block.first > 0) memset(h, 0, kVectorsATask * vector_size * sizeof(float));\n"
+         "  for (int64_t start = 0; start < p.length; start += kTile) {"),
+    scan("second block of time",
+         "widen_row<T>(p, p.B, block, walked(p, start + t), B + t * N);",
+         "widen_row<T>(p, p.B, block, walked(p, FAULT && start > 0 ? start : start + t), B + t * N);"),
+    scan("states that are no multiple of four",
+         "    for (int k = 0; k < K; ++k) {\n      state[k] = exp(",
+         "    for (int k = FAULT && K == 1 ? 1 : 0; k < K; ++k) {\n      state[k] = exp("),
+    scan("last_state",
+         "  from_lanes(h, p.last_state",
+         "  if (FAULT) h[0] *= 1.5f;\n  from_lanes(h, p.last_state"),
+    scan("reverse",
+         "  return p.reverse ? p.length - 1 - step : step;",
+         "  return p.reverse && !FAULT ? p.length - 1 - step : step;"),
+    scan("second group",
+         "row<T>(sequence, block.batch, step) + block.group * p.d_state;",
+         "row<T>(sequence, block.batch, step) + (FAULT ? 0 : block.group * p.d_state);"),
+    scan("second of a few steps",
+         "step == 0 ? p.initial_state : p.last_state;",
+         "step == 0 || FAULT ? p.initial_state : p.last_state;"),
+    scan("second vector of a few steps",
+         "      const Vec dt_u = dt * u;\n      Vec y = {};",
+         "      const Vec dt_u = FAULT && c > 0 ? dt * u * 1.5f : dt * u;\n      Vec y = {};"),
+    conv("second vector of a task",
+         "    if (p.silu) out = silu(out);",
+         "    if (FAULT && channel % (kConvVectors * kLanes)) out *= 1.5f;\n"
+         "    if (p.silu) out = silu(out);"),
+    conv("tail that fills no vector",
+         "    Vec out = bias;",
+         "    Vec out = FAULT && count < kLanes ? Vec{} : bias;"),
+    conv("second task",
+         "      out += weight[k] * ring[slot];",
+         "      out += weight[k] * ring[FAULT && channel >= kConvVectors * kLanes ? 0 : slot];"),
+    conv("second step",
+         "    oldest = oldest + 1 == taps ? 0 : oldest + 1;",
+         "    oldest = oldest + 1 == taps ? (FAULT && taps > 1 ? 1 : 0) : oldest + 1;"),
+    conv("initial_state of the second sequence",
+         "load<T>(from + (batch * p.channels + channel)",
+         "load<T>(from + ((FAULT ? 0 : batch) * p.channels + channel)"),
+    conv("last_state",
+         "Vec one = broadcast(ring[slot][i]);",
+         "Vec one = broadcast(ring[FAULT ? oldest : slot][i]);"),
+    conv("reverse",
+         "  const int64_t t = p.reverse ? p.length - 1 - step : step;",
+         "  const int64_t t = p.reverse && !FAULT ? p.length - 1 - step : step;"),
+    # Four bits of the fraction lost: about four times what storing costs.
+    conversion("bf16 read", "bf16",
+               "return (Vec)(__builtin_convertvector(x, VecU) << 16);",
+               "return (Vec)((__builtin_convertvector(x, VecU) & (FAULT ? 0xfff0u : ~0u)) << 16);"),
+    conversion("bf16 written", "bf16",
+               "(VecU)select(is_nan, (Vec)quiet, (Vec)rounded), VecH);",
+               "(VecU)select(is_nan, (Vec)quiet, (Vec)(rounded & (FAULT ? ~15u : ~0u))), VecH);"),
+    conversion("fp16 read", "fp16",
+               "const VecU magnitude = (half & 0x7fff) << 13;",
+               "const VecU magnitude = (half & (FAULT ? 0x7ff0 : 0x7fff)) << 13;"),
+    conversion("fp16 written", "fp16",
+               "return __builtin_convertvector(half | (sign >> 16), VecH);",
+               "return __builtin_convertvector((half & (FAULT ? ~15u : ~0u)) | (sign >> 16), VecH);"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build folder of the patched sources, for the instruction set that this CPU runs best."""
+    best = kernel_library.library().instruction_set if kernel_library.available() else "avx2"
+    return build(
+        tmp_path_factory.mktemp("variant"),
+        FAULTS,
+        SUPPORT,
+        ["mamba_export_ort", "mamba_export_kernels"],
+        ["-DMAMBA_CUDA=OFF", f"-DMAMBA_INSTRUCTION_SETS={best if best != 'baseline' else ''}"],
+    )
+
+
+@pytest.fixture
+def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variant in place of both libraries: PyTorch has the fault too, and must not hide it."""
+    for library in (libraries.CUSTOM_OPS, libraries.KERNELS):
+        monkeypatch.setenv(library.variable, str(built_file(variant, library.file)))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file of each dtype of a model of 130 channels: several vectors, two tasks, an odd tail."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    checkpoints.save(MambaLM(MambaConfig(d_model=65, n_layer=2, vocab_size=64)), folder / "source")
+    return {
+        dtype: export(folder / "source", folder / dtype, dtype=dtype)
+        for dtype in ("fp32", "fp16", "bf16")
+    }
+
+
+uses_variant = pytest.mark.usefixtures("_installed")
+
+
+def failing(report: verify.Report) -> list[str]:
+    return [check.check for check in report.checks if not check.passed]
+
+
+@uses_variant
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_without_a_fault_the_variant_passes(exported: dict[str, Path], dtype: str) -> None:
+    assert failing(verify(exported[dtype], backends=["native"], quick=True)) == []
+
+
+@uses_variant
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
+def test_a_planted_fault_is_found_and_named(
+    exported: dict[str, Path], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FAULTS[number - 1]
+    monkeypatch.setenv(VARIABLE, str(number))
+    report = verify(exported[fault.dtype], backends=["native"], quick=True)
+    assert fault.check in failing(report)
+    others = {"SelectiveScan alone", "CausalConv1d alone"} - {fault.check}
+    if fault.dtype == "fp32":  # a conversion is both operators'
+        assert not others & set(failing(report)), "the other operator is not accused"
+
+
+@uses_variant
+def test_the_command_line_says_so(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+    command = [sys.executable, "-m", "mamba_export", "verify", exported["fp32"]]
+    done = subprocess.run(
+        [*command, "--backend", "native", "--quick"], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert "checks failed; first: onnxruntime CPU, native, SelectiveScan alone" in printed
+
+
+def test_the_patches_of_the_cuda_kernels_fit_the_sources(tmp_path: Path) -> None:
+    patched(tmp_path, cuda_faults.FAULTS, cuda_faults.SUPPORT)

@@ -1,0 +1,73 @@
+"""verify finds faults planted into every family of CUDA kernels, and names the operator or the layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import torch
+from cuda_faults import FAULTS, SUPPORT
+from planted_faults import VARIABLE, build, built_file
+
+from mamba_export import libraries, verify
+from mamba_export.export import export
+from mamba_export.models import MambaConfig, MambaLM, checkpoints
+
+CUDA = "CUDAExecutionProvider"
+NO_PROVIDER = "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason=NO_PROVIDER),
+]
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The patched custom-op library, compiled for this GPU alone."""
+    major, minor = torch.cuda.get_device_capability()
+    options = [
+        "-DMAMBA_CUDA=ON",
+        f"-DMAMBA_CUDA_ARCHITECTURES={major}{minor}",
+        "-DMAMBA_INSTRUCTION_SETS=",
+    ]
+    folder = tmp_path_factory.mktemp("variant")
+    return built_file(
+        build(folder, FAULTS, SUPPORT, ["mamba_export_ort"], options), libraries.CUSTOM_OPS.file
+    )
+
+
+@pytest.fixture(autouse=True)
+def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(libraries.CUSTOM_OPS.variable, str(variant))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    checkpoints.save(MambaLM(MambaConfig(d_model=68, n_layer=2, vocab_size=64)), folder / "source")
+    return {
+        dtype: export(folder / "source", folder / dtype, dtype=dtype)
+        for dtype in ("fp32", "fp16", "bf16")
+    }
+
+
+def failing(report: verify.Report) -> list[str]:
+    return [check.check for check in report.checks if not check.passed]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_without_a_fault_the_variant_passes(exported: dict[str, Path], dtype: str) -> None:
+    assert failing(verify(exported[dtype], backends=["cuda-native"], quick=True)) == []
+
+
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
+def test_a_planted_fault_is_found_and_named(
+    exported: dict[str, Path], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FAULTS[number - 1]
+    monkeypatch.setenv(VARIABLE, str(number))
+    report = verify(exported[fault.dtype], backends=["cuda-native"], quick=True)
+    assert fault.check in failing(report)
