@@ -14,7 +14,7 @@ namespace {
 
 // Entries of the session's configuration.
 //
-// Written here, so that nobody need register twice: the runtime refuses
+// Written here, so that nobody registers twice: the runtime refuses
 // that when it makes the session, and shows no other sign.
 // mamba_export/backends/onnxruntime/custom_ops.py reads it.
 constexpr char kRegisteredKey[] = "mamba_export.registered";

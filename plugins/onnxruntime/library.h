@@ -67,8 +67,7 @@ OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcep
       const std::string text = std::string("mamba_export ") + name + ": ";
       return api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
     }
-  } catch (
-      ...) {  // nothing else is thrown but for want of memory, also while the text is put together
+  } catch (...) {  // only std::bad_alloc is left, also while the text is put together
     return api.CreateStatus(kOrtFail, "mamba_export: out of memory");
   }
 }

@@ -19,7 +19,7 @@ namespace {
 
 mamba_status checked(const char* what, cudaError_t error) {
   if (error == cudaSuccess) return MAMBA_OK;
-  cudaGetLastError();  // so that nobody else takes it for his own
+  cudaGetLastError();  // clears it: a later check would report it as its own
   return fail(MAMBA_CUDA_ERROR, "%s: CUDA failed: %s", what, cudaGetErrorString(error));
 }
 

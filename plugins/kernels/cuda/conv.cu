@@ -1,5 +1,6 @@
 // Causal depthwise convolution: a thread walks a run of steps for some neighbouring channels (16
 // bytes of them where alignment allows), with the taps' window in registers.
+#include "gpu.cuh"
 #include "kernels.cuh"
 #include "numeric.cuh"
 
@@ -134,8 +135,7 @@ template <typename T, int kVector>
 cudaError_t launch_taps(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   // One channel a thread: the window of more taps fills its registers.
   if (p.d_conv > 4) return launch<T, 1, 16, 16>(p, stream);
-  // Long runs read fewer steps twice; short ones give a small input more threads.
-  const bool is_large = p.batch * p.length * p.channels >= int64_t{1} << 24;
+  const bool is_large = p.batch * p.length * p.channels >= current_tuning().large_convolution;
   return is_large ? launch<T, kVector, 4, 16>(p, stream) : launch<T, kVector, 4, 8>(p, stream);
 }
 

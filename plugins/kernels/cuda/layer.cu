@@ -172,16 +172,14 @@ bool fits_step(const mamba_layer_params& p) {
   return shared <= static_cast<size_t>(current_gpu().shared_bytes);
 }
 
-// The step's kernels are bound by memory for one row, and by arithmetic for several: then tensor
-// cores, on many rows' path, are quicker. Measured on an H100 in whole models.
-constexpr int64_t kMostQuickRows = 4;
-constexpr int64_t kMostQuickProducts = 64'000'000;  // multiplications of a layer and all rows
-
+// Whether they are the quickest.
 bool prefers_step(const mamba_layer_params& p) {
   if (!fits_step(p)) return false;
   const int64_t rows = p.batch * p.length;
-  return rows == 1 ||
-         (rows <= kMostQuickRows && rows * p.d_model * 3 * p.d_inner <= kMostQuickProducts);
+  if (rows == 1) return true;
+  const Tuning& tuning = current_tuning();
+  return rows <= tuning.most_step_rows &&
+         rows * p.d_model * 3 * p.d_inner <= tuning.most_step_products;
 }
 
 mamba_status run_step(const mamba_layer_params& p, void* workspace, cudaStream_t stream) {

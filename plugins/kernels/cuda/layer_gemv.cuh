@@ -1,5 +1,5 @@
-// Products of a few rows with a large matrix, as one token a sequence needs them: y = x W with W
-// (depth, columns) row-major. Reading W once is all the time there is, so the code is about loads.
+// GEMV for a few rows at once, as one token a sequence needs it: y = x W with W (depth, columns)
+// row-major. Reading W once is all the time there is, so the code is about loads.
 //
 // A block owns Columns columns. kLanes threads lie side by side along a row of W, 16 bytes each;
 // the block's kGroups such groups share out the depth, kRun rows at a time. A thread keeps two runs

@@ -2,29 +2,23 @@
 // leave most of the GPU idle.
 #include <algorithm>
 
+#include "gpu.cuh"
 #include "scan.cuh"
 
 namespace mamba {
 namespace {
-
-// Measured on an H100: below this many channels of all sequences a split length is quicker, though
-// it computes every exponential twice.
-constexpr int64_t kFewChannels = 1024;
-constexpr int64_t kFewStates = kFewChannels * 16;
-constexpr int64_t kShortestPart = 128;
-constexpr int64_t kMostParts = 64;
 
 int64_t rounded_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
 // 1 where the length is not split.
-int64_t count_parts(const mamba_selective_scan_params& p, int64_t batch) {
+int64_t count_parts(const mamba_selective_scan_params& p, int64_t batch, const Tuning& tuning) {
   if (p.d_state > kMostTileStates) return 1;
-  const int64_t states = batch * p.d_inner * p.d_state;
-  if (batch * p.d_inner >= kFewChannels || states >= kFewStates) return 1;
-  const int64_t wanted = std::min(kMostParts, 4 * kFewStates / states);
-  return std::max<int64_t>(1, std::min(wanted, p.length / kShortestPart));
+  const int64_t states = batch * p.d_inner * p.d_state, few_states = tuning.split_channels * 16;
+  if (batch * p.d_inner >= tuning.split_channels || states >= few_states) return 1;
+  const int64_t wanted = std::min(tuning.most_parts, 4 * few_states / states);
+  return std::max<int64_t>(1, std::min(wanted, p.length / tuning.shortest_part));
 }
 
 struct Workspace {
@@ -73,10 +67,12 @@ cudaError_t launch_split(const mamba_selective_scan_params& p, int64_t count, vo
 }  // namespace
 
 size_t scan_workspace(const mamba_selective_scan_params& p) {
+  // An engine may be built on another GPU than it runs on.
+  constexpr Tuning kTuning = most_splits();
   // A smaller batch may be split where this one is not, so every batch that can be split counts.
   size_t most = 0;
-  for (int64_t batch = 1; batch <= p.batch && batch * p.d_inner < kFewChannels; ++batch) {
-    const int64_t parts = count_parts(p, batch);
+  for (int64_t batch = 1; batch <= p.batch && batch * p.d_inner < kTuning.split_channels; ++batch) {
+    const int64_t parts = count_parts(p, batch, kTuning);
     if (parts > 1) most = std::max(most, Workspace(p, batch, parts).bytes());
   }
   return most;
@@ -86,7 +82,7 @@ cudaError_t launch_scan(const mamba_selective_scan_params& p, void* workspace,
                         cudaStream_t stream) {
   if (p.d_state > kMostTileStates) return launch_scan_any(p, stream);
   if (p.length <= kFewSteps) return launch_scan_step(p, stream);
-  const int64_t parts = count_parts(p, p.batch);
+  const int64_t parts = count_parts(p, p.batch, current_tuning());
   if (parts > 1) return launch_split(p, parts, workspace, stream);
   if (pipe_fits(p)) return launch_scan_pipe(p, stream);
   return launch_scan_tile(p, {kWhole, 1, p.length, nullptr, nullptr}, stream);

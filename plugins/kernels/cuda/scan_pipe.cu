@@ -1,21 +1,21 @@
-// Scan for d_state up to 128: scan warps do nothing but the recurrence, and two kinds of helper
-// warps all the rest, ahead of them and behind, so that a step costs a scan warp as few
-// instructions and as little waiting as can be. They hand tiles of some steps to each other in
-// three buffers of shared memory:
+// Scan for d_state up to 128, warp-specialised: consumer warps do nothing but the recurrence, and
+// two other kinds of warps all the rest, ahead of them and behind, so that a step costs a consumer
+// warp as few instructions and as little waiting as can be. They hand tiles of some steps to each
+// other in three stages of shared memory:
 //
-//   preparing warps  dt, dt u, B and C in fp32; the numbers of T for the next tile are under way
-//   scan warps       the sums over the states
-//   finishing warps  skip, gate and store
+//   producer warps  dt, dt u, B and C in fp32; the numbers of T for the next tile are under way
+//   consumer warps  the recurrence, and the sums over the states
+//   epilogue warps  skip, gate and store
 //
-// A scan thread keeps some states of one or two channels. Its loop is pipelined by hand in groups
-// of 4 steps, for the compiler moves no load over a store: while the recurrence walks a group, the
-// next one is read, and with kAhead the exponentials of the one between are computed.
+// A consumer thread keeps some states of one or two channels. Its loop is pipelined by hand in
+// groups of 4 steps, for the compiler moves no load over a store: while the recurrence walks a
+// group, the next one is read, and with kAhead the exponentials of the one between are computed.
 //
 // Sums over the states of a channel are matrix products in tf32, which take one instruction where
 // shuffles take six. Where four lanes have all states of a channel, for bf16 the matrices are h and
 // C (C is exact in tf32, and what h loses is less than y loses when it is rounded); else they are
 // the products C h and ones, and for the other types the part of them that tf32 drops is summed
-// too. Channels of more than four lanes have a sum for every four; finishing warps add those.
+// too. Channels of more than four lanes have a sum for every four; epilogue warps add those.
 #include <algorithm>
 
 #include "gpu.cuh"
@@ -24,55 +24,48 @@
 namespace mamba {
 namespace {
 
-constexpr int kBuffers = 3;
-constexpr int kGroup = 4;       // steps of a turn of the scan loop
-constexpr int kQuad = 4;        // channels, or states, that a helper moves at once
+constexpr int kStages = 3;      // of shared memory, a tile each
+constexpr int kGroup = 4;       // steps of an iteration of the consumers' loop
+constexpr int kQuad = 4;        // channels, or states, that the other roles move at once
 constexpr int kMostSteps = 32;  // of a tile
 
-// Channels have AllStates states, zeros after d_state, and tiles have Steps steps. Scan threads
-// have Channels channels and States states each; a block has at most Width channels, and Helpers
-// threads of either kind of helpers; Blocks blocks share a multiprocessor.
-template <int AllStates, int Steps, int Channels, int States, int Width, int Helpers, int Blocks,
-          bool Ahead>
-struct PipeShape {
-  static constexpr int kAllStates = AllStates;
-  static constexpr int kSteps = Steps;
-  static constexpr int kGroups = Steps / kGroup;
+// What follows from the tile's constants (tuning.cuh).
+template <typename Constants>
+struct PipeShape : Constants {
+  using Constants::kAllStates, Constants::kSteps, Constants::kChannels, Constants::kStates;
+  using Constants::kWidth, Constants::kRoleThreads;
+  static constexpr int kGroups = kSteps / kGroup;
   // Tiles on their way from device memory, which takes longer than a tile of few states; of many
   // states, a second one would need more registers than there are.
   static constexpr int kUnderWay = kAllStates <= 16 ? 2 : 1;
-  static constexpr int kChannels = Channels;
-  static constexpr int kStates = States;
-  static constexpr int kWidth = Width;
-  static constexpr int kHelpers = Helpers;
-  static constexpr int kBlocks = Blocks;
-  static constexpr bool kAhead = Ahead;
-  static constexpr int kLanes = kAllStates / States;  // that share a channel
-  static constexpr int kParts = kLanes / 4;           // sums of a channel, one a quad of lanes
-  static constexpr int kMultiple = 32 / kLanes * Channels;  // channels of a scan warp
-  static constexpr int kScanners = Width * kLanes / Channels;
-  // Quads of a helper and a tile, at most.
+  static constexpr int kLanes = kAllStates / kStates;  // that share a channel
+  static constexpr int kParts = kLanes / 4;            // sums of a channel, one a quad of lanes
+  static constexpr int kMultiple = 32 / kLanes * kChannels;  // channels of a consumer warp
+  static constexpr int kConsumers = kWidth * kLanes / kChannels;
+  // Quads of a thread of the other roles and a tile, at most.
   static constexpr int kStateQuads = kAllStates / kQuad;
-  static constexpr int kItems = (Width / kQuad * Steps + Helpers - 1) / Helpers;
-  static constexpr int kStateItems = (kStateQuads * Steps + Helpers - 1) / Helpers;
-  static_assert(Width % kMultiple == 0 && Width % kQuad == 0 && Helpers % 32 == 0);
-  static_assert(Helpers % kStateQuads == 0);  // a helper has the same states at all its steps
-  static_assert(Steps % kGroup == 0 && Steps <= kMostSteps && kParts * 4 * States == AllStates);
+  static constexpr int kItems = (kWidth / kQuad * kSteps + kRoleThreads - 1) / kRoleThreads;
+  static constexpr int kStateItems = (kStateQuads * kSteps + kRoleThreads - 1) / kRoleThreads;
+  static_assert(kWidth % kMultiple == 0 && kWidth % kQuad == 0 && kRoleThreads % 32 == 0);
+  static_assert(kRoleThreads % kStateQuads == 0);  // a thread has the same states at all its steps
+  static_assert(kSteps % kGroup == 0 && kSteps <= kMostSteps && kParts * 4 * kStates == kAllStates);
 
   // Rows are padded so that those of neighbouring steps begin in other banks.
   struct alignas(16) Tile {
-    float2 dt_du[Steps][Width + 4];
-    float B[Steps][AllStates], C[Steps][AllStates];
-    float y[Steps][Width * kParts + 8];  // sum_at has the order
+    float2 dt_du[kSteps][kWidth + 4];
+    float B[kSteps][kAllStates], C[kSteps][kAllStates];
+    float y[kSteps][kWidth * kParts + 8];  // sum_at has the order
   };
 };
 
-// Barriers of the hardware, one a buffer: who hands it over arrives, who takes it waits.
+static_assert(ManyStates::kAllStates == kPipeStates);
+
+// Barriers of the hardware, one a stage: who hands it over arrives, who takes it waits.
 enum Barrier {
-  kPrepared = 1,                   // preparers to scanners
-  kRead = kPrepared + kBuffers,    // scanners to preparers
-  kSummed = kRead + kBuffers,      // scanners to finishers
-  kFinished = kSummed + kBuffers,  // finishers to scanners
+  kFilled = 1,                  // producers to consumers
+  kFree = kFilled + kStages,    // consumers to producers
+  kSummed = kFree + kStages,    // consumers to epilogue
+  kStored = kSummed + kStages,  // epilogue to consumers
 };
 
 __device__ __forceinline__ void arrive(int barrier, int threads) {
@@ -146,7 +139,7 @@ __device__ __forceinline__ void multiply_states(const float (&h)[kStates],
 #endif
 }
 
-// One group of steps on its way through the scan loop.
+// One group of steps on its way through the consumers' loop.
 template <typename S>
 struct Loaded {
   float2 dt_du[S::kChannels][kGroup];
@@ -243,14 +236,14 @@ __device__ __forceinline__ void walk_group(const Ready<S>& ready, int group, int
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void scan(const mamba_selective_scan_params& p, int64_t batch,
-                                     int64_t first, int turns, int scanners,
-                                     typename S::Tile* tiles) {
+__device__ __forceinline__ void consume(const mamba_selective_scan_params& p, int64_t batch,
+                                        int64_t first, int tile_count, int consumers,
+                                        typename S::Tile* tiles) {
   const int thread = threadIdx.x;
   const int warp = thread / 32, lane = thread % 32;
   const int slot = thread / S::kLanes * S::kChannels;
   const int state = thread % S::kLanes * S::kStates;
-  const int threads = scanners + S::kHelpers;  // of a hand-over
+  const int threads = consumers + S::kRoleThreads;  // of a hand-over
   float A[S::kChannels][S::kStates], h[S::kChannels][S::kStates];
 #pragma unroll
   for (int c = 0; c < S::kChannels; ++c) {
@@ -267,17 +260,17 @@ __device__ __forceinline__ void scan(const mamba_selective_scan_params& p, int64
   constexpr int kDepth = S::kAhead ? 2 : 1;  // groups from being read to being walked
   Loaded<S> loaded;
   Ready<S> ready;
-  wait(kPrepared, threads);
+  wait(kFilled, threads);
   load(tiles[0], 0, slot, state, loaded);
   if constexpr (S::kAhead) {
     make_ready(loaded, A, ready);
     load(tiles[0], 1, slot, state, loaded);
   }
-  int buffer = 0;
-  for (int turn = 0; turn < turns; ++turn) {
-    const int next_buffer = buffer + 1 < kBuffers ? buffer + 1 : 0;
-    auto& tile = tiles[buffer];
-    if (turn >= kBuffers) wait(kFinished + buffer, threads);
+  int stage = 0;
+  for (int tile_index = 0; tile_index < tile_count; ++tile_index) {
+    const int next_stage = stage + 1 < kStages ? stage + 1 : 0;
+    auto& tile = tiles[stage];
+    if (tile_index >= kStages) wait(kStored + stage, threads);
 #pragma unroll
     for (int g = 0; g < S::kGroups; ++g) {
       Ready<S> next;
@@ -285,16 +278,17 @@ __device__ __forceinline__ void scan(const mamba_selective_scan_params& p, int64
       if (g + kDepth < S::kGroups) {
         load(tile, g + kDepth, slot, state, loaded);
       } else {
-        if (g + kDepth == S::kGroups && turn + 1 < turns) wait(kPrepared + next_buffer, threads);
-        load(tiles[next_buffer], g + kDepth - S::kGroups, slot, state, loaded);
+        if (g + kDepth == S::kGroups && tile_index + 1 < tile_count)
+          wait(kFilled + next_stage, threads);
+        load(tiles[next_stage], g + kDepth - S::kGroups, slot, state, loaded);
       }
       walk_group<T, S>(S::kAhead ? ready : next, g, warp, lane, h, tile);
       if constexpr (S::kAhead) ready = next;
     }
-    arrive(kSummed + buffer, threads);
+    arrive(kSummed + stage, threads);
     // Nobody waits for the last tiles to be read.
-    if (turn + kBuffers < turns) arrive(kRead + buffer, threads);
-    buffer = next_buffer;
+    if (tile_index + kStages < tile_count) arrive(kFree + stage, threads);
+    stage = next_stage;
   }
 #pragma unroll
   for (int c = 0; c < S::kChannels; ++c) {
@@ -333,7 +327,7 @@ struct RawQuad {
   }
 };
 
-// One sequence of T as a helper walks it, forwards or backwards.
+// One sequence of T as a producer or an epilogue thread walks it, forwards or backwards.
 template <typename T>
 struct Walk {
   T* start;    // the first step of the walk
@@ -345,12 +339,13 @@ struct Walk {
         stride(static_cast<int>(p.reverse ? -sequence.step_stride : sequence.step_stride)) {}
 
   // The first step of a tile, all of which have the given steps.
-  __device__ __forceinline__ T* tile(int turn, int steps) const {
-    return start + int64_t{turn} * steps * stride;
+  __device__ __forceinline__ T* tile(int tile_index, int steps) const {
+    return start + int64_t{tile_index} * steps * stride;
   }
 };
 
-// The part of a tile that a helper thread has: a quad of channels at each of some steps.
+// The part of a tile that a producer or an epilogue thread has: a quad of channels at each of some
+// steps.
 template <typename S>
 struct Items {
   int step[S::kItems], channel[S::kItems];
@@ -360,7 +355,7 @@ struct Items {
     const int quads = width / kQuad;
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
-      const int item = thread + i * S::kHelpers;
+      const int item = thread + i * S::kRoleThreads;
       const int at = item % quads * kQuad;
       step[i] = item / quads;
       exists[i] = step[i] < S::kSteps && at < channels;
@@ -371,8 +366,8 @@ struct Items {
 
 // Those of a tile that exist, of the kSteps that all tiles but the last have.
 template <int kSteps>
-__device__ __forceinline__ int steps_of_tile(int64_t length, int turn) {
-  const int64_t left = length - int64_t{kSteps} * turn;
+__device__ __forceinline__ int steps_of_tile(int64_t length, int tile_index) {
+  const int64_t left = length - int64_t{kSteps} * tile_index;
   return left < kSteps ? static_cast<int>(left) : kSteps;
 }
 
@@ -381,14 +376,14 @@ __device__ __forceinline__ float4 four_parameters(const float* values) {
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, int64_t batch,
-                                        int64_t first, int turns, int scanners, int width,
+__device__ __forceinline__ void produce(const mamba_selective_scan_params& p, int64_t batch,
+                                        int64_t first, int tile_count, int consumers, int width,
                                         int thread, typename S::Tile* tiles) {
   constexpr int kStateQuads = S::kStateQuads;
   const Items<S> items(p.d_inner - first, width, thread);
   const Walk<T> u_walk(p, p.u, batch, first), delta_walk(p, p.delta, batch, first);
   const Walk<T> B_walk(p, p.B, batch, 0), C_walk(p, p.C, batch, 0);
-  const int threads = scanners + S::kHelpers;
+  const int threads = consumers + S::kRoleThreads;
   const int state = thread % kStateQuads * kQuad;
   const bool has_state = state < p.d_state;
   const int read_state = has_state ? state : 0;
@@ -402,12 +397,13 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
     bias[i] = four_parameters(p.delta_bias + first + items.channel[i]);
   }
   // What does not exist is read from where something does: no branch parts the loads.
-  const auto fetch = [&](int turn, Fetched& to) {
-    if (turn >= turns) return;
-    const int last = steps_of_tile<S::kSteps>(p.length, turn) - 1;
-    const T *u = u_walk.tile(turn, S::kSteps), *delta = delta_walk.tile(turn, S::kSteps);
-    const T *B = B_walk.tile(turn, S::kSteps) + read_state,
-            *C = C_walk.tile(turn, S::kSteps) + read_state;
+  const auto fetch = [&](int tile_index, Fetched& to) {
+    if (tile_index >= tile_count) return;
+    const int last = steps_of_tile<S::kSteps>(p.length, tile_index) - 1;
+    const T *u = u_walk.tile(tile_index, S::kSteps),
+            *delta = delta_walk.tile(tile_index, S::kSteps);
+    const T *B = B_walk.tile(tile_index, S::kSteps) + read_state,
+            *C = C_walk.tile(tile_index, S::kSteps) + read_state;
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       const int step = min(items.step[i], last);
@@ -416,17 +412,17 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
     }
 #pragma unroll
     for (int i = 0; i < S::kStateItems; ++i) {
-      const int step = min((thread + i * S::kHelpers) / kStateQuads, last);
+      const int step = min((thread + i * S::kRoleThreads) / kStateQuads, last);
       to.B[i].read(B + step * B_walk.stride);
       to.C[i].read(C + step * C_walk.stride);
     }
   };
 
-  int buffer = 0;
-  const auto prepare_tile = [&](int turn, Fetched& fetched) {
-    auto& tile = tiles[buffer];
-    const int steps = steps_of_tile<S::kSteps>(p.length, turn);
-    if (turn >= kBuffers) wait(kRead + buffer, threads);
+  int stage = 0;
+  const auto produce_tile = [&](int tile_index, Fetched& fetched) {
+    auto& tile = tiles[stage];
+    const int steps = steps_of_tile<S::kSteps>(p.length, tile_index);
+    if (tile_index >= kStages) wait(kFree + stage, threads);
     // Steps past the end get dt = 0, which leaves a state as it is.
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
@@ -450,7 +446,7 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
     }
 #pragma unroll
     for (int i = 0; i < S::kStateItems; ++i) {
-      const int step = (thread + i * S::kHelpers) / kStateQuads;
+      const int step = (thread + i * S::kRoleThreads) / kStateQuads;
       if (step >= S::kSteps) continue;
       float B[kQuad], C[kQuad];
       fetched.B[i].unpack(B);
@@ -464,17 +460,17 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, in
       *reinterpret_cast<float4*>(&tile.B[step][state]) = make_float4(B[0], B[1], B[2], B[3]);
       *reinterpret_cast<float4*>(&tile.C[step][state]) = make_float4(C[0], C[1], C[2], C[3]);
     }
-    arrive(kPrepared + buffer, threads);
-    fetch(turn + S::kUnderWay, fetched);
-    buffer = buffer + 1 < kBuffers ? buffer + 1 : 0;
+    arrive(kFilled + stage, threads);
+    fetch(tile_index + S::kUnderWay, fetched);
+    stage = stage + 1 < kStages ? stage + 1 : 0;
   };
 
   Fetched even, odd;  // where one tile is under way, even has them all
   fetch(0, even);
   if (S::kUnderWay == 2) fetch(1, odd);
-  for (int turn = 0; turn < turns; turn += S::kUnderWay) {
-    prepare_tile(turn, even);
-    if (S::kUnderWay == 2 && turn + 1 < turns) prepare_tile(turn + 1, odd);
+  for (int tile_index = 0; tile_index < tile_count; tile_index += S::kUnderWay) {
+    produce_tile(tile_index, even);
+    if (S::kUnderWay == 2 && tile_index + 1 < tile_count) produce_tile(tile_index + 1, odd);
   }
 }
 
@@ -484,7 +480,7 @@ __device__ __forceinline__ void read_sums(const float* row, int channel, float (
   const int in_warp = channel % S::kMultiple;
   const float* from = row + channel / S::kMultiple * S::kMultiple * S::kParts;
   if constexpr (S::kParts > 2) {
-    // Two scan warps or four have the four channels.
+    // Two consumer warps or four have the four channels.
 #pragma unroll
     for (int v = 0; v < kQuad; ++v) {
       const int c = channel + v;
@@ -523,25 +519,25 @@ __device__ __forceinline__ void read_sums(const float* row, int channel, float (
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int64_t batch,
-                                       int64_t first, int turns, int scanners, int width,
-                                       int thread, const typename S::Tile* tiles) {
+__device__ __forceinline__ void epilogue(const mamba_selective_scan_params& p, int64_t batch,
+                                         int64_t first, int tile_count, int consumers, int width,
+                                         int thread, const typename S::Tile* tiles) {
   const bool has_gate = p.z.data;
   const mamba_sequence y_sequence = {p.y, p.length * p.d_inner, p.d_inner};
   const Items<S> items(p.d_inner - first, width, thread);
   const Walk<T> u_walk(p, p.u, batch, first), y_walk(p, y_sequence, batch, first);
   const Walk<T> z_walk(p, has_gate ? p.z : p.u, batch, first);
-  const int threads = scanners + S::kHelpers;
+  const int threads = consumers + S::kRoleThreads;
   struct Fetched {
     RawQuad<T> u[S::kItems], z[S::kItems];
   };
   float4 D[S::kItems];
 #pragma unroll
   for (int i = 0; i < S::kItems; ++i) D[i] = four_parameters(p.D + first + items.channel[i]);
-  const auto fetch = [&](int turn, Fetched& to) {
-    if (turn >= turns) return;
-    const int last = steps_of_tile<S::kSteps>(p.length, turn) - 1;
-    const T *u = u_walk.tile(turn, S::kSteps), *z = z_walk.tile(turn, S::kSteps);
+  const auto fetch = [&](int tile_index, Fetched& to) {
+    if (tile_index >= tile_count) return;
+    const int last = steps_of_tile<S::kSteps>(p.length, tile_index) - 1;
+    const T *u = u_walk.tile(tile_index, S::kSteps), *z = z_walk.tile(tile_index, S::kSteps);
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       const int step = min(items.step[i], last);
@@ -550,12 +546,12 @@ __device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int
     }
   };
 
-  int buffer = 0;
-  const auto finish_tile = [&](int turn, Fetched& fetched) {
-    const auto& tile = tiles[buffer];
-    const int steps = steps_of_tile<S::kSteps>(p.length, turn);
-    T* y = y_walk.tile(turn, S::kSteps);
-    wait(kSummed + buffer, threads);
+  int stage = 0;
+  const auto store_tile = [&](int tile_index, Fetched& fetched) {
+    const auto& tile = tiles[stage];
+    const int steps = steps_of_tile<S::kSteps>(p.length, tile_index);
+    T* y = y_walk.tile(tile_index, S::kSteps);
+    wait(kSummed + stage, threads);
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) {
       float values[kQuad], u[kQuad], z[kQuad];
@@ -576,49 +572,39 @@ __device__ __forceinline__ void finish(const mamba_selective_scan_params& p, int
         *reinterpret_cast<Pack<T, kQuad>*>(to) = packed;
       }
     }
-    if (turn + kBuffers < turns) arrive(kFinished + buffer, threads);
-    fetch(turn + S::kUnderWay, fetched);
-    buffer = buffer + 1 < kBuffers ? buffer + 1 : 0;
+    if (tile_index + kStages < tile_count) arrive(kStored + stage, threads);
+    fetch(tile_index + S::kUnderWay, fetched);
+    stage = stage + 1 < kStages ? stage + 1 : 0;
   };
 
-  Fetched even, odd;  // as in prepare
+  Fetched even, odd;  // as in produce
   fetch(0, even);
   if (S::kUnderWay == 2) fetch(1, odd);
-  for (int turn = 0; turn < turns; turn += S::kUnderWay) {
-    finish_tile(turn, even);
-    if (S::kUnderWay == 2 && turn + 1 < turns) finish_tile(turn + 1, odd);
+  for (int tile_index = 0; tile_index < tile_count; tile_index += S::kUnderWay) {
+    store_tile(tile_index, even);
+    if (S::kUnderWay == 2 && tile_index + 1 < tile_count) store_tile(tile_index + 1, odd);
   }
 }
 
 // width: channels of a block; its first threads, kLanes a channel or two, scan.
 template <typename T, typename S>
-__global__ void __launch_bounds__(S::kScanners + 2 * S::kHelpers, S::kBlocks)
+__global__ void __launch_bounds__(S::kConsumers + 2 * S::kRoleThreads, S::kBlocks)
     scan_pipe_kernel(const __grid_constant__ mamba_selective_scan_params p, int width) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* tiles = reinterpret_cast<typename S::Tile*>(memory);
-  const int scanners = width * S::kLanes / S::kChannels;
+  const int consumers = width * S::kLanes / S::kChannels;
   const unsigned blocks = static_cast<unsigned>((p.d_inner + width - 1) / width);
   const int64_t batch = blockIdx.x / blocks, first = int64_t{blockIdx.x % blocks} * width;
-  const int turns = static_cast<int>((p.length + S::kSteps - 1) / S::kSteps);
-  const int helper = static_cast<int>(threadIdx.x) - scanners;
-  if (helper < 0) {
-    scan<T, S>(p, batch, first, turns, scanners, tiles);
-  } else if (helper < S::kHelpers) {
-    prepare<T, S>(p, batch, first, turns, scanners, width, helper, tiles);
+  const int tile_count = static_cast<int>((p.length + S::kSteps - 1) / S::kSteps);
+  const int rank = static_cast<int>(threadIdx.x) - consumers;  // among the other roles' threads
+  if (rank < 0) {
+    consume<T, S>(p, batch, first, tile_count, consumers, tiles);
+  } else if (rank < S::kRoleThreads) {
+    produce<T, S>(p, batch, first, tile_count, consumers, width, rank, tiles);
   } else {
-    finish<T, S>(p, batch, first, turns, scanners, width, helper - S::kHelpers, tiles);
+    epilogue<T, S>(p, batch, first, tile_count, consumers, width, rank - S::kRoleThreads, tiles);
   }
 }
-
-// For 16 states, the quickest of some twenty tried on an H100. Much work a thread takes the fewest
-// instructions, little of it makes more warps of few channels.
-using FewChannels = PipeShape<16, 32, 1, 2, 16, 128, 1, true>;
-using SomeChannels = PipeShape<16, 32, 2, 2, 32, 128, 1, true>;
-using MoreChannels = PipeShape<16, 32, 2, 2, 48, 96, 1, true>;
-using ManyChannels = PipeShape<16, 32, 2, 4, 32, 64, 2, false>;
-// Of more states B and C take most of the shared memory, so that tiles are shorter.
-using SomeStates = PipeShape<64, 16, 1, 4, 24, 128, 1, false>;
-using ManyStates = PipeShape<kPipeStates, 16, 1, 4, 12, 128, 1, false>;
 
 // Runs body with the shape for p (an empty object, for its type) and a block's channels, which are
 // not yet a multiple of anything.
@@ -630,18 +616,18 @@ auto with_shape(const mamba_selective_scan_params& p, Body body) {
   const auto with = [&](auto shape) {
     return body(shape, std::min<int64_t>(width, decltype(shape)::kWidth));
   };
-  if (p.d_state > SomeStates::kAllStates) return with(ManyStates{});
-  if (p.d_state > ManyChannels::kAllStates) return with(SomeStates{});
-  if (width <= FewChannels::kWidth) return with(FewChannels{});
-  if (width <= SomeChannels::kWidth) return with(SomeChannels{});
-  if (width <= MoreChannels::kWidth) return with(MoreChannels{});
-  return with(ManyChannels{});
+  if (p.d_state > SomeStates::kAllStates) return with(PipeShape<ManyStates>{});
+  if (p.d_state > ManyChannels::kAllStates) return with(PipeShape<SomeStates>{});
+  if (width <= FewChannels::kWidth) return with(PipeShape<FewChannels>{});
+  if (width <= SomeChannels::kWidth) return with(PipeShape<SomeChannels>{});
+  if (width <= MoreChannels::kWidth) return with(PipeShape<MoreChannels>{});
+  return with(PipeShape<ManyChannels>{});
 }
 
 template <typename T, typename S>
 cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStream_t stream) {
   const auto kernel = scan_pipe_kernel<T, S>;
-  constexpr int kBytes = kBuffers * sizeof(typename S::Tile);
+  constexpr int kBytes = kStages * sizeof(typename S::Tile);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -649,7 +635,7 @@ cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStre
   width = (width + kMultiple - 1) / kMultiple * kMultiple;
   const int64_t blocks = (p.d_inner + width - 1) / width * p.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const int threads = static_cast<int>(width) * S::kLanes / S::kChannels + 2 * S::kHelpers;
+  const int threads = static_cast<int>(width) * S::kLanes / S::kChannels + 2 * S::kRoleThreads;
   kernel<<<static_cast<unsigned>(blocks), threads, kBytes, stream>>>(p, static_cast<int>(width));
   return cudaGetLastError();
 }
@@ -661,7 +647,7 @@ bool pipe_fits(const mamba_selective_scan_params& p) {
     return false;
   }
   const size_t bytes = with_shape(
-      p, [](auto shape, int64_t) { return kBuffers * sizeof(typename decltype(shape)::Tile); });
+      p, [](auto shape, int64_t) { return kStages * sizeof(typename decltype(shape)::Tile); });
   if (current_gpu().shared_bytes < static_cast<int>(bytes)) return false;
   constexpr int64_t kMostStride = INT32_MAX / (2 * kMostSteps);
   const size_t element = p.dtype == MAMBA_FP32 ? 4 : 2;

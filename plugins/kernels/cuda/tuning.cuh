@@ -1,0 +1,103 @@
+// What was found by measuring: the sizes at which one kernel gives way to another, a row for each
+// GPU architecture, and the tiles of the pipelined scan. Everything else follows from a GPU's
+// properties (gpu.cuh) or from the arithmetic.
+#pragma once
+
+#include <cstdint>
+
+namespace mamba {
+
+struct Tuning {
+  // The scan splits its length below this many channels of all sequences, or the same number of
+  // channels of 16 states: a split computes every exponential twice.
+  int64_t split_channels;
+  int64_t shortest_part;  // steps of a part of a split length
+  int64_t most_parts;
+  // A convolution of at least this many numbers gives a thread 16 steps instead of 8: long runs
+  // read fewer steps twice, short ones give a small input more threads.
+  int64_t large_convolution;
+  // A layer of one row always runs the step's kernels. They are bound by memory for one row and by
+  // arithmetic for several: beyond these many rows, or multiplications of all rows, tensor cores,
+  // on many rows' path, are quicker.
+  int64_t most_step_rows;
+  int64_t most_step_products;
+};
+
+constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, int64_t{1} << 24, 4, 64'000'000};
+
+// A row serves its architecture (ten times the compute capability's major number, plus its minor)
+// and the later ones up to the next row.
+struct TuningRow {
+  int architecture;
+  Tuning tuning;
+};
+constexpr TuningRow kTunings[] = {
+    {75, kMeasuredOnH100},   // T4: reasoned, not measured: the same values
+    {80, kMeasuredOnH100},   // A100: reasoned
+    {86, kMeasuredOnH100},   // RTX 30, Jetson Orin, RTX 40: reasoned
+    {90, kMeasuredOnH100},   // H100, H200: measured
+    {100, kMeasuredOnH100},  // B200, Jetson Thor: reasoned
+    {120, kMeasuredOnH100},  // RTX 50: reasoned
+};
+
+// The row of an architecture; the first one for older GPUs, and where there is no GPU.
+constexpr const Tuning& tuning_of(int architecture) {
+  const Tuning* found = &kTunings[0].tuning;
+  for (const TuningRow& row : kTunings) {
+    if (row.architecture <= architecture) found = &row.tuning;
+  }
+  return *found;
+}
+
+// Values that split a length at least as often, and in as many parts, as those of every row.
+constexpr Tuning most_splits() {
+  Tuning most = kTunings[0].tuning;
+  for (const TuningRow& row : kTunings) {
+    const Tuning& own = row.tuning;
+    if (own.split_channels > most.split_channels) most.split_channels = own.split_channels;
+    if (own.shortest_part < most.shortest_part) most.shortest_part = own.shortest_part;
+    if (own.most_parts > most.most_parts) most.most_parts = own.most_parts;
+  }
+  return most;
+}
+
+// --- Tiles of the pipelined scan (scan_pipe.cu), compiled for every architecture -----------------
+
+// kAllStates: d_state, rounded up. kSteps: of a tile. A consumer thread has kChannels channels and
+// kStates states of each; a block has at most kWidth channels, and kRoleThreads producer threads
+// and as many epilogue threads; kBlocks blocks share a multiprocessor. kAhead: exponentials are
+// computed a group of steps ahead of the recurrence.
+template <int AllStates, int Steps>
+struct PipeTile {
+  static constexpr int kAllStates = AllStates, kSteps = Steps;
+};
+
+// For 16 states, the quickest of some twenty tried on an H100. Much work a thread takes the fewest
+// instructions, little of it makes more warps of few channels.
+struct FewChannels : PipeTile<16, 32> {
+  static constexpr int kChannels = 1, kStates = 2, kWidth = 16, kRoleThreads = 128, kBlocks = 1;
+  static constexpr bool kAhead = true;
+};
+struct SomeChannels : PipeTile<16, 32> {
+  static constexpr int kChannels = 2, kStates = 2, kWidth = 32, kRoleThreads = 128, kBlocks = 1;
+  static constexpr bool kAhead = true;
+};
+struct MoreChannels : PipeTile<16, 32> {
+  static constexpr int kChannels = 2, kStates = 2, kWidth = 48, kRoleThreads = 96, kBlocks = 1;
+  static constexpr bool kAhead = true;
+};
+struct ManyChannels : PipeTile<16, 32> {
+  static constexpr int kChannels = 2, kStates = 4, kWidth = 32, kRoleThreads = 64, kBlocks = 2;
+  static constexpr bool kAhead = false;
+};
+// Of more states B and C take most of the shared memory, so that tiles are shorter.
+struct SomeStates : PipeTile<64, 16> {
+  static constexpr int kChannels = 1, kStates = 4, kWidth = 24, kRoleThreads = 128, kBlocks = 1;
+  static constexpr bool kAhead = false;
+};
+struct ManyStates : PipeTile<128, 16> {
+  static constexpr int kChannels = 1, kStates = 4, kWidth = 12, kRoleThreads = 128, kBlocks = 1;
+  static constexpr bool kAhead = false;
+};
+
+}  // namespace mamba
