@@ -138,7 +138,7 @@ def test_the_folder_tells_of_the_states(exported: Path) -> None:
     assert [one["name"] for one in content["inputs"]] == ["x"]
     keys, _, conv, _ = content["states"]
     assert keys == {
-        "name": "keys", "past": "keys", "present": "output_1", "dtype": "fp32",
+        "name": "keys", "past": "keys", "present": "present.keys", "dtype": "fp32",
         "shape": ["batch", HEADS, "past", WIDTH // HEADS], "start": 0.0, "grows": 2,
     }  # fmt: skip
     assert (conv["shape"], conv["grows"]) == (["batch", WIDTH, TAPS - 1], None)
@@ -184,6 +184,6 @@ def test_a_float64_program_in_pytorch_is_the_truth_too(exported: Path, hybrid: H
     x = sequence(2, 5)
     outputs, after = run_program(program, {"x": torch.from_numpy(x)})
     expected = truth(hybrid, x)
-    close(outputs["output_0"].numpy(), expected["y"])
+    close(outputs["output"].numpy(), expected["y"])
     for name, tensor in zip(NAMES[1:], after, strict=True):
         close(tensor.numpy(), expected[name])

@@ -37,6 +37,13 @@ def command(
     ] = None,
     batch: BatchRangeOption = DEFAULT_BATCH,
     length: LengthRangeOption = DEFAULT_LENGTH,
+    past: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Steps read before, of states that grow; default: 0 to the maximum of --length.",
+        ),
+    ] = None,
     workspace: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Most scratch memory of a layer, as in 512M or 4G."),
@@ -72,6 +79,7 @@ def command(
         precision=precision,
         batch=parse_range(batch, "--batch"),
         length=parse_range(length, "--length"),
+        past=None if past is None else parse_range(past, "--past", minimum=0),
         workspace_mib=None if workspace is None else parse_workspace(workspace),
         timing_cache=timing_cache,
         version_compatible=version_compatible,

@@ -25,6 +25,8 @@ _PACKAGE = str(Path(__file__).parents[1])
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of example inputs, for axes other than batch and length."""
 
+_VARIABLE = "leave it out of dynamic_shapes, or compute with its size as a variable"
+
 Axes = dict[int, Any]
 """Dynamic axes of a tensor: index, and a ``torch.export.Dim`` or hint."""
 
@@ -93,17 +95,46 @@ def trace(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) ->
             # A length of 0 or 1 takes the general path, not one of its own.
             torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
         ):
-            return torch.export.export(
-                module,
-                tuple(tensors),
-                dynamic_shapes=_as_parameters(module, axes),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
+            try:
+                return _export(module, tensors, axes)
+            except torch._dynamo.exc.UserError as error:
+                bounded = _bounded(axes, str(error))
+                if bounded is None:
+                    raise
+                return _export(module, tensors, bounded)
     except ExportError:
         raise
     except Exception as error:  # a module's forward may raise anything
         raise ExportError(f"PyTorch cannot trace the model: {_reason(error)}") from error
+
+
+def _export(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) -> Any:
+    return torch.export.export(
+        module,
+        tuple(tensors),
+        dynamic_shapes=_as_parameters(module, axes),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _bounded(axes: Sequence[Axes], text: str) -> list[Axes] | None:
+    """The axes with the bounds that PyTorch suggests; None where it asks for more than bounds."""
+    _, found, fixes = text.partition("Suggested fixes:")
+    lines = [line.strip() for line in fixes.splitlines() if " = " in line]
+    if not found or not lines:
+        return None
+    dims = {}
+    for line in lines:
+        fix = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line)
+        if fix is None:
+            return None
+        limits = {key: int(n) for key, n in zip(("min", "max"), fix.groups()[1:], strict=True) if n}
+        dims[fix[1]] = torch.export.Dim(fix[1], **limits)
+    return [
+        {axis: dims.get(getattr(dim, "__name__", ""), dim) for axis, dim in of_one.items()}
+        for of_one in axes
+    ]
 
 
 def _as_parameters(module: nn.Module, axes: Sequence[Axes]) -> tuple[Any, ...]:
@@ -178,10 +209,16 @@ def _reason(error: Exception) -> str:
         r"You marked (\w+) as dynamic but .*?specialized it to be a constant \((\d+)\)", text
     )
     if fixed:
-        return (
-            f"it fixes the axis {fixed[1]} to {fixed[2]}: leave it out of dynamic_shapes, "
-            "or compute with its size as a variable"
-        )
+        return f"it fixes the axis {fixed[1]} to {fixed[2]}: {_VARIABLE}"
+    bound = re.search(
+        r"Not all values of (\w+) = (\S+) in .*? satisfy the generated guard (.+?)\.?$", text, re.M
+    )
+    if bound:
+        name, guard = bound[1], bound[3].replace(bound[2], bound[1])
+        limits = re.fullmatch(r"(\d+) <= .+ <= (\d+)", guard)
+        if limits and limits[1] == limits[2]:
+            return f"it fixes the axis {name} to {limits[1]}: {_VARIABLE}"
+        return f"the axis {name} must satisfy {guard}: give its Dim a min and max, or compute otherwise"
     if "onstraints violated" in text:
         detail = re.search(r"^\s*- (.+)$", text, re.MULTILINE)
         what = detail[1] if detail else first_line(error)

@@ -83,6 +83,7 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
     model.producer_name = contract.DOMAIN
     passes.simplify(model)
     passes.rename_axes(model, lambda text: capture.renamed(text, names))
+    passes.free_names(model, {value.name for value in (*inputs, *outputs)})
     _set_interface("input", model.graph.inputs, inputs)
     _set_interface("output", model.graph.outputs, outputs)
     passes.fold_parameters(model)

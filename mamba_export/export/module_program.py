@@ -141,8 +141,15 @@ def trace_module(
     exported = capture.trace(
         called, [examples[name] for name in ordered], [axes[name] for name in ordered]
     )
+    assert called.found.names is not None
     results = called.found.names
-    assert results is not None
+    if output_names is None:
+        results = _result_names(results, called.found.order, states)
+    clash = set(results) & set(graph_names.values())
+    if clash:
+        raise ExportError(
+            f"{clash.pop()} is the name of an input and of a result: give output_names"
+        )
     names = _symbols(exported, ordered, axes)
     values = []
     for name, shape in zip(ordered, capture.input_shapes(exported), strict=True):
@@ -288,15 +295,32 @@ def _leaves(found: Any, names: Sequence[str] | None) -> dict[str, Tensor]:
             raise ExportError(f"result {index} of forward is no tensor ({type(leaf).__name__})")
     if names is None:
         flat = isinstance(found, Mapping) and all(isinstance(v, Tensor) for v in found.values())
-        if flat:
-            names = [str(key) for key in found]
-        else:
-            names = ["output"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))]
+        names = list(map(str, found)) if flat else list(map(_numbered, range(len(leaves))))
     if len(names) != len(leaves) or len(set(names)) != len(names):
         raise ExportError(
             f"output_names needs {len(leaves)} different names, one a result of forward"
         )
     return dict(zip(names, leaves, strict=True))
+
+
+def _result_names(keys: list[str], order: list[int], states: Sequence[State]) -> list[str]:
+    """Names of the flat results where the user has given none.
+
+    Those of states are "present." and the state's name. The others are the keys of the dict that forward
+    returns, or "output" where there is one, or "output_0" and so on.
+    """
+    count = len(order) - len(states)
+    names = list(keys)
+    for number, index in enumerate(order[:count]):
+        if keys[index] == _numbered(index):
+            names[index] = "output" if count == 1 else _numbered(number)
+    for state, index in zip(states, order[count:], strict=True):
+        names[index] = f"present.{state.name or state.argument}"
+    return names
+
+
+def _numbered(index: int) -> str:
+    return f"output_{index}"
 
 
 def _position(state: State, names: list[str]) -> int:

@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer, rewriter
 
+from mamba_export.errors import ExportError
+
 
 def simplify(model: ir.Model) -> None:
     """Fold constants and clean up, in place; nodes that read a parameter are left to ``fold_parameters``."""
@@ -42,6 +44,24 @@ def rename_axes(model: ir.Model, rename: Callable[[str], str]) -> None:
             for axis, size in enumerate(value.shape):
                 if not isinstance(size, int) and size.value is not None:
                     value.shape[axis] = rename(size.value)
+
+
+def free_names(model: ir.Model, names: set[str]) -> None:
+    """Rename what the graph computes on its way under one of these names, in place.
+
+    Raises:
+        ExportError: a parameter has one of them.
+    """
+    graph = model.graph
+    for name in names & set(graph.initializers):
+        raise ExportError(
+            f"{name} is the name of a parameter and of an input or result: give another"
+        )
+    interface = {*graph.inputs, *graph.outputs}
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value.name in names and value not in interface:
+                value.name = f"{value.name}_inside"
 
 
 def _transpose(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
