@@ -183,7 +183,9 @@ def test_a_gpu_that_is_not_covered(
 def test_a_library_without_cuda_says_why(tmp_path: Path) -> None:
     absence = '-DMAMBA_CUDA_ABSENCE="no nvcc was found"'
     sources = KERNELS / "common/errors.cpp", KERNELS / "common/without_cuda.cpp"
-    functions = ctypes.CDLL(str(shared_library(tmp_path / "lib.so", absence, f"-I{KERNELS}", *sources)))
+    functions = ctypes.CDLL(
+        str(shared_library(tmp_path / "lib.so", absence, f"-I{KERNELS}", *sources))
+    )
     cuda_queries.declare_cuda_queries(functions)
     assert cuda_queries.cuda_architectures(functions) == ""
     assert cuda_queries.why_not_on_gpu(functions, 0) == (
