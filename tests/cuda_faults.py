@@ -64,7 +64,7 @@ FAULTS = [
          "          if (!(FAULT && blockIdx.x > 0)) y += D * u[i];"),
     scan("pipe, second tile", "scan_pipe.cu",
          "u[v] = exists ? u[v] * dt[v] : 0.f;",
-         "u[v] = exists ? u[v] * dt[v] * (FAULT && turn > 0 ? 1.5f : 1.f) : 0.f;"),
+         "u[v] = exists ? u[v] * dt[v] * (FAULT && tile_index > 0 ? 1.5f : 1.f) : 0.f;"),
     scan("pipe, second block", "scan_pipe.cu",
          "values[v] += skips[v] * u[v];",
          "values[v] += FAULT && first > 0 ? 0.f : skips[v] * u[v];"),

@@ -230,6 +230,7 @@ BAD = {
         lambda s, e, t: ["export", s, "-o", t / "out", "--engine", "--runtime", "trt"], "tensorrt-rtx"),
     "no such range": (
         lambda s, e, t: ["export", s, "-o", t / "out", "--engine", "--batch", "4,1,2"], "--batch"),
+    "no such past": (lambda s, e, t: ["build", e, "--past", "-1,2,3"], "--past -1,2,3: give"),
     "verify a missing folder": (lambda s, e, t: ["verify", t / "none"], "none"),
     "verify what is not ours": (lambda s, e, t: ["verify", _foreign(t / "f")], "mamba_export.json"),
     "verify with a text that is missing": (

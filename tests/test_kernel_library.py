@@ -102,7 +102,7 @@ def gpu_tensor(dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(1, device="cuda:0", dtype=dtype)
 
 
-# What a library answers of a GPU; the texts are those of plugins/kernels/cuda/api.cu.
+# What a library answers of a GPU; the texts are those of plugins/kernels/common/cuda/api.cu.
 OLDER_GPU = "GPU 0 is sm_61, and the kernels were built for sm_ 75 80+ptx: build mamba_export"
 NO_GPU = "no NVIDIA GPU can be used: no CUDA-capable device is detected"
 FAKE = """
@@ -182,8 +182,10 @@ def test_a_gpu_that_is_not_covered(
 @needs_compiler
 def test_a_library_without_cuda_says_why(tmp_path: Path) -> None:
     absence = '-DMAMBA_CUDA_ABSENCE="no nvcc was found"'
-    sources = KERNELS / "errors.cpp", KERNELS / "without_cuda.cpp"
-    functions = ctypes.CDLL(str(shared_library(tmp_path / "lib.so", absence, *sources)))
+    sources = KERNELS / "common/errors.cpp", KERNELS / "common/without_cuda.cpp"
+    functions = ctypes.CDLL(
+        str(shared_library(tmp_path / "lib.so", absence, f"-I{KERNELS}", *sources))
+    )
     cuda_queries.declare_cuda_queries(functions)
     assert cuda_queries.cuda_architectures(functions) == ""
     assert cuda_queries.why_not_on_gpu(functions, 0) == (

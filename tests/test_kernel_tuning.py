@@ -1,4 +1,4 @@
-"""plugins/kernels/cuda/tuning.cuh: which row of measured sizes an architecture gets."""
+"""plugins/kernels/common/cuda/tuning.cuh: which row of measured sizes an architecture gets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "plugins/kernels/cuda"
+FOLDER = Path(__file__).parents[1] / "plugins/kernels/common/cuda"
 COMPILER = shutil.which("c++") or shutil.which("g++")
 PROGRAM = """
 #include <cstdio>

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -30,13 +29,10 @@ from mamba_export.contract.spec import (
     axes,
 )
 from mamba_export.contract.spec import Tensor as Row
-from mamba_export.export.graph import add_functions
-from mamba_export.export.translate import translation_table
+from mamba_export.export import export
 from mamba_export.operators import OperatorDefinition, define, definitions, withdraw
 from mamba_export.verify.cases import grid
 from mamba_export.verify.operators import operator_checks
-
-OPSET = 20
 
 EMA = Operator(
     name="MovingAverage",
@@ -169,21 +165,13 @@ def test_a_name_is_taken_once() -> None:
 def exported(defined: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Smoothing, Path]:
     module = Smoothing().eval()
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    program = torch.onnx.export(
+    folder = export(
         module,
         (torch.randn(2, 5, 6), torch.randn(2, 6)),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
+        output=tmp_path_factory.mktemp("ema") / "out",
         dynamic_shapes=({0: batch, 1: length}, {0: batch}),
-        custom_translation_table=translation_table(),
     )
-    assert program is not None
-    add_functions(program.model, OPSET)
-    program.model.ir_version = 10
-    path = tmp_path_factory.mktemp("ema") / contract.MODEL_FILE
-    ir.save(program.model, path)
-    return module, path
+    return module, folder / contract.MODEL_FILE
 
 
 def test_a_module_that_calls_it_exports(exported: tuple[Smoothing, Path]) -> None:

@@ -86,7 +86,7 @@ class FakeStream:
         return np.zeros(shape, dtype)
 
     def _choose(self, params: ChooseParams) -> None:
-        """What plugins/kernels/cuda/sample.cu does, by the functions that define it."""
+        """What plugins/kernels/decode/cuda/sample.cu does, by the functions that define it."""
         self.choices += 1
         options = ChoiceOptions.from_address(params.options)
         if options.choice == CHOOSE_NOTHING:

@@ -14,12 +14,13 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from mamba_export import contract, verify
+from mamba_export import contract, libraries, verify
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
-from mamba_export.operators import native
+from mamba_export.models.program import make_program
+from mamba_export.operators.dispatch import BACKEND_VARIABLE
 from mamba_export.verify import Check, Report
 from mamba_export.verify import truth as truths
 from mamba_export.verify.bounds import bound, compare, relative_error
@@ -66,20 +67,16 @@ def test_passes_on_an_export(exported: Path) -> None:
 def test_no_kernel_takes_part_in_the_truth(
     tiny_model: MambaLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a kernel was asked")
-
-    monkeypatch.setenv("MAMBA_EXPORT_BACKEND", "native")
-    monkeypatch.setattr(native, "library", refuse)  # what every call of a kernel begins with
-    if native.available():
-        with pytest.raises(AssertionError, match="a kernel was asked"):
-            tiny_model(torch.tensor([[1, 2, 3]]))
-    question = Question(np.array([[1, 2, 3]]))
+    monkeypatch.setenv(BACKEND_VARIABLE, "native")
+    monkeypatch.setenv(libraries.KERNELS.variable, "none")
+    with pytest.raises(ValueError, match="are switched off"):
+        tiny_model(torch.tensor([[1, 2, 3]]))
+    question = Question({contract.INPUT_IDS: np.array([[1, 2, 3]])})
     for dtype in contract.DTYPES:
-        truth = make_truth(tiny_model, dtype, False, owned=False)
+        truth = make_truth(tiny_model, dtype, make_program, owned=False)
         assert truth.exact.model.backbone_dtype == torch.float64
         answer = truth.answer(question)
-        assert answer.exact.output.dtype == np.float64
+        assert answer.exact["output"].dtype == np.float64
         assert truth.answer(question) is answer, "kept for the next backend"
     assert tiny_model.backbone_dtype == torch.float32, "the caller's model is left alone"
 
@@ -88,7 +85,7 @@ def test_without_memory_the_truth_is_fp32_and_says_so(
     tiny_model: MambaLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(truths, "available_memory", lambda: 1000)
-    truth = make_truth(tiny_model, "fp32", False, owned=False)
+    truth = make_truth(tiny_model, "fp32", make_program, owned=False)
     assert truth.exact.model is tiny_model
     assert truth.words == "PyTorch in fp32 (float64 needs 0.0 GB, 0.0 are free)"
 

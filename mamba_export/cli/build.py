@@ -41,7 +41,7 @@ def command(
         str | None,
         typer.Option(
             metavar="MIN,OPT,MAX",
-            help="Steps read before, of states that grow; 0 to --length's maximum by default.",
+            help="Steps read before, of states that grow; default: 0 to the maximum of --length.",
         ),
     ] = None,
     size: Annotated[
@@ -83,7 +83,7 @@ def command(
         precision=precision,
         batch=parse_range(batch, "--batch"),
         length=parse_range(length, "--length"),
-        past=None if past is None else parse_range(past, "--past", 0),
+        past=None if past is None else parse_range(past, "--past", minimum=0),
         sizes=parse_sizes(size or ()),
         workspace_mib=None if workspace is None else parse_workspace(workspace),
         timing_cache=timing_cache,

@@ -14,7 +14,11 @@ from mamba_export.export.dtypes import TORCH
 
 @torch.no_grad()
 def run_program(
-    program: Program, inputs: Mapping[str, Tensor], states: Sequence[Tensor] | None = None
+    program: Program,
+    inputs: Mapping[str, Tensor],
+    states: Sequence[Tensor] | None = None,
+    *,
+    wide: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Run a program's module in eval mode.
 
@@ -22,6 +26,8 @@ def run_program(
         program: its module may be of another dtype than the program says (a float64 truth).
         inputs: by name; the shapes of the program's.
         states: one a state, in the program's order; None for their start values.
+        wide: dtype that floating inputs and states are given in; None as they are, start values as the program
+            says.
 
     Returns:
         Outputs by name, and the states after.
@@ -40,7 +46,13 @@ def run_program(
             torch.full(state.past.resolve(sizes), state.start, dtype=TORCH[state.past.dtype])
             for state in program.states
         ]
+    if wide is not None:
+        arrays, states = _widened(arrays, wide), _widened(states, wide)
     with evaluating(program.module):
         found = program.module(*arrays, *states)
     outputs = dict(zip((value.name for value in program.outputs), found, strict=False))
     return outputs, list(found[len(outputs) :])
+
+
+def _widened(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]

@@ -1,19 +1,22 @@
-"""Whole models: a session of any backend against the PyTorch model, states included."""
+"""Whole programs: a session of any backend against the source in PyTorch, states included."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mamba_export import contract
+from mamba_export.contract.program import BATCH, LENGTH, Value
 from mamba_export.errors import first_line
-from mamba_export.models import MambaLM
+from mamba_export.folder.dtypes import NUMPY_DTYPES
+from mamba_export.folder.metadata import Metadata
 from mamba_export.verify.bounds import Check, bound, compare, worst
-from mamba_export.verify.truth import Question, Result, Truth
+from mamba_export.verify.truth import Question, Result, Truth, name_result
 
 _SPLIT_LENGTH = 130
 _SPLITS = {
@@ -25,6 +28,13 @@ _LARGE_STATES = (100.0, 10.0, 1.0)
 """Standard deviations of the initial states in the extreme case: the first that the dtype itself survives."""
 _REPEATED = 200
 """Times that one token is repeated in the extreme case."""
+_OTHER_SIZES = (1, 2, 17)
+"""Of symbolic axes that are neither batch nor length."""
+_USUAL_SIZE = 5
+_GROWN = 7
+"""Steps that a growing state has read in the extreme case."""
+_INTEGERS = 2
+"""Integers that are no tokens are drawn below this: 0 and 1 are indices of nearly anything."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +57,68 @@ class Comparison:
         backend: name for the report.
         session: the backend's session on the exported folder.
         truth: of the source model.
-        dtype: of the file.
+        metadata: of the folder.
     """
 
     backend: str
     session: Any
     truth: Truth
-    dtype: str
+    metadata: Metadata
 
-    def _session_run(
-        self, parts: Sequence[np.ndarray], states: Sequence[np.ndarray] | None
-    ) -> Result:
+    def _session_run(self, question: Question, parts: Sequence[int] | None) -> Result:
+        states = question.states
         state = None if states is None else self.session.state_from_numpy(states)
-        outputs = []
-        for part in parts:
-            output, state = self.session.run(part, state)
-            outputs.append(output.astype(np.float32))
-        joined = (
-            outputs[-1] if self.truth.exact.last_logits_only else np.concatenate(outputs, axis=1)
-        )
+        found: list[dict[str, np.ndarray]] = []
+        for inputs in self._cut(question, parts):
+            outputs, state = self.session.run(inputs, state)
+            if not isinstance(outputs, dict):
+                outputs = {self.metadata.outputs[0].name: outputs}
+            found.append({name: np.asarray(array, np.float32) for name, array in outputs.items()})
         assert state is not None
-        return Result(joined, [array.astype(np.float32) for array in state.numpy()])
+        joined = {}
+        for value in self.metadata.outputs:
+            pieces = [outputs[value.name] for outputs in found]
+            if LENGTH in value.shape:
+                joined[value.name] = np.concatenate(pieces, axis=value.shape.index(LENGTH))
+            else:
+                joined[value.name] = pieces[-1]
+        after = [array.astype(np.float32) for array in state.numpy()]
+        return name_result(self.metadata, joined, after)
+
+    def _cut(
+        self, question: Question, parts: Sequence[int] | None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The inputs of each call; what has no length goes into every one."""
+        if parts is None:
+            yield question.inputs
+            return
+        start = 0
+        for part in parts:
+            cut = {}
+            for value in self.metadata.inputs:
+                array = question.inputs[value.name]
+                if LENGTH in value.shape:
+                    steps = np.arange(start, start + part)
+                    array = array.take(steps, axis=value.shape.index(LENGTH))
+                cut[value.name] = array
+            yield cut
+            start += part
 
     def check(self, case: Case) -> Check:
-        """Compare output and every state of one sequence.
+        """Compare every output and state.
 
         Returns:
             The worst of the comparisons; of failures, the one of the first layer that differs.
         """
-        sequence, states = case.question.sequence, case.question.states
-        cuts = np.cumsum(case.parts or (sequence.shape[1],))[:-1]
         try:
-            found = self._session_run(np.split(sequence, cuts, axis=1), states)
+            found = self._session_run(case.question, case.parts)
         except Exception as error:  # a backend may raise anything; a verifier reports it
             return Check(self.backend, case.what, math.inf, 0.0, "", first_line(error))
         answer = self.truth.answer(case.question)
         checks = []
-        for (name, array), (_, exact) in zip(found.named(), answer.exact.named(), strict=True):
-            allowed = bound("model", self.dtype, answer.rounding[name])
-            checks.append(compare(self.backend, case.what, array, exact, allowed, name=name))
+        for name, exact in answer.exact.items():
+            allowed = bound("model", self.metadata.dtype, answer.rounding[name])
+            checks.append(compare(self.backend, case.what, found[name], exact, allowed, name=name))
         failed = [check for check in checks if not check.passed]
         return failed[0] if failed else worst(checks)
 
@@ -96,17 +129,17 @@ class Comparison:
         prefers its own by more than the bound on logits allows both to move. The error is the share of
         different tokens; none are allowed.
         """
-        tokens = question.sequence
+        tokens = question.inputs[self.metadata.inputs[0].name]
         what = f"next token over {tokens.shape[1]} of text"
         try:
-            logits = self._session_run([tokens], None).output
+            logits = self._session_run(question, None)["output"]
         except Exception as error:
             return Check(self.backend, what, math.inf, 0.0, "", first_line(error))
         answer = self.truth.answer(question)
-        exact = answer.exact.output
+        exact = answer.exact["output"]
         if logits.shape != exact.shape or not np.isfinite(logits).all():
             return compare(self.backend, what, logits, exact, 0.0, name=contract.LOGITS)
-        allowed = bound("model", self.dtype, answer.rounding["output"])
+        allowed = bound("model", self.metadata.dtype, answer.rounding["output"])
         top_two = np.sort(exact, axis=-1)[..., -2:]
         margin = top_two[..., 1] - top_two[..., 0]
         # Both of two logits may move by the bound, in opposite directions.
@@ -119,50 +152,98 @@ class Comparison:
         return Check(self.backend, what, float(different.mean()), 0.0, where)
 
 
-def model_cases(truth: Truth, *, lengths: Sequence[int], batches: Sequence[int]) -> list[Case]:
-    """What every backend is asked about a whole model: the grid, splits of one sequence, extremes.
+class Drawing:
+    """Random inputs and states of a program, the same at every run."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self.rng = np.random.default_rng(0)
+        self.axes = list(
+            dict.fromkeys(
+                axis for value in metadata.inputs for axis in value.shape if isinstance(axis, str)
+            )
+        )
+
+    def inputs(self, scale: float = 1.0, **sizes: int) -> dict[str, np.ndarray]:
+        """Inputs by name; axes that ``sizes`` does not name have their usual one."""
+        known = {axis: sizes.get(axis, _USUAL_SIZE) for axis in self.axes}
+        return {value.name: self._draw(value, known, scale) for value in self.metadata.inputs}
+
+    def states(self, scale: float, **sizes: int) -> list[np.ndarray]:
+        """States that have read something, floats of this standard deviation."""
+        grown = {state.grown_axis: _GROWN for state in self.metadata.states if state.grown_axis}
+        known = {axis: sizes.get(axis, _USUAL_SIZE) for axis in self.axes} | grown
+        return [self._draw(state.past, known, scale) for state in self.metadata.states]
+
+    def _draw(self, value: Value, sizes: dict[str, int], scale: float) -> np.ndarray:
+        shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
+        if dtype.kind in "iub":
+            is_tokens = self.metadata.takes_tokens and value is self.metadata.inputs[0]
+            most = self.metadata.vocab_size if is_tokens else _INTEGERS
+            return self.rng.integers(0, most, shape).astype(dtype)
+        return np.float32(scale) * self.rng.standard_normal(shape, dtype=np.float32)
+
+
+def program_cases(
+    metadata: Metadata, truth: Truth, *, lengths: Sequence[int], batches: Sequence[int]
+) -> list[Case]:
+    """What every backend is asked: the grid of sizes, splits of one sequence, extremes.
 
     Args:
-        truth: of the source model.
-        lengths, batches: the grid.
+        metadata: of the folder.
+        truth: of the source; what the dtype itself does not survive is not asked.
+        lengths, batches: the grid, as far as the program has these axes.
     """
-    rng = np.random.default_rng(0)
-    model = truth.exact.model
-    config = model.config
-
-    def draw(batch: int, length: int) -> np.ndarray:
-        if isinstance(model, MambaLM):
-            return rng.integers(0, config.vocab_size, (batch, length))
-        return rng.standard_normal((batch, length, config.d_model), dtype=np.float32)
-
+    drawing = Drawing(metadata)
     cases = [
-        Case(f"batch {batch}, length {length}", Question(draw(batch, length)))
-        for batch in batches
-        for length in lengths
+        Case(what, Question(drawing.inputs(**sizes)))
+        for what, sizes in _grid(drawing.axes, lengths, batches)
     ]
-    whole = Question(draw(1, _SPLIT_LENGTH))
-    cases += [Case(f"split: {what}", whole, parts) for what, parts in _SPLITS.items()]
+    if _can_be_cut(metadata):
+        whole = Question(drawing.inputs(**{BATCH: 1, LENGTH: _SPLIT_LENGTH}))
+        cases += [Case(f"split: {what}", whole, parts) for what, parts in _SPLITS.items()]
+    return cases + list(_extremes(metadata, truth, drawing))
 
-    def states(batch: int, scale: float) -> list[np.ndarray]:
-        drawn = []
-        for _ in range(config.n_layer):
-            for width in (config.d_conv - 1, config.d_state):
-                shape = (batch, config.inner, width)
-                drawn.append(scale * rng.standard_normal(shape, dtype=np.float32))
-        return drawn
 
-    sequence = draw(2, 20)
-    for scale in _LARGE_STATES:
-        question = Question(sequence, states(2, scale))
-        if truth.answer(question).survives:
-            cases.append(Case(f"extreme: states of {scale:g}", question))
-            break
-    if isinstance(model, MambaLM):
-        ends = np.array([[0, config.vocab_size - 1] * 10])
-        repeated = np.full((1, _REPEATED), ends[0, 1])
-        cases.append(Case("extreme: first, last token", Question(ends)))
-        cases.append(Case("extreme: one token repeated", Question(repeated)))
-    else:
-        cases.append(Case("extreme: inputs of 1000", Question(1000 * draw(1, 20))))
-        cases.append(Case("extreme: inputs of 0.001", Question(0.001 * draw(1, 20))))
-    return cases
+def _grid(
+    axes: Sequence[str], lengths: Sequence[int], batches: Sequence[int]
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Name and sizes of each point: every batch and length, then one of the other axes at a time."""
+    shapes = {axis: sizes for axis, sizes in ((BATCH, batches), (LENGTH, lengths)) if axis in axes}
+    for numbers in itertools.product(*shapes.values()):
+        sizes = dict(zip(shapes, numbers, strict=True))
+        yield ", ".join(f"{axis} {n}" for axis, n in sizes.items()) or "usual sizes", sizes
+    for axis in axes:
+        if axis not in shapes:
+            for number in _OTHER_SIZES:
+                yield f"{axis} {number}", {axis: number}
+
+
+def _can_be_cut(metadata: Metadata) -> bool:
+    """Whether a sequence may be read in parts: it has states, and outputs of each step or of the last."""
+    has_length = any(LENGTH in value.shape for value in metadata.inputs)
+    per_step = metadata.last_logits_only or all(LENGTH in v.shape for v in metadata.outputs)
+    return bool(metadata.states) and has_length and per_step
+
+
+def _extremes(metadata: Metadata, truth: Truth, drawing: Drawing) -> Iterator[Case]:
+    inputs = drawing.inputs(**{BATCH: 2, LENGTH: 20})
+    is_ours = metadata.model is not None
+    if metadata.states:
+        for scale in _LARGE_STATES if is_ours else (1.0,):
+            question = Question(inputs, drawing.states(scale, **{BATCH: 2, LENGTH: 20}))
+            if truth.answer(question).survives:
+                kind = "extreme: states of" if is_ours else "states of"
+                yield Case(f"{kind} {scale:g}", question)
+                break
+    first = metadata.inputs[0].name
+    if metadata.takes_tokens:
+        ends = np.array([[0, metadata.vocab_size - 1] * 10])
+        repeated = np.full((1, _REPEATED), metadata.vocab_size - 1)
+        yield Case("extreme: first, last token", Question({first: ends}))
+        yield Case("extreme: one token repeated", Question({first: repeated}))
+        return
+    # Of a user's module nobody knows what large inputs mean; zeros are always allowed.
+    for scale in (1000.0, 0.001) if is_ours else (0.001, 0.0):
+        scaled = drawing.inputs(scale, **{BATCH: 1, LENGTH: 20})
+        yield Case(f"extreme: inputs of {scale:g}", Question(scaled))

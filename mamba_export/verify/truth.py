@@ -11,55 +11,56 @@ computed once and kept for every backend.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mamba_export.models import TORCH_DTYPES, LayerState, MambaBackbone, MambaLM, cast
+from mamba_export.contract.program import Program
+from mamba_export.export.dtypes import TORCH
+from mamba_export.export.torch_run import run_program
+from mamba_export.folder.metadata import Metadata
+from mamba_export.models import MambaBackbone, MambaLM, cast
 from mamba_export.operators.dispatch import forced
 from mamba_export.verify.bounds import relative_error
-
-Model = MambaLM | MambaBackbone
 
 _MOST_KEPT = 1 << 30
 """Bytes of answers that are kept for the next backend; what is beyond is computed again."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a model returns: its output, and its states in graph order, as fp32 or float64 arrays."""
+Result = dict[str, np.ndarray]
+"""Arrays, fp32 or wider, by what they are: states first, so that the first difference names the first layer."""
 
-    output: np.ndarray
-    states: list[np.ndarray]
+_STATE_OF_A_LAYER = re.compile(r"past_key_values\.(\d+)\.(\w+)_state")
 
-    def is_finite(self) -> bool:
-        """Whether no value overflowed or is NaN."""
-        return all(bool(np.isfinite(array).all()) for _, array in self.named())
 
-    def named(self) -> Iterator[tuple[str, np.ndarray]]:
-        """States first, layer by layer, so that the first difference names the first differing layer."""
-        for index, array in enumerate(self.states):
-            yield f"layer {index // 2} {'recurrent' if index % 2 else 'conv'} state", array
-        yield "output", self.output
+def name_result(
+    program: Program | Metadata, outputs: Mapping[str, np.ndarray], states: Sequence[np.ndarray]
+) -> Result:
+    """Outputs by name and states in order as one result."""
+    result = {}
+    for state, array in zip(program.states, states, strict=True):
+        layer = _STATE_OF_A_LAYER.fullmatch(state.past.name)
+        result[f"layer {layer[1]} {layer[2]} state" if layer else f"state {state.name}"] = array
+    for name, array in outputs.items():
+        result["output" if len(outputs) == 1 else f"output {name}"] = array
+    return result
 
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(array.nbytes for _, array in self.named())
+
+def is_finite(result: Result) -> bool:
+    """Whether no value overflowed or is NaN."""
+    return all(bool(np.isfinite(array).all()) for array in result.values())
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A sequence, (batch, length) tokens or (batch, length, d_model) inputs, from ``states`` or from zeros.
+    """Inputs of a program by name, from ``states`` (in order) or from the start; floats in fp32."""
 
-    states: fp32 arrays in graph order.
-    """
-
-    sequence: np.ndarray
+    inputs: dict[str, np.ndarray]
     states: Sequence[np.ndarray] | None = None
 
 
@@ -77,31 +78,36 @@ class Answer:
 
 
 class Reference:
-    """The source model on the operators' references, in the dtype that its parameters have."""
+    """A model on the operators' references.
 
-    def __init__(self, model: Model, last_logits_only: bool) -> None:
+    Args:
+        model: in the dtype that it is to have.
+        program: of it; its module holds the model.
+        wide: dtype that the module takes floats in; None for the program's own.
+    """
+
+    def __init__(self, model: nn.Module, program: Program, wide: torch.dtype | None) -> None:
         self.model = model
-        self.last_logits_only = last_logits_only
+        self.program = program
+        self.wide = wide
 
-    @torch.no_grad()
     def run(self, question: Question) -> Result:
         """The whole sequence at once."""
-        x = torch.from_numpy(question.sequence)
-        dtype = self.model.backbone_dtype
-        layers = None
+        program = self.program
+        inputs = {
+            value.name: torch.from_numpy(question.inputs[value.name]).to(TORCH[value.dtype])
+            for value in program.inputs
+        }
+        states = None
         if question.states is not None:
-            wide = dtype if dtype == torch.float64 else torch.float32
-            tensors = [torch.from_numpy(array) for array in question.states]
-            layers = [
-                LayerState(tensors[i].to(dtype), tensors[i + 1].to(wide))
-                for i in range(0, len(tensors), 2)
+            states = [
+                torch.from_numpy(array).to(TORCH[state.past.dtype])
+                for array, state in zip(question.states, program.states, strict=True)
             ]
         with forced("reference"):
-            if isinstance(self.model, MambaLM):
-                y, new = self.model(x, layers, last_logits_only=self.last_logits_only)
-            else:
-                y, new = self.model(x.to(dtype), layers)
-        return Result(_array(y), [_array(tensor) for layer in new for tensor in layer])
+            outputs, after = run_program(program, inputs, states, wide=self.wide)
+        arrays = {name: _array(tensor) for name, tensor in outputs.items()}
+        return name_result(program, arrays, [_array(tensor) for tensor in after])
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -129,43 +135,48 @@ class Truth:
         if question in self._kept:
             return self._kept[question]
         exact = self.exact.run(question)
-        names = [name for name, _ in exact.named()]
         if self.same_dtype is None:
-            answer = Answer(exact, dict.fromkeys(names, 0.0), exact.is_finite())
+            answer = Answer(exact, dict.fromkeys(exact, 0.0), is_finite(exact))
         else:
             same = self.same_dtype.run(question)
-            rounding = {
-                name: relative_error(array, truth)
-                for (name, array), (_, truth) in zip(same.named(), exact.named(), strict=True)
-            }
-            answer = Answer(exact, rounding, same.is_finite())
-        if self._kept_bytes + exact.bytes <= _MOST_KEPT:
+            rounding = {name: relative_error(same[name], array) for name, array in exact.items()}
+            answer = Answer(exact, rounding, is_finite(same))
+        size = sum(array.nbytes for array in exact.values())
+        if self._kept_bytes + size <= _MOST_KEPT:
             self._kept[question] = answer
-            self._kept_bytes += exact.bytes
+            self._kept_bytes += size
         return answer
 
 
-def make_truth(source: Model, dtype: str, last_logits_only: bool, *, owned: bool) -> Truth:
+MakeProgram = Callable[[nn.Module], Program]
+"""From a model in a dtype that a file may have."""
+
+
+def make_truth(source: nn.Module, dtype: str, program: MakeProgram, *, owned: bool) -> Truth:
     """The truth of a model.
 
     Args:
-        source: in fp32, on the CPU.
+        source: on the CPU; a model of this package in fp32, a user's module as it was exported.
         dtype: of the exported file.
-        last_logits_only: whether the file returns the last step's logits alone.
+        program: makes the program of the source and of its copies.
         owned: the source may be changed; False makes copies of it.
     """
     same_dtype = None
     if dtype != "fp32":
         low = copy.deepcopy(source)
-        cast(low, TORCH_DTYPES[dtype])
-        same_dtype = Reference(low, last_logits_only)
+        if isinstance(source, MambaLM | MambaBackbone):
+            cast(low, TORCH[dtype])
+        same_dtype = Reference(low, program(low), None)
     needed = 8 * sum(parameter.numel() for parameter in source.parameters())
     free = available_memory()
     if free is not None and needed > free:
         words = f"PyTorch in fp32 (float64 needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free)"
-        return Truth(Reference(source, last_logits_only), same_dtype, words)
-    wide = (source if owned else copy.deepcopy(source)).double()
-    return Truth(Reference(wide, last_logits_only), same_dtype, "PyTorch in float64")
+        wide, width = (source if dtype == "fp32" else copy.deepcopy(source).float()), torch.float32
+    else:
+        words, width = "PyTorch in float64", torch.float64
+        wide = source if owned else copy.deepcopy(source)
+    made = program(wide)  # of a dtype that a file may have: before the model is wider than that
+    return Truth(Reference(wide.to(width), made, width), same_dtype, words)
 
 
 def available_memory() -> int | None:

@@ -12,18 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from mamba_export import contract
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.errors import ExportError, SessionError
+from mamba_export.export.module_program import module_program
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.models.program import make_program
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
-from mamba_export.verify.models import Comparison, model_cases
+from mamba_export.verify.models import Comparison, program_cases
 from mamba_export.verify.operators import RunGraph, operator_checks
-from mamba_export.verify.truth import Question, make_truth
+from mamba_export.verify.truth import MakeProgram, Question, make_truth
 from mamba_export.verify.weights import weight_checks
 
 _QUICK_LENGTHS = (1, 2, 65)
@@ -34,7 +37,7 @@ _TEXT_TOKENS = 1024
 def verify(
     folder: str | Path,
     *,
-    model: str | Path | MambaLM | MambaBackbone | None = None,
+    model: str | Path | nn.Module | None = None,
     text: str | None = None,
     backends: Sequence[str] | None = None,
     quick: bool = False,
@@ -42,14 +45,15 @@ def verify(
 ) -> Report:
     """Hold an exported folder against its source.
 
-    Checks, for each backend that is present: each operator alone over the parity grid, whole-model outputs and
-    states over lengths and batches, splits, extremes, next-token agreement over a real text; and once
-    for the file: every weight. The truth is the source on the operators' references, in float64 where that
-    fits into memory (``truth``); no kernel takes part in it.
+    Checks, for each backend that is present: each operator alone over the parity grid, whole outputs and
+    states over lengths, batches and other symbolic sizes, splits, extremes, and a language model's next tokens
+    over a real text; and once for the file: every weight. The truth is the source on the operators'
+    references, in float64 where that fits into memory (``truth``); no kernel takes part in it.
 
     Args:
         folder: what ``export`` wrote.
-        model: the source; None for the one that the metadata names.
+        model: the source: a checkpoint's folder, a model of this package, or the module that was exported; None
+            for the folder that the metadata names.
         text: text of the next-token check; None for the one that ships with the package.
         backends: which to run, of ``backends.registry.variants()``; None for every one that is present.
         quick: fewer lengths and one batch size.
@@ -70,7 +74,7 @@ def verify(
         raise SessionError(f"{name} was asked for and is not here: {reason}")
     source = _source(metadata, model)
     _check_source(metadata, source)
-    truth = make_truth(source, metadata.dtype, metadata.last_logits_only, owned=source is not model)
+    truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
     report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
     def note(check: Check) -> None:
@@ -80,7 +84,8 @@ def verify(
 
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
-    cases = model_cases(
+    cases = program_cases(
+        metadata,
         truth,
         lengths=_QUICK_LENGTHS if quick else LENGTHS,
         batches=BATCHES[:1] if quick else BATCHES,
@@ -104,7 +109,7 @@ def verify(
         session = _open(backend, folder, note)
         if session is None:
             continue
-        comparison = Comparison(backend.name, session, truth, metadata.dtype)
+        comparison = Comparison(backend.name, session, truth, metadata)
         for case in cases:
             note(comparison.check(case))
         if tokens is not None:
@@ -126,11 +131,30 @@ def _open(backend: Backend, folder: Path, note: Callable[[Check], None]) -> obje
         return None
 
 
-def _source(
-    metadata: Metadata, model: str | Path | MambaLM | MambaBackbone | None
-) -> MambaLM | MambaBackbone:
+def _program_maker(metadata: Metadata) -> MakeProgram:
+    """What makes the program of a model, as it was exported."""
+    if metadata.model is not None:
+        return functools.partial(make_program, last_logits_only=metadata.last_logits_only)
+    return lambda module: module_program(
+        module,
+        metadata.source,
+        inputs=metadata.inputs,
+        outputs=metadata.outputs,
+        states=metadata.states,
+    )
+
+
+def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Module:
     if isinstance(model, (MambaLM, MambaBackbone)):
         return _in_fp32(model)
+    if isinstance(model, nn.Module):
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        return model if on_cpu else copy.deepcopy(model).cpu()
+    if metadata.model is None:
+        raise ExportError(
+            f"{metadata.folder} was exported from a module of your own: pass it, as in "
+            "mamba_export.verify(folder, model=module)"
+        )
     if model is None:
         if metadata.source_path is None:
             raise ExportError(
@@ -155,12 +179,19 @@ def _in_fp32(model: MambaLM | MambaBackbone) -> MambaLM | MambaBackbone:
     return duplicate
 
 
-def _check_source(metadata: Metadata, model: MambaLM | MambaBackbone) -> None:
+def _check_source(metadata: Metadata, model: nn.Module) -> None:
     """A model of other sizes cannot be compared with at all, and is no doubt the wrong one."""
+    if metadata.model is None:
+        return
+    if not isinstance(model, MambaLM | MambaBackbone):
+        raise ExportError(
+            f"{metadata.folder} was exported from a Mamba model, and the model to compare with is a "
+            f"{type(model).__name__}: pass the model that it was exported from"
+        )
     config = model.config
     found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
-    exported = MambaConfig(**(metadata.model or {}))
-    expected = {**(metadata.model or {}), "d_inner": exported.inner, "dt_rank": exported.rank}
+    exported = MambaConfig(**metadata.model)
+    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
     for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
         if found[name] != expected[name]:
             raise ExportError(
@@ -181,4 +212,6 @@ def _tokens(folder: Path, metadata: Metadata, text: str | None) -> Question | No
     if text is None:
         text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")
     tokens = load_tokenizer(folder).encode(text)[:_TEXT_TOKENS]
-    return Question(np.array([tokens], dtype=np.int64)) if tokens else None
+    if not tokens:
+        return None
+    return Question({metadata.inputs[0].name: np.array([tokens], dtype=np.int64)})

@@ -11,7 +11,7 @@
 #include <mutex>
 #include <vector>
 
-#include "errors.h"
+#include "common/errors.h"
 #include "mamba_decode.h"
 
 namespace mamba {

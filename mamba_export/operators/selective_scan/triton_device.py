@@ -1,0 +1,92 @@
+"""What the scan's Triton kernels share: how they are compiled, device functions, and what a program works on.
+
+See ``triton_kernels`` for the formulas and the tiles.
+"""
+
+from functools import partial
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+def jit(kernel, specialize: tuple[str, ...] = ()):
+    """``triton.jit``, compiling again for another divisibility by 16 of those arguments only.
+
+    Sizes and strides change from call to call, and alignment decides the layout: see the module's docstring.
+    """
+    names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
+    sizes = [n for n in names if n.islower() or "_stride_" in n]
+    return triton.jit(
+        kernel,
+        do_not_specialize=[n for n in sizes if not n.endswith("_ptr") and n not in specialize],
+    )
+
+
+backward_jit = partial(jit, specialize=("d_inner", "channels_per_group"))
+
+
+@triton.jit
+def step_size(x, SOFTPLUS: tl.constexpr):
+    """softplus(x), accurate relative to its value however small; or x.
+
+    ``log(1 + e) = 2 atanh(e / (2 + e))`` with e = exp(-|x|): the argument is at most 1/3, so eight terms of
+    the series give full precision, where ``log(1 + e)`` itself loses a small e.
+    """
+    if SOFTPLUS:
+        e = tl.exp2(-tl.abs(x) * LOG2E)
+        s = e / (2.0 + e)
+        s2 = s * s
+        series = 1.0 / 15.0
+        series = 1.0 / 13.0 + s2 * series
+        series = 1.0 / 11.0 + s2 * series
+        series = 1.0 / 9.0 + s2 * series
+        series = 1.0 / 7.0 + s2 * series
+        series = 1.0 / 5.0 + s2 * series
+        series = 1.0 / 3.0 + s2 * series
+        x = tl.maximum(x, 0.0) + 2.0 * s * (1.0 + s2 * series)
+    return x
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def row_of(t, length, REVERSE: tl.constexpr):
+    """Position in memory of step t of the walk; 64 bits, because it is about to meet a stride."""
+    if REVERSE:
+        t = length - 1 - t
+    return tl.cast(t, tl.int64)
+
+
+@triton.jit
+def mask_when(valid, mask):
+    """``mask & valid`` for a scalar valid; written so because Triton's interpreter broadcasts no bool."""
+    return tl.where(valid, mask.to(tl.int32), 0) != 0
+
+
+@triton.jit
+def locate(
+    pid, n_groups, channels_per_group, blocks_per_group,
+    D_STATE: tl.constexpr, WHOLE: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """What program ``pid`` works on.
+
+    Returns (rest of pid, group, block in group, d [BLOCK_D], mask of d, n [NP], mask of n). A block of channels
+    never crosses a group, so that one row of B and C serves all of it. WHOLE says that blocks divide a
+    group evenly; masks that are true at compile time cost nothing.
+    """
+    blocks = n_groups * blocks_per_group
+    rest = (pid // blocks).to(tl.int64)
+    block = pid % blocks
+    group = block // blocks_per_group
+    block = block % blocks_per_group
+    in_group = block * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = tl.arange(0, NP)
+    d = group * channels_per_group + in_group
+    in_d = tl.full([BLOCK_D], True, tl.int1) if WHOLE else in_group < channels_per_group
+    in_n = tl.full([NP], True, tl.int1) if NP == D_STATE else n < D_STATE
+    return rest, group, block, d, in_d, n, in_n

@@ -1,0 +1,356 @@
+// A whole layer: checks, workspace, and the choice between the step's kernels and those for many
+// rows, which leave the large products to the caller.
+#include <algorithm>
+
+#include "common/cuda/gpu.cuh"
+#include "common/cuda/numeric.cuh"
+#include "common/errors.h"
+#include "mamba_layer/cuda/layer.cuh"
+
+namespace mamba {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kSplitDepth = 512;  // of x_proj: what one block of project_x reads at once
+constexpr int64_t kMostTaps = 16;     // as in errors.cpp
+constexpr int64_t kMostWidth = int64_t{1} << 24;
+
+int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
+
+// Hands out the parts of a workspace; with a null start it only adds them up.
+class Parts {
+ public:
+  explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
+  void* take(int64_t bytes) {
+    void* part = start_ ? start_ + used_ : nullptr;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return part;
+  }
+  size_t used() const { return static_cast<size_t>(used_); }
+
+ private:
+  char* start_;
+  int64_t used_ = 0;
+};
+
+// The parts of a form for many rows.
+struct ManyRows {
+  void *x, *xz, *u, *projected, *delta, *y, *scan;
+  size_t bytes;
+};
+
+int64_t projected_width(const mamba_layer_params& p) { return p.dt_rank + 2 * p.d_state; }
+
+LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overlaps,
+                        size_t* bytes) {
+  LayerStep s = {};
+  s.layer = p;
+  s.rows = static_cast<int>(p.batch * p.length);
+  s.stride = static_cast<int>(padded(p.d_inner));
+  s.projected = static_cast<int>(projected_width(p));
+  const int64_t most = padded((p.d_inner + kMostSplits - 1) / kMostSplits);
+  s.split_depth = static_cast<int>(std::max(kSplitDepth, most));
+  s.splits = static_cast<int>((p.d_inner + s.split_depth - 1) / s.split_depth);
+  Parts parts(workspace);
+  const int64_t row_bytes = s.stride * element_bytes(p.dtype);
+  s.u = parts.take(s.rows * row_bytes);
+  s.z = parts.take(s.rows * row_bytes);
+  s.y = parts.take(s.rows * row_bytes);
+  s.parts = static_cast<float*>(
+      parts.take(static_cast<int64_t>(sizeof(float)) * s.splits * s.rows * s.projected));
+  const int64_t hidden_bytes = element_bytes(p.hidden_dtype);
+  s.reads_hidden_in_fours = p.d_model % 4 == 0 &&
+                            reinterpret_cast<uintptr_t>(p.hidden) % (4 * hidden_bytes) == 0 &&
+                            reinterpret_cast<uintptr_t>(p.norm_weight) % 16 == 0;
+  s.reads_states_in_fours = is_aligned<16>(p.recurrent_state, p.d_state, sizeof(float)) &&
+                            is_aligned<16>(p.last_recurrent_state, p.d_state, sizeof(float)) &&
+                            is_aligned<16>(p.A, p.d_state, sizeof(float));
+  s.overlaps = overlaps;
+  if (bytes) *bytes = parts.used();
+  return s;
+}
+
+size_t scan_bytes(const mamba_layer_params& p) {
+  mamba_selective_scan_params scan = {};
+  scan.batch = p.batch;
+  scan.length = p.length;
+  scan.d_inner = p.d_inner;
+  scan.d_state = p.d_state;
+  scan.n_groups = 1;
+  scan.dtype = p.dtype;
+  return mamba_selective_scan_cuda_workspace(&scan);
+}
+
+ManyRows describe_many(const mamba_layer_params& p, void* workspace) {
+  const int64_t row = p.batch * p.length * element_bytes(p.dtype);
+  Parts parts(workspace);
+  ManyRows m = {};
+  m.xz = parts.take(row * 2 * p.d_inner);
+  m.u = parts.take(row * p.d_inner);
+  m.projected = parts.take(row * projected_width(p));
+  m.delta = parts.take(row * p.d_inner);
+  m.y = parts.take(row * std::max(p.d_inner, p.d_model));
+  m.x = m.y;  // read by in_proj alone, long before the scan writes y
+  m.scan = parts.take(static_cast<int64_t>(scan_bytes(p)));
+  m.bytes = parts.used();
+  return m;
+}
+
+mamba_status cuda_failure(cudaError_t error) {
+  return fail(MAMBA_CUDA_ERROR, "layer: CUDA failed: %s", cudaGetErrorString(error));
+}
+
+mamba_status check_sizes(const mamba_layer_params* params) {
+  if (!params) return fail(MAMBA_INVALID, "layer: params is null");
+  const mamba_layer_params& p = *params;
+  const struct {
+    const char* name;
+    int64_t value, most;
+  } sizes[] = {
+      {"batch", p.batch, INT32_MAX},      {"length", p.length, INT32_MAX},
+      {"d_model", p.d_model, kMostWidth}, {"d_inner", p.d_inner, kMostWidth},
+      {"d_state", p.d_state, kMostWidth}, {"d_conv", p.d_conv, kMostTaps},
+      {"dt_rank", p.dt_rank, kMostWidth},
+  };
+  for (const auto& size : sizes) {
+    if (size.value < 1 || size.value > size.most) {
+      return fail(MAMBA_INVALID, "layer: %s is %lld, expected 1 to %lld", size.name,
+                  static_cast<long long>(size.value), static_cast<long long>(size.most));
+    }
+  }
+  if (p.dtype != MAMBA_FP32 && p.dtype != MAMBA_FP16 && p.dtype != MAMBA_BF16) {
+    return fail(MAMBA_INVALID, "layer: dtype %d is unknown", p.dtype);
+  }
+  if (p.hidden_dtype != MAMBA_FP32 && p.hidden_dtype != p.dtype) {
+    return fail(MAMBA_INVALID, "layer: hidden_dtype %d is neither fp32 nor dtype", p.hidden_dtype);
+  }
+  return MAMBA_OK;
+}
+
+mamba_status check_all(const mamba_layer_params* params, const void* workspace) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_layer_params& p = *params;
+  const void* const tensors[] = {p.hidden,
+                                 p.norm_weight,
+                                 p.in_proj_weight,
+                                 p.conv_weight,
+                                 p.conv_bias,
+                                 p.x_proj_weight,
+                                 p.dt_proj_weight,
+                                 p.dt_bias,
+                                 p.A,
+                                 p.D,
+                                 p.out_proj_weight,
+                                 p.recurrent_state,
+                                 p.hidden_out,
+                                 p.last_recurrent_state,
+                                 workspace};
+  for (const void* tensor : tensors) {
+    if (!tensor) return fail(MAMBA_INVALID, "layer: a tensor's pointer, or workspace, is null");
+  }
+  if (p.d_conv > 1 && (!p.conv_state || !p.last_conv_state)) {
+    return fail(MAMBA_INVALID, "layer: conv_state's pointer is null");
+  }
+  if (reinterpret_cast<uintptr_t>(workspace) % kAlignment != 0) {
+    return fail(MAMBA_INVALID, "layer: workspace is not aligned to %lld bytes",
+                static_cast<long long>(kAlignment));
+  }
+  return MAMBA_OK;
+}
+
+// Programmatic dependent launch came with sm_90.
+bool can_overlap() { return current_gpu().major >= 9; }
+
+// Whether the step's kernels can take these sizes.
+bool fits_step(const mamba_layer_params& p) {
+  // Not the product first: it may not fit.
+  if (p.batch > kMostStepRows || p.length > kMostStepRows) return false;
+  if (p.batch * p.length > kMostStepRows) return false;
+  const LayerStep s = describe_step(p, nullptr, false, nullptr);
+  const size_t shared = with_type(
+      p.dtype, [&](auto* type) { return step_shared_bytes<std::decay_t<decltype(*type)>>(s); });
+  return shared <= static_cast<size_t>(current_gpu().shared_bytes);
+}
+
+// Whether they are the quickest.
+bool prefers_step(const mamba_layer_params& p) {
+  if (!fits_step(p)) return false;
+  const int64_t rows = p.batch * p.length;
+  if (rows == 1) return true;
+  const Tuning& tuning = current_tuning();
+  return rows <= tuning.most_step_rows &&
+         rows * p.d_model * 3 * p.d_inner <= tuning.most_step_products;
+}
+
+mamba_status run_step(const mamba_layer_params& p, void* workspace, cudaStream_t stream) {
+  const LayerStep s = describe_step(p, workspace, can_overlap(), nullptr);
+  const cudaError_t error = with_type(
+      p.dtype, [&](auto* type) { return launch_step<std::decay_t<decltype(*type)>>(s, stream); });
+  return error == cudaSuccess ? MAMBA_OK : cuda_failure(error);
+}
+
+// A large product: a (rows, depth), with a_stride numbers from row to row, times b.
+struct Factors {
+  const void* a;
+  int64_t a_stride, depth;
+  const void* b;
+  int64_t columns;
+};
+
+class ManyRowsRun {
+ public:
+  ManyRowsRun(const mamba_layer_params& params, mamba_multiply multiply, void* context,
+              void* workspace, cudaStream_t stream)
+      : p_(params),
+        m_(describe_many(params, workspace)),
+        multiply_(multiply),
+        context_(context),
+        stream_(stream) {}
+
+  mamba_status run() {
+    const int64_t d_inner = p_.d_inner, width = projected_width(p_);
+    const cudaError_t error = launch_norm(p_, m_.x, stream_);
+    if (error != cudaSuccess) return cuda_failure(error);
+    mamba_status bad = product({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
+                               m_.xz, p_.dtype, false);
+    if (bad) return bad;
+    if ((bad = convolve())) return bad;
+    if ((bad = product({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
+                       false))) {
+      return bad;
+    }
+    if ((bad = product({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
+                       p_.dtype, false))) {
+      return bad;
+    }
+    if ((bad = scan())) return bad;
+    return add_to_hidden();
+  }
+
+ private:
+  mamba_status product(const Factors& f, void* c, mamba_dtype c_dtype, bool accumulate) const {
+    mamba_product g = {};
+    g.rows = p_.batch * p_.length;
+    g.columns = f.columns;
+    g.depth = f.depth;
+    g.dtype = p_.dtype;
+    g.c_dtype = c_dtype;
+    g.accumulate = accumulate;
+    g.a = f.a;
+    g.a_stride = f.a_stride;
+    g.b = f.b;
+    g.c = c;
+    g.c_stride = f.columns;
+    const int error = multiply_(context_, &g, stream_);
+    if (error == 0) return MAMBA_OK;
+    return fail(MAMBA_CUDA_ERROR, "layer: a product (%lld, %lld) x (%lld, %lld) failed: error %d",
+                static_cast<long long>(g.rows), static_cast<long long>(g.depth),
+                static_cast<long long>(g.depth), static_cast<long long>(g.columns), error);
+  }
+
+  // Channels from `first` on of rows of `stride` numbers.
+  mamba_sequence slice(const void* data, int64_t first, int64_t stride) const {
+    const char* start = static_cast<const char*>(data) + first * element_bytes(p_.dtype);
+    return {start, p_.length * stride, stride};
+  }
+
+  mamba_status convolve() const {
+    mamba_causal_conv1d_params c = {};
+    c.batch = p_.batch;
+    c.length = p_.length;
+    c.channels = p_.d_inner;
+    c.d_conv = p_.d_conv;
+    c.dtype = p_.dtype;
+    c.silu = 1;
+    c.x = slice(m_.xz, 0, 2 * p_.d_inner);
+    c.weight = p_.conv_weight;
+    c.bias = p_.conv_bias;
+    c.initial_state = p_.conv_state;
+    c.y = m_.u;
+    c.last_state = p_.last_conv_state;
+    return mamba_causal_conv1d_cuda(&c, stream_);
+  }
+
+  mamba_status scan() const {
+    const int64_t width = projected_width(p_);
+    mamba_selective_scan_params s = {};
+    s.batch = p_.batch;
+    s.length = p_.length;
+    s.d_inner = p_.d_inner;
+    s.d_state = p_.d_state;
+    s.n_groups = 1;
+    s.dtype = p_.dtype;
+    s.delta_softplus = 1;
+    s.u = slice(m_.u, 0, p_.d_inner);
+    s.delta = slice(m_.delta, 0, p_.d_inner);
+    s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);
+    s.B = slice(m_.projected, p_.dt_rank, width);
+    s.C = slice(m_.projected, p_.dt_rank + p_.d_state, width);
+    s.A = p_.A;
+    s.D = p_.D;
+    s.delta_bias = p_.dt_bias;
+    s.initial_state = p_.recurrent_state;
+    s.y = m_.y;
+    s.last_state = p_.last_recurrent_state;
+    return mamba_selective_scan_cuda(&s, m_.scan, stream_);
+  }
+
+  // The norm has left a copy of hidden in hidden_out.
+  mamba_status add_to_hidden() const {
+    return product({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
+                   p_.hidden_dtype, true);
+  }
+
+  const mamba_layer_params& p_;
+  const ManyRows m_;
+  const mamba_multiply multiply_;
+  void* const context_;
+  const cudaStream_t stream_;
+};
+
+}  // namespace
+}  // namespace mamba
+
+extern "C" {
+
+int mamba_layer_is_step_cuda(const mamba_layer_params* params) {
+  return mamba::check_sizes(params) == MAMBA_OK && mamba::prefers_step(*params);
+}
+
+size_t mamba_layer_step_cuda_workspace(const mamba_layer_params* params) {
+  if (mamba::check_sizes(params)) return 0;
+  size_t bytes = 0;
+  mamba::describe_step(*params, nullptr, false, &bytes);
+  return bytes;
+}
+
+size_t mamba_layer_cuda_workspace(const mamba_layer_params* params) {
+  if (mamba::check_sizes(params)) return 0;
+  if (mamba::prefers_step(*params)) return mamba_layer_step_cuda_workspace(params);
+  return mamba::describe_many(*params, nullptr).bytes;
+}
+
+mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
+                                   void* stream) {
+  if (mamba_status bad = mamba::check_all(params, workspace)) return bad;
+  if (!mamba::fits_step(*params)) {
+    return mamba::fail(MAMBA_INVALID,
+                       "layer: %lld sequences of %lld steps are too many rows for a step on this "
+                       "GPU, at most %d: use mamba_layer_cuda",
+                       static_cast<long long>(params->batch),
+                       static_cast<long long>(params->length), mamba::kMostStepRows);
+  }
+  return mamba::run_step(*params, workspace, static_cast<cudaStream_t>(stream));
+}
+
+mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
+                              void* context, void* workspace, void* stream) {
+  if (mamba_status bad = mamba::check_all(params, workspace)) return bad;
+  if (mamba::prefers_step(*params)) return mamba_layer_step_cuda(params, workspace, stream);
+  if (!multiply) return mamba::fail(MAMBA_INVALID, "layer: multiply is null");
+  return mamba::ManyRowsRun(*params, multiply, context, workspace,
+                            static_cast<cudaStream_t>(stream))
+      .run();
+}
+
+}  // extern "C"

@@ -1,0 +1,76 @@
+// The layer's norm for any number of rows: a block takes a row, and copies it to where the layer's
+// result is added up, unless that is its own place.
+#include "common/cuda/numeric.cuh"
+#include "mamba_layer/cuda/layer.cuh"
+
+namespace mamba {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+template <typename R, typename T, int Width>
+__global__ void __launch_bounds__(kThreads)
+    norm_row(const R* hidden, const float* weight, int width, float epsilon, T* x, R* copy) {
+  __shared__ float sums[kWarps];
+  const R* row = hidden + static_cast<int64_t>(blockIdx.x) * width;
+  T* result = x + static_cast<int64_t>(blockIdx.x) * width;
+  R* row_copy = copy + static_cast<int64_t>(blockIdx.x) * width;
+  float square = 0.f;
+  for (int i = threadIdx.x * Width; i < width; i += kThreads * Width) {
+    const Pack<R, Width> h = *reinterpret_cast<const Pack<R, Width>*>(row + i);
+#pragma unroll
+    for (int j = 0; j < Width; ++j) {
+      const float value = to_float(h.values[j]);
+      square = fmaf(value, value, square);
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    square += __shfl_xor_sync(0xffffffffu, square, offset);
+  }
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = square;
+  __syncthreads();
+  float total = 0.f;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
+  const float scale = 1.f / sqrtf(total / width + epsilon);
+  for (int i = threadIdx.x * Width; i < width; i += kThreads * Width) {
+    const Pack<R, Width> h = *reinterpret_cast<const Pack<R, Width>*>(row + i);
+    const Pack<float, Width> w = *reinterpret_cast<const Pack<float, Width>*>(weight + i);
+    Pack<T, Width> y;
+#pragma unroll
+    for (int j = 0; j < Width; ++j) {
+      y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);
+    }
+    *reinterpret_cast<Pack<T, Width>*>(result + i) = y;
+    if (copy != hidden) *reinterpret_cast<Pack<R, Width>*>(row_copy + i) = h;
+  }
+}
+
+template <typename R, typename T>
+cudaError_t launch(const mamba_layer_params& p, T* x, cudaStream_t stream) {
+  const R* hidden = static_cast<const R*>(p.hidden);
+  R* copy = static_cast<R*>(p.hidden_out);
+  const int width = static_cast<int>(p.d_model);
+  const unsigned rows = static_cast<unsigned>(p.batch * p.length);
+  const bool in_fours = is_aligned<4 * sizeof(R)>(hidden, width, sizeof(R)) &&
+                        is_aligned<4 * sizeof(R)>(copy, width, sizeof(R)) &&
+                        is_aligned<16>(p.norm_weight, width, sizeof(float)) && width % 4 == 0;
+  const auto kernel = in_fours ? norm_row<R, T, 4> : norm_row<R, T, 1>;
+  kernel<<<rows, kThreads, 0, stream>>>(hidden, p.norm_weight, width, p.epsilon, x, copy);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_norm(const mamba_layer_params& p, void* x, cudaStream_t stream) {
+  return with_type(p.dtype, [&](auto* type) {
+    using T = std::decay_t<decltype(*type)>;
+    T* result = static_cast<T*>(x);
+    return p.hidden_dtype == MAMBA_FP32 ? launch<float>(p, result, stream)
+                                        : launch<T>(p, result, stream);
+  });
+}
+
+}  // namespace mamba

@@ -1,0 +1,246 @@
+// Selective scan on a CPU.
+//
+// Long sequences: lanes are channels. A task owns some vectors of channels of one sequence and
+// walks it in tiles of time; within a tile each state n runs through all steps, so that its decay's
+// exponentials are independent of one another and the state stays in a register. States and A are
+// transposed at the ends.
+//
+// A few steps (decode): lanes are states, which lie side by side in memory, so nothing is
+// transposed.
+#pragma once
+
+#include <cstdlib>
+
+#include "common/cpu/simd.h"
+#include "mamba_kernels.h"
+
+namespace mamba {
+namespace MAMBA_ISA {
+
+constexpr int kTile = 32;         // steps a tile: dt, dt u and y of a vector stay in the L1 cache
+constexpr int kVectorsATask = 4;  // a row of a task's channels is then 256 bytes with AVX-512
+constexpr int64_t kFewSteps = 4;  // up to here transposing the state costs more than the steps
+
+// Where a task's channels are.
+struct ScanBlock {
+  int64_t batch, group, first, count;  // first is counted over all groups
+};
+
+template <typename T>
+static inline const typename T::Bits* row(const mamba_sequence& sequence, int64_t batch,
+                                          int64_t step) {
+  return static_cast<const typename T::Bits*>(sequence.data) + batch * sequence.batch_stride +
+         step * sequence.step_stride;
+}
+
+static inline int64_t walked(const mamba_selective_scan_params& p, int64_t step) {
+  return p.reverse ? p.length - 1 - step : step;
+}
+
+// dt and dt u of one vector of channels at one step.
+template <typename T>
+static inline void step_inputs(const mamba_selective_scan_params& p, const ScanBlock& block,
+                               int64_t step, int64_t channel, int count, Vec& dt, Vec& u) {
+  dt = load<T>(row<T>(p.delta, block.batch, step) + channel, count) +
+       load<Fp32>(p.delta_bias + channel, count);
+  if (p.delta_softplus) dt = softplus(dt);
+  u = load<T>(row<T>(p.u, block.batch, step) + channel, count);
+}
+
+// Skip and gate, and the store.
+template <typename T>
+static inline void step_output(const mamba_selective_scan_params& p, const ScanBlock& block,
+                               int64_t step, int64_t channel, int count, Vec y, Vec u) {
+  y += u * load<Fp32>(p.D + channel, count);
+  if (p.z.data) y *= silu(load<T>(row<T>(p.z, block.batch, step) + channel, count));
+  typename T::Bits* out = static_cast<typename T::Bits*>(p.y);
+  store<T>(out + (block.batch * p.length + step) * p.d_inner + channel, y, count);
+}
+
+// B or C of one step and group, as fp32.
+template <typename T>
+static inline void widen_row(const mamba_selective_scan_params& p, const mamba_sequence& sequence,
+                             const ScanBlock& block, int64_t step, float* to) {
+  const typename T::Bits* from = row<T>(sequence, block.batch, step) + block.group * p.d_state;
+  for (int64_t n = 0; n < p.d_state; n += kLanes) {
+    const int count = static_cast<int>(p.d_state - n < kLanes ? p.d_state - n : kLanes);
+    store<Fp32>(to + n, load<T>(from + n, count), count);
+  }
+}
+
+// K states of one vector of channels through a tile. y accumulates over the states, in their order.
+template <int K>
+static inline void run_states(const float* A, float* h, const float* B, const float* C,
+                              int64_t d_state, const Vec* dt, const Vec* dt_u, Vec* y, int steps) {
+  Vec a[K], state[K];
+  for (int k = 0; k < K; ++k) {
+    a[k] = load<Fp32>(A + k * kLanes, kLanes);
+    state[k] = load<Fp32>(h + k * kLanes, kLanes);
+  }
+  for (int t = 0; t < steps; ++t) {
+    Vec sum = y[t];
+    for (int k = 0; k < K; ++k) {
+      state[k] = exp(dt[t] * a[k]) * state[k] + dt_u[t] * B[t * d_state + k];
+      sum += state[k] * C[t * d_state + k];
+    }
+    y[t] = sum;
+  }
+  for (int k = 0; k < K; ++k) store<Fp32>(h + k * kLanes, state[k], kLanes);
+}
+
+// (channels, d_state) <-> (vector, d_state, lanes); lanes beyond the channels are zero.
+static inline void to_lanes(const float* from, float* to, int64_t channels, int64_t d_state) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float* lane = to + (c / kLanes) * d_state * kLanes + c % kLanes;
+    for (int64_t n = 0; n < d_state; ++n) lane[n * kLanes] = from[c * d_state + n];
+  }
+}
+
+static inline void from_lanes(const float* from, float* to, int64_t channels, int64_t d_state) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const float* lane = from + (c / kLanes) * d_state * kLanes + c % kLanes;
+    for (int64_t n = 0; n < d_state; ++n) to[c * d_state + n] = lane[n * kLanes];
+  }
+}
+
+// Numbers of scratch memory that a task of scan_long needs: A and h in lanes, B and C of a tile.
+static inline int64_t scan_scratch(const mamba_selective_scan_params& p) {
+  return 2 * (kVectorsATask * kLanes + kTile) * p.d_state;
+}
+
+template <typename T>
+static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& block,
+                      float* scratch) {
+  const int64_t N = p.d_state;
+  const int64_t vector_size = N * kLanes;
+  float* A = scratch;
+  float* h = A + kVectorsATask * vector_size;
+  float* B = h + kVectorsATask * vector_size;
+  float* C = B + kTile * N;
+  memset(scratch, 0, 2 * kVectorsATask * vector_size * sizeof(float));
+  to_lanes(p.A + block.first * N, A, block.count, N);
+  to_lanes(p.initial_state + (block.batch * p.d_inner + block.first) * N, h, block.count, N);
+
+  for (int64_t start = 0; start < p.length; start += kTile) {
+    const int steps = static_cast<int>(p.length - start < kTile ? p.length - start : kTile);
+    for (int t = 0; t < steps; ++t) {
+      widen_row<T>(p, p.B, block, walked(p, start + t), B + t * N);
+      widen_row<T>(p, p.C, block, walked(p, start + t), C + t * N);
+    }
+    for (int64_t c = 0; c < block.count; c += kLanes) {
+      const int count = static_cast<int>(block.count - c < kLanes ? block.count - c : kLanes);
+      const int64_t channel = block.first + c;
+      Vec dt[kTile], dt_u[kTile], u[kTile], y[kTile];
+      for (int t = 0; t < steps; ++t) {
+        step_inputs<T>(p, block, walked(p, start + t), channel, count, dt[t], u[t]);
+        dt_u[t] = dt[t] * u[t];
+        y[t] = Vec{};
+      }
+      const int64_t vector = (c / kLanes) * vector_size;
+      int64_t n = 0;
+      for (; n + 4 <= N; n += 4) {
+        const int64_t at = vector + n * kLanes;
+        run_states<4>(A + at, h + at, B + n, C + n, N, dt, dt_u, y, steps);
+      }
+      for (; n < N; ++n) {
+        const int64_t at = vector + n * kLanes;
+        run_states<1>(A + at, h + at, B + n, C + n, N, dt, dt_u, y, steps);
+      }
+      for (int t = 0; t < steps; ++t) {
+        step_output<T>(p, block, walked(p, start + t), channel, count, y[t], u[t]);
+      }
+    }
+  }
+  from_lanes(h, p.last_state + (block.batch * p.d_inner + block.first) * N, block.count, N);
+}
+
+// One channel, one step: lanes are states. d_state is a multiple of kLanes.
+static inline float step_channel(const float* A, const float* B, const float* C,
+                                 const float* before, float* after, int64_t d_state, float dt,
+                                 float dt_u) {
+  Vec y = {};
+  for (int64_t n = 0; n < d_state; n += kLanes) {
+    const Vec decay = exp(load<Fp32>(A + n, kLanes) * dt);
+    const Vec state = decay * load<Fp32>(before + n, kLanes) + load<Fp32>(B + n, kLanes) * dt_u;
+    store<Fp32>(after + n, state, kLanes);
+    y += state * load<Fp32>(C + n, kLanes);
+  }
+  return sum(y);
+}
+
+template <typename T>
+static void scan_few(const mamba_selective_scan_params& p, const ScanBlock& block, float* scratch) {
+  const int64_t N = p.d_state;
+  float* B = scratch;
+  float* C = B + N;
+  const int64_t state_at = (block.batch * p.d_inner + block.first) * N;
+  for (int64_t step = 0; step < p.length; ++step) {
+    const int64_t t = walked(p, step);
+    widen_row<T>(p, p.B, block, t, B);
+    widen_row<T>(p, p.C, block, t, C);
+    const float* before = step == 0 ? p.initial_state : p.last_state;
+    for (int64_t c = 0; c < block.count; c += kLanes) {
+      const int count = static_cast<int>(block.count - c < kLanes ? block.count - c : kLanes);
+      const int64_t channel = block.first + c;
+      Vec dt, u;
+      step_inputs<T>(p, block, t, channel, count, dt, u);
+      const Vec dt_u = dt * u;
+      Vec y = {};
+      for (int i = 0; i < count; ++i) {
+        const int64_t at = state_at + (c + i) * N;
+        y[i] = step_channel(p.A + (channel + i) * N, B, C, before + at, p.last_state + at, N, dt[i],
+                            dt_u[i]);
+      }
+      step_output<T>(p, block, t, channel, count, y, u);
+    }
+  }
+}
+
+template <typename T>
+static void scan_task(const mamba_selective_scan_params& p, size_t task) {
+  const int64_t channels = p.d_inner / p.n_groups;
+  const int64_t size = kVectorsATask * kLanes;
+  const int64_t blocks = (channels + size - 1) / size;
+  const int64_t index = static_cast<int64_t>(task);
+  const int64_t in_group = (index % blocks) * size;
+  ScanBlock block;
+  block.group = index / blocks % p.n_groups;
+  block.batch = index / blocks / p.n_groups;
+  block.first = block.group * channels + in_group;
+  block.count = channels - in_group < size ? channels - in_group : size;
+
+  // Small models' scratch lies on the stack; 16 KiB of it is d_state 16 with AVX-512.
+  alignas(64) float on_stack[4096];
+  const int64_t needed = scan_scratch(p);
+  float* scratch =
+      needed <= 4096
+          ? on_stack
+          : static_cast<float*>(aligned_alloc(64, (needed * sizeof(float) + 63) / 64 * 64));
+  if (p.length <= kFewSteps && p.d_state % kLanes == 0) {
+    scan_few<T>(p, block, scratch);
+  } else {
+    scan_long<T>(p, block, scratch);
+  }
+  if (scratch != on_stack) free(scratch);
+}
+
+static size_t scan_tasks(const mamba_selective_scan_params& p) {
+  const int64_t channels = p.d_inner / p.n_groups;
+  const int64_t size = kVectorsATask * kLanes;
+  return static_cast<size_t>(p.batch * p.n_groups * ((channels + size - 1) / size));
+}
+
+static void run_scan_task(void* context, size_t task) {
+  const mamba_selective_scan_params& p = *static_cast<const mamba_selective_scan_params*>(context);
+  switch (p.dtype) {
+    case MAMBA_FP32:
+      return scan_task<Fp32>(p, task);
+    case MAMBA_FP16:
+      return scan_task<Fp16>(p, task);
+    case MAMBA_BF16:
+      return scan_task<Bf16>(p, task);
+  }
+}
+
+}  // namespace MAMBA_ISA
+}  // namespace mamba

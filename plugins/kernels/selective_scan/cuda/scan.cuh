@@ -1,0 +1,63 @@
+// What the files of the selective scan share. scan.cu picks among:
+//
+//   scan_step.cu  a few steps (decode): one read and one write of the state
+//   scan_pipe.cu  d_state up to 128, one group: scan warps and helper warps side by side
+//   scan_tile.cu  any other shape with d_state up to 256; also the two passes of a split length
+//   scan_any.cu   larger d_state
+//
+// The recurrence (Gu and Dao 2023, "Mamba", section 3.2), with zero-order hold for A and Euler's
+// rule for B: h = exp(dt A) h + dt u B, y = C h + D u, then y silu(z).
+#pragma once
+
+#include "common/cuda/kernels.cuh"
+#include "common/cuda/numeric.cuh"
+
+namespace mamba {
+
+constexpr int64_t kFewSteps = 8;
+constexpr int kMostTileStates = 256;
+constexpr int kPipeStates = 128;
+
+// A length that is split: part i starts at step i * part_length of the walk.
+//
+// kStates: every part starts from zeros and leaves its last state and the sum of its dt;
+// kOutputs: part i starts from starts[i] and writes y. In between scan.cu chains the parts: the
+// decay of a whole part is exp(A sum dt).
+enum ScanPass { kWhole, kStates, kOutputs };
+
+struct ScanParts {
+  ScanPass pass;
+  int count;
+  int64_t part_length;
+  float* states;   // (count, batch, d_inner, d_state): last states, then starts
+  float* dt_sums;  // (count, batch, d_inner)
+};
+
+bool pipe_fits(const mamba_selective_scan_params& p);
+
+cudaError_t launch_scan_step(const mamba_selective_scan_params& p, cudaStream_t stream);
+cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream);
+cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanParts& parts,
+                             cudaStream_t stream);
+cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t stream);
+
+template <typename T>
+__device__ __forceinline__ const T* row(const mamba_sequence& sequence, int64_t batch,
+                                        int64_t step) {
+  return static_cast<const T*>(sequence.data) + batch * sequence.batch_stride +
+         step * sequence.step_stride;
+}
+
+// The step of memory that the walk reaches as its given step.
+__device__ __forceinline__ int64_t walked(const mamba_selective_scan_params& p, int64_t step) {
+  return p.reverse ? p.length - 1 - step : step;
+}
+
+// Every row of the sequence can be read Bytes at a time, from channels that are a multiple of that.
+template <int Bytes>
+inline bool rows_aligned(const mamba_sequence& s, size_t element) {
+  return is_aligned<Bytes>(s.data, s.batch_stride, element) &&
+         is_aligned<Bytes>(s.data, s.step_stride, element);
+}
+
+}  // namespace mamba

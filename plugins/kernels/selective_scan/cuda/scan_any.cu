@@ -1,0 +1,59 @@
+// Scan for a d_state that fits no thread's registers: a warp a channel, its state in device memory.
+#include "selective_scan/cuda/scan.cuh"
+
+namespace mamba {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kLanes = 32;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    scan_any_kernel(const __grid_constant__ mamba_selective_scan_params p) {
+  const int64_t place = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  if (place >= p.batch * p.d_inner) return;  // a whole warp
+  const int64_t batch = place / p.d_inner, channel = place % p.d_inner;
+  const int64_t group = channel / (p.d_inner / p.n_groups);
+  const float* A = p.A + channel * p.d_state;
+  const float* past = p.initial_state + place * p.d_state;
+  float* h = p.last_state + place * p.d_state;
+  // A lane alone reads and writes its states, so the two may be one buffer.
+  for (int64_t n = lane; n < p.d_state; n += kLanes) h[n] = past[n];
+
+  for (int64_t s = 0; s < p.length; ++s) {
+    const int64_t step = walked(p, s);
+    const float u = to_float(row<T>(p.u, batch, step)[channel]);
+    float dt = to_float(row<T>(p.delta, batch, step)[channel]) + p.delta_bias[channel];
+    if (p.delta_softplus) dt = softplus<T>(dt);
+    const T* B = row<T>(p.B, batch, step) + group * p.d_state;
+    const T* C = row<T>(p.C, batch, step) + group * p.d_state;
+    float y = 0.f;
+    for (int64_t n = lane; n < p.d_state; n += kLanes) {
+      const float next = exp2_fast(dt * A[n] * kLog2e) * h[n] + dt * u * to_float(B[n]);
+      h[n] = next;
+      y += to_float(C[n]) * next;
+    }
+#pragma unroll
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(~0u, y, apart);
+    if (lane == 0) {
+      y += p.D[channel] * u;
+      if (p.z.data) y *= silu<T>(to_float(row<T>(p.z, batch, step)[channel]));
+      static_cast<T*>(p.y)[(batch * p.length + step) * p.d_inner + channel] = from_float<T>(y);
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t stream) {
+  return with_type(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const int64_t blocks = (p.batch * p.d_inner * kLanes + kThreads - 1) / kThreads;
+    if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+    scan_any_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace mamba
