@@ -1,6 +1,6 @@
 """mamba_export: take a Mamba model out of PyTorch.
 
-``export`` writes one ONNX file, ``verify`` holds it against PyTorch, ``OrtSession`` runs it; ``build`` makes a
+``export`` writes one ONNX file, ``verify`` compares it with PyTorch, ``OrtSession`` runs it; ``build`` makes a
 TensorRT engine of it, which ``TrtSession`` runs. Each is imported on first use, so that a machine that only
 runs models starts quickly and needs no PyTorch.
 """

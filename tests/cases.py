@@ -173,7 +173,7 @@ def bound(truth: Tensor, dtype: torch.dtype) -> float:
 def assert_split_equals_whole(
     scan: list[Tensor], conv: list[Tensor], parts: tuple[int, ...], reverse: bool
 ) -> None:
-    """Run both operators part by part, states handed on, and hold that against one run."""
+    """Run both operators part by part, states handed on, and compare that with one run."""
     u, delta, A, B, C, D, z, bias, state = scan
     x, weight, conv_bias, conv_state = conv
     length, dtype = sum(parts), u.dtype

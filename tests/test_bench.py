@@ -63,7 +63,7 @@ def test_median_repeats() -> None:
     calls: list[int] = []
     assert median_milliseconds(lambda: calls.append(1), seconds=0.0) >= 0
     assert len(calls) == 4, "one to warm up, three timed"
-    median_milliseconds(lambda: calls.append(1), seconds=0.0, least=1)
+    median_milliseconds(lambda: calls.append(1), seconds=0.0, min_runs=1)
     assert len(calls) == 6
 
 

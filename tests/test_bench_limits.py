@@ -1,4 +1,4 @@
-"""Benchmarks: the limits that rows are held against, and the models with random weights that are timed."""
+"""Benchmarks: the limits that rows are compared with, and the models with random weights that are timed."""
 
 from __future__ import annotations
 

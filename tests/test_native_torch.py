@@ -24,7 +24,7 @@ from torch import Tensor
 from truths import last_state_truth, scan_truth
 
 from mamba_export.operators import kernel_library, native
-from mamba_export.operators.causal_conv1d import MOST_TAPS
+from mamba_export.operators.causal_conv1d import MAX_TAPS
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
@@ -61,7 +61,7 @@ def same_bits(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
 
 
 def assert_scan_parity(inputs: list[Tensor | None], *flags: bool) -> None:
-    """Hold the native scan to the bounds of design.md."""
+    """Hold the native scan to the project's bounds."""
     truth = selective_scan_reference(*double(inputs), *flags)
     y, last_state = SCAN(*inputs, *flags)
     assert y.dtype == inputs[0].dtype
@@ -207,7 +207,7 @@ def test_conv_reads_strided_inputs(dtype: torch.dtype) -> None:
 @installed
 @uses_native
 def test_taps_beyond_the_kernels_take_the_vectorised_path() -> None:
-    inputs = conv_inputs(2, 40, 8, MOST_TAPS + 1)
+    inputs = conv_inputs(2, 40, 8, MAX_TAPS + 1)
     truth = causal_conv1d_reference(*double(inputs))
     for output, expected in zip(CONV(*inputs), truth, strict=True):
         assert error(output, expected) <= FP32_BOUND

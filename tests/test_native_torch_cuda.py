@@ -32,7 +32,7 @@ from torch import Tensor
 from truths import last_state_truth, poisoned
 
 from mamba_export.operators import native
-from mamba_export.operators.causal_conv1d import MOST_TAPS
+from mamba_export.operators.causal_conv1d import MAX_TAPS
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
@@ -424,7 +424,7 @@ def test_native_is_the_default_and_triton_the_next(monkeypatch: pytest.MonkeyPat
         assert choose_backend(torch.zeros(1, dtype=dtype, device=GPU)) == "native"
     assert choose_backend(torch.zeros(1, dtype=torch.float64, device=GPU)) == "cpu"
     pytest.importorskip("triton")
-    taps = MOST_TAPS + 1
+    taps = MAX_TAPS + 1
     inputs = [t.cuda() for t in conv_inputs(2, 40, 8, taps)]
     truth = causal_conv1d_reference(*[t.double() for t in inputs])
     assert error(CONV(*inputs)[0], truth[0]) <= FP32_BOUND

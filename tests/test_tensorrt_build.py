@@ -408,7 +408,7 @@ def test_a_file_without_our_nodes(folder: Path) -> None:
     del model.graph.node[:]
     del model.functions[:]
     onnx.save(model, str(folder / "model.onnx"))
-    with pytest.raises(MambaExportError, match="no node of ours"):
+    with pytest.raises(MambaExportError, match="none of our operators"):
         prepare(folder / "model.onnx", plugin=True)
     (folder / "model.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(MambaExportError, match="damaged"):

@@ -1,4 +1,4 @@
-"""What native kernels are held against: the scan in float64 without a loop over steps, and poisoned memory."""
+"""What native kernels are compared with: the scan in float64 without a loop over steps, and poisoned memory."""
 
 from __future__ import annotations
 

@@ -49,15 +49,19 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def _number(kind: Callable[[str], Any], least: float, most: float = float("inf")):
+def _number(kind: Callable[[str], Any], minimum: float, maximum: float = float("inf")):
     def parse(value: str) -> Any:
         try:
             number = kind(value)
         except ValueError:
             number = None
-        if number is None or not least <= number <= most:
+        if number is None or not minimum <= number <= maximum:
             what = "an integer" if kind is int else "a number"
-            bounds = f"{least:g} or more" if most == float("inf") else f"from {least:g} to {most:g}"
+            bounds = (
+                f"{minimum:g} or more"
+                if maximum == float("inf")
+                else f"from {minimum:g} to {maximum:g}"
+            )
             raise argparse.ArgumentTypeError(f"{value!r} is not {what}, {bounds}")
         return number
 

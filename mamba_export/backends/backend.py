@@ -26,7 +26,7 @@ class Backend:
     Args:
         name: for a report, such as "onnxruntime CPU, native".
         open_model: a session on an exported folder; raises SessionError where it cannot be loaded.
-        open_graph: a serialised graph of one node of ours, with its function, loaded.
+        open_graph: loads a serialised graph of one node of our domain, with its function.
         missing_dtypes: dtypes whose whole models it cannot run, each with the reason in one line.
     """
 

@@ -74,7 +74,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Then hold OUT against PyTorch; exit with 1 if it fails."),
+        typer.Option("--verify", help="Then compare OUT with PyTorch; exit with 1 if it fails."),
     ] = False,
     quick: QuickOption = False,
     engine: Annotated[
@@ -155,7 +155,7 @@ def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> Buil
 
 
 Say = Callable[..., None]
-"""Told of what is done, and of how much of the stage, from 0 to 1, where that is known."""
+"""Called with what is done now, and how much of the stage is done, from 0 to 1, where that is known."""
 
 
 def _stage(progress: Progress, name: str, total: float | None) -> Say:

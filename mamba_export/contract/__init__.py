@@ -1,7 +1,7 @@
 """The contract: what operators take, what programs are, and what a file and its folder are called. As values.
 
-Everything that reads or writes an exported file (exporter, runtimes, kernels, plugins, parity, benchmarks)
-takes its names, shapes and dtypes from here. This package imports nothing, so that anything may import it.
+Everything that reads or writes an exported file (exporter, runtimes, kernels, plugins, verify, benchmarks)
+takes its names, shapes and dtypes from here. This package imports no other, so that anything may import it.
 
 Glossary of shapes: ``batch`` sequences of ``length`` steps; ``d_inner`` channels; ``d_state`` (N) states
 a channel; ``n_groups`` groups of channels that share B and C; ``d_conv`` taps of the causal convolution.

@@ -1,7 +1,7 @@
 """What an operator is, as values: tensors with symbolic axes, dtype classes, attributes. Imports nothing.
 
 From an ``Operator`` come the torch schema and its checks, fake kernels, autocast, the ONNX node and its
-function's signature, the structs of the compiled kernels, the C++ table, parity's inputs and grid, and the
+function's signature, the structs of the compiled kernels, the C++ table, ``verify``'s inputs and grid, and the
 benchmark's bytes.
 """
 
@@ -133,7 +133,7 @@ class Size:
     Args:
         name: of the size.
         usual: its number in tests that vary another size.
-        tried: the other numbers that parity holds every backend to.
+        tried: the other numbers that ``verify`` checks every backend at.
         divides: name of a size that it must divide, or None.
     """
 
@@ -162,11 +162,11 @@ class Operator:
         attributes: in order.
         sizes: in the order of the kernels' struct.
         kernels: for which devices the compiled library has kernels: "cpu", "cuda".
-        constant_weights: a kernel is told whether the weights are constants of the file.
+        constant_weights: the kernels' struct says whether the weights are constants of the file.
         calls_products: the CUDA kernel calls back for large products, which ONNX Runtime has and TensorRT does
             not offer to its plugins.
-        cases: numbers of several sizes at once, the others as usual, that parity holds every backend to too:
-            they reach the kernels that are chosen by more than one size.
+        cases: numbers of several sizes at once, the others as usual, at which ``verify`` checks too: they
+            reach the kernels that are chosen by more than one size.
         version: rises when its meaning changes.
     """
 

@@ -79,9 +79,9 @@ def fitting_examples(arguments: Mapping[str, Tensor], axes: Mapping[str, Axes]) 
             if sizes[label] > 1:
                 continue
             if label not in chosen:
-                least = max(2, getattr(dim, "min", 2) or 2)
+                minimum = max(2, getattr(dim, "min", 2) or 2)
                 used = {*sizes.values(), *chosen.values()}
-                chosen[label] = next((s for s in _SIZES if s >= least and s not in used), least)
+                chosen[label] = next((s for s in _SIZES if s >= minimum and s not in used), minimum)
             tensor = _resized(tensor, axis, chosen[label])
         examples.append(tensor)
     return examples

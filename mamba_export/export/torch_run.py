@@ -1,4 +1,4 @@
-"""A program on PyTorch's tensors: what ``verify`` holds a session against."""
+"""A program on PyTorch's tensors: what ``verify`` compares a session with."""
 
 from __future__ import annotations
 

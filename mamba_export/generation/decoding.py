@@ -20,7 +20,7 @@ from mamba_export.generation.session import Session, Stepper
 
 PREFILL_TOKENS = 512
 """Tokens of a prompt that are read in one run (shared by a batch): bounds the memory of the logits."""
-_PREFILL_LEAST = 16  # tokens a sequence and run, however large the batch
+_MIN_PREFILL = 16  # tokens a sequence and run, however large the batch
 
 
 class Chooser(Protocol):
@@ -108,7 +108,7 @@ class Decoding:
             rows = list(range(len(tokens)))  # the request's row of each row of the batch
             live = [True] * len(rows)
             chooser = self._chooser(state, sampler, tokens)
-            del state  # the chooser has let go of it after its first step
+            del state  # the chooser drops it after its first step
             while True:
                 tokens = chooser.next()
                 if first_at is None:
@@ -173,7 +173,7 @@ def _prefill(session: Session[Any], prompts: list[np.ndarray]) -> Any:
     states = []
     for length, rows in groups.items():
         state = session.initial_state(len(rows))
-        chunk = max(_PREFILL_LEAST, PREFILL_TOKENS // len(rows))
+        chunk = max(_MIN_PREFILL, PREFILL_TOKENS // len(rows))
         for start in range(0, length, chunk):
             part = np.stack([prompts[row][start : min(start + chunk, length)] for row in rows])
             state = session.advance(part, state)

@@ -1,4 +1,4 @@
-"""What a session is, whatever runtime is behind it: the little that generation needs.
+"""What a session is, whatever runtime is behind it, as far as generation needs it.
 
 A session holds an exported model. A state is opaque: it lies on the session's device, belongs to a batch
 of sequences, and says everything about what they have read so far. A stepper holds a batch that advances

@@ -161,9 +161,9 @@ def _check_range(array: np.ndarray, value: Value) -> None:
 
 
 def _check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
-    least, most = int(tokens.min()), int(tokens.max())
-    if least < 0 or most >= vocab_size:
-        wrong = least if least < 0 else most
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
         raise SessionError(
             f"token id {wrong} is outside the vocabulary: ids are in [0, {vocab_size})"
         )

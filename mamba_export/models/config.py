@@ -55,13 +55,13 @@ class MambaConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, minimum in (
             ("d_model", 1), ("n_layer", 1), ("vocab_size", 0), ("d_state", 1), ("d_conv", 2), ("expand", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or value < minimum:
                 raise MambaExportError(
-                    f"config: {name} is {value!r}, expected an integer >= {least}"
+                    f"config: {name} is {value!r}, expected an integer >= {minimum}"
                 )
         if self.d_inner is not None and self.d_inner < 1:
             raise MambaExportError(

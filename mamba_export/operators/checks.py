@@ -11,7 +11,7 @@ from mamba_export.contract import layout
 from mamba_export.contract.spec import FP32, LENGTH, Operator, R, T
 from mamba_export.operators.dtypes import accumulation_dtype
 
-_MOST_REMEMBERED = 4096
+_MAX_REMEMBERED = 4096
 
 
 class Check:
@@ -35,7 +35,7 @@ class Check:
         if key in self._passed:
             return
         self._check(tensors)
-        if len(self._passed) >= _MOST_REMEMBERED:
+        if len(self._passed) >= _MAX_REMEMBERED:
             self._passed.clear()
         self._passed.add(key)
 

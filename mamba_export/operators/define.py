@@ -25,7 +25,7 @@ from mamba_export.operators.dispatch import choose_backend
 from mamba_export.operators.dtypes import accumulation_dtype
 
 _LIBRARIES: dict[str, torch.library.Library] = {}
-"""Holds the torch operators: they are withdrawn when their library is collected."""
+"""Keeps the torch operators' libraries alive: PyTorch removes an operator when its library is collected."""
 
 
 def define(definition: OperatorDefinition) -> None:

@@ -23,7 +23,7 @@ class OperatorDefinition:
         reference: the truth: plain PyTorch for every floating dtype; returns the outputs in order.
         body: ONNX text of each form's function, by the form's name; attributes are read as ``@name``.
         forward: quicker implementations, by backend: "cpu" (plain PyTorch, any device), "triton", "native".
-            What is missing falls to the next: native, triton, cpu, reference.
+            A backend without one takes the next one's: native, triton, cpu, reference.
         backward: gradients by backend, "cpu" or "triton": functions of the outputs' gradients, the inputs and
             the attributes that return a gradient for each input, None for one that is absent. Empty for an
             operator without gradients.
@@ -49,7 +49,7 @@ _NEXT = {"native": "triton", "triton": "cpu", "cpu": "reference"}
 
 
 class Implementations(dict[str, Callable[..., Any]]):
-    """Functions by backend: imported when first asked for; what is missing is the next one's."""
+    """Functions by backend: imported when first asked for; a backend without one takes the next one's."""
 
     def __init__(self, known: Mapping[str, Implementation]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The compiled kernels for torch tensors, on CPUs and NVIDIA GPUs: forward passes of the operators that it has.
 
-The C interface of ``kernel_library`` is called through ctypes, which lets go of Python's lock meanwhile. On
+The C interface of ``kernel_library`` is called through ctypes, which releases Python's GIL meanwhile. On
 a GPU the work is queued on PyTorch's current stream, so that CUDA graphs capture it. Gradients need nothing
 of the forward but its inputs; another implementation computes them (see ``dispatch``).
 

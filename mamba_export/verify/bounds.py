@@ -24,7 +24,7 @@ LOW_PRECISION_FACTOR = 2.0
 
 LENGTHS = (1, 2, 63, 64, 65, 1000)
 BATCHES = (1, 3)
-"""Lengths and batches of whole models that every backend is held to."""
+"""Lengths and batches of whole models that every backend is checked at."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Report:
     folder: str
     dtype: str
     truth: str = ""
-    """What whole models were held against: "PyTorch in float64", or in fp32 and why."""
+    """What whole models were compared with: "PyTorch in float64", or in fp32 and why."""
     checks: list[Check] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     """Backends that could not run, each with the reason."""

@@ -51,7 +51,7 @@ class Case:
 
 @dataclass
 class Comparison:
-    """One backend's session, held against the truth.
+    """One backend's session, compared with the truth.
 
     Args:
         backend: name for the report.
@@ -179,8 +179,8 @@ class Drawing:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
         if dtype.kind in "iub":
             is_tokens = self.metadata.takes_tokens and value is self.metadata.inputs[0]
-            most = self.metadata.vocab_size if is_tokens else _INTEGERS
-            return self.rng.integers(0, most, shape).astype(dtype)
+            limit = self.metadata.vocab_size if is_tokens else _INTEGERS
+            return self.rng.integers(0, limit, shape).astype(dtype)
         return np.float32(scale) * self.rng.standard_normal(shape, dtype=np.float32)
 
 

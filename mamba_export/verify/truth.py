@@ -28,7 +28,7 @@ from mamba_export.models import MambaBackbone, MambaLM, cast
 from mamba_export.operators.dispatch import forced
 from mamba_export.verify.bounds import relative_error
 
-_MOST_KEPT = 1 << 30
+_MAX_KEPT = 1 << 30
 """Bytes of answers that are kept for the next backend; what is beyond is computed again."""
 
 
@@ -142,7 +142,7 @@ class Truth:
             rounding = {name: relative_error(same[name], array) for name, array in exact.items()}
             answer = Answer(exact, rounding, is_finite(same))
         size = sum(array.nbytes for array in exact.values())
-        if self._kept_bytes + size <= _MOST_KEPT:
+        if self._kept_bytes + size <= _MAX_KEPT:
             self._kept[question] = answer
             self._kept_bytes += size
         return answer

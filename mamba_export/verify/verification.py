@@ -43,7 +43,7 @@ def verify(
     quick: bool = False,
     on_check: Callable[[Check], None] | None = None,
 ) -> Report:
-    """Hold an exported folder against its source.
+    """Compare an exported folder with its source.
 
     Checks, for each backend that is present: each operator alone over the parity grid, whole outputs and
     states over lengths, batches and other symbolic sizes, splits, extremes, and a language model's next tokens

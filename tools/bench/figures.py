@@ -60,8 +60,8 @@ def _span(found: Sequence[Comparison], size: str) -> str:
 
 
 def _range(ratios: Sequence[float]) -> str:
-    least, most = ratio(min(ratios)), ratio(max(ratios))
-    return least if least == most else f"{least} to {most}"
+    lowest, highest = ratio(min(ratios)), ratio(max(ratios))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _cpu_lines(record: dict[str, Any]) -> str:

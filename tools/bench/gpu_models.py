@@ -25,7 +25,7 @@ _STEPS = 64  # decoded tokens that are timed
 _WARM_UP_STEPS = 8
 _PROMPT = 16  # tokens before a decode measurement
 _SECONDS = 0.4  # of a prefill measurement, where one run is short
-_LEAST = 2  # runs of it
+_MIN_RUNS = 2  # runs of it
 _LONG = (1_000, 10_000, 100_000, 1_000_000)
 _CHUNK = 8192  # tokens that a long text is read by
 
@@ -139,4 +139,4 @@ def _prefill_milliseconds(session: OrtSession, prompts: np.ndarray) -> float:
     logits, _ = session.run(prompts)
     if not np.isfinite(logits).all():
         raise ValueError("the logits are not finite")
-    return median_milliseconds(lambda: session.run(prompts), _SECONDS, least=_LEAST)
+    return median_milliseconds(lambda: session.run(prompts), _SECONDS, min_runs=_MIN_RUNS)

@@ -32,7 +32,7 @@ WIDE_SHAPES = ((1, 1536, 2048), (8, 4096, 2048))
 """Shapes of the scan with 128 states."""
 STEP_SHAPES = tuple((batch, d_inner) for d_inner in (1536, 5120) for batch in (1, 8, 64))
 _D_CONV = 4
-_MOST_SETS = 1024
+_MAX_SETS = 1024
 _AGREE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """Relative error under which two implementations compute the same thing; mamba_ssm is built with fast
 approximate functions. What is exact enough is the tests' business, not this one's."""
@@ -162,7 +162,7 @@ def _step_rows(
     sizes = {"dtype": dtype, "batch": batch, "d_inner": d_inner, "d_state": 16}
     progress(f"step {sizes}")
     moved = limits.scan_bytes(batch, d_inner, 1, 16, dtype)
-    sets = min(_MOST_SETS, gpu.sets_to_rotate(moved))
+    sets = min(_MAX_SETS, gpu.sets_to_rotate(moved))
     inputs = scan_inputs(sets, batch, d_inner, 1, 16, dtype)
     yield _time("step", sizes, _scan, inputs)
     if peers.mamba_ssm_absent():

@@ -1,4 +1,4 @@
-"""The least time that the hardware needs: what every measurement on a GPU is held against.
+"""The least time that the hardware needs: what every measurement on a GPU is compared with.
 
 Bytes count every input once and every output once, over the best bandwidth of several copies; exponentials run
 on the special function units; matrix products at the best rate of several. ``ceilings`` measures these rates.

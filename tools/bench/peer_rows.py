@@ -21,7 +21,7 @@ _STEPS = 64  # decoded tokens that are timed
 _TRANSFORMERS_STEPS = 8
 _PROMPT = 16  # tokens before a decode measurement
 _SECONDS = 0.4  # of a prefill measurement, where one run is short
-_LEAST = 2  # runs of it
+_MIN_RUNS = 2  # runs of it
 _RELATED = 0.5
 """Relative error between its two ways to prefill, which round differently over 64 layers; that of unrelated
 logits is 1.4."""
@@ -60,7 +60,7 @@ def mamba_ssm_rows(
 
 
 def _eager(model: MambaSsmModel, prompts: np.ndarray) -> float:
-    return median_milliseconds(lambda: model.prefill(prompts), _SECONDS, least=_LEAST)
+    return median_milliseconds(lambda: model.prefill(prompts), _SECONDS, min_runs=_MIN_RUNS)
 
 
 def _captured(model: MambaSsmModel, prompts: np.ndarray) -> float:
@@ -70,7 +70,7 @@ def _captured(model: MambaSsmModel, prompts: np.ndarray) -> float:
     error = float((replay().double() - expected).norm() / expected.norm())
     if not error < _RELATED:
         raise ValueError(f"the captured logits differ by {error:.1e}")
-    return median_milliseconds(replay, _SECONDS, least=_LEAST)
+    return median_milliseconds(replay, _SECONDS, min_runs=_MIN_RUNS)
 
 
 def transformers_rows(
@@ -106,12 +106,12 @@ def transformers_rows(
                 token = output.logits[:, -1:].argmax(-1)
             torch.cuda.synchronize()
 
-        return median_milliseconds(steps, _SECONDS, least=_LEAST) / _TRANSFORMERS_STEPS
+        return median_milliseconds(steps, _SECONDS, min_runs=_MIN_RUNS) / _TRANSFORMERS_STEPS
 
     if cases.prefill:
         yield try_row(
             "prefill", prefill, peers.TRANSFORMERS,
-            lambda: median_milliseconds(read, _SECONDS, least=_LEAST),
+            lambda: median_milliseconds(read, _SECONDS, min_runs=_MIN_RUNS),
         )  # fmt: skip
     if cases.decode:
         yield try_row("decode", decode, peers.TRANSFORMERS, token_milliseconds)

@@ -100,7 +100,7 @@ class RecordFile:
         self._write()
 
     def finish(self) -> None:
-        """Hold the whole record against its limits; one that beats them is kept under another name.
+        """Compare the whole record with its limits; one that beats them is kept under another name.
 
         Raises:
             RefusedRecordError: a row beats its limit; the file's name now ends in ``.refused.json``.

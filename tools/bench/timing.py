@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable
 
 _SECONDS = 1.5
-_LEAST, _MOST = 3, 200
+_MIN_RUNS, _MAX_RUNS = 3, 200
 
 
 def median_milliseconds(
-    call: Callable[[], object], seconds: float = _SECONDS, least: int = _LEAST
+    call: Callable[[], object], seconds: float = _SECONDS, min_runs: int = _MIN_RUNS
 ) -> float:
     """Median time of ``call`` in milliseconds, over about ``seconds`` after one call to warm up.
 
     Args:
         call: returns when its work is done.
         seconds: how long to repeat it.
-        least: repetitions, however long they take.
+        min_runs: repetitions, however long they take.
     """
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < least or (time.perf_counter() < end and len(times) < _MOST):
+    while len(times) < min_runs or (time.perf_counter() < end and len(times) < _MAX_RUNS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -13,7 +13,7 @@ class RefusedRecordError(MambaExportError):
 
 
 def check_limits(rows: Iterable[Row], where: str) -> None:
-    """Hold every row against the limit of the same work.
+    """Compare every row with the limit of the same work.
 
     Args:
         rows: of one record.

@@ -64,7 +64,7 @@ def execute(model: LoadedModel, binding: ort.IOBinding) -> None:
     """Run the graph over what is bound; it has finished when this returns.
 
     Raises:
-        SessionError: ONNX Runtime failed, for instance for want of memory.
+        SessionError: ONNX Runtime failed, for instance because memory ran out.
     """
     try:
         with model.gpu.lock if model.gpu is not None else contextlib.nullcontext():

@@ -136,13 +136,13 @@ class StepGraph:
             SessionError: ONNX Runtime or CUDA failed.
         """
         if self._first is not None:
-            self._run_plainly(self._first)
+            self._run_uncaptured(self._first)
             self._first = self._start = None
             return self._host_tokens
         if self._graph is None and self.capture_problem is None:
             self._capture()
         if self._graph is None:
-            self._run_plainly(self._step)
+            self._run_uncaptured(self._step)
         else:
             with self._gpu.lock:
                 self._gpu.run(self._graph)
@@ -161,14 +161,14 @@ class StepGraph:
         logits = self._host_logits.view(NUMPY_DTYPES[self._logits.dtype])[:, 0]
         return logits.astype(np.float32, copy=False)
 
-    def _run_plainly(self, binding: ort.IOBinding) -> None:
+    def _run_uncaptured(self, binding: ort.IOBinding) -> None:
         execute(self._model, binding)
         with self._gpu.lock:
             self._gpu.choose(self._params)
             self._gpu.wait()
 
     def _capture(self) -> None:
-        """Capture a step, which runs nothing. A graph that cannot be captured runs plainly from then on.
+        """Capture a step, which runs nothing. A model that cannot be captured runs uncaptured.
 
         The steps before have done what happens once: cuBLAS has chosen, kernels are loaded.
         """
@@ -259,7 +259,7 @@ class GraphStepper:
 
     @property
     def capture_problem(self) -> str | None:
-        """Why the model's steps could not be captured; they run plainly then, and slower."""
+        """Why the model's steps could not be captured; they then run without a CUDA graph, and slower."""
         return self._graph.capture_problem
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

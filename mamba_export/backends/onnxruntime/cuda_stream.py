@@ -59,7 +59,7 @@ class GpuStream:
         SessionError: the library cannot be loaded, or CUDA gives no stream.
     """
 
-    _idle: ClassVar[dict[int, list[int]]] = {}  # streams of sessions that are gone, for the next
+    _idle: ClassVar[dict[int, list[int]]] = {}  # streams of closed sessions, for the next
 
     def __init__(self, device: int) -> None:
         path = CUSTOM_OPS.path()
@@ -74,7 +74,7 @@ class GpuStream:
             stream = ctypes.c_void_p()
             self._call("mamba_stream_create", device, ctypes.byref(stream))
             self.address = int(stream.value or 0)
-        # Not destroyed: ONNX Runtime may let go of it later than Python does.
+        # Not destroyed: ONNX Runtime may still use it after Python has released it.
         weakref.finalize(self, idle.append, self.address).atexit = False
 
     @property

@@ -47,7 +47,7 @@ def _allocating(dtype: str, shape: tuple[int, ...], device: Device) -> Iterator[
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         size = math.prod(shape) * storage_dtype(dtype).itemsize
         raise SessionError(
-            f"out of memory on {device.name}: {size:,} bytes for a tensor of shape {shape} could not be had: "
+            f"out of memory on {device.name}: failed to allocate {size:,} bytes for a tensor of shape {shape}: "
             "use a smaller batch"
         ) from error
 
@@ -103,7 +103,7 @@ class DeviceTensor:
         """A copy of an array on the device.
 
         Raises:
-            SessionError: the array's dtype is none of ours, or the device has no memory for it.
+            SessionError: no program has tensors of the array's dtype, or the device has no memory for it.
         """
         dtype = dtype_name(array.dtype)
         if dtype not in NUMPY_DTYPES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import resource
 import shutil
 import tempfile
@@ -33,7 +32,7 @@ from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Progress
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
-from mamba_export.folder.metadata import Metadata, read_metadata
+from mamba_export.folder.metadata import Metadata, read_metadata, write_json
 
 _CHUNK = 1 << 24
 _ONLY_TENSORRT = {
@@ -161,16 +160,12 @@ def _write_engine(path: Path, plan: Any) -> str:
     return hashed.hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file for people and programs."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 @contextlib.contextmanager
 def _new_files(folder: Path) -> Iterator[Path]:
     """A temporary folder inside ``folder`` whose files move there when the block ends well.
 
-    engine.json moves last: whoever finds it finds the engine that it describes, or is told so by its sha256.
+    engine.json moves last: a reader that finds it also finds the engine that it describes, and its sha256
+    tells where that was replaced meanwhile.
     """
     try:
         temporary = Path(tempfile.mkdtemp(prefix=".engine.partial-", dir=folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mamba_export.backends.tensorrt.building import write_json
 from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
@@ -18,7 +17,7 @@ from mamba_export.backends.tensorrt.options import BuildOptions, check_request
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
 from mamba_export.files import new_folder
-from mamba_export.folder.metadata import read_metadata
+from mamba_export.folder.metadata import read_metadata, write_json
 from mamba_export.libraries import TRT_PLUGIN
 
 _SOURCES = ("CMakeLists.txt", "plugins")

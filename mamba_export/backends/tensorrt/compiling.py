@@ -38,7 +38,7 @@ def compile_graph(
         shapes: of the inputs, a profile each.
         expected: plugin layers that the engine must have, by operator.
         options: of the build.
-        progress: told of it.
+        progress: called with each phase and how much of it is done.
 
     Returns:
         The serialised engine, a buffer, and its plugin layers by operator.

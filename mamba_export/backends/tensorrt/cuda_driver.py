@@ -30,7 +30,7 @@ def _call(function: Callable[..., tuple[Any, ...]], *arguments: object) -> Any:
     """What a function of the bindings returns, without the error code that comes first.
 
     Raises:
-        OutOfMemoryError, CudaError: the driver says so.
+        OutOfMemoryError, CudaError: the driver returned an error code.
     """
     try:
         returned = function(*arguments)
@@ -80,7 +80,7 @@ def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU and a driver for it.
 
     Raises:
-        SessionError: cuda-bindings is not installed, so that nobody can tell.
+        SessionError: cuda-bindings is not installed, so the driver cannot be asked.
     """
     _bindings()
     try:
@@ -172,7 +172,7 @@ class Gpu:
     def release(self, function: Callable[..., tuple[Any, ...]], handle: object) -> None:
         """Free something by ``function``, whatever thread the garbage collector runs on.
 
-        Failures are passed over: nobody can act on them, least of all when the process ends.
+        Failures are ignored: nobody can act on them, least of all when the process ends.
         """
         (code,) = self.driver.cuCtxPushCurrent(self._context)
         if not code:

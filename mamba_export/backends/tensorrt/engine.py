@@ -60,7 +60,7 @@ class Execution:
             raise SessionError(f"TensorRT failed while running: {self._engine.library.reason()}")
 
     def can_be_captured(self, stream: Stream) -> bool:
-        """Whether a CUDA graph can hold a run. Of TensorRT, which has no such question: tried by the caller."""
+        """Whether a CUDA graph can hold a run. Only TensorRT-RTX can be asked; for TensorRT True: the caller tries."""
         question = getattr(self._context, "is_stream_capturable", None)
         return True if question is None else bool(question(stream.handle))
 
@@ -112,7 +112,7 @@ def open_engine(folder: Path, metadata: Metadata, device: int = 0) -> TrtEngine:
     Raises:
         SessionError: there is no GPU, it is one that the engine does not run on, or memory cannot be allocated.
         EngineError: there is no engine, or it is damaged, or of another version, runtime or model; TensorRT
-            is not installed, or the plugin is missing or foreign.
+            is not installed, or the plugin library is missing or another program's.
     """
     description = read_description(folder)
     path = check_engine_file(folder, description)

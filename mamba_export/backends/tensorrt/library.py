@@ -106,7 +106,7 @@ def load(kind: Kind) -> Library:
     library = Library(kind, module, _logger(module))
     if kind is TENSORRT and tuple(map(int, library.version.split(".")[:2])) < (10, 1):
         raise EngineError(
-            f"{library} is too old: its parser takes no plugin of ours; 10.1 or newer is needed"
+            f"{library} is too old: its parser cannot use our plugins; 10.1 or newer is needed"
         )
     return library
 
@@ -123,14 +123,14 @@ def _link_rtx() -> None:
         next(iter(sorted(folder.glob(f"{name}.*"))), None) for name in (_RTX_CORE, _RTX_PARSER)
     )
     if core is None or parser is None:
-        return  # laid out in a way that we do not know: let it try
+        return  # an unknown layout: let the import try
     if _is_loaded(parser):  # tensorrt_rtx was imported, or tensorrt_rtx_libs alone
         try:
             ctypes.CDLL(_RTX_CORE)  # somebody arranged for the name already
         except OSError:
             raise EngineError(
                 "tensorrt_rtx was imported before mamba_export could load it, and its parser would end the "
-                f"process at the first plugin for want of {_RTX_CORE}: build an engine before importing "
+                f"process at the first plugin, where it finds no {_RTX_CORE}: build an engine before importing "
                 "it, or put a link of that name on LD_LIBRARY_PATH"
             ) from None
         return

@@ -33,7 +33,7 @@ def open_graph(
 
     Args:
         library: loaded runtime.
-        model: serialised graph of one node of ours, with its function.
+        model: serialised graph of one node of our domain, with its function.
         plugin: run our plugin, or the function body.
 
     Raises:
@@ -52,7 +52,7 @@ def open_graph(
 
 
 def build_graph(library: Library, graph: onnx.ModelProto, inputs: Inputs, *, plugin: bool) -> Any:
-    """The serialised engine of a graph of one node of ours, for these inputs' shapes."""
+    """The serialised engine of a graph of one node of our domain, for these inputs' shapes."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(graph)
     profile: dict[str, tuple[tuple[int, ...], ...]] = {}

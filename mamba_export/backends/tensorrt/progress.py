@@ -26,7 +26,7 @@ class Interrupt:
     def watched(self) -> Iterator[None]:
         """Note Ctrl-C instead of raising; raises KeyboardInterrupt at the end where it was pressed."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread is told of signals
+            yield  # only the main thread receives signals
             return
 
         def note(*_: object) -> None:

@@ -3,8 +3,8 @@
 - Functions around our operators (whole layers) are inlined: TensorRT has plugins for the operators inside.
 - With plugins the operators' functions are dropped. Parsers before TensorRT 10.7 (JetPack 6 has 10.3) prefer a
   function to a plugin, and a scan whose plugin is missing must be an error, not a slow loop.
-- Without, the convolution is spelt out tap by tap, since TensorRT's optimizer refuses the loop over taps of its
-  function, and the scans' functions are inlined, so that parsers that know no functions take the file too.
+- Without, the convolution is written out tap by tap, since TensorRT's optimizer refuses the loop over taps of
+  its function, and the scans' functions are inlined, so that parsers that know no functions take the file too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def prepare(model_file: Path, *, plugin: bool) -> tuple[onnx.ModelProto, Counter
         plugin: whether our operators are to be plugins, or standard operators.
 
     Returns:
-        The graph, its weights still in model.onnx's own weight file, and how many nodes of each operator
-        of ours it had; the nodes are named after their operator ("SelectiveScan_0").
+        The graph, its weights still in model.onnx's own weight file, and how many nodes of each of our
+        operators it had; the nodes are named after their operator ("SelectiveScan_0").
 
     Raises:
         EngineError: the file is no ONNX file, or holds none of our operators.
@@ -43,7 +43,7 @@ def prepare(model_file: Path, *, plugin: bool) -> tuple[onnx.ModelProto, Counter
     prepared, count = prepare_graph(model, plugin=plugin)
     if not count:
         raise EngineError(
-            f"{model_file} holds no node of ours ({', '.join(OPERATORS)}): "
+            f"{model_file} holds none of our operators ({', '.join(OPERATORS)}): "
             "build an engine from what `mamba-export export` wrote"
         )
     return prepared, count
@@ -98,8 +98,8 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
             return np.array(values, np.int64)
 
         def flipped(tensor, name, outputs=1):
-            least = np.iinfo(np.int64).min
-            sides = [integers(-1), integers(least), integers(1), integers(-1)]
+            before_first = np.iinfo(np.int64).min
+            sides = [integers(-1), integers(before_first), integers(1), integers(-1)]
             return layer("Slice", [tensor, *sides], name, outputs)
 
         node.outputs.clear()
@@ -120,8 +120,8 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         if reverse:
             total = flipped(total, "walk_back")
         layer("CastLike", [total, x], "y", [y])
-        most = integers(np.iinfo(np.int64).max)
-        last_rows = layer("Slice", [joined, length, most, integers(1)], "last_rows")
+        past_end = integers(np.iinfo(np.int64).max)
+        last_rows = layer("Slice", [joined, length, past_end, integers(1)], "last_rows")
         layer("Transpose", [last_rows], "last_state", [last_state], perm=[0, 2, 1])
     graph.cleanup().toposort()
     result = gs.export_onnx(graph, do_type_check=False)

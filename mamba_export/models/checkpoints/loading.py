@@ -57,7 +57,7 @@ def load(
         source: a local folder, or a Hugging Face id (owner/name) that is no existing path.
         dtype: the matrices', embedding's and norms'. A_log, D, the convolution and the step size's
             bias stay in fp32, straight from the file's dtype (``mamba_export.models.cast``'s rule).
-        progress: is told, a line at a time, what is being done. Nothing is printed.
+        progress: called with a line at each stage. Nothing is printed.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, unsafe or of another architecture.

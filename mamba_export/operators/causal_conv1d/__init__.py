@@ -7,12 +7,12 @@ from mamba_export.operators.causal_conv1d.onnx_body import BODY
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.definition import OperatorDefinition
 
-MOST_TAPS = 16
+MAX_TAPS = 16
 """Largest d_conv that the compiled kernels take."""
 
 
 def _native_takes(x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor) -> bool:
-    return weight.shape[1] <= MOST_TAPS
+    return weight.shape[1] <= MAX_TAPS
 
 
 DEFINITION = OperatorDefinition(

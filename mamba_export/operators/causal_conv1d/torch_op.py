@@ -1,4 +1,4 @@
-"""``causal_conv1d``: the torch operator, with what is absent filled in."""
+"""``causal_conv1d``: the torch operator, with defaults for absent inputs."""
 
 from __future__ import annotations
 

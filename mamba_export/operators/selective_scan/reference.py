@@ -1,7 +1,7 @@
 """The definition of the selective scan: slow, plain, differentiable, any floating dtype.
 
-Every other implementation (CPU, Triton, ONNX function body, compiled kernels) is held against it. It loops over
-time on purpose: each line is one line of the paper.
+Every other implementation (CPU, Triton, ONNX function body, compiled kernels) is compared with it. It loops
+over time on purpose: each line is one line of the paper.
 
 Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu and Dao 2023, arXiv:2312.00752.
 """

@@ -1,4 +1,4 @@
-"""``selective_scan``: the torch operator, with what is absent filled in."""
+"""``selective_scan``: the torch operator, with defaults for absent inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def selective_scan(
     delta_softplus: bool = True,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Selective scan with what is absent filled in; calls ``torch.ops.mamba_export.selective_scan``.
+    """Selective scan with defaults for absent inputs; calls ``torch.ops.mamba_export.selective_scan``.
 
     The formula is that of ``reference.selective_scan_reference`` (arXiv:2312.00752, section 3).
 
