@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import mamba_export.operators  # noqa: F401  (registers the torch operators)
+import mamba_export
+import mamba_export.operators  # registers the torch operators
+from mamba_export import State
+from mamba_export.contract.program import Program, Tokens, Value
+from mamba_export.contract.program import State as ProgramState
 
 WIDTH, HEADS, D_STATE, TAPS = 16, 2, 4, 3
 
@@ -103,3 +110,64 @@ def truth(module: Hybrid, x: np.ndarray) -> dict[str, np.ndarray]:
         y[:, t] += np.einsum("bdn,bn->bd", h, C) + w["D"] * u
     conv = padded[:, padded.shape[1] - (TAPS - 1) :].transpose(0, 2, 1)
     return {"y": y, "keys": k, "values": v, "conv": conv, "scan": h}
+
+
+SHAPES = {
+    "x": {0: "batch", 1: "length"},
+    **{name: {0: "batch"} for name in ("keys", "values", "conv", "scan")},
+}
+STATES = [
+    State("keys", 1, grows=2),
+    State("values", 2, grows=2),
+    State("conv", 3),
+    State("scan", 4),
+]
+
+
+def export_hybrid(module: Hybrid, out: Path) -> Path:
+    """An exported folder; the examples of batch and length 1 with an empty cache may leave no constant."""
+    dtype = module.out.weight.dtype
+    x, keys, values, conv, scan = (torch.randn(1, 1, WIDTH), *states(1, past=0))
+    args = (x.to(dtype), keys.to(dtype), values.to(dtype), conv.to(dtype), scan)
+    return mamba_export.export(module, args, output=out, dynamic_shapes=SHAPES, states=STATES)
+
+
+def in_fp16(module: Hybrid) -> Hybrid:
+    """A copy whose matrices are fp16; what acts on a channel alone stays fp32, as the operators take it."""
+    duplicate = copy.deepcopy(module)
+    for name in ("qkv", "out", "delta", "B_C"):
+        getattr(duplicate, name).half()
+    return duplicate
+
+
+class Writer(nn.Module):
+    """A language model around it: token ids -> logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(20, WIDTH)
+        self.hybrid = Hybrid()
+        with torch.no_grad():
+            self.embeddings.weight.mul_(3)
+
+    def forward(self, ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        y, *present = self.hybrid(self.embeddings(ids), *past)
+        return (y @ self.embeddings.weight.T, *present)
+
+
+def writer_program(writer: Writer) -> Program:
+    """The language model as a program, made by hand."""
+    head = WIDTH // HEADS
+    cache, batch = ("batch", HEADS, "past", head), "batch"
+    return Program(
+        writer,
+        (Value("input_ids", "int64", ("batch", "length")),),
+        (Value("logits", "fp32", ("batch", "length", 20)),),
+        (
+            ProgramState.of("keys", "past.keys", "present.keys", "fp32", cache, grows=2),
+            ProgramState.of("values", "past.values", "present.values", "fp32", cache, grows=2),
+            ProgramState.of("conv", "past.conv", "present.conv", "fp32", (batch, WIDTH, TAPS - 1)),
+            ProgramState.of("scan", "past.scan", "present.scan", "fp32", (batch, WIDTH, D_STATE)),
+        ),
+        Tokens(vocab_size=20),
+    )

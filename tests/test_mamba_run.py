@@ -224,8 +224,12 @@ def test_a_damaged_description(folder: Callable[..., Path]) -> None:
         ({"contract_version": 9}, "has contract_version 9, this mamba_run reads 1"),
         ({"format": "1"}, "is damaged (there is a text, expected a number)"),
         ({"runtime": "onnxruntime"}, 'is damaged (runtime "onnxruntime" is unknown)'),
-        ({"profiles": []}, "is damaged (inputs, outputs, states and profiles do not match)"),
-        ({"states": []}, "is damaged (inputs, outputs, states and profiles do not match)"),
+        ({"profiles": []}, "is damaged (inputs, outputs, states and profiles do not"),
+        ({"states": []}, "is of a program that takes more than tokens, which mamba_run does not drive"),
+        ({"vocab_size": 0}, "is of a program without tokens, which mamba_run does not drive: use TrtSession"),
+        ({"inputs": [*DESCRIPTION["inputs"][:2], {**DESCRIPTION["inputs"][2], "shape": [-1, -1, 16]}]},
+         "is of a program whose state past_key_values.0.recurrent_state grows, which mamba_run does not drive"),
+        ({"outputs": DESCRIPTION["outputs"][:2]}, "is damaged (inputs, outputs, states and profiles do not"),
         ({"states": [["a"], ["b", "c"]]}, "is damaged (a state has not two names)"),
         ({"vocab_size": None}, "is damaged (there is null, expected a number)"),
         ({"vocab_size": 2.5}, "is damaged (a number is not an integer)"),
@@ -241,6 +245,24 @@ def test_what_engine_json_says_is_checked(
     folder: Callable[..., Path], changed: dict[str, Any], message: str
 ) -> None:
     assert message in refused_prompt(folder(**changed))
+
+
+def test_metadata_of_both_layouts_is_read(folder: Callable[..., Path]) -> None:
+    """The end-of-text token stands in mamba_export.json, since programs under "tokens"."""
+    path = folder() / "mamba_export.json"
+    state = {"name": "layers.0", "start": 0.0}
+    new = {"format": 2, "tokens": {"eos_token_id": 3}, "states": [state]}
+    for content in ({"format": 1, "eos_token_id": 3, "states": [{}]}, new, {**new, "tokens": None}):
+        path.write_text(json.dumps(content))
+        assert "cannot be opened" in refused_prompt(path.parent) or "library" in refused_prompt(
+            path.parent
+        )
+    path.write_text(json.dumps({**new, "states": [{**state, "start": 1.0}]}))
+    assert "state layers.0 starts with other than zeros: use TrtSession" in refused_prompt(
+        path.parent
+    )
+    path.write_text(json.dumps({"format": 2, "states": []}))
+    assert 'mamba_export.json cannot be used (there is no "tokens")' in refused_prompt(path.parent)
 
 
 def test_a_missing_entry_is_named(folder: Callable[..., Path]) -> None:

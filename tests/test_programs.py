@@ -11,30 +11,34 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hybrid import D_STATE, HEADS, TAPS, WIDTH, Hybrid, states, truth
+from hybrid import (
+    D_STATE,
+    HEADS,
+    TAPS,
+    WIDTH,
+    Hybrid,
+    Writer,
+    export_hybrid,
+    in_fp16,
+    truth,
+    writer_program,
+)
 
 import mamba_export
-from mamba_export import State, contract
+from mamba_export import contract
 from mamba_export.backends.onnxruntime.session import OrtSession, OrtState
-from mamba_export.errors import SessionError
+from mamba_export.backends.tensorrt import BuildOptions, build, read_description
+from mamba_export.backends.tensorrt import library as libraries
+from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+from mamba_export.backends.tensorrt.options import parse_sizes
+from mamba_export.contract.program import Value
+from mamba_export.errors import EngineError, SessionError
 from mamba_export.export.module_program import module_program
 from mamba_export.export.torch_run import run_program
+from mamba_export.folder.metadata import read_metadata
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 NAMES = ("y", "keys", "values", "conv", "scan")
-HYBRID_STATES = [
-    State("keys", 1, grows=2),
-    State("values", 2, grows=2),
-    State("conv", 3),
-    State("scan", 4),
-]
-SHAPES = {
-    "x": {0: "batch", 1: "length"},
-    "keys": {0: "batch"},
-    "values": {0: "batch"},
-    "conv": {0: "batch"},
-    "scan": {0: "batch"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,7 @@ def hybrid() -> Hybrid:
 
 @pytest.fixture(scope="module")
 def exported(hybrid: Hybrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Examples of batch and length 1 and an empty cache: none of it may become a constant.
-    args = (torch.randn(1, 1, WIDTH), *states(1, past=0))
-    out = tmp_path_factory.mktemp("programs") / "hybrid"
-    return mamba_export.export(
-        hybrid, args, output=out, dynamic_shapes=SHAPES, states=HYBRID_STATES
-    )
+    return export_hybrid(hybrid, tmp_path_factory.mktemp("programs") / "hybrid")
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +186,106 @@ def test_a_float64_program_in_pytorch_is_the_truth_too(exported: Path, hybrid: H
     close(outputs["output"].numpy(), expected["y"])
     for name, tensor in zip(NAMES[1:], after, strict=True):
         close(tensor.numpy(), expected[name])
+
+
+def test_fp16(hybrid: Hybrid, tmp_path: Path) -> None:
+    half = in_fp16(hybrid)
+    session = OrtSession(export_hybrid(half, tmp_path / "out"), threads=1)
+    assert session.metadata.dtype == "fp16"
+    assert [state.past.dtype for state in session.metadata.states] == ["fp16"] * 3 + ["fp32"]
+    x = sequence(2, 9)
+    expected = truth(hybrid, x)["y"]
+    first, state = session.run(x[:, :5])
+    second, _ = session.run(x[:, 5:], state)
+    found = np.concatenate([first, second], axis=1).astype(np.float64)
+    assert np.linalg.norm(found - expected) <= 2.0**-8 * np.linalg.norm(expected)
+
+
+# Language models with a state that grows
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Writer, OrtSession]:
+    torch.manual_seed(3)
+    writer = Writer().eval()
+    out = tmp_path_factory.mktemp("writer") / "out"
+    return writer, OrtSession(mamba_export.export(writer_program(writer), out), threads=1)
+
+
+@torch.no_grad()
+def naive(writer: Writer, prompt: list[int], count: int) -> list[int]:
+    """Greedy, reading the whole text again at every token, with the float64 truth of the layer."""
+    tokens = list(prompt)
+    table = writer.embeddings.weight.double().numpy()
+    for _ in range(count):
+        y = truth(writer.hybrid, table[tokens][None])["y"][0, -1]
+        tokens.append(int((table @ y).argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_generation_sits_on_top(writer: tuple[Writer, OrtSession]) -> None:
+    model, session = writer
+    assert session.metadata.takes_tokens
+    assert session.metadata.vocab_size == 20
+    for prompts in ([[1, 2, 3, 4]], [[5]], [[1, 2, 3], [7, 8, 9]]):
+        found = session.generate(prompts, max_new_tokens=12)
+        assert [one.tokens for one in found] == [naive(model, prompt, 12) for prompt in prompts]
+    with pytest.raises(SessionError, match="grown to different lengths"):
+        session.generate([[1, 2, 3], [4]], max_new_tokens=2)
+
+
+def test_a_stepper_leaves_its_start_alone(writer: tuple[Writer, OrtSession]) -> None:
+    _, session = writer
+    ids = np.random.default_rng(0).integers(0, 20, (3, 8))
+    whole, _ = session.run(ids)
+    _, start = session.run(ids[:, :5])
+    for _ in range(2):
+        stepper = session.stepper(start)
+        for step in range(5, 8):
+            close(stepper.step(ids[:, step]), whole[:, step])
+        assert stepper.state.tensors[0].shape[2] == 8
+        assert start.tensors[0].shape[2] == 5
+    with pytest.raises(SessionError, match="token id 20 is outside the vocabulary"):
+        session.run([[20]])
+
+
+# TensorRT
+
+
+@pytest.mark.skipif(
+    not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_tensorrt_rtx_builds_it_from_an_empty_cache(
+    hybrid: Hybrid, tmp_path: Path, dtype: str
+) -> None:
+    module = hybrid if dtype == "fp32" else in_fp16(hybrid)
+    out = export_hybrid(module, tmp_path / "out")
+    options = BuildOptions(runtime="tensorrt-rtx", plugin=False, batch=(1, 2, 4), length=(1, 8, 64))
+    description = build(out, options)
+    assert description.vocab_size == 0
+    assert [profile.sizes for profile in description.profiles] == [{"past": (0, 8, 64)}] * 2
+    assert read_description(out) == description
+    shapes = {tensor["name"]: tensor["shape"] for tensor in description.inputs}
+    assert shapes["keys"] == [-1, HEADS, -1, WIDTH // HEADS]
+    line = (out / "DEPLOY.md").read_text()
+    assert f"keys:1x{HEADS}x0x{WIDTH // HEADS}" in line
+    assert f"keys:4x{HEADS}x64x{WIDTH // HEADS}" in line
+
+
+def test_ranges_of_what_was_read_before(exported: Path) -> None:
+    metadata = read_metadata(exported)
+    (prefill, decode) = BuildOptions(past=(0, 100, 1000)).profiles(metadata)
+    assert prefill.sizes == decode.sizes == {"past": (0, 100, 1000)}
+    with pytest.raises(EngineError, match="--past 5,4,3: give minimum,optimum,maximum"):
+        BuildOptions(past=(5, 4, 3)).profiles(metadata)
+    image = Value("image", "fp32", ("batch", 3, "height"))
+    with pytest.raises(
+        EngineError, match="input image has an axis height without a range: --size height="
+    ):
+        prefill.shapes(image)
+    (prefill, _) = BuildOptions(sizes=parse_sizes(["height=1,2,3"])).profiles(metadata)
+    assert prefill.shapes(image) == ((1, 3, 1), (4, 3, 2), (16, 3, 3))
+    for text in ("height", "=1,2,3", "height=3,2,1"):
+        with pytest.raises(EngineError, match="--size"):
+            parse_sizes([text])

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
+from hybrid import Writer, writer_program
 
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import cuda_driver
@@ -26,6 +28,7 @@ from mamba_export.backends.tensorrt.building import write_json
 from mamba_export.backends.tensorrt.cuda_driver import CudaError, Gpu
 from mamba_export.backends.tensorrt.description import EngineDescription, describe, sha256
 from mamba_export.backends.tensorrt.names import TENSORRT, TENSORRT_RTX
+from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.profiles import make_profiles
 from mamba_export.backends.tensorrt.session import TrtSession
 from mamba_export.errors import SessionError
@@ -141,6 +144,11 @@ class FakeExecution:
 
     def set_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        kinds = {tensor["name"]: tensor["dtype"] for tensor in self.engine.description.inputs}
+        zeros = {n: np.zeros(shape, NUMPY_DTYPES[kinds[n]]) for n, shape in self.shapes.items()}
+        return tuple(self.engine.graph.run([name], zeros)[0].shape)
 
     def can_be_captured(self, stream: FakeStream) -> bool:
         return self.engine.capturable
@@ -477,3 +485,66 @@ def test_a_gpu_that_tensorrt_rtx_does_not_serve_is_named(folder: Path, tmp_path:
         pytest.skip(f"TensorRT-RTX runs on compute capability {capability}")
     with pytest.raises(SessionError, match=rf"compute capability {capability}, .* 8\.6, 8\.9"):
         TrtSession(_write_engine(folder, tmp_path / "out"))
+
+
+# States that grow
+
+
+@pytest.fixture(scope="module")
+def growing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    return export(writer_program(Writer().eval()), tmp_path_factory.mktemp("trt") / "growing")
+
+
+@pytest.fixture
+def growing(growing_folder: Path, monkeypatch: pytest.MonkeyPatch) -> TrtSession:
+    options = BuildOptions(batch=(1, 2, 4), length=(2, 4, MOST_LENGTH), past=(0, 4, 40))
+    metadata = read_metadata(growing_folder)
+    description = describe(
+        metadata,
+        runtime="tensorrt_rtx",
+        profiles=options.profiles(metadata),
+        plugins={},
+        plugin_library=None,
+    )
+    graph = ort.InferenceSession(
+        str(growing_folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    engine = FakeEngine(description, FakeGpu(), graph)
+    monkeypatch.setattr(trt_module, "open_engine", lambda *_: engine)
+    return TrtSession(growing_folder)
+
+
+def test_states_that_grow(growing: TrtSession, growing_folder: Path) -> None:
+    reference = OrtSession(growing_folder, providers=["CPUExecutionProvider"], native=False)
+    ids = np.random.default_rng(0).integers(0, 20, (2, 30))
+    expected, after = reference.run(ids)
+    whole, state = growing.run(ids)  # in parts, for the profile takes 8
+    _close(whole, expected)
+    first, start = growing.run(ids[:, :7])
+    second, split = growing.run(ids[:, 7:], start)
+    _close(np.concatenate([first, second], axis=1), expected)
+    for one, other, third in zip(state.numpy(), split.numpy(), after.numpy(), strict=True):
+        _close(one, third)
+        _close(other, third)
+    stepper = growing.stepper(start.select([1]))
+    _close(stepper.step(ids[1:, 7]), expected[1:, 7])
+    assert stepper.state.tensors[0].shape[2] == 8
+    with pytest.raises(SessionError, match="grown to different lengths"):
+        growing.concatenate([start, stepper.state])
+    assert growing.initial_state(3).numpy()[0].shape == (3, 2, 0, 8)
+
+
+def test_a_state_that_has_outgrown_the_engine(growing: TrtSession) -> None:
+    _, state = growing.run(np.zeros((1, 41), np.int64))
+    with pytest.raises(
+        SessionError, match=r"grown to 41 steps, the engine was built for 0 to 40: .*--past"
+    ):
+        growing.run([[1]], state)
+
+
+def test_generation_with_a_state_that_grows(growing: TrtSession, growing_folder: Path) -> None:
+    reference = OrtSession(growing_folder, providers=["CPUExecutionProvider"], native=False)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    expected = [one.tokens for one in reference.generate(prompts, max_new_tokens=10)]
+    assert [one.tokens for one in growing.generate(prompts, max_new_tokens=10)] == expected

@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hybrid import WIDTH, Hybrid, states
-from test_programs import HYBRID_STATES, SHAPES
+from hybrid import Hybrid, export_hybrid
 from torch import Tensor, nn
 
 import mamba_export
@@ -20,13 +19,6 @@ from mamba_export.operators import selective_scan
 
 def failed(report: verify.Report) -> list[str]:
     return [check.check for check in report.checks if not check.passed]
-
-
-def export_hybrid(module: Hybrid, out: Path) -> Path:
-    args = (torch.randn(1, 1, WIDTH), *states(1, past=0))
-    return mamba_export.export(
-        module, args, output=out, dynamic_shapes=SHAPES, states=HYBRID_STATES
-    )
 
 
 def test_states_that_grow(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from mamba_export import contract
 from mamba_export.backends.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
-from mamba_export.backends.tensorrt.options import BuildOptions, parse_workspace
+from mamba_export.backends.tensorrt.options import BuildOptions, parse_sizes, parse_workspace
 from mamba_export.backends.tensorrt.profiles import parse_range
 from mamba_export.cli.options import (
     AUTO,
@@ -43,6 +43,10 @@ def command(
             metavar="MIN,OPT,MAX",
             help="Steps read before, of states that grow; default: 0 to the maximum of --length.",
         ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MIN,OPT,MAX", help="Range of another axis, as of an image."),
     ] = None,
     workspace: Annotated[
         str | None,
@@ -80,6 +84,7 @@ def command(
         batch=parse_range(batch, "--batch"),
         length=parse_range(length, "--length"),
         past=None if past is None else parse_range(past, "--past", minimum=0),
+        sizes=parse_sizes(size or ()),
         workspace_mib=None if workspace is None else parse_workspace(workspace),
         timing_cache=timing_cache,
         version_compatible=version_compatible,

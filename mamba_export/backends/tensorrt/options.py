@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles
+from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles, parse_range
 from mamba_export.errors import EngineError
 
 if TYPE_CHECKING:  # it loads numpy, and the command line reads these defaults for its help
@@ -47,7 +47,7 @@ class BuildOptions:
 
     def profiles(self, metadata: Metadata) -> tuple[Profile, Profile]:
         """Prefill and decode of a program. EngineError where a range is wrong."""
-        sizes = {name: check_range(three, f"sizes of {name}") for name, three in self.sizes.items()}
+        sizes = {name: check_range(three, f"--size {name}=") for name, three in self.sizes.items()}
         longest = max(self.length)
         past = check_range(self.past or (0, max(1, longest // 8), longest), "--past", minimum=0)
         grown = {state.grown_axis: past for state in metadata.states if state.grown_axis}
@@ -73,3 +73,16 @@ def check_request(metadata: Metadata, options: BuildOptions) -> None:
         )
     if options.workspace_mib is not None and options.workspace_mib < 1:
         raise EngineError(f"--workspace {options.workspace_mib}: give at least 1 MiB")
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Ranges by axis of options such as "height=224,224,512"; EngineError where one is none."""
+    sizes = {}
+    for text in texts:
+        name, equals, numbers = text.partition("=")
+        if not name or not equals:
+            raise EngineError(
+                f"--size {text}: give an axis and its range, as in height=224,224,512"
+            )
+        sizes[name] = parse_range(numbers, f"--size {name}=")
+    return sizes

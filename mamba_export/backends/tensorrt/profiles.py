@@ -54,7 +54,7 @@ class Profile:
             if isinstance(size, str) and size not in ranges:
                 raise EngineError(
                     f"input {tensor.name} has an axis {size} without a range: "
-                    f"BuildOptions(sizes={{{size!r}: (minimum, optimum, maximum)}})"
+                    f"--size {size}=minimum,optimum,maximum"
                 )
         return tuple(
             tensor.resolve({name: three[index] for name, three in ranges.items()})

@@ -85,6 +85,24 @@ EngineFiles parse(const Json& json) {
   return found;
 }
 
+// mamba_run drives language models whose states keep their size. Throws Error for other programs.
+void check_program(const fs::path& path, const Json& json) {
+  const std::string program = path.string() + " is of a program ";
+  const std::string instead = ", which mamba_run does not drive: use TrtSession of mamba_export";
+  if (json.at("vocab_size").integer() == 0) throw Error(program + "without tokens" + instead);
+  const auto& inputs = json.at("inputs").list();
+  if (inputs.size() > json.at("states").list().size() + 1) {
+    throw Error(program + "that takes more than tokens" + instead);
+  }
+  for (size_t i = 1; i < inputs.size(); ++i) {
+    const auto& shape = inputs[i].at("shape").list();
+    for (size_t axis = 1; axis < shape.size(); ++axis) {
+      if (shape[axis].integer() >= 0) continue;
+      throw Error(program + "whose state " + inputs[i].at("name").text() + " grows" + instead);
+    }
+  }
+}
+
 void check_version(const fs::path& path, const Json& json, const char* key, int64_t known) {
   const int64_t found = json.at(key).integer();
   if (found != known) {
@@ -129,10 +147,16 @@ int64_t read_eos(const fs::path& path) {
     // Format 1 of the metadata had it at the top level.
     const bool is_old = json.at("format").integer() == 1;
     if (!is_old && json.at("tokens").is_null()) return -1;
+    for (const Json& state : json.at("states").list()) {
+      if (!is_old && state.at("start").number() != 0) {
+        throw Error("state " + state.at("name").text() +
+                    " starts with other than zeros: " + "use TrtSession of mamba_export");
+      }
+    }
     const Json& token = (is_old ? json : json.at("tokens")).at("eos_token_id");
     return token.is_null() ? -1 : token.integer();
   } catch (const Error& error) {
-    throw Error(path.string() + " is damaged (" + error.what() + ")");
+    throw Error(path.string() + " cannot be used (" + error.what() + ")");
   }
 }
 
@@ -188,6 +212,7 @@ EngineFiles read_engine_files(const std::string& path, const std::string& plugin
   try {
     check_version(description, json, "format", kFormat);
     check_version(description, json, "contract_version", kContractVersion);
+    check_program(description, json);
     files = parse(json);
   } catch (const Error& error) {
     const bool is_named = std::string(error.what()).find(description.string()) == 0;
