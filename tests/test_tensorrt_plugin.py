@@ -158,7 +158,9 @@ def test_an_engine_gives_back_the_same_plugin(
     plugin = make(harness, op, reverse, flag)
     written = plugin.fields()
     assert written == [VERSION, *fields(op, reverse, flag)]
-    for again in (plugin.clone(), plugin.reload(), harness.create(op, written, RUNTIME)):
+    other_order = [VERSION, *fields(op, reverse, flag)[::-1]]  # of engines written before
+    engines = (harness.create(op, values, RUNTIME) for values in (written, other_order))
+    for again in (plugin.clone(), plugin.reload(), *engines):
         assert again
         assert again.fields() == written
     clone = plugin.clone()

@@ -83,7 +83,8 @@ class EngineDescription:
                 "name": p.name,
                 "batch": list(p.batch),
                 "length": list(p.length),
-                "sizes": {name: list(three) for name, three in p.sizes.items()},
+                # Of programs with other axes than these two.
+                **({"sizes": {k: list(three) for k, three in p.sizes.items()}} if p.sizes else {}),
             }
             for p in self.profiles
         ]
@@ -101,7 +102,6 @@ class EngineDescription:
                 str(p["name"]),
                 _three(p["batch"]),
                 _three(p["length"]),
-                # Descriptions of before programs have no other axes.
                 {str(name): _three(three) for name, three in p.get("sizes", {}).items()},
             )
             for p in values["profiles"]
