@@ -60,7 +60,7 @@ class Execution:
             raise SessionError(f"TensorRT failed while running: {self._engine.library.reason()}")
 
     def can_be_captured(self, stream: Stream) -> bool:
-        """Whether a CUDA graph can hold a run. Only TensorRT-RTX can be asked; for TensorRT True: the caller tries."""
+        """Whether a CUDA graph can hold a run. Only TensorRT-RTX knows; else True, and the caller tries."""
         question = getattr(self._context, "is_stream_capturable", None)
         return True if question is None else bool(question(stream.handle))
 

@@ -1,7 +1,7 @@
 """Causal depthwise convolution on NVIDIA GPUs in Triton, forward and backward: the training path.
 
-The definition is ``causal_conv1d_reference`` in ``reference``. With K = d_conv, time in the order of the walk, and
-the initial state as the steps -(K - 1) .. -1 of x:
+The definition is ``causal_conv1d_reference`` in ``reference``. With K = d_conv, time in the order of the
+walk, and the initial state as the steps -(K - 1) .. -1 of x:
 
 .. code-block:: text
 
