@@ -61,14 +61,8 @@ class Check:
                     "move them to one device"
                 )
 
-    def _present(self, tensors: Sequence[Tensor | None], index: int) -> Tensor:
-        tensor = tensors[index]
-        if tensor is None:
-            raise ValueError(f"{self._spec.torch_name}: {self._spec.inputs[index].name} is missing")
-        return tensor
-
-    def _sizes(self, tensors: Sequence[Tensor | None]) -> dict[str, int]:
-        """The number of every size, from the tensors that have it as an axis."""
+    def check_ranks(self, tensors: Sequence[Tensor | None]) -> None:
+        """The part that holds while a graph is traced, where sizes are symbols: the number of axes."""
         name, spec = self._spec.torch_name, self._spec
         givers = {index for index, _ in self._sources.values()} - {self._sequence}
         for index in (self._sequence, *sorted(givers)):
@@ -82,6 +76,17 @@ class Check:
             raise ValueError(
                 f"{name}: {row.name} has shape {tuple(tensor.shape)}, expected {row.layout}"
             )
+
+    def _present(self, tensors: Sequence[Tensor | None], index: int) -> Tensor:
+        tensor = tensors[index]
+        if tensor is None:
+            raise ValueError(f"{self._spec.torch_name}: {self._spec.inputs[index].name} is missing")
+        return tensor
+
+    def _sizes(self, tensors: Sequence[Tensor | None]) -> dict[str, int]:
+        """The number of every size, from the tensors that have it as an axis."""
+        name, spec = self._spec.torch_name, self._spec
+        self.check_ranks(tensors)
         sizes = {
             size: self._present(tensors, index).shape[axis]
             for size, (index, axis) in self._sources.items()

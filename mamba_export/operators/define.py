@@ -42,7 +42,9 @@ def define(definition: OperatorDefinition) -> None:
     spec = definition.spec
     register(definition)
     library = _LIBRARIES[spec.name] = torch.library.Library(DOMAIN, "FRAGMENT")
-    _add(library, spec.torch_name, _schema(spec), _forward(definition), _fake(spec))
+    check = Check(spec)
+    forward, fake = _forward(definition, check), _fake(spec, check)
+    _add(library, spec.torch_name, _schema(spec), forward, fake)
     if definition.backward:
         name = f"{spec.torch_name}_backward"
         _add(library, name, _backward_schema(spec), _backward(definition), _fake_backward(spec))
@@ -88,9 +90,8 @@ def _backward_schema(spec: Operator) -> str:
     return f"({arguments}) -> {_results(len(spec.inputs))}"
 
 
-def _forward(definition: OperatorDefinition) -> Any:
+def _forward(definition: OperatorDefinition, check: Check) -> Any:
     spec = definition.spec
-    check = Check(spec)
     typed, count = layout.dtype_source(spec), len(spec.inputs)
     defaults = tuple(one.default for one in spec.attributes if not one.derived)
     takes = definition.native_takes
@@ -108,10 +109,12 @@ def _forward(definition: OperatorDefinition) -> Any:
     return forward
 
 
-def _fake(spec: Operator) -> Any:
+def _fake(spec: Operator, check: Check) -> Any:
     sources, typed = layout.size_sources(spec), layout.dtype_source(spec)
+    count = len(spec.inputs)
 
     def fake(*args: Any) -> Any:
+        check.check_ranks(args[:count])
         sizes = {size: args[index].shape[axis] for size, (index, axis) in sources.items()}
         outputs = []
         for output in spec.outputs:
