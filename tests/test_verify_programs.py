@@ -94,3 +94,37 @@ def test_images_and_integers(tmp_path: Path) -> None:
     report = verify(out, model=module, quick=True, backends=["cpu"])
     assert failed(report)[0] == "weights"
     assert "head.bias" in report.checks[0].where
+
+
+class Patches(nn.Module):
+    """image (batch, 3, height, width), of at least 8 by 8 -> scores (batch, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, kernel_size=8, stride=8)
+        self.A = nn.Parameter(-torch.rand(8, 4))
+        self.B_C = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        u = self.patches(image).flatten(2).transpose(1, 2)
+        B, C = self.B_C(u).chunk(2, dim=-1)
+        y, _ = selective_scan(u, u, self.A, B, C)
+        return self.head(y.mean(1))
+
+
+def test_sizes_that_the_module_itself_refuses_are_left_out_and_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Patches()
+    out = mamba_export.export(
+        module,
+        (torch.randn(2, 3, 16, 24),),
+        output=tmp_path / "out",
+        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
+    )
+    report = verify(out, model=module, quick=True, backends=["cpu"])
+    assert failed(report) == []
+    names = {check.check for check in report.checks}
+    assert {"batch 1", "height 17", "width 34"} <= names
+    assert not {"height 1", "width 2"} & names
+    assert report.not_run["height 1"].startswith("the module refuses it: ")

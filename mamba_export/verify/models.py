@@ -12,7 +12,7 @@ import numpy as np
 
 from mamba_export import contract
 from mamba_export.contract.program import BATCH, LENGTH, Value
-from mamba_export.errors import first_line
+from mamba_export.errors import ExportError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
 from mamba_export.verify.bounds import Check, bound, compare, worst
@@ -31,6 +31,8 @@ _REPEATED = 200
 _OTHER_SIZES = (1, 2, 17)
 """Of symbolic axes that are neither batch nor length."""
 _USUAL_SIZE = 5
+_USUAL_OTHER_SIZES = (_USUAL_SIZE, 17, 64, 224)
+"""Of those axes while another varies: the first that the module takes, which may need an image of some size."""
 _GROWN = 7
 """Steps that a growing state has read in the extreme case."""
 _INTEGERS = 2
@@ -153,10 +155,16 @@ class Comparison:
 
 
 class Drawing:
-    """Random inputs and states of a program, the same at every run."""
+    """Random inputs and states of a program, the same at every run.
 
-    def __init__(self, metadata: Metadata) -> None:
+    Args:
+        metadata: of the folder.
+        usual: size of axes other than batch and length where none is asked for.
+    """
+
+    def __init__(self, metadata: Metadata, usual: int = _USUAL_SIZE) -> None:
         self.metadata = metadata
+        self.usual = usual
         self.rng = np.random.default_rng(0)
         self.axes = list(
             dict.fromkeys(
@@ -166,14 +174,18 @@ class Drawing:
 
     def inputs(self, scale: float = 1.0, **sizes: int) -> dict[str, np.ndarray]:
         """Inputs by name; axes that ``sizes`` does not name have their usual one."""
-        known = {axis: sizes.get(axis, _USUAL_SIZE) for axis in self.axes}
+        known = self._sizes(sizes)
         return {value.name: self._draw(value, known, scale) for value in self.metadata.inputs}
 
     def states(self, scale: float, **sizes: int) -> list[np.ndarray]:
         """States that have read something, floats of this standard deviation."""
         grown = {state.grown_axis: _GROWN for state in self.metadata.states if state.grown_axis}
-        known = {axis: sizes.get(axis, _USUAL_SIZE) for axis in self.axes} | grown
+        known = self._sizes(sizes) | grown
         return [self._draw(state.past, known, scale) for state in self.metadata.states]
+
+    def _sizes(self, asked: dict[str, int]) -> dict[str, int]:
+        usual = {BATCH: _USUAL_SIZE, LENGTH: _USUAL_SIZE}
+        return {axis: asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes}
 
     def _draw(self, value: Value, sizes: dict[str, int], scale: float) -> np.ndarray:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
@@ -186,27 +198,65 @@ class Drawing:
 
 def program_cases(
     metadata: Metadata, truth: Truth, *, lengths: Sequence[int], batches: Sequence[int]
-) -> list[Case]:
+) -> tuple[list[Case], dict[str, str]]:
     """What every backend is asked: the grid of sizes, splits of one sequence, extremes.
 
     Args:
         metadata: of the folder.
         truth: of the source; what the dtype itself does not survive is not asked.
         lengths, batches: the grid, as far as the program has these axes.
+
+    Returns:
+        The cases, and the sizes that are left out, each with the reason: the module itself refuses them.
+
+    Raises:
+        ExportError: the module takes none of the sizes that are tried.
     """
-    drawing = Drawing(metadata)
-    cases = [
-        Case(what, Question(drawing.inputs(**sizes)))
-        for what, sizes in _grid(drawing.axes, lengths, batches)
-    ]
+    drawing = Drawing(metadata, _usual_size(metadata, truth))
+    cases: list[Case] = []
+    refused: dict[str, str] = {}
+    for what, sizes in _grid(drawing.axes, lengths, batches, drawing.usual):
+        case = Case(what, Question(drawing.inputs(**sizes)))
+        # Batch and length have no minimum: what fails there is a fault.
+        reason = "" if sizes.keys() <= {BATCH, LENGTH} else _refusal(truth, case.question)
+        if reason:
+            refused[what] = reason
+        else:
+            cases.append(case)
     if _can_be_cut(metadata):
         whole = Question(drawing.inputs(**{BATCH: 1, LENGTH: _SPLIT_LENGTH}))
         cases += [Case(f"split: {what}", whole, parts) for what, parts in _SPLITS.items()]
-    return cases + list(_extremes(metadata, truth, drawing))
+    return cases + list(_extremes(metadata, truth, drawing)), refused
+
+
+def _usual_size(metadata: Metadata, truth: Truth) -> int:
+    """A size that the module takes of every axis that is neither batch nor length."""
+    reason = ""
+    for usual in _USUAL_OTHER_SIZES:
+        drawing = Drawing(metadata, usual)
+        others = [axis for axis in drawing.axes if axis not in (BATCH, LENGTH)]
+        if not others:
+            return usual
+        reason = _refusal(truth, Question(drawing.inputs()))
+        if not reason:
+            return usual
+    tried = ", ".join(map(str, _USUAL_OTHER_SIZES))
+    raise ExportError(
+        f"the module takes none of the sizes {tried} of {' and '.join(others)}: {reason}"
+    )
+
+
+def _refusal(truth: Truth, question: Question) -> str:
+    """Why the module itself does not take a question; empty where it does."""
+    try:
+        truth.answer(question)
+    except Exception as error:  # a user's module may raise anything
+        return f"the module refuses it: {first_line(error)}"
+    return ""
 
 
 def _grid(
-    axes: Sequence[str], lengths: Sequence[int], batches: Sequence[int]
+    axes: Sequence[str], lengths: Sequence[int], batches: Sequence[int], usual: int
 ) -> Iterator[tuple[str, dict[str, int]]]:
     """Name and sizes of each point: every batch and length, then one of the other axes at a time."""
     shapes = {axis: sizes for axis, sizes in ((BATCH, batches), (LENGTH, lengths)) if axis in axes}
@@ -215,7 +265,7 @@ def _grid(
         yield ", ".join(f"{axis} {n}" for axis, n in sizes.items()) or "usual sizes", sizes
     for axis in axes:
         if axis not in shapes:
-            for number in _OTHER_SIZES:
+            for number in (*_OTHER_SIZES, 2 * usual):
                 yield f"{axis} {number}", {axis: number}
 
 

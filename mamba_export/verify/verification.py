@@ -84,12 +84,13 @@ def verify(
 
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
-    cases = program_cases(
+    cases, refused = program_cases(
         metadata,
         truth,
         lengths=_QUICK_LENGTHS if quick else LENGTHS,
         batches=BATCHES[:1] if quick else BATCHES,
     )
+    report.not_run.update(refused)
     tokens = _tokens(folder, metadata, text)
     if tokens is None and metadata.takes_tokens:
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
