@@ -23,6 +23,7 @@ from cases import (
 from torch import Tensor
 from truths import last_state_truth, scan_truth
 
+from mamba_export import contract
 from mamba_export.operators import kernel_library, native
 from mamba_export.operators.causal_conv1d import MAX_TAPS
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
@@ -212,7 +213,7 @@ def test_taps_beyond_the_kernels_take_the_vectorised_path() -> None:
     for output, expected in zip(CONV(*inputs), truth, strict=True):
         assert error(output, expected) <= FP32_BOUND
     with pytest.raises(ValueError, match=r"causal_conv1d: d_conv 17 .* at most 16"):
-        native.causal_conv1d_forward(*inputs, True, False)
+        native.compiled(contract.CAUSAL_CONV1D)(*inputs, True, False)
 
 
 @installed
@@ -354,6 +355,7 @@ def test_gradients_are_the_vectorised_paths(monkeypatch: pytest.MonkeyPatch) -> 
 
 CONCURRENT = """
 import os, sys, threading, torch
+from mamba_export import contract
 from mamba_export.operators import native
 
 torch.manual_seed(0)
@@ -363,7 +365,7 @@ B, C = torch.randn(2, 1, 200, 1, 16).unbind(0)
 torch.set_num_threads(3)
 
 def run():
-    return native.selective_scan_forward(u, delta, A, B, C, D, z, bias, state, True, False)
+    return native.compiled(contract.SELECTIVE_SCAN)(u, delta, A, B, C, D, z, bias, state, True, False)
 
 expected = run()
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mamba_export import contract
 from mamba_export.backends.tensorrt.names import DEPLOY_FILE, ENGINE_FILE
 from mamba_export.backends.tensorrt.options import BuildOptions, parse_sizes, parse_workspace
 from mamba_export.backends.tensorrt.profiles import parse_range
+from mamba_export.cli.bars import progress_bars
 from mamba_export.cli.options import (
     AUTO,
     DEFAULT_BATCH,
@@ -101,11 +101,7 @@ def command(
 def _build(folder: Path, options: BuildOptions, force: bool) -> None:
     from mamba_export.backends.tensorrt import build
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    # A log gets the result alone: a bar that cannot move only leaves empty lines.
-    off = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=off) as bar:
+    with progress_bars(Console(stderr=True), transient=True, in_logs=False) as bar:
         task = bar.add_task("build: starting", total=1.0)
         description = build(
             folder,

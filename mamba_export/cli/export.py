@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from mamba_export import contract
+from mamba_export.cli.bars import progress_bars
 from mamba_export.cli.options import (
     AUTO,
     DEFAULT_BATCH,
@@ -100,13 +101,10 @@ def command(
         check_installed(options)  # before minutes are spent on the export
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    plain = not (engine or verify)
+    plain = not (engine or verify)  # the result of an export alone is one line
     description: EngineDescription | None = None
     report: Report | None = None
-    # Of an export alone the result is one line: a bar that cannot move only leaves empty ones in a log.
-    off = plain and not console.is_terminal
-    with Progress(*columns, console=console, transient=plain, disable=off) as progress:
+    with progress_bars(console, transient=plain, in_logs=not plain) as progress:
         from mamba_export.export import export
 
         say = _stage(progress, "export", None)

@@ -22,5 +22,9 @@ OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """The newest that ONNX Runtime 1.20 and TensorRT 10 both take without a warning."""
 
+BATCH = "batch"
+LENGTH = "length"
+"""Names of the axes that every runtime and check knows: sequences, and their steps."""
+
 DTYPES = ("fp32", "fp16", "bf16")
 """Values of T that an exported file may hold; the index is the kernels' ``mamba_dtype``."""

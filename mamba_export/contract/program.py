@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BATCH = "batch"
-LENGTH = "length"
-
 
 @dataclass(frozen=True)
 class Value:

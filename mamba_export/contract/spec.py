@@ -17,9 +17,6 @@ R = "R"
 FP32 = "fp32"
 """Dtype class: fp32 whatever T is (float64 where a definition is computed in float64)."""
 
-BATCH = "batch"
-LENGTH = "length"
-
 NORMAL = "normal"
 NEGATIVE = "negative"
 WEIGHT = "weight"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_export.contract.program import BATCH, LENGTH, Program, Value
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export.dtypes import TORCH
 
@@ -25,7 +26,8 @@ _PACKAGE = str(Path(__file__).parents[1])
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of example inputs, for axes other than batch and length."""
 
-_VARIABLE = "leave it out of dynamic_shapes, or compute with its size as a variable"
+HOW_TO_VARY = "leave it out of dynamic_shapes, or compute with its size as a variable"
+"""What to do about an axis that a module fixes."""
 
 Axes = dict[int, Any]
 """Dynamic axes of a tensor: index, and a ``torch.export.Dim`` or hint."""
@@ -185,8 +187,7 @@ def symbols(exported: Any, values: Sequence[Value]) -> dict[str, str]:
             if isinstance(size, str):
                 if isinstance(found, int):
                     raise ExportError(
-                        f"the model fixes axis {axis} ({size}) of {value.name} to {found}: "
-                        "leave it out of dynamic_shapes, or compute with its size as a variable"
+                        f"the model fixes axis {axis} ({size}) of {value.name} to {found}: {HOW_TO_VARY}"
                     )
                 names.setdefault(str(found), size)
     return names
@@ -209,7 +210,7 @@ def _reason(error: Exception) -> str:
         r"You marked (\w+) as dynamic but .*?specialized it to be a constant \((\d+)\)", text
     )
     if fixed:
-        return f"it fixes the axis {fixed[1]} to {fixed[2]}: {_VARIABLE}"
+        return f"it fixes the axis {fixed[1]} to {fixed[2]}: {HOW_TO_VARY}"
     bound = re.search(
         r"Not all values of (\w+) = (\S+) in .*? satisfy the generated guard (.+?)\.?$", text, re.M
     )
@@ -217,7 +218,7 @@ def _reason(error: Exception) -> str:
         name, guard = bound[1], bound[3].replace(bound[2], bound[1])
         limits = re.fullmatch(r"(\d+) <= .+ <= (\d+)", guard)
         if limits and limits[1] == limits[2]:
-            return f"it fixes the axis {name} to {limits[1]}: {_VARIABLE}"
+            return f"it fixes the axis {name} to {limits[1]}: {HOW_TO_VARY}"
         return f"the axis {name} must satisfy {guard}: give its Dim a min and max, or compute otherwise"
     if "onstraints violated" in text:
         detail = re.search(r"^\s*- (.+)$", text, re.MULTILINE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
+from mamba_export.operators.dtypes import TORCH_DTYPES
+
 TORCH: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
+    **TORCH_DTYPES,
     "int64": torch.int64,
     "int32": torch.int32,
     "int8": torch.int8,

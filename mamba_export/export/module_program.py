@@ -362,7 +362,7 @@ def _symbols(exported: Any, arguments: Sequence[str], axes: Mapping[str, Any]) -
                 if isinstance(size, int) and dim != torch.export.Dim.AUTO:
                     raise ExportError(
                         f"the module fixes axis {axis} ({axis_name(name, axis, dim)}) of {name} to {size}: "
-                        "leave it out of dynamic_shapes, or compute with its size as a variable"
+                        f"{capture.HOW_TO_VARY}"
                     )
                 names.setdefault(str(size), axis_name(name, axis, dim))
     return names

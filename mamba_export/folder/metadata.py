@@ -173,8 +173,9 @@ def _check_version(
     if not isinstance(found, int):
         raise SessionError(f"{path} is damaged (no {key}): export the model again")
     if not (newest if oldest is None else oldest) <= found <= newest:
+        read = f"{newest}" if oldest is None else f"{oldest} to {newest}"
         raise SessionError(
-            f"{path} has {key} {found}, this version of mamba-export reads {newest}: "
+            f"{path} has {key} {found}, this version of mamba-export reads {read}: "
             "export the model again with this version"
         )
     return found

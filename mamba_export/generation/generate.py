@@ -14,7 +14,7 @@ from mamba_export.generation.decoding import Decoding
 from mamba_export.generation.results import Generation, Generations
 from mamba_export.generation.sampling import Sampling
 from mamba_export.generation.session import Session
-from mamba_export.generation.values import check_inputs
+from mamba_export.generation.values import check_inputs, check_tokens_alone
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 OnToken = Callable[[int, int], None]
@@ -150,15 +150,7 @@ def _decoding(
     stop_at_end: bool,
 ) -> Decoding:
     metadata = session.metadata
-    if not metadata.takes_tokens:
-        raise SessionError(
-            f"{metadata.folder} holds a model without tokens, which cannot generate: drive it with run"
-        )
-    if len(metadata.inputs) > 1:
-        names = ", ".join(value.name for value in metadata.inputs[1:])
-        raise SessionError(
-            f"{metadata.folder} holds a model that takes more than tokens ({names}): drive it with run"
-        )
+    check_tokens_alone(metadata)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise SessionError(f"max_new_tokens is {max_new_tokens!r}, expected an integer >= 1")
     end_token = metadata.eos_token_id if stop_at_end else None

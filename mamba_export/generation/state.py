@@ -117,6 +117,12 @@ def check_state(
             raise SessionError(f"state {past.name} has shape {tensor.shape}, expected {expected}")
 
 
+def check_selection(indices: Sequence[int], batch: int) -> None:
+    """Raise SessionError unless these are indices, at least one, of sequences of a batch."""
+    if len(indices) == 0 or min(indices) < 0 or max(indices) >= batch:
+        raise SessionError(f"cannot select sequences {list(indices)} of a state of batch {batch}")
+
+
 def check_alike(states: Sequence[Sequence[Tensor]]) -> None:
     """Check that states, each a sequence of tensors, may become one batch.
 

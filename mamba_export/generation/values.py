@@ -66,6 +66,19 @@ def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
     return CheckedInputs(arrays, sizes)
 
 
+def check_tokens_alone(metadata: Metadata) -> None:
+    """Raise SessionError unless tokens are the only input, which is what generation and steppers drive."""
+    if not metadata.takes_tokens:
+        raise SessionError(
+            f"{metadata.folder} holds a model without tokens, which cannot generate: drive it with run"
+        )
+    if len(metadata.inputs) > 1:
+        names = ", ".join(value.name for value in metadata.inputs[1:])
+        raise SessionError(
+            f"{metadata.folder} holds a model that takes more than tokens ({names}): drive it with run"
+        )
+
+
 def returned(outputs: Sequence[np.ndarray], metadata: Metadata) -> Any:
     """Outputs in the program's order, as ``run`` returns them: of one its array, of several a dict by name."""
     if len(outputs) == 1:

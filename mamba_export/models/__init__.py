@@ -2,7 +2,8 @@
 
 from mamba_export.models.block import LayerState, Mamba, RMSNorm
 from mamba_export.models.config import PUBLISHED_SIZES, MambaConfig
-from mamba_export.models.language_model import TORCH_DTYPES, MambaBackbone, MambaLM, State, cast
+from mamba_export.models.language_model import MambaBackbone, MambaLM, State, cast
+from mamba_export.operators.dtypes import TORCH_DTYPES
 
 __all__ = [
     "PUBLISHED_SIZES",

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from mamba_export.models.block import LayerState, Mamba, RMSNorm
 from mamba_export.models.config import MambaConfig
 
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""The contract's names of dtypes."""
-
 State = list[LayerState]
 """One LayerState a layer."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mamba_export import contract
-from mamba_export.contract.program import BATCH, LENGTH, Program, State, Tokens, Value
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.models.block import LayerState
-from mamba_export.models.language_model import TORCH_DTYPES, MambaBackbone, MambaLM
+from mamba_export.models.language_model import MambaBackbone, MambaLM
+from mamba_export.operators.dtypes import TORCH_DTYPES
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 

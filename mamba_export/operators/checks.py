@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mamba_export.contract import layout
-from mamba_export.contract.spec import FP32, LENGTH, Operator, R, T
+from mamba_export.contract.names import LENGTH
+from mamba_export.contract.spec import FP32, Operator, R, T
 from mamba_export.operators.dtypes import accumulation_dtype
 
 _MAX_REMEMBERED = 4096

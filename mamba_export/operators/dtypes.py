@@ -1,8 +1,11 @@
-"""Dtypes of the operators' arithmetic."""
+"""The contract's dtypes in PyTorch, and the dtype of the operators' arithmetic."""
 
 from __future__ import annotations
 
 import torch
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""By the names in ``contract.DTYPES``."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

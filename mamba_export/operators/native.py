@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from mamba_export import contract
 from mamba_export.contract import layout
-from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
 from mamba_export.contract.spec import Operator
+from mamba_export.operators.dtypes import TORCH_DTYPES
 from mamba_export.operators.kernel_library import (
     INVALID,
     LIBRARY_FILE,
@@ -37,15 +38,13 @@ __all__ = [
     "LIBRARY_FILE",
     "LIBRARY_VARIABLE",
     "available",
-    "causal_conv1d_forward",
     "compiled",
     "library",
-    "selective_scan_forward",
     "why_absent",
     "why_not_on",
 ]
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = {TORCH_DTYPES[name]: index for index, name in enumerate(contract.DTYPES)}
 """``mamba_dtype`` of each dtype that the kernels take."""
 
 _ABSENT = (0, 0, 0)
@@ -161,7 +160,3 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
         return outputs
 
     return forward
-
-
-selective_scan_forward = compiled(SELECTIVE_SCAN)
-causal_conv1d_forward = compiled(CAUSAL_CONV1D)

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.spec import (
-    BATCH,
     FP32,
-    LENGTH,
     NEGATIVE,
     WEIGHT,
     Form,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mamba_export import contract
-from mamba_export.contract.program import BATCH, LENGTH, Value
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata

@@ -28,7 +28,7 @@ from mamba_export.generation.state import (
     start_array,
     start_shapes,
 )
-from mamba_export.generation.values import Inputs, check_inputs, returned
+from mamba_export.generation.values import Inputs, check_inputs, check_tokens_alone, returned
 
 
 class OrtSession(GenerationMethods):
@@ -147,7 +147,7 @@ class OrtSession(GenerationMethods):
         """A stepper that starts from ``state``, and leaves it as it is.
 
         Raises:
-            SessionError: the model takes no tokens, or the state does not fit it.
+            SessionError: the model takes no tokens or more than tokens, or the state does not fit it.
         """
         self._check_start(state)
         if self._graphs is not None:
@@ -165,16 +165,13 @@ class OrtSession(GenerationMethods):
             tokens: (batch,) what its first step reads, trusted to be in [0, vocab_size).
 
         Raises:
-            SessionError: the model takes no tokens, or the state does not fit it.
+            SessionError: the model takes no tokens or more than tokens, or the state does not fit it.
         """
         self._check_start(state)
         return None if self._graphs is None else GraphStepper(self._graphs, state, sampler, tokens)
 
     def _check_start(self, state: OrtState) -> None:
-        if not self.metadata.takes_tokens:
-            raise SessionError("this model takes no tokens: drive it with run")
-        if len(self.metadata.inputs) > 1:
-            raise SessionError("this model takes more than tokens: drive it with run")
+        check_tokens_alone(self.metadata)
         self._check_state(state)
 
     def _check_state(self, state: OrtState, sizes: Mapping[str, int] | None = None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
 from mamba_export.errors import SessionError
-from mamba_export.generation.state import check_alike
+from mamba_export.generation.state import check_alike, check_selection
 
 CPU = Device()
 
@@ -57,11 +57,8 @@ class OrtState:
         Raises:
             SessionError: no index, or one outside [0, batch).
         """
+        check_selection(indices, self.batch)
         rows = np.asarray(indices, dtype=np.int64)
-        if rows.ndim != 1 or rows.size == 0 or rows.min() < 0 or rows.max() >= self.batch:
-            raise SessionError(
-                f"cannot select sequences {list(indices)} of a state of batch {self.batch}"
-            )
         return OrtState([tensor.select(rows) for tensor in self.tensors])
 
     @staticmethod

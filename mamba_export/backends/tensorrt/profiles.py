@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mamba_export.contract.program import BATCH, LENGTH, Value
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError, SessionError
 
 if TYPE_CHECKING:  # they load numpy, and the command line reads these defaults for its help

@@ -17,7 +17,8 @@ from mamba_export.backends.tensorrt.engine import Execution, open_engine
 from mamba_export.backends.tensorrt.profiles import check_grown, refusal
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.backends.tensorrt.stepper import GrowingStepper, TrtStepper
-from mamba_export.contract.program import BATCH, LENGTH, Value
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Value
 from mamba_export.errors import SessionError
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
@@ -33,6 +34,7 @@ from mamba_export.generation.values import (
     CheckedInputs,
     Inputs,
     check_inputs,
+    check_tokens_alone,
     known_shape,
     returned,
 )
@@ -153,10 +155,7 @@ class TrtSession(GenerationMethods):
         Raises:
             SessionError: the model takes no tokens, the state does not fit it, or no profile takes its batch.
         """
-        if not self.metadata.takes_tokens:
-            raise SessionError("this model takes no tokens: drive it with run")
-        if len(self.metadata.inputs) > 1:
-            raise SessionError("this model takes more than tokens: drive it with run")
+        check_tokens_alone(self.metadata)
         self._check_state(state, None)
         if self.metadata.grows:
             return GrowingStepper(self.run, state)

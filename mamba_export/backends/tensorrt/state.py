@@ -9,7 +9,7 @@ import numpy as np
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES, dtype_name
-from mamba_export.generation.state import check_alike
+from mamba_export.generation.state import check_alike, check_selection
 
 
 class GpuTensor:
@@ -92,15 +92,9 @@ class TrtState:
         Raises:
             SessionError: no index, or one outside [0, batch), or memory cannot be allocated.
         """
-        self._check_indices(indices)
+        check_selection(indices, self.batch)
         rows = [(self, int(index)) for index in indices]
         return _gather(rows, self.stream)
-
-    def _check_indices(self, indices: Sequence[int]) -> None:
-        if len(indices) == 0 or min(indices) < 0 or max(indices) >= self.batch:
-            raise SessionError(
-                f"cannot select sequences {list(indices)} of a state of batch {self.batch}"
-            )
 
     @staticmethod
     def concatenate(states: Sequence[TrtState]) -> TrtState:

@@ -6,6 +6,7 @@ from mamba_export.contract.operators import CAUSAL_CONV1D
 from mamba_export.operators.causal_conv1d.onnx_body import BODY
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.definition import OperatorDefinition
+from mamba_export.operators.native import compiled
 
 MAX_TAPS = 16
 """Largest d_conv that the compiled kernels take."""
@@ -22,7 +23,7 @@ DEFINITION = OperatorDefinition(
     forward={
         "cpu": "mamba_export.operators.causal_conv1d.cpu:causal_conv1d_forward",
         "triton": "mamba_export.operators.causal_conv1d.triton_kernels:causal_conv1d_forward",
-        "native": "mamba_export.operators.native:causal_conv1d_forward",
+        "native": compiled(CAUSAL_CONV1D),
     },
     backward={
         "cpu": "mamba_export.operators.causal_conv1d.cpu:causal_conv1d_backward",

@@ -1,0 +1,20 @@
+"""The progress display that commands share, on standard error."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+def progress_bars(console: Console, *, transient: bool, in_logs: bool) -> Progress:
+    """A display of one line a task.
+
+    Args:
+        console: of standard error.
+        transient: whether the lines go at the end.
+        in_logs: whether to show it where the console is no terminal. A bar that cannot move only leaves empty
+            lines there, unless its last state is a result.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    off = not (in_logs or console.is_terminal)
+    return Progress(*columns, console=console, transient=transient, disable=off)
