@@ -27,7 +27,7 @@ def write_byte_tokenizer(folder: Path, eos_token_id: int = 0) -> None:
     Encoding is exact, ``list(text.encode())``, for every text, and adds no token of its own. For that no
     special token is declared: tokenizer libraries look for a special token's spelling in the text, and
     that of the byte 0 (U+0100) is a letter that texts contain. The model's own configuration
-    names the end-of-text token; here it is recorded as ``eos_token_id`` for whoever looks.
+    names the end-of-text token; here it is recorded as ``eos_token_id`` for other programs.
 
     Args:
         folder: an existing folder.

@@ -97,7 +97,7 @@ class Decoding:
     def events(self) -> Generator[tuple[int, int | None], None, None]:
         """Generate: yields (row, token) for each token, and (row, None) when a row has ended.
 
-        Time that the consumer takes counts as generation's, as it does for whoever waits for the text.
+        Time that the consumer takes counts as generation's, as it does for a user who waits for the text.
         """
         start = time.perf_counter()
         first_at: float | None = None

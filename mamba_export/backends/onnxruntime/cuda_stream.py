@@ -49,7 +49,7 @@ class ChooseParams(ctypes.Structure):
 class GpuStream:
     """A CUDA stream for one session, and what the library does on it.
 
-    Whoever queues work on the stream, ONNX Runtime's runs included, holds ``lock``: while a step is being
+    Code that queues work on the stream, ONNX Runtime's runs included, holds ``lock``: while a step is being
     captured, the work of another thread would become part of it.
 
     Args:

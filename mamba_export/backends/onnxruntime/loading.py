@@ -258,7 +258,7 @@ def _open(
 
 def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:
     """A stream for a session whose first provider this is; None where there is nothing to capture."""
-    # Whoever brings a stream of his own, or lets ONNX Runtime capture, keeps it.
+    # A caller's own stream, or ONNX Runtime's own capture, is kept.
     taken = {"user_compute_stream", "has_user_compute_stream", "enable_cuda_graph"} & set(options)
     if provider != CUDA_PROVIDER or taken:
         return None

@@ -1,4 +1,4 @@
-// mamba_run: an engine, a prompt, and text. --help (options.cpp) says the rest.
+// mamba_run: an engine, a prompt, and text. --help (options.cpp) lists its options.
 #include <dlfcn.h>
 
 #include <algorithm>
