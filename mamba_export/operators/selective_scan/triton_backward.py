@@ -3,14 +3,12 @@
 import triton.language as tl
 
 from mamba_export.operators.selective_scan.triton_device import (
-    LOG2E,
     backward_jit,
     locate,
     mask_when,
-    row_of,
-    sigmoid,
     step_size,
 )
+from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
 
 
 @backward_jit

@@ -8,7 +8,7 @@ from functools import partial
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from mamba_export.operators.triton_math import LOG2E
 
 
 def jit(kernel, specialize: tuple[str, ...] = ()):
@@ -47,19 +47,6 @@ def step_size(x, SOFTPLUS: tl.constexpr):
         series = 1.0 / 3.0 + s2 * series
         x = tl.maximum(x, 0.0) + 2.0 * s * (1.0 + s2 * series)
     return x
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
-
-
-@triton.jit
-def row_of(t, length, REVERSE: tl.constexpr):
-    """Position in memory of step t of the walk; 64 bits, because it is about to meet a stride."""
-    if REVERSE:
-        t = length - 1 - t
-    return tl.cast(t, tl.int64)
 
 
 @triton.jit

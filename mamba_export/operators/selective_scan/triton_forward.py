@@ -3,13 +3,11 @@
 import triton.language as tl
 
 from mamba_export.operators.selective_scan.triton_device import (
-    LOG2E,
     jit,
     locate,
-    row_of,
-    sigmoid,
     step_size,
 )
+from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
 
 
 @jit
