@@ -17,9 +17,9 @@ from tensorrt_harness import driver
 from mamba_export.backends.tensorrt import names
 from mamba_export.backends.tensorrt.description import (
     EngineDescription,
-    check_engine_file,
     read_description,
 )
+from mamba_export.backends.tensorrt.engine_checks import check_engine_file
 from mamba_export.libraries import TRT_PLUGIN, installed
 
 RUN_VARIABLE = "MAMBA_RUN"

@@ -17,7 +17,6 @@ from mamba_export import contract
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.backends.onnxruntime import custom_ops
-from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
@@ -26,6 +25,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
     GpuStream,
 )
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
+from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.stepper import OrtStepper
 from mamba_export.errors import SessionError

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
+from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_DRAWN,
     CHOOSE_NOTHING,
     ChoiceOptions,
     ChooseParams,
 )
+from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import SessionError

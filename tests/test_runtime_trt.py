@@ -26,7 +26,8 @@ from mamba_export.backends.tensorrt import engine as engine_module
 from mamba_export.backends.tensorrt import session as trt_module
 from mamba_export.backends.tensorrt.building import write_json
 from mamba_export.backends.tensorrt.cuda_driver import CudaError, Gpu
-from mamba_export.backends.tensorrt.description import EngineDescription, describe, sha256
+from mamba_export.backends.tensorrt.description import EngineDescription, describe
+from mamba_export.backends.tensorrt.fingerprint import sha256
 from mamba_export.backends.tensorrt.names import TENSORRT, TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.profiles import make_profiles

@@ -22,7 +22,8 @@ import pytest
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import BuildOptions, EngineDescription, build, read_description
 from mamba_export.backends.tensorrt import library as libraries
-from mamba_export.backends.tensorrt.description import check_engine_file, check_model, sha256
+from mamba_export.backends.tensorrt.engine_checks import check_engine_file, check_model
+from mamba_export.backends.tensorrt.fingerprint import sha256
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import MambaExportError

@@ -62,7 +62,7 @@ class Report:
     """What whole models were compared with: "PyTorch in float64", or in fp32 and why."""
     checks: list[Check] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
-    """Backends that could not run, each with the reason."""
+    """Backends, checks and sizes that were not run, each with the reason."""
 
     @property
     def passed(self) -> bool:

@@ -87,7 +87,7 @@ def _as_stored(array: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def _expected(name: str, parameter: Tensor) -> tuple[np.ndarray, float]:
-    """The parameter as the file stores it, and the bound it is held to."""
+    """The parameter as the file stores it, and its bound."""
     if _is_logarithm(name):
         return -torch.exp(parameter.double()).numpy(), _EXP_ROUNDING
     array = parameter.float().numpy()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _open_session(folder: Path, provider: str | None, threads: int | None) -> OrtSession:
-    from mamba_export.backends.onnxruntime.loading import PROVIDERS
+    from mamba_export.backends.onnxruntime.providers import PROVIDERS
     from mamba_export.backends.onnxruntime.session import OrtSession
 
     chosen = None if provider is None else [PROVIDERS.get(provider.lower(), provider)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +13,20 @@ import onnxruntime as ort
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device
+from mamba_export.backends.onnxruntime.providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    Provider,
+    device_index,
+    provider_name,
+    session_device,
+    with_defaults,
+)
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.metadata import Metadata
 
 MINIMUM_VERSION = (1, 20)
 """The oldest ONNX Runtime that the exported files were run with."""
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
-PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
-"""By their names on the command line."""
-
-Provider = str | tuple[str, dict[str, Any]]
-
 _TYPE_NAMES = {
     "tensor(float)": "fp32",
     "tensor(float16)": "fp16",
@@ -184,7 +184,7 @@ def _open_given(
     available: Sequence[str],
     native: bool | None,
 ) -> LoadedModel:
-    names = [_name(provider) for provider in providers]
+    names = [provider_name(provider) for provider in providers]
     if not names:
         raise SessionError("providers is empty: name at least one, or pass None")
     for name in names:
@@ -194,7 +194,7 @@ def _open_given(
                 f"ONNX Runtime {ort.__version__} here has no {name} "
                 f"(it has {', '.join(available)}){hint}"
             )
-    _register_native(options, names[0], native, _device_index(providers[0]))
+    _register_native(options, names[0], native, device_index(providers[0]))
     model = _open(metadata, options, providers)
     # Where a provider cannot start, ONNX Runtime goes on with the next one and only logs it.
     if model.session.get_providers()[0] != names[0]:
@@ -203,34 +203,6 @@ def _open_given(
             "or use the CPU provider"
         )
     return model
-
-
-def _name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]
-
-
-def _device_index(provider: Provider) -> int:
-    options = {} if isinstance(provider, str) else provider[1]
-    return int(options.get("device_id", 0))
-
-
-def with_defaults(providers: Sequence[Provider]) -> list[Provider]:
-    """Providers with our options where none are given, and CUDA's libraries loaded where it is asked for.
-
-    CUDA computes fp32 products in TF32 unless told otherwise, which costs three digits: fp32 means fp32.
-    """
-    if CUDA_PROVIDER in map(_name, providers):
-        _preload_cuda()
-    return [(CUDA_PROVIDER, {"use_tf32": "0"}) if p == CUDA_PROVIDER else p for p in providers]
-
-
-@functools.cache
-def _preload_cuda() -> None:
-    """Find CUDA and cuDNN in the wheels that carry them; they need not be on the system's path."""
-    preload = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
-    if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            preload()
 
 
 def _open(
@@ -249,8 +221,8 @@ def _open(
             str(metadata.model_path), options, providers=all_providers, enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        raise SessionError(_explain(metadata, error, _name(providers[0]))) from error
-    device = _device(session)
+        raise SessionError(_explain(metadata, error, provider_name(providers[0]))) from error
+    device = session_device(session)
     if device.name != "cuda":
         gpu = None
     return LoadedModel(session, metadata, device, native, gpu)
@@ -262,7 +234,7 @@ def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:
     taken = {"user_compute_stream", "has_user_compute_stream", "enable_cuda_graph"} & set(options)
     if provider != CUDA_PROVIDER or taken:
         return None
-    device = _device_index((provider, options))
+    device = device_index((provider, options))
     return None if custom_ops.cuda_problem(device) else GpuStream(device)
 
 
@@ -299,10 +271,3 @@ def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
                 f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
                 f"describes ({kind} {name} differs): export the model again"
             )
-
-
-def _device(session: ort.InferenceSession) -> Device:
-    first = session.get_providers()[0]
-    if first != CUDA_PROVIDER:
-        return Device("cpu", 0)
-    return Device("cuda", int(session.get_provider_options()[first].get("device_id", 0)))

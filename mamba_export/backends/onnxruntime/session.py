@@ -11,9 +11,11 @@ import numpy as np
 import onnxruntime as ort
 
 from mamba_export.backends.onnxruntime.binding import run_once
-from mamba_export.backends.onnxruntime.cuda_graph import GraphStepper, StepGraphs
+from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
 from mamba_export.backends.onnxruntime.device import DeviceTensor
-from mamba_export.backends.onnxruntime.loading import Provider, check_version, open_session
+from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
+from mamba_export.backends.onnxruntime.loading import check_version, open_session
+from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
 from mamba_export.errors import SessionError

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from mamba_export.backends.backend import Absent, Backend, Graph, Inputs
 from mamba_export.backends.onnxruntime import custom_ops
-from mamba_export.backends.onnxruntime.loading import CPU_PROVIDER, CUDA_PROVIDER, with_defaults
+from mamba_export.backends.onnxruntime.providers import CPU_PROVIDER, CUDA_PROVIDER, with_defaults
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.libraries import CUSTOM_OPS
 

@@ -1,8 +1,7 @@
-"""``engine.json``: what an engine is, and the checks of an engine against it before anything is loaded."""
+"""``engine.json``: what an engine is, written and read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mamba_export import contract
+from mamba_export.backends.tensorrt.fingerprint import fingerprint
 from mamba_export.backends.tensorrt.names import (
     DESCRIPTION_FILE,
     DESCRIPTION_FORMAT,
-    ENGINE_FILE,
     KINDS,
     Kind,
 )
@@ -21,11 +20,6 @@ from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError
 from mamba_export.folder.metadata import Metadata
-
-_CHUNK = 1 << 22
-_VERSION_AT = 24  # in an engine file: four bytes, major, minor, patch, build
-_SAMPLES = 64
-_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -169,94 +163,6 @@ def read_description(folder: Path) -> EngineDescription:
             f"runs {contract.CONTRACT_VERSION}: export and build again"
         )
     return description
-
-
-def check_engine_file(folder: Path, description: EngineDescription) -> Path:
-    """Check that the engine file is the one that its description is of, whole and of the right runtime.
-
-    Returns:
-        Its path.
-
-    Raises:
-        EngineError: it is missing, no engine, truncated, of another runtime or version, or another engine.
-    """
-    path = folder / ENGINE_FILE
-    again = f"run `mamba-export build {folder} --force`"
-    if not path.is_file():
-        raise EngineError(f"{folder} has no {ENGINE_FILE}: {again}")
-    with path.open("rb") as file:
-        head = file.read(_VERSION_AT + 4)
-    kind = next((kind for kind in KINDS if head.startswith(kind.tag)), None)
-    if kind is None or len(head) < _VERSION_AT + 4:
-        raise EngineError(f"{path} is no engine of TensorRT or TensorRT-RTX: {again}")
-    if kind.name != description.runtime:
-        raise EngineError(
-            f"{path} is an engine of {kind.title}, {DESCRIPTION_FILE} describes one of "
-            f"{description.kind.title}: {again}"
-        )
-    version = ".".join(map(str, head[_VERSION_AT : _VERSION_AT + 3]))
-    if description.runtime_version is not None and version != description.runtime_version:
-        raise EngineError(
-            f"{path} was built by {kind.title} {version}, {DESCRIPTION_FILE} describes one of "
-            f"{description.runtime_version}: {again}"
-        )
-    if description.engine_sha256 is not None and sha256(path) != description.engine_sha256:
-        raise EngineError(
-            f"{path} is truncated, or not the engine that {DESCRIPTION_FILE} describes: {again}"
-        )
-    return path
-
-
-def check_model(folder: Path, description: EngineDescription, metadata: Metadata) -> None:
-    """Check that the engine was built from the exported model of its folder.
-
-    Raises:
-        EngineError: it was built from another model, or another export of it.
-    """
-    same = (
-        description.inputs == describe_tensors(metadata.graph_inputs)
-        and description.outputs == describe_tensors(metadata.graph_outputs)
-        and description.vocab_size == metadata.vocab_size
-        and description.precision == metadata.dtype
-    )
-    found = fingerprint(folder)
-    # A target may have left the weights behind: the engine holds its own.
-    same = same and all(
-        found[key] == description.model.get(key) for key in found if found[key] is not None
-    )
-    if not same:
-        raise EngineError(
-            f"{folder / ENGINE_FILE} was built from another model than {folder / contract.MODEL_FILE}: "
-            f"run `mamba-export build {folder} --force`"
-        )
-
-
-def fingerprint(folder: Path) -> dict[str, Any]:
-    """What tells one exported model from another: its graph, and a sample of its weights.
-
-    Reading gigabytes of weights at every start would take seconds, so 64 blocks spread over the file are
-    hashed with its size: another training or dtype changes them all, ``verify`` finds a single number.
-    """
-    weights = folder / contract.WEIGHTS_FILE
-    digest: str | None = None
-    if weights.is_file():
-        size = weights.stat().st_size
-        hashed = hashlib.sha256(str(size).encode())
-        with weights.open("rb") as file:
-            for index in range(_SAMPLES):
-                file.seek(index * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
-                hashed.update(file.read(_SAMPLE_BYTES))
-        digest = hashed.hexdigest()
-    return {"graph_sha256": sha256(folder / contract.MODEL_FILE), "weights_sample_sha256": digest}
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest()
 
 
 def describe(

@@ -9,12 +9,8 @@ from typing import Any
 
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
-from mamba_export.backends.tensorrt.description import (
-    EngineDescription,
-    check_engine_file,
-    check_model,
-    read_description,
-)
+from mamba_export.backends.tensorrt.description import EngineDescription, read_description
+from mamba_export.backends.tensorrt.engine_checks import check_engine_file, check_model
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.errors import SessionError

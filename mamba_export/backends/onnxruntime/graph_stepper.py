@@ -1,0 +1,97 @@
+"""One token at a time in ONNX Runtime, each step a replay of a CUDA graph."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
+from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.generation.sampling import Sampler, check_finite
+
+
+class GraphStepper:
+    """A batch of sequences that advances one token a step, in a CUDA graph.
+
+    Args:
+        graphs: of the session.
+        state: what to start from; it is left as it is.
+        sampler: how tokens are chosen on the device; None for ``step`` alone.
+        tokens: (batch,) what the first ``next`` reads.
+
+    Raises:
+        SessionError: the GPU has no memory for the buffers.
+    """
+
+    def __init__(
+        self,
+        graphs: StepGraphs,
+        state: OrtState,
+        sampler: Sampler | None = None,
+        tokens: np.ndarray | None = None,
+    ) -> None:
+        self._graph = graphs.take(state.batch)
+        weakref.finalize(self, graphs.put, self._graph).atexit = False
+        self._sampler = sampler
+        self._state = state
+        self._graph.start(state)
+        self._graph.set_choice(sampler)
+        if tokens is not None:
+            self._graph.set_tokens(tokens)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed: from the second on, where the model can be captured."""
+        return self._graph.is_captured
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why the model's steps could not be captured; they then run without a CUDA graph, and slower."""
+        return self._graph.capture_problem
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Read one token a sequence.
+
+        Args:
+            tokens: (batch,) int64, trusted to be in [0, vocab_size).
+
+        Returns:
+            Logits (batch, vocab_size) fp32, valid until the next step.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed.
+        """
+        self._graph.set_tokens(tokens)
+        self._advance()
+        return self._graph.logits()
+
+    def next(self) -> np.ndarray:
+        """Read the tokens that were chosen last, and choose the next ones.
+
+        Returns:
+            (batch,) int64.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed, or logits are not finite.
+        """
+        if self._sampler is None:
+            raise ValueError("the stepper was made without a sampler")
+        if self._sampler.sampling.temperature != 0:
+            self._graph.set_draws(self._sampler.draws())
+        tokens = self._advance().copy()
+        check_finite(tokens >= 0)
+        self._sampler.note(tokens)
+        return tokens
+
+    def _advance(self) -> np.ndarray:
+        tokens = self._graph.advance()
+        self._state = self._graph.state
+        return tokens
+
+    @property
+    def state(self) -> OrtState:
+        """The state after the last step, valid until the next step."""
+        if self._state is self._graph.state:
+            self._graph.is_shared = True
+        return self._state

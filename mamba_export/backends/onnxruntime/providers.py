@@ -1,0 +1,58 @@
+"""ONNX Runtime's execution providers: their names, options and devices."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime as ort
+
+from mamba_export.backends.onnxruntime.device import Device
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
+"""By their names on the command line."""
+
+Provider = str | tuple[str, dict[str, Any]]
+
+
+def provider_name(provider: Provider) -> str:
+    """ONNX Runtime's name of a provider."""
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def device_index(provider: Provider) -> int:
+    """The number of the device that a provider's options name; 0 where they name none."""
+    options = {} if isinstance(provider, str) else provider[1]
+    return int(options.get("device_id", 0))
+
+
+def with_defaults(providers: Sequence[Provider]) -> list[Provider]:
+    """Providers with our options where none are given, and CUDA's libraries loaded where it is asked for.
+
+    CUDA computes fp32 products in TF32 unless told otherwise, which costs three digits: fp32 means fp32.
+    """
+    if CUDA_PROVIDER in map(provider_name, providers):
+        _preload_cuda()
+    return [(CUDA_PROVIDER, {"use_tf32": "0"}) if p == CUDA_PROVIDER else p for p in providers]
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Find CUDA and cuDNN in the wheels that carry them; they need not be on the system's path."""
+    preload = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()
+
+
+def session_device(session: ort.InferenceSession) -> Device:
+    """The device that a session's first provider computes on."""
+    first = session.get_providers()[0]
+    if first != CUDA_PROVIDER:
+        return Device("cpu", 0)
+    return Device("cuda", int(session.get_provider_options()[first].get("device_id", 0)))
