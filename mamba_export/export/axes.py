@@ -132,7 +132,7 @@ def _dim(name: str, axis: int, spec: Any, dims: dict[str, Any]) -> Any:
         return None
     if isinstance(spec, str):
         if not spec.isidentifier():
-            raise ExportError(f"dynamic_shapes: {spec!r} is no name for an axis of {name}")
+            raise ExportError(f"dynamic_shapes: {spec!r} is not a valid name for an axis of {name}")
         return dims.setdefault(spec, torch.export.Dim(spec))
     if hasattr(spec, "__name__"):
         return dims.setdefault(spec.__name__, spec)

@@ -229,7 +229,7 @@ def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise ExportError(
-                f"argument {name} is no tensor ({type(value).__name__}): leave it out where it has a default, "
+                f"argument {name} is not a tensor ({type(value).__name__}): leave it out where it has a default, "
                 "or wrap the module in one that fixes it"
             )
         if value.dtype not in NAMES:
@@ -292,7 +292,7 @@ def _leaves(found: Any, names: Sequence[str] | None) -> dict[str, Tensor]:
     leaves = _pytree.tree_leaves(found)
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
-            raise ExportError(f"result {index} of forward is no tensor ({type(leaf).__name__})")
+            raise ExportError(f"result {index} of forward is not a tensor ({type(leaf).__name__})")
     if names is None:
         flat = isinstance(found, Mapping) and all(isinstance(v, Tensor) for v in found.values())
         names = list(map(str, found)) if flat else list(map(_numbered, range(len(leaves))))

@@ -140,7 +140,7 @@ def _timing_cache(library: Library, config: Any, path: Path | None) -> Any:
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
-            f"{path} is no timing cache of {library} and this GPU ({library.reason()}): give another file"
+            f"{path} is not a timing cache of {library} and this GPU ({library.reason()}): give another file"
         )
     return cache
 

@@ -31,7 +31,7 @@ def check_engine_file(folder: Path, description: EngineDescription) -> Path:
         head = file.read(_VERSION_AT + 4)
     kind = next((kind for kind in KINDS if head.startswith(kind.tag)), None)
     if kind is None or len(head) < _VERSION_AT + 4:
-        raise EngineError(f"{path} is no engine of TensorRT or TensorRT-RTX: {again}")
+        raise EngineError(f"{path} is not an engine of TensorRT or TensorRT-RTX: {again}")
     if kind.name != description.runtime:
         raise EngineError(
             f"{path} is an engine of {kind.title}, {DESCRIPTION_FILE} describes one of "
