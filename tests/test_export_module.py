@@ -202,7 +202,7 @@ H = torch.zeros(2, 3)
          r"fixes .*batch\b.*to 2"),
         (Of(lambda x: x), (X,), {"dynamic_shapes": {"y": {0: "b"}}}, "dynamic_shapes names y"),
         (Of(lambda x: x), (X,), {"dynamic_shapes": {"x": {2: "b"}}}, r"axis 2 of x, whose shape is \(2, 3\)"),
-        (Of(lambda x: x), (X,), {"dynamic_shapes": {"x": {0: "a b"}}}, "'a b' is not a valid name for an axis of x"),
+        (Of(lambda x: x), (X,), {"dynamic_shapes": {"x": {0: "a b"}}}, "'a b' is not a valid name for an axis"),
         (Of(lambda x: x), (X,), {"dynamic_shapes": {"x": {0: 2.5}}}, "axis 0 of x is 2.5"),
         (Of(lambda x, h: (x, h)), (X, H[:, :1]), {"dynamic_shapes": ({0: "b"}, {0: "b", 1: "c"}),
          "states": [State("h", 5)]}, "state h is continued by result 5: forward has 2 results"),

@@ -229,8 +229,8 @@ def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise ExportError(
-                f"argument {name} is not a tensor ({type(value).__name__}): leave it out where it has a default, "
-                "or wrap the module in one that fixes it"
+                f"argument {name} is not a tensor ({type(value).__name__}): leave it out where it has a "
+                "default, or wrap the module in one that fixes it"
             )
         if value.dtype not in NAMES:
             raise ExportError(
