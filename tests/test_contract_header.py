@@ -117,8 +117,8 @@ int main(int count, char** arguments) {
     std::printf("\\"%%s\\"", refusal.what());
     return 0;
   }
-  const void* inputs[kMostInputs];
-  void* outputs[kMostOutputs];
+  const void* inputs[kMaxInputs];
+  void* outputs[kMaxOutputs];
   for (int32_t i = 0; i < op.inputs.count; ++i) inputs[i] = reinterpret_cast<void*>(100 + i);
   for (int32_t i = 0; i < op.outputs.count; ++i) outputs[i] = reinterpret_cast<void*>(200 + i);
   AttributeValues values = {};

@@ -22,11 +22,11 @@ constexpr size_t most(Count count) {
   }
   return found;
 }
-constexpr size_t kMostSizes = most([](const Operator& op) { return op.sizes.count; });
-constexpr size_t kMostAttributes = most([](const Operator& op) { return op.attributes.count; });
-constexpr size_t kMostInputs = most([](const Operator& op) { return op.inputs.count; });
-constexpr size_t kMostOutputs = most([](const Operator& op) { return op.outputs.count; });
-constexpr size_t kMostParamsBytes = most([](const Operator& op) { return op.params_bytes; });
+constexpr size_t kMaxSizes = most([](const Operator& op) { return op.sizes.count; });
+constexpr size_t kMaxAttributes = most([](const Operator& op) { return op.attributes.count; });
+constexpr size_t kMaxInputs = most([](const Operator& op) { return op.inputs.count; });
+constexpr size_t kMaxOutputs = most([](const Operator& op) { return op.outputs.count; });
+constexpr size_t kMaxParamsBytes = most([](const Operator& op) { return op.params_bytes; });
 
 // The tensor at a position that counts inputs, then outputs.
 constexpr const Tensor& at_position(const Operator& op, int32_t position) {
@@ -91,11 +91,11 @@ class Sizes {
   std::string expected(const Tensor& tensor) const;
 
   const Operator* op_;
-  int64_t values_[kMostSizes];
+  int64_t values_[kMaxSizes];
 };
 
 // Values of an operator's attributes, in its order: a flag as 0 or 1; a float without loss.
-using AttributeValues = double[kMostAttributes];
+using AttributeValues = double[kMaxAttributes];
 
 // What a call is made of, by position in the operator's row. All tensors are dense.
 struct Arguments {
@@ -119,7 +119,7 @@ class Params {
   }
 
  private:
-  alignas(std::max_align_t) unsigned char bytes_[kMostParamsBytes] = {};
+  alignas(std::max_align_t) unsigned char bytes_[kMaxParamsBytes] = {};
 };
 
 // The one place where a kernel's parameters are filled.

@@ -16,12 +16,12 @@ struct Term {
   int32_t size = kNone;  // index into the operator's sizes
   int64_t factor = 1;
 };
-constexpr int32_t kMostTerms = 2;
+constexpr int32_t kMaxTerms = 2;
 struct Axis {
-  Term terms[kMostTerms];  // those after the last have no size
+  Term terms[kMaxTerms];  // those after the last have no size
   int64_t constant = 0;
 };
-constexpr int32_t kMostAxes = 4;
+constexpr int32_t kMaxAxes = 4;
 
 // The operator's own dtype; the residual stream's, which is fp32 or T; fp32 whatever T is.
 enum class DtypeClass { kT, kR, kFp32 };
@@ -60,7 +60,7 @@ struct Tensor {
   Role role;
   DtypeClass dtype;
   int32_t rank;
-  Axis axes[kMostAxes];
+  Axis axes[kMaxAxes];
   size_t offset;         // of its field in the parameter struct
   int32_t like = kNone;  // of an output: the input that has its axes and dtype
 };

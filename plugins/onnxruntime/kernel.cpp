@@ -102,9 +102,9 @@ class Call {
   OrtKernelContext* context_;
   Scratch scratch_;
   Sizes sizes_;
-  Input inputs_[kMostInputs] = {};
-  const void* input_data_[kMostInputs] = {};
-  void* outputs_[kMostOutputs] = {};
+  Input inputs_[kMaxInputs] = {};
+  const void* input_data_[kMaxInputs] = {};
+  void* outputs_[kMaxOutputs] = {};
 };
 
 void Call::allocate_output(int32_t index) {

@@ -65,7 +65,7 @@ Attributes read_fields(const Operator& op, const nvinfer1::PluginFieldCollection
     throw Refusal("there are no fields");
   }
   // The attributes, then the version.
-  Slot slots[kMostAttributes + 1];
+  Slot slots[kMaxAttributes + 1];
   const int32_t attributes = op.attributes.count, count = attributes + 1;
   for (int32_t i = 0; i < attributes; ++i) {
     slots[i] = {op.attributes[i].name, field_type(op.attributes[i])};

@@ -189,7 +189,7 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
                                 const DynamicPluginTensorDesc*, int32_t output_count) noexcept {
   return guarded(kFailure, [&] {
     check_counts(input_count, output_count);
-    PluginTensorDesc descs[kMostInputs];
+    PluginTensorDesc descs[kMaxInputs];
     for (int32_t i = 0; i < input_count; ++i) descs[i] = inputs[i].desc;
     check_types(descs);
     read_sizes(descs);
@@ -265,7 +265,7 @@ void Plugin::check_counts(int32_t input_count, int32_t output_count) const {
 }
 
 void Plugin::check_types(const PluginTensorDesc* inputs) const {
-  DataType types[kMostInputs];
+  DataType types[kMaxInputs];
   for (int32_t i = 0; i < op_.inputs.count; ++i) types[i] = inputs[i].type;
   for (int32_t i = 0; i < op_.inputs.count; ++i) {
     check_type(op_, i, types[i], types);
@@ -276,7 +276,7 @@ void Plugin::check_types(const PluginTensorDesc* inputs) const {
 }
 
 Sizes Plugin::read_sizes(const PluginTensorDesc* inputs) const {
-  nvinfer1::Dims dims[kMostInputs];
+  nvinfer1::Dims dims[kMaxInputs];
   for (int32_t i = 0; i < op_.inputs.count; ++i) dims[i] = inputs[i].dims;
   return match_shapes(op_, dims);
 }

@@ -106,8 +106,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   struct FieldValue {
     int32_t number;
     float real;
-  } values_[1 + kMostAttributes];
-  nvinfer1::PluginField fields_[1 + kMostAttributes];
+  } values_[1 + kMaxAttributes];
+  nvinfer1::PluginField fields_[1 + kMaxAttributes];
   nvinfer1::PluginFieldCollection collection_;
 };
 

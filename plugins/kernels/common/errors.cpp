@@ -8,8 +8,6 @@ namespace {
 
 thread_local char last_error[512] = "";
 
-constexpr int64_t kMostTaps = 16;
-
 bool known(mamba_dtype dtype) {
   return dtype == MAMBA_FP32 || dtype == MAMBA_FP16 || dtype == MAMBA_BF16;
 }
@@ -68,9 +66,9 @@ mamba_status check(const mamba_causal_conv1d_params* params) {
   const Size sizes[] = {
       {"batch", p.batch}, {"length", p.length}, {"channels", p.channels}, {"d_conv", p.d_conv}};
   if (mamba_status bad = check_sizes("causal_conv1d", sizes, p.dtype)) return bad;
-  if (p.d_conv > kMostTaps) {
+  if (p.d_conv > kMaxTaps) {
     return fail(MAMBA_INVALID, "causal_conv1d: d_conv %lld is not supported, at most %lld",
-                static_cast<long long>(p.d_conv), static_cast<long long>(kMostTaps));
+                static_cast<long long>(p.d_conv), static_cast<long long>(kMaxTaps));
   }
   const bool has_state = p.initial_state && p.last_state;
   if (!p.x.data || !p.weight || !p.bias || !p.y || (p.d_conv > 1 && !has_state)) {

@@ -6,6 +6,8 @@
 
 namespace mamba {
 
+constexpr int kMaxTaps = 16;  // largest d_conv
+
 // Notes the text, in printf's way, for mamba_last_error and returns status.
 mamba_status fail(mamba_status status, const char* format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -35,9 +35,9 @@ std::string read_file(const fs::path& path, size_t most) {
 }
 
 Json read_json(const fs::path& path) {
-  constexpr size_t kMostBytes = 64 << 20;
+  constexpr size_t kMaxBytes = 64 << 20;
   try {
-    return Json::parse(read_file(path, kMostBytes));
+    return Json::parse(read_file(path, kMaxBytes));
   } catch (const Error& error) {
     throw Error(path.string() + " is damaged (" + error.what() + "): build the engine again");
   }

@@ -3,13 +3,13 @@
 #pragma once
 
 #include "common/cpu/simd.h"
+#include "common/errors.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
 namespace MAMBA_ISA {
 
 constexpr int kConvVectors = 4;  // vectors of channels a task
-constexpr int kMaxTaps = 16;     // taps that the fast path keeps in registers or on the stack
 
 // Element (channel, k) of the state: the step k - (d_conv - 1) before the walk's first.
 template <typename T>

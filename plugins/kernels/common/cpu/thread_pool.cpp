@@ -22,7 +22,7 @@
 
 namespace {
 
-constexpr int64_t kMostThreads = 256;
+constexpr int64_t kMaxThreads = 256;
 
 struct Job {
   Job(void (*body)(void* context, size_t task), void* context, size_t tasks, size_t helpers)
@@ -120,7 +120,7 @@ Pool& pool() {
 void mamba_thread_pool_parallel_for(void* scheduler, size_t tasks,
                                     void (*body)(void* context, size_t task), void* context) {
   const int64_t asked = scheduler == nullptr ? 1 : *static_cast<const int64_t*>(scheduler);
-  const size_t threads = static_cast<size_t>(std::clamp<int64_t>(asked, 1, kMostThreads));
+  const size_t threads = static_cast<size_t>(std::clamp<int64_t>(asked, 1, kMaxThreads));
   const size_t helpers = std::min(threads, tasks) - std::min<size_t>(tasks, 1);
   Job job(body, context, tasks, helpers);
   if (helpers == 0) {

@@ -12,8 +12,7 @@ namespace {
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kSplitDepth = 512;  // of x_proj: what one block of project_x reads at once
-constexpr int64_t kMostTaps = 16;     // as in errors.cpp
-constexpr int64_t kMostWidth = int64_t{1} << 24;
+constexpr int64_t kMaxWidth = int64_t{1} << 24;
 
 int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
 
@@ -48,7 +47,7 @@ LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overl
   s.rows = static_cast<int>(p.batch * p.length);
   s.stride = static_cast<int>(padded(p.d_inner));
   s.projected = static_cast<int>(projected_width(p));
-  const int64_t most = padded((p.d_inner + kMostSplits - 1) / kMostSplits);
+  const int64_t most = padded((p.d_inner + kMaxSplits - 1) / kMaxSplits);
   s.split_depth = static_cast<int>(std::max(kSplitDepth, most));
   s.splits = static_cast<int>((p.d_inner + s.split_depth - 1) / s.split_depth);
   Parts parts(workspace);
@@ -107,10 +106,10 @@ mamba_status check_sizes(const mamba_layer_params* params) {
     const char* name;
     int64_t value, most;
   } sizes[] = {
-      {"batch", p.batch, INT32_MAX},      {"length", p.length, INT32_MAX},
-      {"d_model", p.d_model, kMostWidth}, {"d_inner", p.d_inner, kMostWidth},
-      {"d_state", p.d_state, kMostWidth}, {"d_conv", p.d_conv, kMostTaps},
-      {"dt_rank", p.dt_rank, kMostWidth},
+      {"batch", p.batch, INT32_MAX},     {"length", p.length, INT32_MAX},
+      {"d_model", p.d_model, kMaxWidth}, {"d_inner", p.d_inner, kMaxWidth},
+      {"d_state", p.d_state, kMaxWidth}, {"d_conv", p.d_conv, kMaxTaps},
+      {"dt_rank", p.dt_rank, kMaxWidth},
   };
   for (const auto& size : sizes) {
     if (size.value < 1 || size.value > size.most) {
@@ -164,8 +163,8 @@ bool can_overlap() { return current_gpu().major >= 9; }
 // Whether the step's kernels can take these sizes.
 bool fits_step(const mamba_layer_params& p) {
   // Not the product first: it may not fit.
-  if (p.batch > kMostStepRows || p.length > kMostStepRows) return false;
-  if (p.batch * p.length > kMostStepRows) return false;
+  if (p.batch > kMaxStepRows || p.length > kMaxStepRows) return false;
+  if (p.batch * p.length > kMaxStepRows) return false;
   const LayerStep s = describe_step(p, nullptr, false, nullptr);
   const size_t shared = with_type(
       p.dtype, [&](auto* type) { return step_shared_bytes<std::decay_t<decltype(*type)>>(s); });
@@ -338,7 +337,7 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* works
                        "layer: %lld sequences of %lld steps are too many rows for a step on this "
                        "GPU, at most %d: use mamba_layer_cuda",
                        static_cast<long long>(params->batch),
-                       static_cast<long long>(params->length), mamba::kMostStepRows);
+                       static_cast<long long>(params->length), mamba::kMaxStepRows);
   }
   return mamba::run_step(*params, workspace, static_cast<cudaStream_t>(stream));
 }

@@ -9,8 +9,8 @@
 
 namespace mamba {
 
-constexpr int kMostStepRows = 8;  // rows (batch * length) that the step's kernels take
-constexpr int kMostSplits = 16;   // shares of the depth of x_proj
+constexpr int kMaxStepRows = 8;  // rows (batch * length) that the step's kernels take
+constexpr int kMaxSplits = 16;   // shares of the depth of x_proj
 
 // Rows of a step's buffers start at multiples of this many elements: 16 bytes and more.
 __host__ __device__ constexpr int64_t padded(int64_t count) { return (count + 7) / 8 * 8; }

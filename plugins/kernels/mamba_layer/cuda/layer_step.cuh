@@ -423,14 +423,14 @@ inline cudaError_t launch(void (*kernel)(LayerStep), dim3 grid, int threads, siz
 // widest.
 template <template <typename, int, bool> class Kernel, typename T>
 void (*pick(int rows, bool is_vector))(LayerStep) {
-  if (!is_vector) return Kernel<T, kMostStepRows, false>::function();
+  if (!is_vector) return Kernel<T, kMaxStepRows, false>::function();
   if (rows == 1) return Kernel<T, 1, true>::function();
   if (rows <= 4) return Kernel<T, 4, true>::function();
-  return Kernel<T, kMostStepRows, true>::function();
+  return Kernel<T, kMaxStepRows, true>::function();
 }
 
 constexpr int compiled_rows(int rows, bool is_vector) {
-  if (!is_vector || rows > 4) return kMostStepRows;
+  if (!is_vector || rows > 4) return kMaxStepRows;
   return rows == 1 ? 1 : 4;
 }
 

@@ -14,7 +14,7 @@ int64_t rounded_up(int64_t value, int64_t multiple) {
 
 // 1 where the length is not split.
 int64_t count_parts(const mamba_selective_scan_params& p, int64_t batch, const Tuning& tuning) {
-  if (p.d_state > kMostTileStates) return 1;
+  if (p.d_state > kMaxTileStates) return 1;
   const int64_t states = batch * p.d_inner * p.d_state, few_states = tuning.split_channels * 16;
   if (batch * p.d_inner >= tuning.split_channels || states >= few_states) return 1;
   const int64_t wanted = std::min(tuning.most_parts, 4 * few_states / states);
@@ -80,7 +80,7 @@ size_t scan_workspace(const mamba_selective_scan_params& p) {
 
 cudaError_t launch_scan(const mamba_selective_scan_params& p, void* workspace,
                         cudaStream_t stream) {
-  if (p.d_state > kMostTileStates) return launch_scan_any(p, stream);
+  if (p.d_state > kMaxTileStates) return launch_scan_any(p, stream);
   if (p.length <= kFewSteps) return launch_scan_step(p, stream);
   const int64_t parts = count_parts(p, p.batch, current_tuning());
   if (parts > 1) return launch_split(p, parts, workspace, stream);

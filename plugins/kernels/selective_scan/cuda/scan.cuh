@@ -15,7 +15,7 @@
 namespace mamba {
 
 constexpr int64_t kFewSteps = 8;
-constexpr int kMostTileStates = 256;
+constexpr int kMaxTileStates = 256;
 constexpr int kPipeStates = 128;
 
 // A length that is split: part i starts at step i * part_length of the walk.

@@ -24,10 +24,10 @@
 namespace mamba {
 namespace {
 
-constexpr int kStages = 3;      // of shared memory, a tile each
-constexpr int kGroup = 4;       // steps of an iteration of the consumers' loop
-constexpr int kQuad = 4;        // channels, or states, that the other roles move at once
-constexpr int kMostSteps = 32;  // of a tile
+constexpr int kStages = 3;     // of shared memory, a tile each
+constexpr int kGroup = 4;      // steps of an iteration of the consumers' loop
+constexpr int kQuad = 4;       // channels, or states, that the other roles move at once
+constexpr int kMaxSteps = 32;  // of a tile
 
 // What follows from the tile's constants (tuning.cuh).
 template <typename Constants>
@@ -48,7 +48,7 @@ struct PipeShape : Constants {
   static constexpr int kStateItems = (kStateQuads * kSteps + kRoleThreads - 1) / kRoleThreads;
   static_assert(kWidth % kMultiple == 0 && kWidth % kQuad == 0 && kRoleThreads % 32 == 0);
   static_assert(kRoleThreads % kStateQuads == 0);  // a thread has the same states at all its steps
-  static_assert(kSteps % kGroup == 0 && kSteps <= kMostSteps && kParts * 4 * kStates == kAllStates);
+  static_assert(kSteps % kGroup == 0 && kSteps <= kMaxSteps && kParts * 4 * kStates == kAllStates);
 
   // Rows are padded so that those of neighbouring steps begin in other banks.
   struct alignas(16) Tile {
@@ -649,14 +649,14 @@ bool pipe_fits(const mamba_selective_scan_params& p) {
   const size_t bytes = with_shape(
       p, [](auto shape, int64_t) { return kStages * sizeof(typename decltype(shape)::Tile); });
   if (current_gpu().shared_bytes < static_cast<int>(bytes)) return false;
-  constexpr int64_t kMostStride = INT32_MAX / (2 * kMostSteps);
+  constexpr int64_t kMaxStride = INT32_MAX / (2 * kMaxSteps);
   const size_t element = p.dtype == MAMBA_FP32 ? 4 : 2;
   const auto fits = [&](const mamba_sequence& s) {
     return (element == 4 ? rows_aligned<16>(s, 4) : rows_aligned<8>(s, 2)) &&
-           s.step_stride < kMostStride && s.step_stride >= 0;
+           s.step_stride < kMaxStride && s.step_stride >= 0;
   };
   return fits(p.u) && fits(p.delta) && fits(p.B) && fits(p.C) && (!p.z.data || fits(p.z)) &&
-         p.d_inner < kMostStride && p.length < INT32_MAX && is_aligned<16>(p.y, 0, 1);
+         p.d_inner < kMaxStride && p.length < INT32_MAX && is_aligned<16>(p.y, 0, 1);
 }
 
 cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream) {

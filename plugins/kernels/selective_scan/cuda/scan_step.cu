@@ -9,7 +9,7 @@ namespace mamba {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr unsigned kMostRows = 65535;  // of a grid
+constexpr unsigned kMaxRows = 65535;  // of a grid
 
 // 4 numbers from `from`, of which count exist.
 template <bool kAligned, typename T>
@@ -128,7 +128,7 @@ cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
   const int64_t sequences = p.batch > 1 ? 2 : 1;  // of a thread
   const dim3 blocks(
       static_cast<unsigned>((p.d_inner + kChannels - 1) / kChannels),
-      static_cast<unsigned>(std::min<int64_t>((p.batch + sequences - 1) / sequences, kMostRows)));
+      static_cast<unsigned>(std::min<int64_t>((p.batch + sequences - 1) / sequences, kMaxRows)));
   const bool is_wide =
       p.d_state % 4 == 0 && is_aligned<16>(p.A, 0, 4) && is_aligned<16>(p.initial_state, 0, 4) &&
       is_aligned<16>(p.last_state, 0, 4) && rows_aligned<4 * sizeof(T)>(p.B, sizeof(T)) &&
