@@ -146,7 +146,10 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             "compute_capability": None,
             "plugin_library": None,
             "byte_tokenizer": False,
-            "inputs": [{"name": "input_ids"}, {"name": "past"}],
+            "inputs": [
+                {"name": "input_ids", "shape": [-1, -1]},
+                {"name": "past", "shape": [-1, 3]},
+            ],
             "outputs": [{"name": "logits"}, {"name": "present"}],
             "profiles": [
                 {"name": name, "batch": [1, 1, 1], "length": length}

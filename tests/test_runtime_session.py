@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract
+from mamba_export.backends.onnxruntime import providers
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
@@ -464,3 +466,33 @@ def test_the_runtime_needs_no_pytorch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_norm_that_a_provider_has_no_kernel_for_is_not_fused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ONNX Runtime 1.31 does on CUDA with a bf16 residual stream."""
+    calls: list[dict[str, Any]] = []
+
+    def session(model: str, options: object, **more: Any) -> str:
+        calls.append(more)
+        if "disabled_optimizers" not in more:
+            raise RuntimeError("Failed to find kernel for SimplifiedLayerNormalization(1)")
+        return "a session"
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    made = providers.make_session("model.onnx", ort.SessionOptions(), ["CPUExecutionProvider"])
+    assert made == "a session"
+    assert [more.get("disabled_optimizers") for more in calls] == [
+        None,
+        ["SimplifiedLayerNormFusion"],
+    ]
+
+
+def test_other_failures_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(*_: object, **__: object) -> None:
+        raise RuntimeError("no such file")
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    with pytest.raises(RuntimeError, match="no such file"):
+        providers.make_session("model.onnx", ort.SessionOptions(), ["CPUExecutionProvider"])

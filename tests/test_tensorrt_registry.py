@@ -92,7 +92,7 @@ def check(folder: Path, answer: dict[str, Any]) -> None:
         _, outputs = described(op)
         assert seen["creator"] == "IPluginCreatorV3One"
         assert seen["interface"] == "PLUGIN CREATOR_V3ONE"
-        assert seen["attributes"] == ["reverse", flag_of(op)]
+        assert seen["attributes"] == [flag_of(op), "reverse"]
         assert seen["names"] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
         assert seen["kinds"] == ["PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
         assert seen["outputs"] == len(outputs)

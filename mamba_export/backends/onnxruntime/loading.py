@@ -18,6 +18,7 @@ from mamba_export.backends.onnxruntime.providers import (
     CUDA_PROVIDER,
     Provider,
     device_index,
+    make_session,
     provider_name,
     session_device,
     with_defaults,
@@ -217,9 +218,7 @@ def _open(
         if gpu is not None:
             all_providers[0] = (name, {**given, **gpu.provider_options})
     try:
-        session = ort.InferenceSession(
-            str(metadata.model_path), options, providers=all_providers, enable_fallback=0
-        )
+        session = make_session(str(metadata.model_path), options, all_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise SessionError(_explain(metadata, error, provider_name(providers[0]))) from error
     device = session_device(session)

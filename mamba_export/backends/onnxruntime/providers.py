@@ -50,6 +50,28 @@ def _preload_cuda() -> None:
             preload()
 
 
+_NORM = "SimplifiedLayerNormalization"
+_NORM_FUSION = "SimplifiedLayerNormFusion"
+
+
+def make_session(
+    model: str | bytes, options: ort.SessionOptions, providers: Sequence[Provider], **more: Any
+) -> ort.InferenceSession:
+    """ONNX Runtime's session of a file or a serialised model; raises what ONNX Runtime raises.
+
+    ONNX Runtime 1.31 fuses the norm of a bf16 residual stream into a node that its CUDA provider has no
+    kernel for, and then refuses the graph. Without that fusion it takes it.
+    """
+    try:
+        return ort.InferenceSession(model, options, providers=providers, **more)
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        if _NORM not in str(error):
+            raise
+    return ort.InferenceSession(
+        model, options, providers=providers, disabled_optimizers=[_NORM_FUSION], **more
+    )
+
+
 def session_device(session: ort.InferenceSession) -> Device:
     """The device that a session's first provider computes on."""
     first = session.get_providers()[0]

@@ -9,7 +9,12 @@ import onnxruntime as ort
 
 from mamba_export.backends.backend import Absent, Backend, Graph, Inputs
 from mamba_export.backends.onnxruntime import custom_ops
-from mamba_export.backends.onnxruntime.providers import CPU_PROVIDER, CUDA_PROVIDER, with_defaults
+from mamba_export.backends.onnxruntime.providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    make_session,
+    with_defaults,
+)
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.libraries import CUSTOM_OPS
 
@@ -46,9 +51,9 @@ def find(option: str) -> Backend | Absent:
 
 def _open_graph(model: bytes, provider: str, native: bool) -> Graph:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: its errors are the report's
     custom_ops.register(options, native, for_cuda=provider == CUDA_PROVIDER)
-    session = ort.InferenceSession(model, options, providers=with_defaults([provider]))
+    session = make_session(model, options, with_defaults([provider]))
 
     def run(inputs: Inputs) -> list[np.ndarray]:
         return session.run(None, inputs)
