@@ -15,6 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from mamba_export import contract
+from mamba_export.export import export
+from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.verify.bounds import Report
+
 ROOT = Path(__file__).parents[1]
 VARIABLE = "MAMBA_PLANTED_FAULT"
 
@@ -101,3 +108,18 @@ def _apply(sources: Path, patch: Patch, fault: str) -> None:
 def _run(*command: object) -> None:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+def exports(folder: Path, d_model: int) -> dict[str, Path]:
+    """A small language model, exported in each dtype: the folders by dtype."""
+    torch.manual_seed(0)
+    model = MambaLM(MambaConfig(d_model=d_model, n_layer=2, vocab_size=64))
+    checkpoints.save(model, folder / "source")
+    return {
+        dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in contract.DTYPES
+    }
+
+
+def failing(report: Report) -> list[str]:
+    """Names of the checks that failed."""
+    return [check.check for check in report.checks if not check.passed]

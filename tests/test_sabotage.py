@@ -9,12 +9,9 @@ from pathlib import Path
 
 import cuda_faults
 import pytest
-import torch
-from planted_faults import VARIABLE, Fault, Patch, build, built_file, patched
+from planted_faults import VARIABLE, Fault, Patch, build, built_file, exports, failing, patched
 
 from mamba_export import libraries, verify
-from mamba_export.export import export
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
 from mamba_export.operators import kernel_library
 
 pytestmark = [
@@ -142,20 +139,10 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file of each dtype of a model of 130 channels: several vectors, two tasks, an odd tail."""
-    folder = tmp_path_factory.mktemp("exported")
-    torch.manual_seed(0)
-    checkpoints.save(MambaLM(MambaConfig(d_model=65, n_layer=2, vocab_size=64)), folder / "source")
-    return {
-        dtype: export(folder / "source", folder / dtype, dtype=dtype)
-        for dtype in ("fp32", "fp16", "bf16")
-    }
+    return exports(tmp_path_factory.mktemp("exported"), d_model=65)
 
 
 uses_variant = pytest.mark.usefixtures("_installed")
-
-
-def failing(report: verify.Report) -> list[str]:
-    return [check.check for check in report.checks if not check.passed]
 
 
 @uses_variant

@@ -8,11 +8,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from cuda_faults import FAULTS, SUPPORT
-from planted_faults import VARIABLE, build, built_file
+from planted_faults import VARIABLE, build, built_file, exports, failing
 
 from mamba_export import libraries, verify
-from mamba_export.export import export
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
 
 CUDA = "CUDAExecutionProvider"
 NO_PROVIDER = "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
@@ -45,17 +43,7 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("exported")
-    torch.manual_seed(0)
-    checkpoints.save(MambaLM(MambaConfig(d_model=68, n_layer=2, vocab_size=64)), folder / "source")
-    return {
-        dtype: export(folder / "source", folder / dtype, dtype=dtype)
-        for dtype in ("fp32", "fp16", "bf16")
-    }
-
-
-def failing(report: verify.Report) -> list[str]:
-    return [check.check for check in report.checks if not check.passed]
+    return exports(tmp_path_factory.mktemp("exported"), d_model=68)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
