@@ -161,7 +161,8 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         }
         (tmp_path / "model.engine").write_bytes(engine)
         (tmp_path / "engine.json").write_text(json.dumps(description))
-        (tmp_path / "mamba_export.json").write_text(json.dumps({"eos_token_id": eos}))
+        metadata = {"format": 2, "tokens": {"eos_token_id": eos}, "states": [{"start": 0.0}]}
+        (tmp_path / "mamba_export.json").write_text(json.dumps(metadata))
         command = [RUN, "--engine", tmp_path, "--tensorrt", TENSORRT, *arguments]
         return subprocess.run(
             list(map(str, command)), capture_output=True, text=True, timeout=60, check=False
