@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -20,11 +21,12 @@ import torch
 from onnx import TensorProto, helper
 
 from mamba_export import contract
-from mamba_export.backends.onnxruntime import providers
+from mamba_export.backends.onnxruntime import loading, providers
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.export import export
+from mamba_export.folder.metadata import read_metadata
 from mamba_export.models import LayerState, MambaBackbone, MambaConfig, MambaLM
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
@@ -496,3 +498,30 @@ def test_other_failures_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ort, "InferenceSession", session)
     with pytest.raises(RuntimeError, match="no such file"):
         providers.make_session("model.onnx", ort.SessionOptions(), ["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("provider", "is_module", "reuses"),
+    [
+        ("CUDAExecutionProvider", True, False),
+        ("CUDAExecutionProvider", False, True),
+        ("CPUExecutionProvider", True, True),
+    ],
+)
+def test_memory_reuse_is_off_where_it_is_wrong(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, provider: str, is_module: bool, reuses: bool
+) -> None:
+    """A module's function bodies on CUDA; tests/test_programs_cuda.py has the case on a GPU."""
+    seen: list[bool] = []
+
+    def session(model: str, options: ort.SessionOptions, *_: object, **__: object) -> None:
+        seen.append(options.enable_mem_reuse)
+        raise RuntimeError("enough was seen")
+
+    metadata = read_metadata(exported)
+    if is_module:
+        metadata = dataclasses.replace(metadata, model=None)
+    monkeypatch.setattr(loading, "make_session", session)
+    with pytest.raises(SessionError, match="enough was seen"):
+        loading._open(metadata, ort.SessionOptions(), [provider])
+    assert seen == [reuses]

@@ -217,6 +217,10 @@ def _open(
         gpu = _stream_for(name, given)
         if gpu is not None:
             all_providers[0] = (name, {**given, **gpu.provider_options})
+    if not native and metadata.model is None and provider_name(providers[0]) == CUDA_PROVIDER:
+        # ONNX Runtime 1.31 on CUDA, where it inlines functions itself, reuses the memory of a size that the
+        # graph still reads: seen in modules that reshape by sizes, which models of this package do not.
+        options.enable_mem_reuse = False
     try:
         session = make_session(str(metadata.model_path), options, all_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
