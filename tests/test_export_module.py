@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,39 @@ def test_wrong_inputs(many: tuple[Many, OrtSession], change: dict[str, Any], mes
     assert "\n" not in str(caught.value)
     with pytest.raises(SessionError, match="takes 4 inputs: pass a mapping by name"):
         many[1].run([1])
+
+
+class Decay(nn.Module):
+    """Its graph holds a computed value, a folded parameter and a lifted constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x * torch.exp(self.A_log) + 3.7
+        return y - y.mean(-1, keepdim=True), y.abs()
+
+
+def test_results_may_have_names_that_the_graph_uses_inside(tmp_path: Path) -> None:
+    model, x = Decay(), torch.randn(2, 3)
+    expected = [tensor.detach().numpy() for tensor in model(x)]
+    plain = onnx.load(mamba_export.export(model, (x,), output=tmp_path / "plain") / "model.onnx")
+    constants = {tensor.name for tensor in plain.graph.initializer}
+    results = {value.name for value in plain.graph.output}
+    computed = {name for node in plain.graph.node for name in node.output} - results
+    assert "A" in constants
+    assert "mean" in computed
+    (constant, *_) = sorted(constants - {"A"})
+    for names in (["A", "mean"], ["mean", "mean_inside"], [constant, "mul"]):
+        out = mamba_export.export(
+            model, (x,), output=tmp_path / "out", output_names=names, force=True
+        )
+        graph = onnx.load(out / "model.onnx").graph
+        assert [value.name for value in graph.output] == names
+        found, _ = OrtSession(out, threads=1).run(x.numpy())
+        for name, truth in zip(names, expected, strict=True):
+            np.testing.assert_allclose(found[name], truth, rtol=1e-5, atol=1e-6)
 
 
 # What cannot be taken

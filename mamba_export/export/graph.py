@@ -63,6 +63,7 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
     inputs = [*program.inputs, *(state.past for state in program.states)]
     outputs = [*program.outputs, *(state.present for state in program.states)]
     names = capture.symbols(exported, inputs)
+    module = program.module
     try:
         with capture.quiet(), torch.no_grad():
             converted = torch.onnx.export(
@@ -83,7 +84,11 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
     model.producer_name = contract.DOMAIN
     passes.simplify(model)
     passes.rename_axes(model, lambda text: capture.renamed(text, names))
-    passes.free_names(model, {value.name for value in (*inputs, *outputs)})
+    passes.free_names(
+        model,
+        {value.name for value in (*inputs, *outputs)},
+        {name for name, _ in (*module.named_parameters(), *module.named_buffers())},
+    )
     _set_interface("input", model.graph.inputs, inputs)
     _set_interface("output", model.graph.outputs, outputs)
     passes.fold_parameters(model)

@@ -6,7 +6,7 @@ the graph computes from a parameter alone is computed here once, under the param
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -46,22 +46,52 @@ def rename_axes(model: ir.Model, rename: Callable[[str], str]) -> None:
                     value.shape[axis] = rename(size.value)
 
 
-def free_names(model: ir.Model, names: set[str]) -> None:
-    """Rename what the graph computes on its way under one of these names, in place.
+def free_names(model: ir.Model, names: set[str], parameters: set[str]) -> None:
+    """Rename what the graph computes or holds on its way under one of these names, in place.
+
+    Args:
+        model: its inputs and outputs keep their names.
+        names: that inputs and outputs are to have.
+        parameters: names of the module's parameters and buffers, which stay.
 
     Raises:
-        ExportError: a parameter has one of them.
+        ExportError: a parameter or buffer has one of the names.
     """
-    graph = model.graph
-    for name in names & set(graph.initializers):
+    initializers = model.graph.initializers
+    for name in sorted(names & parameters & set(initializers)):
         raise ExportError(
             f"{name} is the name of a parameter and of an input or result: give another"
         )
-    interface = {*graph.inputs, *graph.outputs}
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        for value in node.outputs:
-            if value.name in names and value not in interface:
-                value.name = f"{value.name}_inside"
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    taken = names | _names(model)
+
+    def free(name: str) -> str:
+        fresh = f"{name}_inside"
+        while fresh in taken:
+            fresh += "_"
+        taken.add(fresh)
+        return fresh
+
+    for name in sorted(names & set(initializers)):  # constants, lifted out of the graph
+        value = initializers.pop(name)
+        value.name = free(name)
+        initializers[value.name] = value
+    for value in _values(model):
+        if value.name in names and value not in interface:
+            value.name = free(value.name)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """What nodes compute, and what the graphs inside nodes take, at any depth."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        yield from node.outputs
+    for inner in model.graph.subgraphs():
+        yield from inner.inputs
+
+
+def _names(model: ir.Model) -> set[str]:
+    values = (*model.graph.inputs, *model.graph.initializers.values(), *_values(model))
+    return {value.name for value in values if value.name is not None}
 
 
 def _transpose(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
@@ -95,12 +125,13 @@ _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
 def fold_parameters(model: ir.Model) -> None:
     """Compute once, here, what is computed from one parameter alone: ``A = -exp(A_log)``, transposed weights.
 
-    The result takes the parameter's name, without "_log" for an exponential. A parameter with a second use
-    stays as it is (tied embeddings are stored once). TensorRT and native kernels want these tensors
-    constant, and PyTorch's own folding stops at a size and forgets the name. Large results are computed while
-    the file is written, not before.
+    The result takes the parameter's name, without "_log" for an exponential where that is free. A parameter
+    with a second use stays as it is (tied embeddings are stored once). TensorRT and native kernels want these
+    tensors constant, and PyTorch's own folding stops at a size and forgets the name. Large results are
+    computed while the file is written, not before.
     """
     graph = model.graph
+    taken = _names(model)
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
         if node.domain or node.op_type not in _FOLDED or source is None or source.name is None:
@@ -115,7 +146,7 @@ def fold_parameters(model: ir.Model) -> None:
         result = node.outputs[0]
         folded = _lazily(tensor, _FOLDED[node.op_type](node), node)
         name = source.name.removesuffix("_log") if node.op_type == "Exp" else source.name
-        name = source.name if name in graph.initializers else name
+        name = source.name if name in taken else name
         value = ir.Value(
             name=name,
             const_value=folded,
@@ -126,6 +157,7 @@ def fold_parameters(model: ir.Model) -> None:
         graph.remove(node, safe=True)
         del graph.initializers[source.name]
         graph.initializers[name] = value
+        taken.add(name)
     common.RemoveUnusedNodesPass()(model)
 
 
