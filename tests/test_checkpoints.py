@@ -208,8 +208,8 @@ def test_absent_fields_take_transformers_defaults(tmp_path: Path) -> None:
         folder = tmp_path / model_type
         folder.mkdir()
         edit_config(folder, model_type=model_type)
-        ours = checkpoints.configs.read_config(folder).config
-        written = checkpoints.configs.transformers_config(ours, torch.float32)
+        _, ours = checkpoints.families.read_config(folder)
+        _, written = checkpoints.families.write_config(ours.config, torch.float32)
         for name, value in written.items():
             if name not in ("architectures", "dtype"):
                 assert getattr(theirs, name) == value, name
@@ -311,10 +311,11 @@ def test_state_spaces_equals_transformers(
 
 def test_end_of_text_of_the_published_state_spaces_models(tmp_path: Path) -> None:
     edit_config(tmp_path, d_model=768, n_layer=24, vocab_size=50277, ssm_cfg={})
-    description = checkpoints.configs.read_config(tmp_path)
+    _, description = checkpoints.families.read_config(tmp_path)
     assert description.config == MambaConfig.published("130m")
     edit_config(tmp_path, vocab_size=256)
-    assert checkpoints.configs.read_config(tmp_path).config.eos_token_id is None
+    _, description = checkpoints.families.read_config(tmp_path)
+    assert description.config.eos_token_id is None
 
 
 # ---- dtypes, determinism, silence ------------------------------------------------------------

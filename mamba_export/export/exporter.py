@@ -18,10 +18,10 @@ from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import graph
+from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
-from mamba_export.export.module_program import Args
 from mamba_export.export.subject import from_model, from_module, from_program
 from mamba_export.files import new_folder
 from mamba_export.folder.genai import genai_config

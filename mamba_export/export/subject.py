@@ -13,9 +13,10 @@ from torch import nn
 
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError
+from mamba_export.export.arguments import Args, bind, module_dtype
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
-from mamba_export.export.module_program import Args, bind, module_dtype, trace_module
+from mamba_export.export.module_program import trace_module
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.models.language_model import layers_as_nodes
 from mamba_export.models.program import make_program

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mamba_export.errors import CheckpointError
 from mamba_export.models import MambaConfig, MambaLM, cast
-from mamba_export.models.checkpoints.configs import Architecture, Format, read_config
-from mamba_export.models.checkpoints.naming import EMBEDDING, HEAD, file_name, our_name
+from mamba_export.models.checkpoints.families import read_config
+from mamba_export.models.checkpoints.family import Family
+from mamba_export.models.checkpoints.naming import EMBEDDING, HEAD
 from mamba_export.models.checkpoints.source import locate, tokenizer_files
 from mamba_export.models.checkpoints.weights import StoredTensor, open_weights
 
@@ -27,7 +28,8 @@ class Checkpoint:
     config: the model's configuration.
     folder: where the files are (the hub's cache for a downloaded one).
     source: what was passed to ``load``.
-    format, architecture: which of the supported ones it is.
+    format: the family's name: "transformers" or "state-spaces".
+    architecture: the family's name of the model: "mamba" or "falcon_mamba".
     tokenizer_files: the tokenizer's and the generation configuration's files that the folder holds.
     """
 
@@ -35,8 +37,8 @@ class Checkpoint:
     config: MambaConfig
     folder: Path
     source: str
-    format: Format
-    architecture: Architecture
+    format: str
+    architecture: str
     tokenizer_files: list[Path]
 
     @property
@@ -67,10 +69,10 @@ def load(
         raise ValueError(f"dtype is {dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     try:
         folder = locate(source, progress)
-        description = read_config(folder)
-        stored = {our_name(tensor.name): tensor for tensor in open_weights(folder)}
+        family, description = read_config(folder)
+        stored = {family.our_name(tensor.name): tensor for tensor in open_weights(folder)}
         config = _settle_head(description.config, stored)
-        model = _load_model(folder, config, stored, dtype, progress)
+        model = _load_model(folder, family, config, stored, dtype, progress)
     except OSError as error:
         where = error.filename or source
         raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
@@ -79,7 +81,7 @@ def load(
         config=config,
         folder=folder,
         source=str(source),
-        format=description.format,
+        format=family.name,
         architecture=description.architecture,
         tokenizer_files=tokenizer_files(folder),
     )
@@ -104,6 +106,7 @@ def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaC
 
 def _load_model(
     folder: Path,
+    family: Family,
     config: MambaConfig,
     stored: dict[str, StoredTensor],
     dtype: torch.dtype,
@@ -111,7 +114,7 @@ def _load_model(
 ) -> MambaLM:
     last_layer = f"backbone.layers.{config.n_layer - 1}.norm.weight"
     if last_layer not in stored:  # before a model of a billion layers is built
-        raise _missing(folder, [last_layer])
+        raise _missing(folder, family, [last_layer])
     try:
         with torch.device("meta"):
             model = MambaLM(config)
@@ -119,7 +122,7 @@ def _load_model(
         raise CheckpointError(f"{folder / 'config.json'} asks for impossible sizes") from error
     cast(model, dtype)  # no weights yet: it leaves on each parameter the dtype that it is to have
     parameters = dict(model.named_parameters())
-    _check(folder, parameters, stored)
+    _check(folder, family, parameters, stored)
 
     # File by file, so that progress says something, and tensor by tensor, so that beside the model no
     # more than one tensor is in memory (a pickle's pages stay mapped, for the system to take back).
@@ -133,12 +136,15 @@ def _load_model(
 
 
 def _check(
-    folder: Path, parameters: dict[str, nn.Parameter], stored: dict[str, StoredTensor]
+    folder: Path,
+    family: Family,
+    parameters: dict[str, nn.Parameter],
+    stored: dict[str, StoredTensor],
 ) -> None:
     """The files hold the model's tensors, no others, in the model's shapes."""
     missing = [name for name in parameters if name not in stored]
     if missing:
-        raise _missing(folder, missing)
+        raise _missing(folder, family, missing)
     unexpected = [tensor.name for name, tensor in stored.items() if name not in parameters]
     if unexpected:
         raise CheckpointError(
@@ -154,9 +160,9 @@ def _check(
             )
 
 
-def _missing(folder: Path, names: list[str]) -> CheckpointError:
+def _missing(folder: Path, family: Family, names: list[str]) -> CheckpointError:
     return CheckpointError(
-        f"{folder} lacks tensors that its config.json asks for: {_few(map(file_name, names))}; "
+        f"{folder} lacks tensors that its config.json asks for: {_few(map(family.file_name, names))}; "
         "is the config of another model, or a file incomplete?"
     )
 

@@ -1,4 +1,4 @@
-"""Tensor names: a file's (transformers, state-spaces) against MambaLM's."""
+"""Names of tensors that the Mamba-1 families share: MambaLM's own, but for the embedding's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ EMBEDDING, HEAD = "embeddings.weight", "lm_head.weight"
 def our_name(name: str) -> str:
     """A file's tensor name -> MambaLM's parameter name.
 
-    state-spaces differs from transformers in the embedding alone ("embedding"); a backbone that was
-    saved without its head has no "backbone." prefix.
+    state-spaces writes "embedding", as transformers' first versions did; a backbone that was saved
+    without its head has no "backbone." prefix.
     """
     name = name.removeprefix("backbone.")
     if name in ("embedding.weight", EMBEDDING):
         return EMBEDDING
     return name if name == HEAD else f"backbone.{name}"
-
-
-def file_name(name: str) -> str:
-    """MambaLM's parameter name -> transformers' tensor name."""
-    return f"backbone.{name}" if name == EMBEDDING else name

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mamba_export.errors import CheckpointError
 from mamba_export.models import MambaLM, cast
-from mamba_export.models.checkpoints.configs import transformers_config
-from mamba_export.models.checkpoints.naming import file_name
+from mamba_export.models.checkpoints.families import write_config
+from mamba_export.models.checkpoints.family import Family
 
 
 def save(
@@ -42,9 +42,9 @@ def save(
         CheckpointError: the files cannot be written.
     """
     folder = Path(folder)
-    config = transformers_config(model.config, dtype or model.embeddings.weight.dtype)
+    family, config = write_config(model.config, dtype or model.embeddings.weight.dtype)
     text = json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n"
-    tensors = _tensors(model, dtype)
+    tensors = _tensors(model, family, dtype)
     try:
         with (
             _folder(folder),
@@ -61,8 +61,8 @@ def save(
         raise CheckpointError(f"cannot write the checkpoint to {folder}: {reason}") from error
 
 
-def _tensors(model: MambaLM, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The model's parameters by transformers' names, on the CPU."""
+def _tensors(model: MambaLM, family: Family, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The model's parameters by the family's names, on the CPU."""
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     if dtype is not None:
         with torch.device("meta"):
@@ -70,7 +70,7 @@ def _tensors(model: MambaLM, dtype: torch.dtype | None) -> dict[str, Tensor]:
         cast(skeleton, dtype)
         dtypes = {name: parameter.dtype for name, parameter in skeleton.named_parameters()}
     return {
-        file_name(name): parameter.detach().to("cpu", dtypes[name]).contiguous()
+        family.file_name(name): parameter.detach().to("cpu", dtypes[name]).contiguous()
         for name, parameter in model.named_parameters()
     }
 

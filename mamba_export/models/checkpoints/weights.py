@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mamba_export.errors import CheckpointError, first_line
-from mamba_export.models.checkpoints.configs import read_json
+from mamba_export.models.checkpoints.fields import read_json
 
 # In the order in which transformers looks for them.
 _SINGLE_OR_INDEX = (

@@ -1,0 +1,60 @@
+"""The table of checkpoint families; reading and writing config.json walk it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mamba_export.errors import CheckpointError, MambaExportError
+from mamba_export.models import MambaConfig
+from mamba_export.models.checkpoints import state_spaces, transformers_mamba
+from mamba_export.models.checkpoints.family import Description, Family
+from mamba_export.models.checkpoints.fields import Fields, read_json
+
+FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
+"""Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
+
+SUPPORTED = ", and ".join(
+    (", ".join(family.supports for family in FAMILIES[:-1]), FAMILIES[-1].supports)
+)
+"""The families in words, for errors."""
+
+
+def read_config(folder: Path) -> tuple[Family, Description]:
+    """Read ``folder``/config.json.
+
+    Raises:
+        CheckpointError: the file is missing or unreadable, of another architecture, or asks for
+            an option that MambaLM lacks.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
+        )
+    fields = Fields(path, read_json(path), SUPPORTED)
+    if fields.integer("vocab_size", 1) < 1:  # MambaConfig lets a backbone without tokens pass
+        raise CheckpointError(
+            f"{path}: vocab_size is {fields.get('vocab_size')}, expected at least 1"
+        )
+    for family in FAMILIES:
+        if family.recognises(fields):
+            try:
+                return family, family.read(fields)
+            except CheckpointError:
+                raise
+            except MambaExportError as error:  # MambaConfig refused a value
+                raise CheckpointError(f"{path}: {error}") from error
+    model_type = fields.get("model_type")
+    what = f"architecture {model_type!r}" if model_type is not None else "an unnamed architecture"
+    raise CheckpointError(f"{path} is of {what}; supported are {SUPPORTED}")
+
+
+def write_config(config: MambaConfig, dtype: torch.dtype) -> tuple[Family, dict[str, Any]]:
+    """The family that a model is saved in, and its config.json; ``dtype`` is the matrices'."""
+    for family in FAMILIES:
+        if family.write is not None:
+            return family, family.write(config, dtype)
+    raise AssertionError("no family in the table writes")

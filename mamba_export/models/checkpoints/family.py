@@ -1,0 +1,47 @@
+"""A checkpoint family: what its config.json says, and how its files name MambaLM's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mamba_export.models import MambaConfig
+from mamba_export.models.checkpoints.fields import Fields
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a config.json says.
+
+    config: of the model.
+    architecture: the family's own name of it, as "falcon_mamba".
+    """
+
+    config: MambaConfig
+    architecture: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints that share a config.json and names of tensors; a row of ``families.FAMILIES``.
+
+    name: ``Checkpoint.format``.
+    supports: what it covers, for errors and help.
+    recognises: whether a config.json is of this family.
+    read: a config.json that is; raises CheckpointError for an option that MambaLM lacks, and
+        MambaExportError where MambaConfig refuses a value.
+    our_name: a file's tensor name -> MambaLM's parameter name.
+    file_name: MambaLM's parameter name -> a file's tensor name.
+    write: MambaConfig and the matrices' dtype -> config.json; None for a family that is only read.
+    """
+
+    name: str
+    supports: str
+    recognises: Callable[[Fields], bool]
+    read: Callable[[Fields], Description]
+    our_name: Callable[[str], str]
+    file_name: Callable[[str], str]
+    write: Callable[[MambaConfig, torch.dtype], dict[str, Any]] | None = None

@@ -1,0 +1,100 @@
+"""transformers' Mamba and FalconMamba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mamba_export.models import MambaConfig
+from mamba_export.models.checkpoints.family import Description, Family
+from mamba_export.models.checkpoints.fields import Fields
+from mamba_export.models.checkpoints.naming import EMBEDDING, our_name
+
+MAMBA, FALCON = "mamba", "falcon_mamba"
+"""Values of ``model_type``."""
+
+
+def _recognises(fields: Fields) -> bool:
+    return fields.get("model_type") in (MAMBA, FALCON)
+
+
+def _read(fields: Fields) -> Description:
+    """Fields and defaults of transformers' MambaConfig and FalconMambaConfig."""
+    if (fields.get("hidden_act") or "silu") not in ("silu", "swish"):
+        fields.refuse("hidden_act", "only silu is supported")
+    if fields.get("quantization_config") is not None:
+        fields.refuse("quantization_config", "quantised weights are not supported")
+    architecture = fields.get("model_type")
+    falcon = architecture == FALCON
+    config = MambaConfig(
+        d_model=fields.integer("hidden_size", 768),
+        n_layer=fields.integer("num_hidden_layers", 32),
+        vocab_size=fields.integer("vocab_size", 50280),
+        d_state=fields.integer("state_size", 16),
+        d_conv=fields.integer("conv_kernel", 4),
+        expand=fields.integer("expand", 2),
+        # Wins over expand where it is given: the published FalconMamba says expand 16 and means 2.
+        d_inner=fields.optional_integer("intermediate_size"),
+        dt_rank=fields.rank("time_step_rank"),
+        bias=fields.boolean("use_bias", False),
+        conv_bias=fields.boolean("use_conv_bias", True),
+        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+        bcdt_norm_epsilon=fields.number("mixer_rms_eps", 1e-6) if falcon else None,
+        tie_embeddings=fields.boolean("tie_word_embeddings", True),
+        residual_in_fp32=fields.boolean("residual_in_fp32", True),
+        dt_min=fields.number("time_step_min", 1e-3),
+        dt_max=fields.number("time_step_max", 1e-1),
+        dt_floor=fields.number("time_step_floor", 1e-4),
+        eos_token_id=fields.eos(0),
+    )
+    return Description(config, architecture)
+
+
+def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of transformers' format; ``dtype`` is the matrices'."""
+    falcon = config.bcdt_norm_epsilon is not None
+    fields: dict[str, Any] = {
+        "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
+        "model_type": FALCON if falcon else MAMBA,
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layer,
+        "state_size": config.d_state,
+        "conv_kernel": config.d_conv,
+        "expand": config.expand,
+        "intermediate_size": config.inner,
+        "time_step_rank": config.rank,
+        "use_bias": config.bias,
+        "use_conv_bias": config.conv_bias,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": config.norm_epsilon,
+        "residual_in_fp32": config.residual_in_fp32,
+        "tie_word_embeddings": config.tie_embeddings,
+        "time_step_min": config.dt_min,
+        "time_step_max": config.dt_max,
+        "time_step_floor": config.dt_floor,
+        # All three default to 0 in transformers: a token like any other in some vocabularies.
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.eos_token_id,
+    }
+    if falcon:
+        fields["mixer_rms_eps"] = config.bcdt_norm_epsilon
+    return fields
+
+
+def _file_name(name: str) -> str:
+    return f"backbone.{name}" if name == EMBEDDING else name
+
+
+FAMILY = Family(
+    name="transformers",
+    supports=f"{MAMBA}, {FALCON} (transformers)",
+    recognises=_recognises,
+    read=_read,
+    our_name=our_name,
+    file_name=_file_name,
+    write=write_config,
+)
