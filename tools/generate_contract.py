@@ -97,6 +97,32 @@ def _meaning(op: Operator, field: layout.Field) -> str:
 # --- The operators' table, for the plugins ---------------------------------------------------------
 
 
+def names_header() -> str:
+    """``plugins/contract/names.h``."""
+    return "\n".join(
+        [
+            f"// {NOTE}",
+            "//",
+            "// Names and version of the contract: for programs that need no more of it.",
+            "// clang-format off",
+            "#pragma once",
+            "",
+            "#include <cstdint>",
+            "",
+            "namespace mamba_contract {",
+            "",
+            f'constexpr char kDomain[] = "{names.DOMAIN}";  // of a node; to TensorRT the plugins\' namespace',
+            f"constexpr int32_t kContractVersion = {names.CONTRACT_VERSION};",
+            "// The same, as export writes it on every node.",
+            f'constexpr char kVersionAttribute[] = "{names.ATTR_PLUGIN_VERSION}";',
+            f'constexpr char kVersion[] = "{names.PLUGIN_VERSION}";',
+            "",
+            "}  // namespace mamba_contract",
+            "",
+        ]
+    )
+
+
 def table_header() -> str:
     """``plugins/contract/table.h``."""
     forms = [(op, form) for op in OPERATORS for form in op.forms()]
@@ -110,15 +136,10 @@ def table_header() -> str:
             "",
             "#include <cstddef>",
             "",
+            '#include "names.h"',
             '#include "spec.h"',
             "",
             "namespace mamba_contract {",
-            "",
-            f'constexpr char kDomain[] = "{names.DOMAIN}";  // of a node; to TensorRT the plugins\' namespace',
-            f"constexpr int32_t kContractVersion = {names.CONTRACT_VERSION};",
-            "// The same, as export writes it on every node.",
-            f'constexpr char kVersionAttribute[] = "{names.ATTR_PLUGIN_VERSION}";',
-            f'constexpr char kVersion[] = "{names.PLUGIN_VERSION}";',
             "",
             "// kernels.cpp has each.",
             *(f"extern const Kernels k{op.name}Kernels;" for op in OPERATORS),
@@ -208,6 +229,7 @@ def _boolean(value: bool) -> str:
 
 FILES = {
     "plugins/kernels/mamba_params.h": params_header,
+    "plugins/contract/names.h": names_header,
     "plugins/contract/table.h": table_header,
 }
 """What is written, and what its text is."""

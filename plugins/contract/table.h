@@ -6,15 +6,10 @@
 
 #include <cstddef>
 
+#include "names.h"
 #include "spec.h"
 
 namespace mamba_contract {
-
-constexpr char kDomain[] = "mamba_export";  // of a node; to TensorRT the plugins' namespace
-constexpr int32_t kContractVersion = 1;
-// The same, as export writes it on every node.
-constexpr char kVersionAttribute[] = "plugin_version";
-constexpr char kVersion[] = "1";
 
 // kernels.cpp has each.
 extern const Kernels kSelectiveScanKernels;

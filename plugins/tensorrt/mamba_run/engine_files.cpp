@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "names.h"
 #include "sha256.h"
 
 namespace mamba_run {
@@ -19,7 +20,6 @@ constexpr char kEngineFile[] = "model.engine";
 constexpr char kDescriptionFile[] = "engine.json";
 constexpr char kMetadataFile[] = "mamba_export.json";
 constexpr int64_t kFormat = 1;
-constexpr int64_t kContractVersion = 1;
 
 // The first bytes of an engine file, and where its runtime's version stands: major, minor, patch.
 constexpr char kTensorRtTag[] = "ftrt", kRtxTag[] = "vtrt";
@@ -211,7 +211,7 @@ EngineFiles read_engine_files(const std::string& path, const std::string& plugin
   EngineFiles files;
   try {
     check_version(description, json, "format", kFormat);
-    check_version(description, json, "contract_version", kContractVersion);
+    check_version(description, json, "contract_version", mamba_contract::kContractVersion);
     check_program(description, json);
     files = parse(json);
   } catch (const Error& error) {

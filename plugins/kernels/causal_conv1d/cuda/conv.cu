@@ -3,12 +3,15 @@
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/errors.h"
 
 namespace mamba {
 namespace {
 
-constexpr int kLanes = 32;  // threads along the channels
-constexpr int kRuns = 4;    // runs of a block: they share the weights in the first-level cache
+constexpr int kLanes = 32;      // threads along the channels
+constexpr int kRuns = 4;        // runs of a block: they share the weights in the first-level cache
+constexpr int kFewTaps = 4;     // as Mamba's models have; kMaxTaps are compiled for more
+constexpr int kOneChannel = 1;  // of a thread
 
 // kTaps is d_conv rounded up: missing taps have weight 0. Only the threads of a sequence's first
 // run read its initial state, and they write its last state after that: the two may be one buffer.
@@ -134,9 +137,10 @@ cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
 template <typename T, int kVector>
 cudaError_t launch_taps(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   // One channel a thread: the window of more taps fills its registers.
-  if (p.d_conv > 4) return launch<T, 1, 16, 16>(p, stream);
+  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kLongRun>(p, stream);
   const bool is_large = p.batch * p.length * p.channels >= current_tuning().large_convolution;
-  return is_large ? launch<T, kVector, 4, 16>(p, stream) : launch<T, kVector, 4, 8>(p, stream);
+  return is_large ? launch<T, kVector, kFewTaps, kLongRun>(p, stream)
+                  : launch<T, kVector, kFewTaps, kShortRun>(p, stream);
 }
 
 }  // namespace
@@ -148,7 +152,7 @@ cudaError_t launch_conv(const mamba_causal_conv1d_params& p, cudaStream_t stream
     const bool is_wide = p.channels % kVector == 0 && is_aligned<16>(p.y, 0, sizeof(T)) &&
                          is_aligned<16>(p.x.data, p.x.batch_stride, sizeof(T)) &&
                          is_aligned<16>(p.x.data, p.x.step_stride, sizeof(T));
-    return is_wide ? launch_taps<T, kVector>(p, stream) : launch_taps<T, 1>(p, stream);
+    return is_wide ? launch_taps<T, kVector>(p, stream) : launch_taps<T, kOneChannel>(p, stream);
   });
 }
 

@@ -1,6 +1,7 @@
 // What was found by measuring: the sizes at which one kernel gives way to another, a row for each
-// GPU architecture, and the tiles of the pipelined scan. Everything else follows from a GPU's
-// properties (gpu.cuh) or from the arithmetic.
+// GPU architecture, and the tiles and blocks of the kernels, which are compiled alike for every
+// architecture (measured on the H100, reasoned for the others). Everything else follows from a
+// GPU's properties (gpu.cuh) or from the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ struct Tuning {
   int64_t split_channels;
   int64_t shortest_part;  // steps of a part of a split length
   int64_t most_parts;
-  // A convolution of at least this many numbers gives a thread 16 steps instead of 8: long runs
-  // read fewer steps twice, short ones give a small input more threads.
+  // A convolution of at least this many numbers gives a thread kLongRun steps instead of kShortRun:
+  // long runs read fewer steps twice, short ones give a small input more threads.
   int64_t large_convolution;
   // A layer of one row always runs the step's kernels. They are bound by memory for one row and by
   // arithmetic for several: beyond these many rows, or multiplications of all rows, tensor cores,
@@ -99,5 +100,67 @@ struct ManyStates : PipeTile<128, 16> {
   static constexpr int kChannels = 1, kStates = 4, kWidth = 12, kRoleThreads = 128, kBlocks = 1;
   static constexpr bool kAhead = false;
 };
+
+// --- Tiles of the scan whose warps do all the work (scan_tile.cu) --------------------------------
+
+// kLanes neighbouring lanes share a channel, each with kStatesAThread of its states, so that
+// kAllStates is the largest d_state that fits. A thread has kChannels channels; at least kBlocks
+// blocks of kThreads threads are to share a multiprocessor. kSteps: of a tile of 16-bit numbers,
+// and a tile of fp32 has half as many.
+template <int Lanes>
+struct ScanTile {
+  static constexpr int kLanes = Lanes, kStatesAThread = 8, kAllStates = Lanes * kStatesAThread;
+};
+struct TileOf8States : ScanTile<1> {
+  static constexpr int kChannels = 1, kSteps = 16, kThreads = 64, kBlocks = 6;
+};
+struct TileOf16States : ScanTile<2> {
+  static constexpr int kChannels = 2, kSteps = 16, kThreads = 64, kBlocks = 7;
+};
+struct TileOf32States : ScanTile<4> {
+  static constexpr int kChannels = 2, kSteps = 16, kThreads = 128, kBlocks = 4;
+};
+struct TileOf64States : ScanTile<8> {
+  static constexpr int kChannels = 2, kSteps = 16, kThreads = 128, kBlocks = 4;
+};
+struct TileOf128States : ScanTile<16> {
+  static constexpr int kChannels = 2, kSteps = 16, kThreads = 256, kBlocks = 2;
+};
+struct TileOf256States : ScanTile<32> {
+  static constexpr int kChannels = 2, kSteps = 8, kThreads = 256, kBlocks = 2;
+};
+
+// --- Lanes of a channel in the scan of a few steps (scan_step.cu) --------------------------------
+
+// kLanes neighbouring lanes share a channel, each with kQuads times 4 of its states.
+template <int Lanes, int Quads>
+struct StepLanes {
+  static constexpr int kLanes = Lanes, kQuads = Quads, kAllStates = Lanes * Quads * 4;
+};
+using StepOf4States = StepLanes<1, 1>;
+using StepOf16States = StepLanes<4, 1>;
+using StepOf64States = StepLanes<8, 2>;
+using StepOf128States = StepLanes<16, 2>;
+using StepOf256States = StepLanes<32, 2>;
+
+// --- Runs of the convolution (conv.cu): consecutive steps of a thread ----------------------------
+
+constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
+
+// --- Blocks of a layer's step (layer_step.cuh, layer_gemv.cuh) -----------------------------------
+
+// A block of a GEMV: the columns of the weights that it owns, and its threads.
+struct GemvBlock {
+  int columns, threads;
+};
+constexpr GemvBlock kInProjBlock = {64, 512};
+constexpr GemvBlock kXProjBlock = {16, 128};
+constexpr GemvBlock kDtProjBlock = {32, 128};
+constexpr GemvBlock kOutProjBlock = {16, 512};
+constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
+// Rows of x of so many bytes, together, ride along with the weights in registers.
+constexpr int kMaxEarlyBytes = 4;
+constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows
+constexpr int64_t kXProjSplitDepth = 512;  // rows of x_proj that one block reads, at least
 
 }  // namespace mamba

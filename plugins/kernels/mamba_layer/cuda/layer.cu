@@ -11,7 +11,6 @@ namespace mamba {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kSplitDepth = 512;  // of x_proj: what one block of project_x reads at once
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 
 int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
@@ -48,7 +47,7 @@ LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overl
   s.stride = static_cast<int>(padded(p.d_inner));
   s.projected = static_cast<int>(projected_width(p));
   const int64_t most = padded((p.d_inner + kMaxSplits - 1) / kMaxSplits);
-  s.split_depth = static_cast<int>(std::max(kSplitDepth, most));
+  s.split_depth = static_cast<int>(std::max(kXProjSplitDepth, most));
   s.splits = static_cast<int>((p.d_inner + s.split_depth - 1) / s.split_depth);
   Parts parts(workspace);
   const int64_t row_bytes = s.stride * element_bytes(p.dtype);

@@ -2,15 +2,14 @@
 // row-major. Reading W once is all the time there is, so the code is about loads.
 //
 // A block owns Columns columns. kLanes threads lie side by side along a row of W, 16 bytes each;
-// the block's kGroups such groups share out the depth, kRun rows at a time. A thread keeps two runs
-// in flight (16 loads of 16 bytes). Sums are fp32; groups are added up in a fixed order.
+// the block's kGroups such groups share out the depth, kGemvRun rows at a time. A thread keeps two
+// runs in flight (16 loads of 16 bytes). Sums are fp32; groups are added up in a fixed order.
 #pragma once
 
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/tuning.cuh"
 
 namespace mamba {
-
-constexpr int kRun = 8;  // consecutive rows of W that a thread reads at once
 
 // Lets the next kernel of the stream start its own preparations on free multiprocessors.
 __device__ __forceinline__ void let_next_kernel_start() {
@@ -56,19 +55,19 @@ class RowProduct {
   static constexpr int kLanes = Columns / kWidth;
   static constexpr int kGroups = Threads / kLanes;
   static constexpr int kWarps = Threads / 32;
-  static constexpr int kStep = kGroups * kRun;  // rows of W between two runs of a thread
+  static constexpr int kStep = kGroups * kGemvRun;  // rows of W between two runs of a thread
   static constexpr int kSharedFloats = kWarps * Rows * Columns;
   static_assert(kLanes >= 1 && kLanes <= 32 && Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
-  // elements a row, aligned to kRun elements; row 0 of x belongs to row 0 of W.
+  // elements a row, aligned to kGemvRun elements; row 0 of x belongs to row 0 of W.
   __device__ RowProduct(const Matrix& w, int first_column, int first, int last, const X* x,
                         int x_stride)
       : w_(w),
         x_(x),
         x_stride_(x_stride),
         column_(first_column + static_cast<int>(threadIdx.x % kLanes) * kWidth),
-        at_(first + static_cast<int>(threadIdx.x / kLanes) * kRun),
+        at_(first + static_cast<int>(threadIdx.x / kLanes) * kGemvRun),
         last_(last) {}
 
   // Starts the first loads of W: allowed before the wait for earlier kernels.
@@ -101,14 +100,14 @@ class RowProduct {
 
  private:
   struct Run {
-    uint4 w[kRun];
-    Pack<X, kRun> x[EarlyX ? Rows : 1];
+    uint4 w[kGemvRun];
+    Pack<X, kGemvRun> x[EarlyX ? Rows : 1];
   };
 
   __device__ __forceinline__ void load(Run& run, int k) const {
     const T* weights = static_cast<const T*>(w_.data);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
+    for (int i = 0; i < kGemvRun; ++i) {
       const int64_t row = static_cast<int64_t>(k + i) * w_.columns;
       if constexpr (IsVector) {
         run.w[i] = make_uint4(0, 0, 0, 0);
@@ -127,12 +126,12 @@ class RowProduct {
     }
   }
 
-  __device__ __forceinline__ Pack<X, kRun> x_values(int row, int k) const {
+  __device__ __forceinline__ Pack<X, kGemvRun> x_values(int row, int k) const {
     const X* x = x_ + static_cast<int64_t>(row) * x_stride_ + k;
-    if (k + kRun <= last_) return *reinterpret_cast<const Pack<X, kRun>*>(x);
-    Pack<X, kRun> values;
+    if (k + kGemvRun <= last_) return *reinterpret_cast<const Pack<X, kGemvRun>*>(x);
+    Pack<X, kGemvRun> values;
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) values.values[i] = k + i < last_ ? x[i] : from_float<X>(0.f);
+    for (int i = 0; i < kGemvRun; ++i) values.values[i] = k + i < last_ ? x[i] : from_float<X>(0.f);
     return values;
   }
 
@@ -145,14 +144,14 @@ class RowProduct {
     if (k >= last_) return;
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
-      Pack<X, kRun> x;
+      Pack<X, kGemvRun> x;
       if constexpr (EarlyX) {
         x = run.x[r];
       } else {
         x = x_values(r, k);
       }
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) {
+      for (int i = 0; i < kGemvRun; ++i) {
         const float factor = to_float(x.values[i]);
         const Pack<T, kWidth>& w = reinterpret_cast<const Pack<T, kWidth>&>(run.w[i]);
 #pragma unroll

@@ -15,25 +15,30 @@
 namespace mamba {
 namespace step {
 
-constexpr int kInColumns = 64, kInThreads = 512;
-constexpr int kXColumns = 16, kXThreads = 128;
-constexpr int kStateColumns = 32, kStateThreads = 128;
-constexpr int kOutColumns = 16, kOutThreads = 512;
-constexpr int kTeam = 4;        // threads that share a channel's states
-constexpr int kTeamStates = 4;  // states that a thread takes at once
+constexpr int kInColumns = kInProjBlock.columns, kInThreads = kInProjBlock.threads;
+constexpr int kXColumns = kXProjBlock.columns, kXThreads = kXProjBlock.threads;
+constexpr int kStateColumns = kDtProjBlock.columns, kStateThreads = kDtProjBlock.threads;
+constexpr int kOutColumns = kOutProjBlock.columns, kOutThreads = kOutProjBlock.threads;
+constexpr int kTeam = 4;          // threads that share a channel's states
+constexpr int kTeamStates = 4;    // states that a thread takes at once
+constexpr int kHiddenAtOnce = 4;  // numbers of hidden that a thread reads, where they are aligned
+constexpr int kLine = 32;         // numbers of fp32 in a line of the L2 cache
+constexpr size_t kSharedUnasked = 48 * 1024;  // bytes that every kernel may have
 static_assert(kStateThreads / kTeam == kStateColumns);
+static_assert(padded(1) % kGemvRun == 0);  // RowProduct asks it of rows of x
 
+constexpr bool kLateX = false;  // RowProduct's EarlyX
 template <typename T, int Rows, bool IsVector>
-using InProduct = RowProduct<T, T, kInColumns, kInThreads, Rows, IsVector, false>;
+using InProduct = RowProduct<T, T, kInColumns, kInThreads, Rows, IsVector, kLateX>;
 // Few rows: x rides along with the weights in registers.
 template <typename T, int Rows>
-constexpr bool kEarly = Rows * sizeof(T) <= 4;
+constexpr bool kEarlyX = Rows * sizeof(T) <= kMaxEarlyBytes;
 template <typename T, int Rows, bool IsVector>
-using XProduct = RowProduct<T, T, kXColumns, kXThreads, Rows, IsVector, kEarly<T, Rows>>;
+using XProduct = RowProduct<T, T, kXColumns, kXThreads, Rows, IsVector, kEarlyX<T, Rows>>;
 template <typename T, int Rows, bool IsVector>
-using DeltaProduct = RowProduct<T, float, kStateColumns, kStateThreads, Rows, IsVector, false>;
+using DeltaProduct = RowProduct<T, float, kStateColumns, kStateThreads, Rows, IsVector, kLateX>;
 template <typename T, int Rows, bool IsVector>
-using OutProduct = RowProduct<T, T, kOutColumns, kOutThreads, Rows, IsVector, kEarly<T, Rows>>;
+using OutProduct = RowProduct<T, T, kOutColumns, kOutThreads, Rows, IsVector, kEarlyX<T, Rows>>;
 
 // Parts of a block's shared memory, in bytes from its start.
 struct InShared {
@@ -137,7 +142,9 @@ __global__ void __launch_bounds__(kInThreads) project_in(const LayerStep s) {
   InProduct<T, Rows, IsVector> product({p.in_proj_weight, d_model, 2 * d_inner}, first, 0, d_model,
                                        x, padded(d_model));
   product.start_weights();
-  for (int i = threadIdx.x * 32; i < d_model; i += kInThreads * 32) prefetch(p.norm_weight + i);
+  for (int i = threadIdx.x * kLine; i < d_model; i += kInThreads * kLine) {
+    prefetch(p.norm_weight + i);
+  }
   const bool has_convolution = first < d_inner;  // else the gate's columns alone
   if (has_convolution) {
     for (int i = threadIdx.x; i < kInColumns * (d_conv + 1); i += kInThreads) {
@@ -162,9 +169,9 @@ __global__ void __launch_bounds__(kInThreads) project_in(const LayerStep s) {
   }
   if (s.reads_hidden_in_fours) {
     if (p.hidden_dtype == MAMBA_FP32) {
-      normalise<float, T, Rows, 4>(s, x, sums);
+      normalise<float, T, Rows, kHiddenAtOnce>(s, x, sums);
     } else {
-      normalise<T, T, Rows, 4>(s, x, sums);
+      normalise<T, T, Rows, kHiddenAtOnce>(s, x, sums);
     }
   } else if (p.hidden_dtype == MAMBA_FP32) {
     normalise<float, T, Rows, 1>(s, x, sums);
@@ -401,7 +408,7 @@ inline unsigned blocks_for(int64_t columns, int per_block) {
 // overlaps: the kernel may start before the one ahead of it in the stream has ended.
 inline cudaError_t launch(void (*kernel)(LayerStep), dim3 grid, int threads, size_t shared,
                           const LayerStep& s, bool overlaps, cudaStream_t stream) {
-  if (shared > 48 * 1024) {  // what every kernel gets unasked
+  if (shared > kSharedUnasked) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
@@ -425,13 +432,13 @@ template <template <typename, int, bool> class Kernel, typename T>
 void (*pick(int rows, bool is_vector))(LayerStep) {
   if (!is_vector) return Kernel<T, kMaxStepRows, false>::function();
   if (rows == 1) return Kernel<T, 1, true>::function();
-  if (rows <= 4) return Kernel<T, 4, true>::function();
+  if (rows <= kSomeStepRows) return Kernel<T, kSomeStepRows, true>::function();
   return Kernel<T, kMaxStepRows, true>::function();
 }
 
 constexpr int compiled_rows(int rows, bool is_vector) {
-  if (!is_vector || rows > 4) return kMaxStepRows;
-  return rows == 1 ? 1 : 4;
+  if (!is_vector || rows > kSomeStepRows) return kMaxStepRows;
+  return rows == 1 ? 1 : kSomeStepRows;
 }
 
 template <typename T, int Rows, bool IsVector>

@@ -1,15 +1,20 @@
 // Scan over a few steps: the state is read once, written once, and that is nearly all of the time.
 //
-// kLanes neighbouring lanes share a channel, each with kQuads times 4 states, 16 bytes an access.
+// kLanes neighbouring lanes share a channel, each with kQuads times 4 states, 16 bytes an access
+// (tuning.cuh has both numbers).
 #include <algorithm>
 
+#include "common/cuda/tuning.cuh"
 #include "selective_scan/cuda/scan.cuh"
 
 namespace mamba {
 namespace {
 
+static_assert(StepOf256States::kAllStates == kMaxTileStates);
+
 constexpr int kThreads = 128;
 constexpr unsigned kMaxRows = 65535;  // of a grid
+constexpr int kMaxSequences = 2;      // of a thread
 
 // 4 numbers from `from`, of which count exist.
 template <bool kAligned, typename T>
@@ -27,9 +32,10 @@ __device__ __forceinline__ void load_four(const T* from, int count, float (&to)[
 
 // kAligned: states and inputs can be read four at a time. A thread takes kSequences sequences of a
 // channel: twice the loads under way, and A is read once. Of an odd number the last is done twice.
-template <typename T, int kLanes, int kQuads, int kSequences, bool kAligned>
+template <typename T, typename S, int kSequences, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     scan_step_kernel(const __grid_constant__ mamba_selective_scan_params p) {
+  constexpr int kLanes = S::kLanes, kQuads = S::kQuads;
   const int index = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / kLanes);
   const int d_inner = static_cast<int>(p.d_inner), states = static_cast<int>(p.d_state);
   const int lane = threadIdx.x % kLanes;
@@ -121,11 +127,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T, int kLanes, int kQuads>
+template <typename T, typename S>
 cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
-  constexpr int kChannels = kThreads / kLanes;
+  constexpr int kChannels = kThreads / S::kLanes;  // of a block
   if (p.d_inner * p.d_state > INT32_MAX) return launch_scan_any(p, stream);
-  const int64_t sequences = p.batch > 1 ? 2 : 1;  // of a thread
+  const int64_t sequences = p.batch > 1 ? kMaxSequences : 1;  // of a thread
   const dim3 blocks(
       static_cast<unsigned>((p.d_inner + kChannels - 1) / kChannels),
       static_cast<unsigned>(std::min<int64_t>((p.batch + sequences - 1) / sequences, kMaxRows)));
@@ -133,10 +139,10 @@ cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
       p.d_state % 4 == 0 && is_aligned<16>(p.A, 0, 4) && is_aligned<16>(p.initial_state, 0, 4) &&
       is_aligned<16>(p.last_state, 0, 4) && rows_aligned<4 * sizeof(T)>(p.B, sizeof(T)) &&
       rows_aligned<4 * sizeof(T)>(p.C, sizeof(T));
-  const auto kernel = !is_wide ? (sequences == 1 ? scan_step_kernel<T, kLanes, kQuads, 1, false>
-                                                 : scan_step_kernel<T, kLanes, kQuads, 2, false>)
-                               : (sequences == 1 ? scan_step_kernel<T, kLanes, kQuads, 1, true>
-                                                 : scan_step_kernel<T, kLanes, kQuads, 2, true>);
+  const auto kernel = !is_wide ? (sequences == 1 ? scan_step_kernel<T, S, 1, false>
+                                                 : scan_step_kernel<T, S, kMaxSequences, false>)
+                               : (sequences == 1 ? scan_step_kernel<T, S, 1, true>
+                                                 : scan_step_kernel<T, S, kMaxSequences, true>);
   kernel<<<blocks, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
@@ -146,11 +152,11 @@ cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
 cudaError_t launch_scan_step(const mamba_selective_scan_params& p, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (p.d_state <= 4) return launch<T, 1, 1>(p, stream);
-    if (p.d_state <= 16) return launch<T, 4, 1>(p, stream);
-    if (p.d_state <= 64) return launch<T, 8, 2>(p, stream);
-    if (p.d_state <= 128) return launch<T, 16, 2>(p, stream);
-    return launch<T, 32, 2>(p, stream);
+    if (p.d_state <= StepOf4States::kAllStates) return launch<T, StepOf4States>(p, stream);
+    if (p.d_state <= StepOf16States::kAllStates) return launch<T, StepOf16States>(p, stream);
+    if (p.d_state <= StepOf64States::kAllStates) return launch<T, StepOf64States>(p, stream);
+    if (p.d_state <= StepOf128States::kAllStates) return launch<T, StepOf128States>(p, stream);
+    return launch<T, StepOf256States>(p, stream);
   });
 }
 

@@ -1,19 +1,19 @@
 // Scan with every warp doing all the work of its channels, tile of time after tile: what fills a
 // GPU when there are many channels, and fits any d_state up to 256.
 //
-// A thread keeps 8 states of each of kChannels channels in registers; kLanes neighbouring lanes
-// share a channel's states. Reads from shared memory, not exponentials, would bound the loop if a
-// thread had one channel: B and C are read once for all of a thread's channels.
+// A thread keeps some states of each of kChannels channels in registers; kLanes neighbouring lanes
+// share a channel's states (tuning.cuh has the tiles). Reads from shared memory, not exponentials,
+// would bound the loop if a thread had one channel: B and C are read once for all of a thread's
+// channels.
 //
 // The tile that is next travels from device memory (cp.async) while this one is computed. dt =
 // softplus (delta + bias) and dt u are computed once an element, for all lanes of the channel,
 // before the loop over the tile's steps; skip and gate once an element after it.
+#include "common/cuda/tuning.cuh"
 #include "selective_scan/cuda/scan.cuh"
 
 namespace mamba {
 namespace {
-
-constexpr int kStatesAThread = 8;
 
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool wanted) {
 #if __CUDA_ARCH__ >= 800
@@ -45,30 +45,30 @@ struct Alignment {
   bool states;    // B and C
 };
 
-template <typename T, int Lanes, int Channels, int Steps, int Threads>
-struct Shape {
-  static constexpr int kLanes = Lanes;        // lanes that share a channel
-  static constexpr int kChannels = Channels;  // channels of a thread
-  static constexpr int kSteps = Steps;        // steps of a tile
-  static constexpr int kThreads = Threads;
-  static constexpr int kWidth = Threads / Lanes * Channels;  // channels of a block
-  static constexpr int kStates = Lanes * kStatesAThread;     // d_state, rounded up
+// What follows from the tile's constants (tuning.cuh) and the type.
+template <typename T, typename Constants>
+struct Shape : Constants {
+  using Constants::kLanes, Constants::kChannels, Constants::kThreads, Constants::kAllStates;
+  static constexpr int kSteps = Constants::kSteps / (kIsWide<T> ? 2 : 1);
+  static constexpr int kWidth = kThreads / kLanes * kChannels;  // channels of a block
   static constexpr int kVector = 16 / sizeof(T);
-  static_assert(kWidth % kVector == 0 && kStates % kVector == 0);
+  static_assert(kWidth % kVector == 0 && kAllStates % kVector == 0);
 
   // A tile as it is in device memory.
   struct alignas(16) Raw {
-    T u[Steps][kWidth], delta[Steps][kWidth], z[Steps][kWidth];
-    T B[Steps][kStates], C[Steps][kStates];
+    T u[kSteps][kWidth], delta[kSteps][kWidth], z[kSteps][kWidth];
+    T B[kSteps][kAllStates], C[kSteps][kAllStates];
   };
   struct alignas(16) Shared {
     Raw raw[2];
-    float dt[Steps][kWidth], du[Steps][kWidth];
-    float y[Steps][kWidth];
-    float B[Steps][kStates], C[Steps][kStates];
+    float dt[kSteps][kWidth], du[kSteps][kWidth];
+    float y[kSteps][kWidth];
+    float B[kSteps][kAllStates], C[kSteps][kAllStates];
     float bias[kWidth], D[kWidth];
   };
 };
+
+static_assert(TileOf256States::kAllStates == kMaxTileStates);
 
 // What a block works on.
 struct Block {
@@ -138,11 +138,11 @@ __device__ __forceinline__ void fetch(const mamba_selective_scan_params& p, cons
                                                    aligned.channels, block, step, raw.u);
   fetch_rows<T, S::kSteps, S::kWidth, S::kThreads>(p, p.delta, block.first, block.count,
                                                    aligned.channels, block, step, raw.delta);
-  fetch_rows<T, S::kSteps, S::kStates, S::kThreads>(p, p.B, group_offset, states, aligned.states,
-                                                    block, step, raw.B);
+  fetch_rows<T, S::kSteps, S::kAllStates, S::kThreads>(p, p.B, group_offset, states, aligned.states,
+                                                       block, step, raw.B);
   if (has_y) {
-    fetch_rows<T, S::kSteps, S::kStates, S::kThreads>(p, p.C, group_offset, states, aligned.states,
-                                                      block, step, raw.C);
+    fetch_rows<T, S::kSteps, S::kAllStates, S::kThreads>(p, p.C, group_offset, states,
+                                                         aligned.states, block, step, raw.C);
     if (p.z.data) {
       fetch_rows<T, S::kSteps, S::kWidth, S::kThreads>(p, p.z, block.first, block.count,
                                                        aligned.channels, block, step, raw.z);
@@ -180,7 +180,7 @@ __device__ __forceinline__ void prepare(const mamba_selective_scan_params& p, co
       *reinterpret_cast<Pack<float, 4>*>(&shared.du[s][at + j]) = du;
     }
   }
-  constexpr int kStateVectors = S::kStates / S::kVector;
+  constexpr int kStateVectors = S::kAllStates / S::kVector;
   for (int i = threadIdx.x; i < S::kSteps * kStateVectors; i += S::kThreads) {
     const int s = i / kStateVectors, at = i % kStateVectors * S::kVector;
     const auto B = *reinterpret_cast<const Pack<T, S::kVector>*>(&raw.B[s][at]);
@@ -253,8 +253,8 @@ __device__ __forceinline__ float sum_over_lanes(const float (&values)[Count], in
   }
 }
 
-template <typename T, typename S, int MinBlocks>
-__global__ void __launch_bounds__(S::kThreads, MinBlocks)
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     scan_tile_kernel(const __grid_constant__ mamba_selective_scan_params p,
                      const __grid_constant__ ScanParts parts, Alignment aligned) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -278,13 +278,13 @@ __global__ void __launch_bounds__(S::kThreads, MinBlocks)
   const int64_t sequence_state = (block.batch * p.d_inner + block.first) * p.d_state;
   const int64_t part_state = block.part * p.batch * p.d_inner * p.d_state;
 
-  float h[S::kChannels][kStatesAThread], A[S::kChannels][kStatesAThread];
+  float h[S::kChannels][S::kStatesAThread], A[S::kChannels][S::kStatesAThread];
   float dt_sum[S::kChannels] = {};
   const float* start = parts.pass == kOutputs ? parts.states + part_state : p.initial_state;
 #pragma unroll
   for (int c = 0; c < S::kChannels; ++c) {
 #pragma unroll
-    for (int j = 0; j < kStatesAThread; ++j) {
+    for (int j = 0; j < S::kStatesAThread; ++j) {
       const int n = state_of(j);
       const bool exists = n < states && slot + c < block.count;
       const int64_t at = int64_t(slot + c) * p.d_state + n;
@@ -307,9 +307,9 @@ __global__ void __launch_bounds__(S::kThreads, MinBlocks)
 
 #pragma unroll 8
     for (int s = 0; s < S::kSteps; ++s) {
-      float B[kStatesAThread], C[kStatesAThread];
+      float B[S::kStatesAThread], C[S::kStatesAThread];
 #pragma unroll
-      for (int j = 0; j < kStatesAThread; j += 4) {
+      for (int j = 0; j < S::kStatesAThread; j += 4) {
         *reinterpret_cast<float4*>(&B[j]) =
             *reinterpret_cast<const float4*>(&shared.B[s][state_of(j)]);
         *reinterpret_cast<float4*>(&C[j]) =
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(S::kThreads, MinBlocks)
       for (int c = 0; c < S::kChannels; ++c) {
         float even = 0.f, odd = 0.f;
 #pragma unroll
-        for (int j = 0; j < kStatesAThread; ++j) {
+        for (int j = 0; j < S::kStatesAThread; ++j) {
           h[c][j] = exp2_fast(dt.values[c] * A[c][j]) * h[c][j] + du.values[c] * B[j];
           float& sum = j % 2 ? odd : even;
           sum += C[j] * h[c][j];
@@ -354,7 +354,7 @@ __global__ void __launch_bounds__(S::kThreads, MinBlocks)
   for (int c = 0; c < S::kChannels; ++c) {
     if (slot + c >= block.count) continue;
 #pragma unroll
-    for (int j = 0; j < kStatesAThread; ++j) {
+    for (int j = 0; j < S::kStatesAThread; ++j) {
       const int n = state_of(j);
       if (n < states) last[sequence_state + int64_t(slot + c) * p.d_state + n] = h[c][j];
     }
@@ -365,7 +365,7 @@ __global__ void __launch_bounds__(S::kThreads, MinBlocks)
   }
 }
 
-template <typename T, typename S, int MinBlocks>
+template <typename T, typename S>
 cudaError_t launch(const mamba_selective_scan_params& p, const ScanParts& parts,
                    cudaStream_t stream) {
   const int64_t group_width = p.d_inner / p.n_groups;
@@ -380,7 +380,7 @@ cudaError_t launch(const mamba_selective_scan_params& p, const ScanParts& parts,
           (!p.z.data || rows_aligned<16>(p.z, kElement)) && is_aligned<16>(p.y, 0, kElement),
       p.d_state % S::kVector == 0 && rows_aligned<16>(p.B, kElement) &&
           rows_aligned<16>(p.C, kElement)};
-  const auto kernel = scan_tile_kernel<T, S, MinBlocks>;
+  const auto kernel = scan_tile_kernel<T, S>;
   constexpr int kBytes = sizeof(typename S::Shared);
   // Once a device and kernel would do; the call costs under a microsecond and needs no lock.
   const cudaError_t error =
@@ -396,14 +396,15 @@ cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanPar
                              cudaStream_t stream) {
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    constexpr int kSteps = kIsWide<T> ? 8 : 16;
-    // <lanes that share a channel, channels of a thread, steps of a tile, threads>
-    if (p.d_state <= 8) return launch<T, Shape<T, 1, 1, kSteps, 64>, 6>(p, parts, stream);
-    if (p.d_state <= 16) return launch<T, Shape<T, 2, 2, kSteps, 64>, 7>(p, parts, stream);
-    if (p.d_state <= 32) return launch<T, Shape<T, 4, 2, kSteps, 128>, 4>(p, parts, stream);
-    if (p.d_state <= 64) return launch<T, Shape<T, 8, 2, kSteps, 128>, 4>(p, parts, stream);
-    if (p.d_state <= 128) return launch<T, Shape<T, 16, 2, kSteps, 256>, 2>(p, parts, stream);
-    return launch<T, Shape<T, 32, 2, kSteps / 2, 256>, 2>(p, parts, stream);
+    const auto with = [&](auto tile) {
+      return launch<T, Shape<T, decltype(tile)>>(p, parts, stream);
+    };
+    if (p.d_state <= TileOf8States::kAllStates) return with(TileOf8States{});
+    if (p.d_state <= TileOf16States::kAllStates) return with(TileOf16States{});
+    if (p.d_state <= TileOf32States::kAllStates) return with(TileOf32States{});
+    if (p.d_state <= TileOf64States::kAllStates) return with(TileOf64States{});
+    if (p.d_state <= TileOf128States::kAllStates) return with(TileOf128States{});
+    return with(TileOf256States{});
   });
 }
 
