@@ -21,6 +21,11 @@ class Value:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def layout(self) -> str:
+        """The shape for people: ``(batch, length, 32)``."""
+        return f"({', '.join(map(str, self.shape))})"
+
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers. KeyError for a dynamic size without one."""
         return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)

@@ -21,7 +21,7 @@ from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export.dtypes import TORCH
 
-_LIBRARIES = tuple(str(Path(package).parent) for package in (torch.__file__,))
+_TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parents[1])
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of example inputs, for axes other than batch and length."""
@@ -232,7 +232,7 @@ def _place(error: Exception) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*_LIBRARIES, _PACKAGE, "<"))
+        if not frame.filename.startswith((_TORCH, _PACKAGE, "<"))
         and "site-packages" not in frame.filename
         and frame.name != "<module>"
     ]

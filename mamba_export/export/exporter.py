@@ -127,7 +127,13 @@ def export(
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
     check_opset(opset)  # before minutes are spent on loading
-    given = [name for name, value in _of_a_module(locals()) if value]
+    of_a_module = {
+        "dynamic_shapes": dynamic_shapes,
+        "input_names": input_names,
+        "output_names": output_names,
+        "states": states,
+    }
+    given = [name for name, value in of_a_module.items() if value]
     if given and args is None:
         raise ExportError(
             f"{', '.join(given)} are of a module with args: export(module, args, output=...)"
@@ -189,12 +195,6 @@ def export(
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out
-
-
-def _of_a_module(given: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (name, given[name]) for name in ("dynamic_shapes", "input_names", "output_names", "states")
-    ]
 
 
 def build(

@@ -71,8 +71,6 @@ def from_model(
         raise ExportError(
             f"a {type(model).__name__} needs example arguments: export(module, args, output=...)"
         )
-    if last_logits_only and not isinstance(module, MambaLM):
-        raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
     program = make_program(module, last_logits_only=last_logits_only)
     return Subject(program, dtype, source, module.config, None, tokenizer_files)
 

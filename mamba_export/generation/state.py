@@ -103,8 +103,9 @@ def check_state(
         if tensor.dtype != past.dtype:
             raise SessionError(f"state {past.name} has dtype {tensor.dtype}, expected {past.dtype}")
         if len(tensor.shape) != len(past.shape):
-            layout = "(" + ", ".join(map(str, past.shape)) + ")"
-            raise SessionError(f"state {past.name} has shape {tensor.shape}, expected {layout}")
+            raise SessionError(
+                f"state {past.name} has shape {tensor.shape}, expected {past.layout}"
+            )
         for size, found in zip(past.shape, tensor.shape, strict=True):
             if isinstance(size, str):
                 known.setdefault(size, found)

@@ -103,7 +103,7 @@ def _by_name(inputs: Inputs, expected: Sequence[Value]) -> Mapping[str, Any]:
         for value in expected:
             if value.name not in inputs:
                 raise SessionError(
-                    f"input {value.name} is missing: expected {_layout(value)} of {value.dtype}"
+                    f"input {value.name} is missing: expected {value.layout} of {value.dtype}"
                 )
         return inputs
     if len(expected) == 1:
@@ -116,10 +116,6 @@ def _by_name(inputs: Inputs, expected: Sequence[Value]) -> Mapping[str, Any]:
     return dict(zip(names, inputs, strict=True))
 
 
-def _layout(value: Value) -> str:
-    return "(" + ", ".join(map(str, value.shape)) + ")"
-
-
 def _as_array(given: Any, value: Value) -> np.ndarray:
     try:
         return np.asarray(given)
@@ -130,7 +126,7 @@ def _as_array(given: Any, value: Value) -> np.ndarray:
 
 
 def _check_shape(array: np.ndarray, value: Value, sizes: dict[str, int]) -> None:
-    found = f"{value.name} has shape {array.shape}, expected {_layout(value)}"
+    found = f"{value.name} has shape {array.shape}, expected {value.layout}"
     if array.ndim != len(value.shape):
         raise SessionError(found)
     dynamic = [
