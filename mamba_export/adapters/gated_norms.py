@@ -1,0 +1,112 @@
+"""mamba_ssm.ops.triton.layernorm_gated: norms with a gate, whole or in groups (Mamba-2, arXiv:2405.21060)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mamba_export.operators.dtypes import accumulation_dtype
+
+
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+) -> Tensor:
+    """norm(x) * silu(z), or norm(x * silu(z)).
+
+    Args:
+        x, z: (..., width); z None for no gate.
+        weight, bias: (width,); bias None for none.
+        eps: added to the mean square under the root.
+        group_size: channels that share a mean square; None for all.
+        norm_before_gate: the gate follows the norm; else it comes before.
+        is_rms_norm: root mean square norm, else layer norm.
+
+    Returns:
+        (..., width) in x's dtype; arithmetic in fp32 (float64 of float64).
+    """
+    wide = accumulation_dtype(x.dtype)
+    gate = None if z is None else F.silu(z.to(wide))
+    y = x.to(wide)
+    if gate is not None and not norm_before_gate:
+        y = y * gate
+    grouped = y if group_size is None else y.unflatten(-1, (-1, group_size))
+    if not is_rms_norm:
+        grouped = grouped - grouped.mean(-1, keepdim=True)
+    grouped = grouped / torch.sqrt(grouped.pow(2).mean(-1, keepdim=True) + eps)
+    y = (grouped if group_size is None else grouped.flatten(-2)) * weight.to(wide)
+    if bias is not None:
+        y = y + bias.to(wide)
+    if gate is not None and norm_before_gate:
+        y = y * gate
+    return y.to(x.dtype)
+
+
+def rmsnorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+) -> Tensor:
+    """``layernorm_fn`` with the root mean square norm."""
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+class LayerNorm(nn.Module):
+    """Gated layer norm: weight and bias (hidden_size,)."""
+
+    is_rms_norm = False
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.group_size = group_size
+        self.norm_before_gate = norm_before_gate
+        self.weight = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        bias = None if self.is_rms_norm else nn.Parameter(torch.empty_like(self.weight))
+        self.register_parameter("bias", bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of 1, biases of 0."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """x, z (..., hidden_size) -> as ``layernorm_fn``."""
+        return layernorm_fn(
+            x,
+            self.weight,
+            self.bias,
+            z,
+            self.eps,
+            self.group_size,
+            self.norm_before_gate,
+            self.is_rms_norm,
+        )
+
+
+class RMSNorm(LayerNorm):
+    """Gated root mean square norm: weight (hidden_size,), no bias."""
+
+    is_rms_norm = True

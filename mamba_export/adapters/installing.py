@@ -1,0 +1,107 @@
+"""Puts the adapters where models look for mamba_ssm and causal_conv1d, and takes them away again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mamba_export.adapters.guards import DeviceGuard
+from mamba_export.adapters.names import MODULES
+
+_MISSING = object()
+
+
+class Installation:
+    """What one installation changed, so that ``undo`` can put it back.
+
+    A package that is not there becomes a module of ours in ``sys.modules``. One that is there keeps its
+    modules; the names that we provide are replaced in them, and in every module that holds the same objects
+    by ``from ... import``.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[str] = []
+        self._replaced: list[tuple[ModuleType, str, Any]] = []
+
+    def do(self) -> None:
+        """Install."""
+        self._replace(torch.cuda, "device", DeviceGuard)
+        for name, contents in MODULES.items():
+            module = _imported(name)
+            if module is None:
+                self._make(name, dict(contents))
+            else:
+                for attribute, value in contents.items():
+                    self._replace(module, attribute, value)
+
+    def undo(self) -> None:
+        """Put back what was there. What models took meanwhile stays theirs, and goes on working."""
+        for module, attribute, value in reversed(self._replaced):
+            if value is _MISSING:
+                delattr(module, attribute)
+            else:
+                setattr(module, attribute, value)
+        for name in reversed(self._made):
+            made = sys.modules.pop(name, None)
+            parent, _, child = name.rpartition(".")
+            if parent in sys.modules and getattr(sys.modules[parent], child, None) is made:
+                delattr(sys.modules[parent], child)
+        self._replaced.clear()
+        self._made.clear()
+
+    def _make(self, name: str, contents: dict[str, Any]) -> None:
+        module = ModuleType(name, f"{name}, as mamba_export.adapters has it.")
+        module.__spec__ = ModuleSpec(name, loader=None, origin=__name__, is_package=True)
+        module.__path__ = []  # a package without files: its modules are made here too
+        module.__dict__.update(contents)
+        sys.modules[name] = module
+        self._made.append(name)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+    def _replace(self, module: ModuleType, attribute: str, value: Any) -> None:
+        before = getattr(module, attribute, _MISSING)
+        self._replaced.append((module, attribute, before))
+        setattr(module, attribute, value)
+        if before is _MISSING or before is None:
+            return
+        for holder in list(sys.modules.values()):
+            held = getattr(holder, "__dict__", {})
+            for name in [name for name, one in list(held.items()) if one is before]:
+                self._replaced.append((holder, name, before))
+                setattr(holder, name, value)
+
+
+def _imported(name: str) -> ModuleType | None:
+    """The real module; None where it is not installed or does not load here."""
+    top = name.partition(".")[0]
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
+        return None
+    try:
+        return importlib.import_module(name)
+    except Exception:  # a compiled package without its CUDA or Triton raises what it likes
+        return None
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Block in which models find the adapters; what was there before is restored at its end.
+
+    Import the model's own modules inside the block, or before it: names that they took from a real package are
+    replaced too. A module that fell back because nothing was installed is to be imported again.
+    """
+    installation = Installation()
+    installation.do()
+    try:
+        yield
+    finally:
+        installation.undo()
