@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mamba_export.adapters import triton_stand_in
 from mamba_export.adapters.guards import DeviceGuard
 from mamba_export.adapters.names import MODULES
 
@@ -30,9 +31,11 @@ class Installation:
     def __init__(self) -> None:
         self._made: list[str] = []
         self._replaced: list[tuple[ModuleType, str, Any]] = []
+        self._triton: triton_stand_in.TritonFinder | None = None
 
     def do(self) -> None:
         """Install."""
+        self._triton = triton_stand_in.install()
         self._replace(torch.cuda, "device", DeviceGuard)
         for name, contents in MODULES.items():
             module = _imported(name)
@@ -54,6 +57,9 @@ class Installation:
             parent, _, child = name.rpartition(".")
             if parent in sys.modules and getattr(sys.modules[parent], child, None) is made:
                 delattr(sys.modules[parent], child)
+        if self._triton is not None:
+            triton_stand_in.remove(self._triton)
+            self._triton = None
         self._replaced.clear()
         self._made.clear()
 

@@ -7,16 +7,21 @@ from typing import Any
 
 from mamba_export.adapters import (
     block,
+    checkpoint_files,
     convolution,
     extensions,
     gated_norms,
+    generation,
     inner,
+    language_model,
     mamba,
     norms,
     scan,
     state_update,
 )
+from mamba_export.adapters.stand_ins import absent, absent_class
 
+_MAMBA2 = "Mamba-2 comes with the operator of state space duality"
 _INTERFACE = {
     "selective_scan_fn": scan.selective_scan_fn,
     "selective_scan_ref": scan.selective_scan_ref,
@@ -42,6 +47,8 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "selective_scan_fn": scan.selective_scan_fn,
         "mamba_inner_fn": inner.mamba_inner_fn,
         "Mamba": mamba.Mamba,
+        "Mamba2": absent_class("Mamba2", _MAMBA2),
+        "MambaLMHeadModel": language_model.MambaLMHeadModel,
     },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": _INTERFACE,
@@ -53,14 +60,53 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "LayerNorm": gated_norms.LayerNorm,
         "rmsnorm_fn": gated_norms.rmsnorm_fn,
         "layernorm_fn": gated_norms.layernorm_fn,
+        **{
+            name: absent(name, "call layernorm_fn or rmsnorm_fn, which have gradients")
+            for name in ("_layer_norm_fwd", "_layer_norm_bwd")
+        },
     },
     "mamba_ssm.ops.triton.selective_state_update": {
         "selective_state_update": state_update.selective_state_update,
         "selective_state_update_ref": state_update.selective_state_update,
     },
+    "mamba_ssm.ops.triton.ssd_combined": {
+        name: absent(name, _MAMBA2)
+        for name in (
+            "mamba_chunk_scan_combined",
+            "mamba_split_conv1d_scan_combined",
+            "_mamba_chunk_scan_combined_fwd",
+            "_mamba_chunk_scan_combined_bwd",
+        )
+    },
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {"Mamba": mamba.Mamba, "Block": block.OldBlock},
+    "mamba_ssm.modules.mamba2": {"Mamba2": absent_class("Mamba2", _MAMBA2)},
+    "mamba_ssm.modules.mamba2_simple": {"Mamba2Simple": absent_class("Mamba2Simple", _MAMBA2)},
     "mamba_ssm.modules.block": {"Block": block.Block},
+    "mamba_ssm.modules.mlp": {"GatedMLP": language_model.GatedMLP},
+    "mamba_ssm.modules.mha": {"MHA": absent_class("MHA", "attention layers are not adapted")},
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {"MambaConfig": language_model.MambaConfig},
+    "mamba_ssm.models.mixer_seq_simple": {
+        "MambaLMHeadModel": language_model.MambaLMHeadModel,
+        "MixerModel": language_model.MixerModel,
+        "create_block": language_model.create_block,
+        "_init_weights": language_model.init_weights,
+    },
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": {
+        "GenerationMixin": generation.GenerationMixin,
+        "InferenceParams": generation.InferenceParams,
+        "sample": generation.sample,
+        **{
+            name: absent(name, "call the model, or generate of an exported folder")
+            for name in ("decode", "update_graph_cache")
+        },
+    },
+    "mamba_ssm.utils.hf": {
+        "load_config_hf": checkpoint_files.load_config_hf,
+        "load_state_dict_hf": checkpoint_files.load_state_dict_hf,
+    },
     "selective_scan_cuda": {"fwd": extensions.mamba_fwd},
     "selective_scan_cuda_core": {"fwd": extensions.core_fwd},
     "selective_scan_cuda_nrow": {"fwd": extensions.core_fwd},
