@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mamba_export.adapters.gradients import gradients
 from mamba_export.adapters.unsupported import refuse
 from mamba_export.operators import causal_conv1d
 from mamba_export.operators.dtypes import accumulation_dtype
@@ -117,3 +120,64 @@ def causal_conv1d_update(
     inputs = torch.cat([conv_state, steps.to(conv_state.dtype)], dim=-1)
     conv_state.copy_(inputs[..., inputs.shape[-1] - conv_state.shape[-1] :])
     return y.squeeze(-1) if x.dim() == 2 else y
+
+
+def compiled_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor | None:
+    """``causal_conv1d_cuda.causal_conv1d_fwd`` in each of its calling forms, which are told by their number.
+
+    ``silu`` alone (1.0); ``seq_idx, silu`` (1.1); ``seq_idx, initial_states, final_states_out, silu`` (1.2);
+    ``seq_idx, initial_states, out, final_states_out, silu`` (1.5), which writes ``out`` and returns nothing.
+    """
+    *others, silu = arguments
+    if others and others[0] is not None:
+        refuse("causal_conv1d_fwd with seq_idx", "run the sequences of a packed batch one by one")
+    initial_states = others[1] if len(others) > 1 else None
+    y, last_state = convolve(x, weight, bias, initial_states, silu=bool(silu))
+    if len(others) > 2 and others[-1] is not None:
+        others[-1].copy_(last_state)
+    if len(others) == 4:
+        others[2].copy_(y)
+        return None
+    return y
+
+
+def compiled_bwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *arguments: Any
+) -> list[Tensor | None]:
+    """``causal_conv1d_cuda.causal_conv1d_bwd``: gradients of x, weight and bias.
+
+    ``dx, silu`` (1.0); ``seq_idx, dx, silu`` (1.1); ``seq_idx, initial_states, dfinal_states, dx,
+    return_dinitial_states, silu`` (1.2), which gives the initial state's gradient too. ``dx`` is memory for x's
+    gradient, or None.
+    """
+    *others, silu = arguments
+    if len(others) > 1 and others[0] is not None:
+        refuse("causal_conv1d_bwd with seq_idx", "run the sequences of a packed batch one by one")
+    with_state = len(others) == 5
+    initial_states = others[1] if with_state else None
+    if with_state and others[2] is not None:
+        refuse("causal_conv1d_bwd with dfinal_states", "use causal_conv1d_fn, which has gradients")
+    dx = others[3] if with_state else others[-1]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> Tensor:
+        return convolve(x, weight, bias, state, silu=bool(silu))[0]
+
+    found = gradients(function, (x, weight, bias, initial_states), dout)
+    if dx is not None and found[0] is not None:
+        found[0] = dx.copy_(found[0])
+    return found if with_state else found[:3]
+
+
+def compiled_update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
+    """``causal_conv1d_cuda.causal_conv1d_update``; see ``causal_conv1d_update``."""
+    return causal_conv1d_update(
+        x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from mamba_export.adapters import (
@@ -41,6 +42,7 @@ _NORMS = {
     "layer_norm_fn": norms.layer_norm_fn,
     "rms_norm_fn": norms.rms_norm_fn,
 }
+_CORE = {"fwd": extensions.core_fwd, "bwd": extensions.core_bwd}
 
 MODULES: dict[str, Mapping[str, Any]] = {
     "mamba_ssm": {
@@ -107,13 +109,29 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "load_config_hf": checkpoint_files.load_config_hf,
         "load_state_dict_hf": checkpoint_files.load_state_dict_hf,
     },
-    "selective_scan_cuda": {"fwd": extensions.mamba_fwd},
-    "selective_scan_cuda_core": {"fwd": extensions.core_fwd},
-    "selective_scan_cuda_nrow": {"fwd": extensions.core_fwd},
-    "selective_scan_cuda_oflex": {"fwd": extensions.oflex_fwd},
+    **{
+        name: {"selective_scan_cuda_core": SimpleNamespace(**_CORE)}
+        for name in ("selective_scan_vmamba", "selective_scan_vmamba_pt202")  # EfficientVMamba
+    },
+    "selective_scan_cuda": {"fwd": extensions.mamba_fwd, "bwd": extensions.mamba_bwd},
+    "selective_scan_cuda_core": _CORE,
+    "selective_scan_cuda_nrow": _CORE,
+    "selective_scan_cuda_ndstate": {"fwd": extensions.ndstate_fwd, "bwd": extensions.ndstate_bwd},
+    "selective_scan_cuda_oflex": {"fwd": extensions.oflex_fwd, "bwd": extensions.core_bwd},
     "causal_conv1d": {
         "causal_conv1d_fn": convolution.causal_conv1d_fn,
         "causal_conv1d_update": convolution.causal_conv1d_update,
+    },
+    "causal_conv1d.causal_conv1d_interface": {
+        "causal_conv1d_fn": convolution.causal_conv1d_fn,
+        "causal_conv1d_ref": convolution.causal_conv1d_fn,
+        "causal_conv1d_update": convolution.causal_conv1d_update,
+        "causal_conv1d_update_ref": convolution.causal_conv1d_update,
+    },
+    "causal_conv1d_cuda": {
+        "causal_conv1d_fwd": convolution.compiled_fwd,
+        "causal_conv1d_bwd": convolution.compiled_bwd,
+        "causal_conv1d_update": convolution.compiled_update,
     },
 }
 """A module's full name, and what is in it. A module stands after its parent."""
