@@ -23,10 +23,10 @@ ROOMS: dict[str, set[str]] = {
     "contract": set(),
     "operators": CONTRACT,
     "models": CONTRACT | {"operators"},
-    "adapters": CONTRACT | {"operators"},
+    "adapters": CONTRACT | {"operators", "models"},
     "folder": CONTRACT,
     # A checkpoint's path is a model too: `export` loads it.
-    "export": CONTRACT | {"operators", "models", "folder"},
+    "export": CONTRACT | {"operators", "models", "folder", "adapters"},
     "generation": CONTRACT | {"folder"},
     "backends": CONTRACT | {"folder", "generation"},
     "backends.onnxruntime": CONTRACT | {"folder", "generation", "backends"},

@@ -65,6 +65,11 @@ METADATA_FORMAT = 2
 """Version of the metadata file's layout."""
 
 
+def layer_state_names(layer: int, state: str) -> tuple[str, str]:
+    """Graph input and output name of a layer's state: "conv_state", "recurrent_state", "key" or "value"."""
+    return f"past_key_values.{layer}.{state}", f"present.{layer}.{state}"
+
+
 def state_names(n_layer: int) -> tuple[list[str], list[str]]:
     """Graph input and output names of the states, in graph order.
 

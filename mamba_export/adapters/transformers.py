@@ -1,0 +1,169 @@
+"""transformers' Mamba models as programs: states of two kinds as inputs and outputs, one graph for any length.
+
+The modelling files look their functions up in their own globals when they are called, and while a graph is
+exported they take their own PyTorch code whatever is installed. So the globals are replaced for the length of a
+call, and put back. Tried with transformers 5.24.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_export import contract
+from mamba_export.adapters.transformers_cache import GraphCache, LayerStates
+from mamba_export.adapters.transformers_experts import dense_experts
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import Program, State, Tokens, Value
+from mamba_export.errors import ExportError
+from mamba_export.models.program import SharedParameters
+from mamba_export.operators.dtypes import TORCH_DTYPES
+
+MODEL_TYPES = ("mamba", "falcon_mamba", "jamba", "zamba")
+"""Those whose modelling files call the functions that ``GraphCache`` stands for."""
+
+_GROWS = 2
+"""Axis of steps of keys and values (batch, heads, steps, head_dim)."""
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_MASKED = -30000.0
+"""A number that fp16 holds: softmax makes 0 of it."""
+
+
+def is_supported(model: Any) -> bool:
+    """Whether ``make_program`` takes it: a language model of transformers of one of ``MODEL_TYPES``."""
+    config = getattr(model, "config", None)
+    return (
+        isinstance(model, nn.Module)
+        and type(model).__module__.startswith("transformers.models.")
+        and getattr(config, "model_type", None) in MODEL_TYPES
+        and hasattr(model, "lm_head")
+    )
+
+
+class TransformersProgram(SharedParameters):
+    """A language model with its states as tensors: token ids and pasts in, logits and presents out.
+
+    Args:
+        model: what is called; it stays as it is.
+        layers: names of each layer's states, by its index, in the order of the tensors.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[int, list[str]]) -> None:
+        super().__init__(model)
+        self.layers_states = layers
+
+    def forward(self, input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """input_ids (batch, length) -> logits (batch, length, vocab_size), and the states after it."""
+        given = iter(past)
+        states = {
+            index: LayerStates({name: next(given) for name in names})
+            for index, names in self.layers_states.items()
+        }
+        keys = [layer.past["key"] for layer in states.values() if "key" in layer.past]
+        before = keys[0].shape[_GROWS] if keys else 0
+        cache = GraphCache(states, before)
+        length = input_ids.shape[1]
+        positions = torch.arange(length, device=input_ids.device) + before
+        mask = None
+        if keys:
+            columns = torch.arange(before + length, device=input_ids.device)
+            visible = columns <= positions[:, None]
+            mask = torch.where(visible, 0.0, _MASKED).to(keys[0].dtype)[None, None]
+        model: Any = self.wrapped
+        with _patched(model, cache):
+            found = model(
+                input_ids=input_ids,
+                position_ids=positions[None],
+                attention_mask={"full_attention": mask, "linear_attention": None},
+                cache=cache,
+                use_cache=True,
+            )
+        presents = (layer.present[name] for layer in states.values() for name in layer.past)
+        return (found.logits, *presents)
+
+
+@contextlib.contextmanager
+def _patched(model: nn.Module, cache: GraphCache) -> Iterator[None]:
+    """The functions of a modelling file replaced by the cache's, and attention and experts in plain PyTorch."""
+    module: ModuleType = sys.modules[type(model).__module__]
+    replacements: list[tuple[Any, str, Any]] = [
+        (module, "causal_conv1d_fn", cache.convolution),
+        (module, "mamba_selective_scan", cache.selective_scan),
+        (model.config, "_attn_implementation_internal", "eager"),
+    ]
+    for one in vars(module).values():
+        if isinstance(one, type) and one.__name__.endswith("Experts"):
+            replacements.append((one, "forward", dense_experts))
+    before = [(where, name, getattr(where, name)) for where, name, _ in replacements]
+    for where, name, value in replacements:
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        for where, name, value in before:
+            setattr(where, name, value)
+
+
+def make_program(model: Any) -> Program:
+    """The program of a language model of transformers, with GenAI's names.
+
+    Args:
+        model: of one of ``MODEL_TYPES``, in the dtype that the graph is to have.
+
+    Returns:
+        input_ids (batch, length) int64 -> logits (batch, length, vocab_size). A Mamba layer has two states of
+        fixed size, an attention layer keys and values that grow, a hybrid layer all four.
+
+    Raises:
+        ExportError: a state that is not known here.
+    """
+    dtype = _NAMES[next(model.parameters()).dtype]
+    shapes = _state_shapes(model)
+    states, layers = [], {}
+    for index, layer in shapes.items():
+        layers[index] = list(layer)
+        for name, (shape, state_dtype) in layer.items():
+            past, present = contract.layer_state_names(index, name)
+            grows = _GROWS if name in ("key", "value") else None
+            sizes: list[int | str] = [BATCH, *shape[1:]]
+            if grows is not None:
+                sizes[grows] = "past_length"
+            states.append(State.of(past, past, present, state_dtype, tuple(sizes), grows=grows))
+    vocab_size = model.lm_head.weight.shape[0]
+    eos = model.config.eos_token_id
+    return Program(
+        TransformersProgram(model, layers),
+        (Value(contract.INPUT_IDS, "int64", (BATCH, LENGTH)),),
+        (Value(contract.LOGITS, dtype, (BATCH, LENGTH, vocab_size)),),
+        tuple(states),
+        Tokens(vocab_size, eos[0] if isinstance(eos, list) else eos),
+    )
+
+
+@torch.no_grad()
+def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]]]:
+    """Shape and dtype of every layer's states, by name, from the cache that the model itself makes."""
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+    cache = copy.copy(model)(input_ids=ids, use_cache=True).cache
+    found: dict[int, dict[str, tuple[tuple[int, ...], str]]] = {}
+    for index, layer in enumerate(cache.layers):
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        if getattr(layer, "conv_states", None):
+            if len(layer.conv_states) != 1:
+                raise ExportError(f"layer {index} has {len(layer.conv_states)} convolution states")
+            batch, channels, taps = layer.conv_states[0].shape
+            shapes["conv_state"] = ((batch, channels, taps - 1), _NAMES[layer.conv_states[0].dtype])
+            shapes["recurrent_state"] = (tuple(layer.recurrent_states[0].shape), "fp32")
+        if getattr(layer, "keys", None) is not None and layer.keys.numel():
+            for name, tensor in (("key", layer.keys), ("value", layer.values)):
+                shapes[name] = (tuple(tensor.shape), _NAMES[tensor.dtype])
+        if shapes:
+            found[index] = shapes
+    return found
