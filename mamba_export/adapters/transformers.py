@@ -71,17 +71,18 @@ class TransformersProgram(SharedParameters):
         cache = GraphCache(states, before)
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device) + before
-        mask = None
+        masks = None
         if keys:
             columns = torch.arange(before + length, device=input_ids.device)
             visible = columns <= positions[:, None]
             mask = torch.where(visible, 0.0, _MASKED).to(keys[0].dtype)[None, None]
+            masks = {"full_attention": mask, "linear_attention": None}
         model: Any = self.wrapped
         with _patched(model, cache):
             found = model(
                 input_ids=input_ids,
                 position_ids=positions[None],
-                attention_mask={"full_attention": mask, "linear_attention": None},
+                attention_mask=masks,
                 cache=cache,
                 use_cache=True,
             )
