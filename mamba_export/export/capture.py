@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import linecache
 import logging
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +18,8 @@ from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export.dtypes import TORCH
+from mamba_export.export.user_code import fixed_sizes, place
 
-_TORCH = str(Path(torch.__file__).parent)
-_PACKAGE = str(Path(__file__).parents[1])
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of example inputs, for axes other than batch and length."""
 
@@ -89,11 +86,13 @@ def trace(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) ->
     Raises:
         ExportError: PyTorch cannot trace the module; one line with the cause.
     """
+    fixed: dict[int, str] = {}
     try:
         with (
             quiet(),
             torch.no_grad(),
             evaluating(module),
+            fixed_sizes() as fixed,
             # A length of 0 or 1 takes the general path, not one of its own.
             torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
         ):
@@ -107,7 +106,7 @@ def trace(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) ->
     except ExportError:
         raise
     except Exception as error:  # a module's forward may raise anything
-        raise ExportError(f"PyTorch cannot trace the model: {_reason(error)}") from error
+        raise ExportError(f"PyTorch cannot trace the model: {_reason(error, fixed)}") from error
 
 
 def _export(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) -> Any:
@@ -198,19 +197,21 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\b[su]\d+\b", lambda match: names.get(match[0], match[0]), text)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, fixed: Mapping[int, str]) -> str:
+    """One line of what PyTorch says in many; ``fixed`` has the lines that fix a size to a number."""
     text = str(error)
-    place = _place(error)
+    where = place(traceback.extract_tb(error.__traceback__))
     if "data-dependent" in text or type(error).__name__ == "GuardOnDataDependentSymNode":
         return (
-            f"its control flow depends on the values of a tensor{place}: "
+            f"its control flow depends on the values of a tensor{where}: "
             "use torch.where or torch.cond, or take the branch outside"
         )
-    fixed = re.search(
+    named = re.search(
         r"You marked (\w+) as dynamic but .*?specialized it to be a constant \((\d+)\)", text
     )
-    if fixed:
-        return f"it fixes the axis {fixed[1]} to {fixed[2]}: {HOW_TO_VARY}"
+    if named:
+        line = fixed.get(int(named[2]), "")
+        return f"it fixes the axis {named[1]} to {named[2]}{line}: {HOW_TO_VARY}"
     bound = re.search(
         r"Not all values of (\w+) = (\S+) in .*? satisfy the generated guard (.+?)\.?$", text, re.M
     )
@@ -218,26 +219,11 @@ def _reason(error: Exception) -> str:
         name, guard = bound[1], bound[3].replace(bound[2], bound[1])
         limits = re.fullmatch(r"(\d+) <= .+ <= (\d+)", guard)
         if limits and limits[1] == limits[2]:
-            return f"it fixes the axis {name} to {limits[1]}: {HOW_TO_VARY}"
+            line = fixed.get(int(limits[1]), "")
+            return f"it fixes the axis {name} to {limits[1]}{line}: {HOW_TO_VARY}"
         return f"the axis {name} must satisfy {guard}: give its Dim a min and max, or compute otherwise"
     if "onstraints violated" in text:
         detail = re.search(r"^\s*- (.+)$", text, re.MULTILINE)
         what = detail[1] if detail else first_line(error)
         return f"its dynamic axes do not hold: {' '.join(what.split())}"
-    return f"{first_line(error)}{place}"
-
-
-def _place(error: Exception) -> str:
-    """Where in the user's own code it was raised: the last frame that is neither PyTorch's nor ours."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_TORCH, _PACKAGE, "<"))
-        and "site-packages" not in frame.filename
-        and frame.name != "<module>"
-    ]
-    if not frames:
-        return ""
-    frame = frames[-1]
-    code = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f" ({Path(frame.filename).name}, line {frame.lineno}: {code})"
+    return f"{first_line(error)}{where}"

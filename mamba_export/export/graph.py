@@ -14,7 +14,7 @@ from mamba_export import contract
 from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
-from mamba_export.export import capture, passes
+from mamba_export.export import capture, flips, passes
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table
@@ -92,6 +92,7 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
     _set_interface("input", model.graph.inputs, inputs)
     _set_interface("output", model.graph.outputs, outputs)
     passes.fold_parameters(model)
+    flips.absorb_flips(model)
     passes.strip_metadata(model)
     add_functions(model, opset)
     return model

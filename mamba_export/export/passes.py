@@ -19,8 +19,9 @@ from mamba_export.errors import ExportError
 def simplify(model: ir.Model) -> None:
     """Fold constants and clean up, in place; nodes that read a parameter are left to ``fold_parameters``."""
 
+    parameters = set(model.graph.initializers)  # before folding adds what it computes
+
     def should_fold(node: ir.Node) -> bool | None:
-        parameters = model.graph.initializers
         return False if any(v is not None and v.name in parameters for v in node.inputs) else None
 
     common.InlinePass()(model)
