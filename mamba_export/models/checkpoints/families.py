@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from mamba_export.errors import CheckpointError, MambaExportError
+from mamba_export.fields import shown
 from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
-from mamba_export.models.checkpoints.fields import Fields, read_json
+from mamba_export.models.checkpoints.fields import ConfigFields, read_object
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
 """Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
@@ -30,15 +31,11 @@ def read_config(folder: Path) -> tuple[Family, Description]:
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    fields = Fields(path, read_json(path), SUPPORTED)
-    if fields.integer("vocab_size", 1) < 1:  # MambaConfig lets a backbone without tokens pass
-        raise CheckpointError(
-            f"{path}: vocab_size is {fields.get('vocab_size')}, expected at least 1"
-        )
+    fields = ConfigFields(path, read_object(path), SUPPORTED)
     for family in FAMILIES:
         if family.recognises(fields):
             try:
@@ -48,7 +45,9 @@ def read_config(folder: Path) -> tuple[Family, Description]:
             except MambaExportError as error:  # MambaConfig refused a value
                 raise CheckpointError(f"{path}: {error}") from error
     model_type = fields.get("model_type")
-    what = f"architecture {model_type!r}" if model_type is not None else "an unnamed architecture"
+    what = (
+        f"architecture {shown(model_type)}" if model_type is not None else "an unnamed architecture"
+    )
     raise CheckpointError(f"{path} is of {what}; supported are {SUPPORTED}")
 
 
