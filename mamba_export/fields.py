@@ -203,6 +203,13 @@ class Object(Rule[dict[str, Any]]):
         return "an object" + ("" if self.rule is None else f", each field {self.rule}")
 
 
+TOKEN_ID = Integer(-LARGEST_SIZE)
+"""A token; some configurations say -1 for none."""
+
+END_TOKENS: Rule[int | list[int] | None] = OrNone(Either(TOKEN_ID, ListOf(TOKEN_ID)))
+"""Token that ends a text, several of which any one does, or null."""
+
+
 def shown(value: object) -> str:
     """A value for a message: short, in one line, and never slow."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:

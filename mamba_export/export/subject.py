@@ -32,7 +32,7 @@ class Subject:
         source: for the metadata.
         config: of a model of this package.
         exported: PyTorch's graph, where the program was found by tracing.
-        tokenizer_files: of a checkpoint.
+        tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
     """
 
     program: Program
@@ -41,6 +41,8 @@ class Subject:
     config: MambaConfig | None = None
     exported: Any = None
     tokenizer_files: list[Path] = field(default_factory=list)
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
 
 def from_model(
@@ -51,12 +53,16 @@ def from_model(
     Raises:
         MambaExportError: it is neither, or cannot be loaded.
     """
-    tokenizer_files: list[Path] = []
+    of_checkpoint: dict[str, Any] = {}
     if isinstance(model, (str, Path)):
         say(f"loading {model}")
         checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype], progress=say)
         module: MambaLM | MambaBackbone = checkpoint.model
-        tokenizer_files = checkpoint.tokenizer_files
+        of_checkpoint = {
+            "tokenizer_files": checkpoint.tokenizer_files,
+            "bos_token_id": checkpoint.bos_token_id,
+            "pad_token_id": checkpoint.pad_token_id,
+        }
         source = {
             "kind": checkpoint.format,
             "name": checkpoint.source,
@@ -72,7 +78,7 @@ def from_model(
             f"a {type(model).__name__} needs example arguments: export(module, args, output=...)"
         )
     program = make_program(module, last_logits_only=last_logits_only)
-    return Subject(program, dtype, source, module.config, None, tokenizer_files)
+    return Subject(program, dtype, source, module.config, **of_checkpoint)
 
 
 def from_program(program: Program) -> Subject:

@@ -12,6 +12,7 @@ from mamba_export import contract
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import SessionError
 from mamba_export.fields import (
+    END_TOKENS,
     Boolean,
     Choice,
     Either,
@@ -84,9 +85,14 @@ class Metadata:
         return 0 if self.tokens is None else self.tokens.vocab_size
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Token that ends a text, or None."""
+    def eos_token_id(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, several of which any one does, or None."""
         return None if self.tokens is None else self.tokens.eos_token_id
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """``eos_token_id`` as a tuple, without those that the vocabulary has not."""
+        return () if self.tokens is None else self.tokens.end_tokens
 
     @property
     def last_logits_only(self) -> bool:
@@ -239,9 +245,10 @@ def _tokens(fields: Fields, ids: Value, logits: Value) -> Tokens | None:
         raise fields.complain(
             f"tokens.vocab_size is {vocab_size}, and {logits.name} is {logits.layout}"
         )
+    eos = inside.take("eos_token_id", END_TOKENS)
     return Tokens(
         vocab_size=vocab_size,
-        eos_token_id=inside.take("eos_token_id", OrNone(Integer())),
+        eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         last_logits_only=inside.take("last_logits_only", Boolean()),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mamba_export.errors import MambaExportError
 from mamba_export.fields import (
+    END_TOKENS,
     LARGEST_SIZE,
     Boolean,
     Choice,
@@ -42,7 +43,7 @@ class MambaConfig:
         tie_embeddings: the output projection is the embedding.
         residual_in_fp32: keep the residual stream in fp32 whatever the weights' dtype.
         dt_min, dt_max, dt_floor: bounds of the step size at initialisation (paper, section 3.6).
-        eos_token_id: token that ends a text, or None.
+        eos_token_id: token that ends a text, several of which any one does, or None.
 
     Raises:
         MambaExportError: a value is out of range; the message names it.
@@ -65,7 +66,7 @@ class MambaConfig:
     dt_min: float = 1e-3
     dt_max: float = 1e-1
     dt_floor: float = 1e-4
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():
@@ -139,8 +140,7 @@ RULES: dict[str, Rule[Any]] = {
     "dt_min": Number(above=0),
     "dt_max": Number(above=0),
     "dt_floor": Number(0),
-    # transformers lets -1 pass, which no token is.
-    "eos_token_id": OrNone(Integer(-LARGEST_SIZE)),
+    "eos_token_id": END_TOKENS,
 }
 """What each field of ``MambaConfig`` must be."""
 

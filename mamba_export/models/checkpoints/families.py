@@ -13,6 +13,7 @@ from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
 from mamba_export.models.checkpoints.fields import ConfigFields, read_object
+from mamba_export.models.checkpoints.generation_config import with_generation_config
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
 """Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
@@ -24,10 +25,10 @@ SUPPORTED = ", and ".join(
 
 
 def read_config(folder: Path) -> tuple[Family, Description]:
-    """Read ``folder``/config.json.
+    """Read ``folder``/config.json, and what generation_config.json beside it changes.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, of another architecture, or asks for
+        CheckpointError: a file is missing or unreadable, of another architecture, or asks for
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
@@ -39,7 +40,7 @@ def read_config(folder: Path) -> tuple[Family, Description]:
     for family in FAMILIES:
         if family.recognises(fields):
             try:
-                return family, family.read(fields)
+                return family, with_generation_config(folder, family.read(fields))
             except CheckpointError:
                 raise
             except MambaExportError as error:  # MambaConfig refused a value

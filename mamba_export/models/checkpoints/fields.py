@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mamba_export.errors import CheckpointError
-from mamba_export.fields import Fields, Integer, Number, Rule, shown
+from mamba_export.fields import END_TOKENS, TOKEN_ID, Fields, Integer, Number, OrNone, Rule
 from mamba_export.models.config import RULES
 from mamba_export.untrusted import read_json
 
@@ -79,14 +79,16 @@ class ConfigFields(Fields):
         rank: int | str = "auto" if self.get(name) == 0 else self.of("dt_rank", name, "auto")
         return rank
 
-    def eos(self, default: int | None) -> int | None:
-        """Token that ends a text: the first where the field is a list; null is none."""
-        value = self.data.get("eos_token_id", default)
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if not RULES["eos_token_id"].holds(value):
-            raise self.complain(f"eos_token_id is {shown(value)}, expected {RULES['eos_token_id']}")
-        return value
+    def token(self, name: str) -> int | None:
+        """A token, or None."""
+        return self.optional(name, OrNone(TOKEN_ID), None)
+
+    def eos(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, or several; null, an empty list and an absent field are none."""
+        found = self.optional("eos_token_id", END_TOKENS, None)
+        if not isinstance(found, list):
+            return found
+        return tuple(found) if len(found) > 1 else found[0] if found else None
 
     def unsupported(self, name: str, what: str) -> NoReturn:
         """Raise CheckpointError: the field asks for what MambaLM lacks."""

@@ -54,9 +54,11 @@ def _read(fields: ConfigFields) -> Description:
         norm_epsilon=fields.of("norm_epsilon", "layer_norm_epsilon", 1e-5),
         tie_embeddings=fields.of("tie_embeddings", "tie_embeddings", True),
         residual_in_fp32=fields.of("residual_in_fp32", "residual_in_fp32", True),
-        eos_token_id=fields.eos(_GPT_NEOX_END_OF_TEXT if tokens == _GPT_NEOX_TOKENS else None),
+        eos_token_id=fields.eos(),
         **block.widths(d_model, "d_inner"),
     )
+    if "eos_token_id" not in fields.data and tokens == _GPT_NEOX_TOKENS:
+        config = config.replace(eos_token_id=_GPT_NEOX_END_OF_TEXT)
     return Description(config, MAMBA)
 
 
