@@ -34,7 +34,16 @@ def read_config(folder: Path) -> tuple[Family, Description]:
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    fields = Fields(path, read_json(path), SUPPORTED)
+    return match(path, read_json(path))
+
+
+def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
+    """The family of a config.json's content, and what it says.
+
+    Raises:
+        CheckpointError: as ``read_config``; it names ``path``.
+    """
+    fields = Fields(path, content, SUPPORTED)
     if fields.integer("vocab_size", 1) < 1:  # MambaConfig lets a backbone without tokens pass
         raise CheckpointError(
             f"{path}: vocab_size is {fields.get('vocab_size')}, expected at least 1"
