@@ -130,6 +130,13 @@ def test_the_contract_imports_nothing() -> None:
     assert found <= {PACKAGE, *sys.stdlib_module_names}
 
 
+def test_the_reader_of_untrusted_files_imports_errors_alone() -> None:
+    """Every room reads through it, and opening a file loads no library."""
+    found = IMPORTS["mamba_export.untrusted"]
+    assert {name for name in found if name.startswith(PACKAGE)} == {"mamba_export.errors"}
+    assert {name.partition(".")[0] for name in found} <= {PACKAGE, *sys.stdlib_module_names}
+
+
 RUNTIMES = {
     "torch",
     "onnxruntime",

@@ -252,7 +252,9 @@ def test_metadata_of_both_layouts_is_read(folder: Callable[..., Path]) -> None:
     path = folder() / "mamba_export.json"
     state = {"name": "layers.0", "start": 0.0}
     new = {"format": 2, "tokens": {"eos_token_id": 3}, "states": [state]}
-    for content in ({"format": 1, "eos_token_id": 3, "states": [{}]}, new, {**new, "tokens": None}):
+    several = {**new, "tokens": {"eos_token_id": [3, 4]}}
+    old = {"format": 1, "eos_token_id": 3, "states": [{}]}
+    for content in (old, new, several, {**new, "tokens": None}):
         path.write_text(json.dumps(content))
         assert "cannot be opened" in refused_prompt(path.parent) or "library" in refused_prompt(
             path.parent
@@ -261,6 +263,8 @@ def test_metadata_of_both_layouts_is_read(folder: Callable[..., Path]) -> None:
     assert "state layers.0 starts with other than zeros: use TrtSession" in refused_prompt(
         path.parent
     )
+    path.write_text(json.dumps({**new, "tokens": {"eos_token_id": [3, "4"]}}))
+    assert "cannot be used (there is a text, expected a number)" in refused_prompt(path.parent)
     path.write_text(json.dumps({"format": 2, "states": []}))
     assert 'mamba_export.json cannot be used (there is no "tokens")' in refused_prompt(path.parent)
 

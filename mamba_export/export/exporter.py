@@ -198,7 +198,13 @@ def export(
             config = subject.config
             write_json(
                 folder / contract.GENAI_CONFIG_FILE,
-                genai_config(program.tokens, d_model=config.d_model, n_layer=config.n_layer),
+                genai_config(
+                    program.tokens,
+                    d_model=config.d_model,
+                    n_layer=config.n_layer,
+                    bos_token_id=subject.bos_token_id,
+                    pad_token_id=subject.pad_token_id,
+                ),
             )
         for file in tokenizer_files:
             shutil.copyfile(file, folder / file.name)

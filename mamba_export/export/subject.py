@@ -33,7 +33,7 @@ class Subject:
         source: for the metadata.
         config: of a model of this package.
         exported: PyTorch's graph, where the program was found by tracing.
-        tokenizer_files: of a checkpoint.
+        tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
     """
 
     program: Program
@@ -42,6 +42,8 @@ class Subject:
     config: MambaConfig | None = None
     exported: Any = None
     tokenizer_files: list[Path] = field(default_factory=list)
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
 
 def from_model(
@@ -52,14 +54,18 @@ def from_model(
     Raises:
         MambaExportError: it is neither, or cannot be loaded.
     """
-    tokenizer_files: list[Path] = []
+    of_checkpoint: dict[str, Any] = {}
     if given.is_path(model):
         # A text may be the id of a model on a hub, and is kept as it is.
         name = model if isinstance(model, str) else given.path(model, "the model", ExportError)
         say(f"loading {name}")
         checkpoint = checkpoints.load(name, dtype=TORCH_DTYPES[dtype], progress=say)
         module: MambaLM | MambaBackbone = checkpoint.model
-        tokenizer_files = checkpoint.tokenizer_files
+        of_checkpoint = {
+            "tokenizer_files": checkpoint.tokenizer_files,
+            "bos_token_id": checkpoint.bos_token_id,
+            "pad_token_id": checkpoint.pad_token_id,
+        }
         source = {
             "kind": checkpoint.format,
             "name": checkpoint.source,
@@ -72,7 +78,8 @@ def from_model(
         source = _module_source(model)
     elif checkpoints.is_transformers(model):
         say("reading the model")
-        module = checkpoints.load_module(model, dtype=TORCH_DTYPES[dtype])
+        module, found = checkpoints.load_module(model, dtype=TORCH_DTYPES[dtype])
+        of_checkpoint = {"bos_token_id": found.bos_token_id, "pad_token_id": found.pad_token_id}
         source = _module_source(model)
     elif isinstance(model, nn.Module):
         raise ExportError(
@@ -84,7 +91,7 @@ def from_model(
             "module with args"
         )
     program = make_program(module, last_logits_only=last_logits_only)
-    return Subject(program, dtype, source, module.config, None, tokenizer_files)
+    return Subject(program, dtype, source, module.config, **of_checkpoint)
 
 
 def from_program(program: Program) -> Subject:

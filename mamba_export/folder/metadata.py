@@ -68,9 +68,14 @@ class Metadata:
         return 0 if self.tokens is None else self.tokens.vocab_size
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Token that ends a text, or None."""
+    def eos_token_id(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, several of which any one does, or None."""
         return None if self.tokens is None else self.tokens.eos_token_id
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """``eos_token_id`` as a tuple, without those that the vocabulary has not."""
+        return () if self.tokens is None else self.tokens.end_tokens
 
     @property
     def last_logits_only(self) -> bool:
@@ -208,10 +213,13 @@ def _parse(folder: Path, content: dict[str, Any]) -> Metadata:
 
 
 def _tokens(content: dict[str, Any]) -> Tokens:
-    eos = content["eos_token_id"]
+    eos = content["eos_token_id"]  # a list where there are several; format 1 had none or one
+    several = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if any(type(token) is not int for token in several):
+        raise ValueError(f"eos_token_id is {eos!r}")
     return Tokens(
         vocab_size=int(content["vocab_size"]),
-        eos_token_id=None if eos is None else int(eos),
+        eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         last_logits_only=bool(content["last_logits_only"]),
     )
 

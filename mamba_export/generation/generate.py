@@ -62,7 +62,7 @@ class GenerationMethods:
                 lengths.
             sampling: how tokens are chosen; None for the likeliest, always.
             max_new_tokens: of each continuation, at least 1.
-            stop_at_end: end a continuation at the model's end-of-text token.
+            stop_at_end: end a continuation at the model's end-of-text token, or at any of them.
             on_token: called with (index of the prompt, token) as each token is chosen.
             **options: fields of ``Sampling`` by name (``temperature=0.7, seed=1``), in place of those that
                 ``sampling`` has.
@@ -166,8 +166,8 @@ def _decoding(
     check_tokens_alone(metadata)
     max_new_tokens = given.integer(max_new_tokens, "max_new_tokens", 1, error=SessionError)
     stop_at_end = given.flag(stop_at_end, "stop_at_end", SessionError)
-    end_token = metadata.eos_token_id if stop_at_end else None
-    return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_token)
+    end_tokens = metadata.end_tokens if stop_at_end else ()
+    return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_tokens)
 
 
 def _encode(session: Session[Any], prompts: Prompts) -> list[list[int]]:

@@ -29,7 +29,7 @@ class MambaConfig:
         tie_embeddings: the output projection is the embedding.
         residual_in_fp32: keep the residual stream in fp32 whatever the weights' dtype.
         dt_min, dt_max, dt_floor: bounds of the step size at initialisation (paper, section 3.6).
-        eos_token_id: token that ends a text, or None.
+        eos_token_id: token that ends a text, several of which any one does, or None.
 
     Raises:
         MambaExportError: a value is out of range; the message names it.
@@ -52,7 +52,7 @@ class MambaConfig:
     dt_min: float = 1e-3
     dt_max: float = 1e-1
     dt_floor: float = 1e-4
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (

@@ -157,7 +157,7 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
     if isinstance(model, (MambaLM, MambaBackbone)):
         return _in_fp32(model)
     if metadata.model is not None and checkpoints.is_transformers(model):
-        return checkpoints.load_module(model)
+        return checkpoints.load_module(model)[0]
     if isinstance(model, nn.Module):
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         return model if on_cpu else copy.deepcopy(model).cpu()

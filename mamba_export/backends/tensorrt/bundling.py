@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mamba_export import given
-from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text
+from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text, why_no_line
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
     DEPLOY_FILE,
@@ -54,6 +54,8 @@ def bundle(
     out = given.path(out, "the bundle's folder", EngineError)
     metadata = read_metadata(folder)
     check_request(metadata, options)
+    if problem := why_no_line(metadata, options):
+        raise EngineError(problem)
     sources = _sources() if options.plugin else None
     graph, nodes = prepare(metadata.model_path, plugin=options.plugin)
     description = describe(

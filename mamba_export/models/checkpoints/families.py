@@ -12,6 +12,7 @@ from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
 from mamba_export.models.checkpoints.fields import Fields, read_json
+from mamba_export.models.checkpoints.generation_config import with_generation_config
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
 """Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
@@ -23,10 +24,10 @@ SUPPORTED = ", and ".join(
 
 
 def read_config(folder: Path) -> tuple[Family, Description]:
-    """Read ``folder``/config.json.
+    """Read ``folder``/config.json, and what generation_config.json beside it changes.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, of another architecture, or asks for
+        CheckpointError: a file is missing or unreadable, of another architecture, or asks for
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
@@ -34,7 +35,8 @@ def read_config(folder: Path) -> tuple[Family, Description]:
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    return match(path, read_json(path))
+    family, description = match(path, read_json(path))
+    return family, with_generation_config(folder, description)
 
 
 def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:

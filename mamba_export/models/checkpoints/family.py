@@ -18,10 +18,14 @@ class Description:
 
     config: of the model.
     architecture: the family's own name of it, as "falcon_mamba".
+    bos_token_id: token that starts a text, or None.
+    pad_token_id: token that fills rows which have ended, or None.
     """
 
     config: MambaConfig
     architecture: str
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
 
 @dataclass(frozen=True)

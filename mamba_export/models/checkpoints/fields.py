@@ -74,14 +74,15 @@ class Fields:
         """Rank of the step size's projection: "auto" also where it is 0, absent or null."""
         return "auto" if self.get(name) == "auto" else self.integer(name, 0) or "auto"
 
-    def eos(self, default: int | None) -> int | None:
-        """Token that ends a text: the first where the field is a list; null is none."""
-        value = self.data.get("eos_token_id", default)
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if value is not None and type(value) is not int:
-            raise CheckpointError(f"{self.path}: eos_token_id is {value!r}, expected an integer")
-        return value
+    def eos(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, or several; null, an empty list and an absent field are none."""
+        value = self.data.get("eos_token_id")
+        several = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(token) is not int for token in several):
+            raise CheckpointError(
+                f"{self.path}: eos_token_id is {value!r}, expected an integer or a list of integers"
+            )
+        return tuple(several) if len(several) > 1 else several[0] if several else None
 
     def refuse(self, name: str, what: str) -> NoReturn:
         """Raise CheckpointError: the field asks for what MambaLM lacks."""

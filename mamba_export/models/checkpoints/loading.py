@@ -31,6 +31,8 @@ class Checkpoint:
     format: the family's name: "transformers" or "state-spaces".
     architecture: the family's name of the model: "mamba" or "falcon_mamba".
     tokenizer_files: the tokenizer's and the generation configuration's files that the folder holds.
+    bos_token_id: token that starts a text, or None.
+    pad_token_id: token that fills rows which have ended, or None.
     """
 
     model: MambaLM
@@ -40,10 +42,12 @@ class Checkpoint:
     format: str
     architecture: str
     tokenizer_files: list[Path]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Token that ends a text, or None."""
+    def eos_token_id(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, several of which any one does, or None."""
         return self.config.eos_token_id
 
 
@@ -83,6 +87,8 @@ def load(
         format=family.name,
         architecture=description.architecture,
         tokenizer_files=tokenizer_files(folder),
+        bos_token_id=description.bos_token_id,
+        pad_token_id=description.pad_token_id,
     )
 
 

@@ -48,8 +48,10 @@ def _read(fields: Fields) -> Description:
         conv_bias=ssm.boolean("conv_bias", True),
         tie_embeddings=fields.boolean("tie_embeddings", True),
         residual_in_fp32=fields.boolean("residual_in_fp32", True),
-        eos_token_id=fields.eos(_GPT_NEOX_END_OF_TEXT if tokens == _GPT_NEOX_TOKENS else None),
+        eos_token_id=fields.eos(),
     )
+    if "eos_token_id" not in fields.data and tokens == _GPT_NEOX_TOKENS:
+        config = config.replace(eos_token_id=_GPT_NEOX_END_OF_TEXT)
     return Description(config, "mamba")
 
 

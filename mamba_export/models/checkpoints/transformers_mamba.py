@@ -46,14 +46,21 @@ def _read(fields: Fields) -> Description:
         dt_min=fields.number("time_step_min", 1e-3),
         dt_max=fields.number("time_step_max", 1e-1),
         dt_floor=fields.number("time_step_floor", 1e-4),
-        eos_token_id=fields.eos(0),
+        eos_token_id=fields.eos(),
     )
-    return Description(config, architecture)
+    return Description(
+        config,
+        architecture,
+        bos_token_id=fields.optional_integer("bos_token_id"),
+        pad_token_id=fields.optional_integer("pad_token_id"),
+    )
 
 
 def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
     """config.json of transformers' format; ``dtype`` is the matrices'."""
     falcon = config.bcdt_norm_epsilon is not None
+    eos = config.eos_token_id
+    other = eos[0] if isinstance(eos, tuple) else eos
     fields: dict[str, Any] = {
         "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
         "model_type": FALCON if falcon else MAMBA,
@@ -76,9 +83,9 @@ def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
         "time_step_max": config.dt_max,
         "time_step_floor": config.dt_floor,
         # All three default to 0 in transformers: a token like any other in some vocabularies.
-        "bos_token_id": config.eos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.eos_token_id,
+        "bos_token_id": other,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": other,
     }
     if falcon:
         fields["mixer_rms_eps"] = config.bcdt_norm_epsilon

@@ -140,13 +140,13 @@ void check_engine(const EngineFiles& files, const Json& json, bool check_content
   }
 }
 
-int64_t read_eos(const fs::path& path) {
-  if (!fs::exists(path)) return -1;
+std::vector<int64_t> read_end_tokens(const fs::path& path) {
+  if (!fs::exists(path)) return {};
   const Json json = read_json(path);
   try {
     // Format 1 of the metadata had it at the top level.
     const bool is_old = json.at("format").integer() == 1;
-    if (!is_old && json.at("tokens").is_null()) return -1;
+    if (!is_old && json.at("tokens").is_null()) return {};
     for (const Json& state : json.at("states").list()) {
       if (!is_old && state.at("start").number() != 0) {
         throw Error("state " + state.at("name").text() +
@@ -154,7 +154,11 @@ int64_t read_eos(const fs::path& path) {
       }
     }
     const Json& token = (is_old ? json : json.at("tokens")).at("eos_token_id");
-    return token.is_null() ? -1 : token.integer();
+    if (token.is_null()) return {};
+    if (token.kind() != Json::Kind::kList) return {token.integer()};
+    std::vector<int64_t> found;
+    for (const Json& one : token.list()) found.push_back(one.integer());
+    return found;
   } catch (const Error& error) {
     throw Error(path.string() + " cannot be used (" + error.what() + ")");
   }
@@ -221,7 +225,7 @@ EngineFiles read_engine_files(const std::string& path, const std::string& plugin
                 "): build the engine again");
   }
   files.engine = engine.string();
-  files.eos_token = read_eos(folder / kMetadataFile);
+  files.end_tokens = read_end_tokens(folder / kMetadataFile);
   if (!plugin.empty()) {
     if (!fs::is_regular_file(plugin)) throw Error(plugin + ": no such plugin library");
     files.plugin_library = plugin;

@@ -32,7 +32,7 @@ struct EngineFiles {
   std::vector<Profile> profiles;                            // in the engine's order
   bool has_byte_tokenizer;
   int64_t vocab_size;
-  int64_t eos_token;  // -1 where there is none
+  std::vector<int64_t> end_tokens;  // each of them ends a text
 
   // The profile that takes this many steps, the one for the longest prompts first; throws Error,
   // which names the ranges.

@@ -95,7 +95,8 @@ Result generate(Session& session, const std::vector<int64_t>& prompt, const Opti
   start = Clock::now();
   while (true) {
     // A benchmark runs its full length.
-    result.has_ended = token == files.eos_token && !options.bench;
+    const auto& ends = files.end_tokens;
+    result.has_ended = !options.bench && std::find(ends.begin(), ends.end(), token) != ends.end();
     if (result.has_ended) break;
     result.tokens.push_back(token);
     writer.write(token);
