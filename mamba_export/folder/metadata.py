@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import SessionError
 from mamba_export.fields import (
@@ -157,7 +157,7 @@ def read_metadata(folder: str | Path) -> Metadata:
         SessionError: the folder is missing, was not written by mamba-export, or holds a metadata file
             that is damaged or of a format that this version does not read.
     """
-    folder = Path(folder).expanduser()
+    folder = given.path(folder, "the folder", SessionError)
     if not folder.exists():
         raise SessionError(f"{folder}: no such folder")
     if not folder.is_dir():

@@ -36,11 +36,21 @@ def read_config(folder: Path) -> tuple[Family, Description]:
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    fields = ConfigFields(path, read_object(path), SUPPORTED)
+    family, description = match(path, read_object(path))
+    return family, with_generation_config(folder, description)
+
+
+def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
+    """The family of a config.json's content, and what it says.
+
+    Raises:
+        CheckpointError: as ``read_config``; it names ``path``.
+    """
+    fields = ConfigFields(path, content, SUPPORTED)
     for family in FAMILIES:
         if family.recognises(fields):
             try:
-                return family, with_generation_config(folder, family.read(fields))
+                return family, family.read(fields)
             except CheckpointError:
                 raise
             except MambaExportError as error:  # MambaConfig refused a value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mamba_export.models.checkpoints.family import Description
 from mamba_export.models.checkpoints.fields import ConfigFields, read_object
@@ -21,9 +22,12 @@ def with_generation_config(folder: Path, description: Description) -> Descriptio
         CheckpointError: the file is damaged, or a token in it is no integer.
     """
     path = folder / FILE
-    if not path.exists():
-        return description
-    fields = ConfigFields(path, read_object(path), FILE)
+    return with_content(path, read_object(path), description) if path.exists() else description
+
+
+def with_content(path: Path, content: dict[str, Any], description: Description) -> Description:
+    """``with_generation_config`` for the content of a file that is named ``path`` in errors."""
+    fields = ConfigFields(path, content, FILE)
     return dataclasses.replace(
         description,
         config=description.config.replace(eos_token_id=fields.eos()),
