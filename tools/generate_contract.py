@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mamba_export.cli import exit_with
-from mamba_export.contract import layout, names
+from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
 from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, Tensor
 
@@ -117,6 +117,7 @@ def names_header() -> str:
             "// The same, as export writes it on every node.",
             f'constexpr char kVersionAttribute[] = "{names.ATTR_PLUGIN_VERSION}";',
             f'constexpr char kVersion[] = "{names.PLUGIN_VERSION}";',
+            f"constexpr int32_t kMetadataFormat = {METADATA_FORMAT};  // newest layout of mamba_export.json",
             "",
             "}  // namespace mamba_contract",
             "",

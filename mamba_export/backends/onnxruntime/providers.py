@@ -10,7 +10,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mamba_export import given
 from mamba_export.backends.onnxruntime.device import Device
+from mamba_export.errors import SessionError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -18,6 +20,34 @@ PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 """By their names on the command line."""
 
 Provider = str | tuple[str, dict[str, Any]]
+
+
+def checked_providers(providers: Any) -> list[Provider]:
+    """Providers as a user gave them: a list of names and (name, options), or one name.
+
+    Raises:
+        SessionError: they are something else.
+    """
+    expected = "a list of names, or of (name, options)"
+    listed = (
+        [providers]
+        if isinstance(providers, str)
+        else given.listed(providers, "providers", expected, SessionError)
+    )
+    for provider in listed:
+        is_pair = isinstance(provider, tuple) and len(provider) == 2
+        name, options = (provider[0], provider[1]) if is_pair else (provider, {})
+        if not isinstance(name, str) or not isinstance(options, dict):
+            raise SessionError(
+                f"provider {given.shown(provider)}: give its name, or (name, options) with a dict of options"
+            )
+        given.integer(_number(options.get("device_id", 0)), "device_id", 0, error=SessionError)
+    return listed
+
+
+def _number(value: Any) -> Any:
+    """ONNX Runtime takes numbers in options as text, too."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def provider_name(provider: Provider) -> str:
