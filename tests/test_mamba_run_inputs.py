@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mamba_export.printing import printable, printable_lines
 
 ROOT = Path(__file__).parents[1]
