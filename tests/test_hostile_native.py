@@ -51,7 +51,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     defined = [f"-D{name}={value}" for name, value in options.items()]
     run(["cmake", "-S", ROOT, "-B", folder, *generator, *defined])
-    targets = ["hostile_kernels", *(["hostile_plugins"] if "TENSORRT_INCLUDE_DIR" in options else [])]
+    targets = [
+        "hostile_kernels",
+        *(["hostile_plugins"] if "TENSORRT_INCLUDE_DIR" in options else []),
+    ]
     run(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
     return folder / "tests" / "cpp"
 
