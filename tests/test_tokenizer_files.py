@@ -69,10 +69,13 @@ def test_padding_and_truncation_of_the_file_are_ignored(
 ) -> None:
     folder = written(**changed)
     text = "the theatre then there, be there, be there, be there"
+    found = load_tokenizer(folder).encode(text)
+    if "truncation" in changed and changed["truncation"]["stride"]:
+        folder = written()  # transformers refuses this one, and reads the others
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     expected = theirs(text)["input_ids"]
     assert len(expected) > 16
-    assert load_tokenizer(folder).encode(text) == expected
+    assert found == expected
 
 
 HOSTILE = {

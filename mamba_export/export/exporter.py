@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError, first_line
@@ -117,15 +117,20 @@ def export(
     Raises:
         MambaExportError: bad input, or what cannot be exported, one clear line; nothing is written.
     """
+    given.function(progress, "progress", ExportError)
+    last_logits_only = given.flag(last_logits_only, "last_logits_only", ExportError)
+    fuse_layers = given.flag(fuse_layers, "fuse_layers", ExportError)
+    force = given.flag(force, "force", ExportError)
     say: Progress = progress or (lambda _: None)
-    if output is None and isinstance(args, (str, Path)):
+    if output is None and given.is_path(args):
         output, args = args, None
     if output is None:
         raise ExportError(
             'name the folder to write: export(model, "out") or export(module, args, output="out")'
         )
-    if dtype is not None and dtype not in TORCH_DTYPES:
-        raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
+    out = given.path(output, "the output folder", ExportError)
+    if dtype is not None:
+        dtype = given.one_of(dtype, "dtype", TORCH_DTYPES, ExportError)
     check_opset(opset)  # before minutes are spent on loading
     of_a_module = {
         "dynamic_shapes": dynamic_shapes,
@@ -133,12 +138,15 @@ def export(
         "output_names": output_names,
         "states": states,
     }
-    given = [name for name, value in of_a_module.items() if value]
-    if given and args is None:
+    wanted = [
+        name
+        for name, value in of_a_module.items()
+        if value is not None and not (isinstance(value, (tuple, list, dict)) and not value)
+    ]
+    if wanted and args is None:
         raise ExportError(
-            f"{', '.join(given)} are of a module with args: export(module, args, output=...)"
+            f"{', '.join(wanted)} are of a module with args: export(module, args, output=...)"
         )
-    out = Path(output)
     with new_folder(out, force=force) as folder:
         if isinstance(model, Program):
             subject = from_program(model)
@@ -157,6 +165,8 @@ def export(
             subject = from_model(model, dtype or "fp32", last_logits_only=last_logits_only, say=say)
         tokenizer_files = subject.tokenizer_files
         if tokenizer is not None:
+            if not isinstance(tokenizer, str):  # a text may be an id on a hub
+                tokenizer = given.path(tokenizer, "tokenizer", ExportError)
             tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
         program = subject.program
         if last_logits_only and program.tokens is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mamba_export import given
 from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
@@ -26,7 +27,7 @@ from mamba_export.backends.tensorrt.names import (
     GRAPH_FILE,
     TENSORRT_RTX,
 )
-from mamba_export.backends.tensorrt.options import BuildOptions, check_request
+from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Progress
@@ -65,9 +66,11 @@ def build(
         MambaExportError: bad input or a missing requirement, one clear line; nothing is written. Among
             others: a scan did not become a plugin.
     """
-    options = options or BuildOptions()
-    folder = Path(folder).expanduser()
+    options = as_options(options)
+    force = given.flag(force, "force", EngineError)
+    given.function(progress, "progress", EngineError)
     metadata = read_metadata(folder)
+    folder = metadata.folder
     check_request(metadata, options)
     if (folder / ENGINE_FILE).exists() and not force:
         raise EngineError(f"{folder / ENGINE_FILE} exists: --force replaces it")

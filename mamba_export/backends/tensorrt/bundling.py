@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text, why_no_line
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
@@ -13,7 +14,7 @@ from mamba_export.backends.tensorrt.names import (
     GRAPH_FILE,
     TENSORRT,
 )
-from mamba_export.backends.tensorrt.options import BuildOptions, check_request
+from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
 from mamba_export.files import new_folder
@@ -48,7 +49,9 @@ def bundle(
     Raises:
         MambaExportError: bad input, or the plugin's sources are not here; nothing is written.
     """
-    options = options or BuildOptions()
+    options = as_options(options)
+    force = given.flag(force, "force", EngineError)
+    out = given.path(out, "the bundle's folder", EngineError)
     metadata = read_metadata(folder)
     check_request(metadata, options)
     if problem := why_no_line(metadata, options):
@@ -64,7 +67,7 @@ def bundle(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
     )
-    with new_folder(Path(out), force=force) as target:
+    with new_folder(out, force=force) as target:
         for path in sorted(metadata.folder.iterdir()):
             if path.suffix in _KEPT_SUFFIXES and path.name not in _NOT_WRITTEN_BY_EXPORT:
                 shutil.copyfile(path, target / path.name)
@@ -73,7 +76,7 @@ def bundle(
         (target / DEPLOY_FILE).write_text(deploy_text(metadata, options), encoding="utf-8")
         if sources is not None:
             _copy_sources(sources, target / PLUGIN_SOURCE)
-    return Path(out)
+    return out
 
 
 def _sources() -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from mamba_export import given
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
@@ -76,7 +77,10 @@ def compile_graph(
             profile.set_shape(name, minimum, optimum, maximum)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{model_path}: {library} refuses a profile: {library.reason()}")
-    cache = _timing_cache(library, config, options.timing_cache)
+    timing_cache = (
+        None if options.timing_cache is None else given.path(options.timing_cache, "--timing-cache")
+    )
+    cache = _timing_cache(library, config, timing_cache)
     interrupt = Interrupt()
     monitor = make_monitor(trt, progress, interrupt)  # must outlive the build
     config.progress_monitor = monitor
@@ -84,8 +88,8 @@ def compile_graph(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{model_path}: {library} cannot build it: {library.reason()}")
-    if cache is not None and options.timing_cache is not None:
-        with _beside(options.timing_cache) as path:
+    if cache is not None and timing_cache is not None:
+        with _beside(timing_cache) as path:
             path.write_bytes(memoryview(config.get_timing_cache().serialize()))
     return plan, dict(plugins)
 
