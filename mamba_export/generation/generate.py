@@ -131,7 +131,7 @@ class TextStream:
         return _result(self._decoding, self._tokenizer)
 
     def _generate(self) -> Generator[tuple[int, str], None, None]:
-        rows = [self._tokenizer.detokenizer() for _ in self._decoding.prompts]
+        rows = [self._tokenizer.detokenizer(prompt) for prompt in self._decoding.prompts]
         events = self._decoding.events()
         try:
             for row, token in events:
@@ -220,7 +220,10 @@ def _result(decoding: Decoding, tokenizer: Tokenizer | None) -> Generations:
     return Generations(
         tuple(
             Generation(
-                prompt, tokens, None if tokenizer is None else tokenizer.decode(tokens), reason
+                prompt,
+                tokens,
+                None if tokenizer is None else tokenizer.decode(tokens, after=prompt),
+                reason,
             )
             for prompt, tokens, reason in zip(
                 decoding.prompts, decoding.tokens, decoding.reasons, strict=True
