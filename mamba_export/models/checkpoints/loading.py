@@ -74,7 +74,7 @@ def load(
     try:
         folder = locate(source, progress)
         family, description = read_config(folder)
-        stored = {family.our_name(tensor.name): tensor for tensor in open_weights(folder)}
+        stored = _by_our_names(family, open_weights(folder))
         model = assemble(folder, family, description.config, stored, dtype, progress)
     except OSError as error:
         where = error.filename or source
@@ -90,6 +90,19 @@ def load(
         bos_token_id=description.bos_token_id,
         pad_token_id=description.pad_token_id,
     )
+
+
+def _by_our_names(family: Family, tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by MambaLM's names. CheckpointError where two stand for one parameter."""
+    stored: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        other = stored.setdefault(family.our_name(tensor.name), tensor)
+        if other is not tensor:
+            raise CheckpointError(
+                f"{tensor.file}: tensors {other.name} and {tensor.name} both stand for "
+                f"{family.file_name(family.our_name(tensor.name))}: leave one of them out"
+            )
+    return stored
 
 
 def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaConfig:
