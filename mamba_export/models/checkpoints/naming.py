@@ -1,4 +1,4 @@
-"""Names of tensors that the Mamba-1 families share: MambaLM's own, but for the embedding's and what wraps a model."""
+"""Names of tensors that the Mamba-1 families share: MambaLM's own, but for the embedding's and wrappers'."""
 
 from __future__ import annotations
 
