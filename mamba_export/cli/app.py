@@ -9,6 +9,7 @@ import typer
 
 from mamba_export import __version__, requirements
 from mamba_export.cli import build, doctor, export, library_path, run, verify
+from mamba_export.cli.signals import ending_well
 from mamba_export.errors import MambaExportError
 
 NAME = "mamba-export"
@@ -58,7 +59,8 @@ def run_app(
 ) -> Any:
     """Run a typer application with our error and exit-code rules; the scripts in tools/ share it.
 
-    Typer itself ends on Ctrl-C (130) and on a reader that left (``| head``) without a traceback.
+    Typer itself ends on Ctrl-C (130) and on a reader that left (``| head``) without a traceback; SIGTERM and
+    SIGHUP end a command in the same way (143, 129).
 
     Args:
         application: what to run.
@@ -66,7 +68,7 @@ def run_app(
         name: of the program, in its help and for shell completion; None for the script's.
     """
     try:
-        with requirements.named():
+        with requirements.named(), ending_well():
             code = application(args=arguments, prog_name=name, standalone_mode=True)
     except MambaExportError as error:
         # Not through rich: it would wrap the line and read brackets in a path as markup.

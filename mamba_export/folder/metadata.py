@@ -11,6 +11,7 @@ from typing import Any
 from mamba_export import contract
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import SessionError
+from mamba_export.files import write_text
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.old_metadata import from_format_1
 
@@ -125,7 +126,7 @@ def write_metadata(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file for people and programs."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_metadata(folder: str | Path) -> Metadata:

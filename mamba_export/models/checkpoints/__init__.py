@@ -5,6 +5,6 @@
 
 from mamba_export.models.checkpoints.loading import Checkpoint, load
 from mamba_export.models.checkpoints.saving import save
-from mamba_export.models.checkpoints.source import locate_tokenizer
+from mamba_export.models.checkpoints.source import check_links, locate_tokenizer
 
-__all__ = ["Checkpoint", "load", "locate_tokenizer", "save"]
+__all__ = ["Checkpoint", "check_links", "load", "locate_tokenizer", "save"]
