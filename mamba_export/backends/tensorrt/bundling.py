@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mamba_export import contract
-from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text
+from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text, why_no_line
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
     DEPLOY_FILE,
@@ -52,6 +52,8 @@ def bundle(
     options = options or BuildOptions()
     metadata = read_metadata(folder)
     check_request(metadata, options)
+    if problem := why_no_line(metadata, options):
+        raise EngineError(problem)
     sources = _sources() if options.plugin else None
     with new_folder(
         out, marker=contract.METADATA_FILE, force=force, sources=[metadata.folder]
