@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mamba_export.errors import MambaExportError
 from mamba_export.files import renames
-from mamba_export.files.partial import PREFIX, Partial, sweep
-from mamba_export.files.paths import absolute
+from mamba_export.files.partial import PREFIX, Partial, locked, sweep
+from mamba_export.files.paths import absolute, real
 from mamba_export.files.replaceable import check_name, check_ours, check_place, exists
 
 _ATTEMPTS = 100
@@ -51,18 +51,19 @@ def new_folder(
     with _one_line(Path(out)):
         out = absolute(out)
         read = [absolute(source) for source in sources]
+
+    def check() -> bool:
+        return check_place(out, force=force, marker=marker, sources=read)
+
     with contextlib.ExitStack() as partials:
         with _one_line(out):
             sweep(out.parent)
             sweep(out)
-            fixed = check_place(out, force=force, marker=marker, sources=read)
+            with locked(out):
+                fixed = check()
             partial = partials.enter_context(_partial(out if fixed else out.parent))
         with _one_line(out):
             yield partial.new
-
-            def check() -> None:
-                check_place(out, force=force, marker=marker, sources=read)
-
             if not fixed and _rename(partial.new, out, marker, force, check):
                 return
             if not fixed:
@@ -78,8 +79,8 @@ def new_files(
     folder: str | Path,
     *,
     last: str,
-    check: Callable[[], None] = lambda: None,
-    error: type[MambaExportError] = MambaExportError,
+    check: Callable[[], object] = lambda: None,
+    error: Callable[[str], MambaExportError] = MambaExportError,
 ) -> Iterator[Path]:
     """Yield a temporary folder whose files move into ``folder`` when the block ends well.
 
@@ -89,14 +90,14 @@ def new_files(
         folder: is made where it is missing.
         last: the file that describes the others: a reader that finds it finds those that it describes.
         check: raises where the files must not move after all, such as when another run was quicker.
-        error: class of the errors.
+        error: makes an error of a line.
 
     Raises:
         MambaExportError: something cannot be written.
     """
     with contextlib.ExitStack() as partials:
         with _one_line(Path(folder), error):
-            home = absolute(folder).resolve()
+            home = real(absolute(folder))
             sweep(home)
             partial = partials.enter_context(_partial(home))
         with _one_line(Path(folder), error):
@@ -106,23 +107,24 @@ def new_files(
 
 @contextlib.contextmanager
 def new_file(
-    path: str | Path, *, error: type[MambaExportError] = MambaExportError
+    path: str | Path, *, error: Callable[[str], MambaExportError] = MambaExportError
 ) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends well, in place of a file that is there.
 
     Args:
         path: its folder exists; of a link the file that it leads to is replaced.
-        error: class of the errors.
+        error: makes an error of a line.
 
     Raises:
         MambaExportError: it is there and no regular file, or it cannot be written.
     """
     with contextlib.ExitStack() as partials:
         with _one_line(Path(path), error):
-            path = absolute(path).resolve()
+            path = real(absolute(path))
             if path.exists() and not path.is_file():
                 raise error(f"{path} is not a regular file: give another")
-            path.parent.stat()
+            if not path.parent.is_dir():
+                raise error(f"{path}: cannot be written (there is no folder {path.parent})")
             sweep(path.parent)
             partial = partials.enter_context(_partial(path.parent))
         with _one_line(path, error):
@@ -177,7 +179,7 @@ def _end(partial: Partial, made: list[Path]) -> None:
             path.rmdir()
 
 
-def _rename(new: Path, out: Path, marker: str, force: bool, check: Callable[[], None]) -> bool:
+def _rename(new: Path, out: Path, marker: str, force: bool, check: Callable[[], object]) -> bool:
     """Put a folder in its place in one step; False where that cannot be done here."""
     while True:
         try:
@@ -186,7 +188,8 @@ def _rename(new: Path, out: Path, marker: str, force: bool, check: Callable[[], 
         except FileExistsError:
             if not force:
                 raise exists(out) from None
-        check()
+        with locked(out):
+            check()
         try:
             renames.exchange(new, out)
         except FileNotFoundError:  # what was there went away meanwhile
@@ -204,7 +207,9 @@ def _rename(new: Path, out: Path, marker: str, force: bool, check: Callable[[], 
 
 
 @contextlib.contextmanager
-def _one_line(out: Path, error: type[MambaExportError] = MambaExportError) -> Iterator[None]:
+def _one_line(
+    out: Path, error: Callable[[str], MambaExportError] = MambaExportError
+) -> Iterator[None]:
     """OSErrors as one line that names the file, in the place where it is to be."""
     try:
         yield

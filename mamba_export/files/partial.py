@@ -53,7 +53,7 @@ class Partial:
             ) from error
         self.new.mkdir()
 
-    def replace(self, last: str, *, everything: bool, check: Callable[[], None]) -> None:
+    def replace(self, last: str, *, everything: bool, check: Callable[[], object]) -> None:
         """Move the new files into ``home``, in the place of those of the same names.
 
         A kill at any moment leaves either the old files or the new ones, where the next run looks first
@@ -64,7 +64,7 @@ class Partial:
             everything: whether all of home's other files go too.
             check: called when no other run can do the same; raises where it must not be done.
         """
-        with _locked(self.home):
+        with locked(self.home):
             check()
             incoming = sorted(_names(self.new), key=lambda name: name == last)
             there = [name for name in entries(self.home) if everything or name in incoming]
@@ -141,8 +141,11 @@ def lock(folder: Path, *, wait: bool = False) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = lock(folder, wait=True)
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs from ``replace`` in a folder, where it is there and the file system has locks."""
+    descriptor = None
+    with contextlib.suppress(OSError):
+        descriptor = lock(folder, wait=True)
     try:
         yield
     finally:

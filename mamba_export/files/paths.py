@@ -29,7 +29,12 @@ def expand(path: str | Path) -> Path:
 def absolute(path: str | Path) -> Path:
     """``expand``, from the root; links in its parents stay, and a last ".." is followed."""
     path = expand(path).absolute()
-    return path.resolve() if path.name == ".." else path
+    return real(path) if path.name == ".." else path
+
+
+def real(path: Path) -> Path:
+    """The path without links; those that lead in a circle stay (``Path.resolve`` raises RuntimeError)."""
+    return Path(os.path.realpath(path))
 
 
 def within(path: Path, folder: Path) -> bool:

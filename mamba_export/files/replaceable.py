@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mamba_export.errors import MambaExportError
 from mamba_export.files.partial import entries
-from mamba_export.files.paths import mounts, within
+from mamba_export.files.paths import mounts, real, within
 
 
 def check_name(out: str | Path) -> None:
@@ -44,7 +44,7 @@ def check_place(out: Path, *, force: bool, marker: str, sources: Iterable[Path])
     if not _is_there(out):
         return False
     points = mounts()
-    place = out.resolve()
+    place = real(out)
     fixed = place in points or os.path.ismount(place) or not os.access(out.parent, os.W_OK)
     if not force and not (fixed and not entries(out)):
         raise exists(out)
@@ -101,7 +101,7 @@ def _is_there(folder: Path, out: Path | None = None) -> bool:
 
 
 def _check_apart(out: Path, sources: Iterable[Path]) -> None:
-    place = out.resolve()
+    place = real(out)
     for source in sources:
         for path in _with_links(source):
             if within(place, path) or within(path, place):
@@ -113,7 +113,7 @@ def _check_apart(out: Path, sources: Iterable[Path]) -> None:
 
 def _with_links(source: Path) -> Iterable[Path]:
     """A file or folder, and where the links in it lead."""
-    yield source.resolve()
+    yield real(source)
     if source.is_dir():
         with os.scandir(source) as found:
-            yield from (Path(entry.path).resolve() for entry in found if entry.is_symlink())
+            yield from (real(Path(entry.path)) for entry in found if entry.is_symlink())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mamba_export.errors import MambaExportError
+from mamba_export.files.paths import real
 
 
 @contextlib.contextmanager
@@ -51,7 +52,12 @@ def write_text(path: Path, text: str) -> None:
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content."""
     with naming(target):
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            if error.filename2 is not None:  # of both: what is read was opened, so it is the writing
+                error.filename = str(target)
+            raise
 
 
 def check_inside(path: Path, *folders: Path, error: type[MambaExportError]) -> None:
@@ -65,8 +71,8 @@ def check_inside(path: Path, *folders: Path, error: type[MambaExportError]) -> N
     Raises:
         MambaExportError: it leads elsewhere.
     """
-    target = path.resolve()
-    if not any(folder.resolve() in target.parents for folder in folders):
+    target = real(path)
+    if not any(real(folder) in target.parents for folder in folders):
         raise error(
             f"{path} is a link that leads out of its folder, to {target}: put a copy of the file there"
         )

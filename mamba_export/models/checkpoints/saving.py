@@ -43,15 +43,17 @@ def save(
     family, config = write_config(model.config, dtype or model.embeddings.weight.dtype)
     text = json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n"
     tensors = _tensors(model, family, dtype)
-    with new_files(folder, last="config.json", error=CheckpointError) as new:
+
+    def failed(line: str) -> CheckpointError:
+        return CheckpointError(f"cannot write the checkpoint to {folder}: {line}")
+
+    with new_files(folder, last="config.json", error=failed) as new:
         write_text(new / "config.json", text)
         path = new / "model.safetensors"
         try:
             save_file(tensors, path, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise CheckpointError(
-                f"{folder / path.name}: cannot be written ({first_line(error)})"
-            ) from error
+            raise failed(f"{path.name}: {first_line(error)}") from error
         path.chmod((new / "config.json").stat().st_mode)  # safetensors writes for the owner alone
 
 
