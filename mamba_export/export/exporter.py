@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError
@@ -23,7 +23,7 @@ from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
 from mamba_export.export.saving import check, save
 from mamba_export.export.subject import from_model, from_module, from_program
-from mamba_export.files import copy_file, expand, new_folder
+from mamba_export.files import copy_file, new_folder
 from mamba_export.folder.genai import genai_config
 from mamba_export.folder.metadata import write_json, write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, checkpoints
@@ -116,15 +116,20 @@ def export(
     Raises:
         MambaExportError: bad input, or what cannot be exported, one clear line; nothing is written.
     """
+    given.function(progress, "progress", ExportError)
+    last_logits_only = given.flag(last_logits_only, "last_logits_only", ExportError)
+    fuse_layers = given.flag(fuse_layers, "fuse_layers", ExportError)
+    force = given.flag(force, "force", ExportError)
     say: Progress = progress or (lambda _: None)
-    if output is None and isinstance(args, (str, Path)):
+    if output is None and given.is_path(args):
         output, args = args, None
     if output is None:
         raise ExportError(
             'name the folder to write: export(model, "out") or export(module, args, output="out")'
         )
-    if dtype is not None and dtype not in TORCH_DTYPES:
-        raise ExportError(f"dtype {dtype!r} is unknown: use one of {', '.join(TORCH_DTYPES)}")
+    out = given.path(output, "the output folder", ExportError)
+    if dtype is not None:
+        dtype = given.one_of(dtype, "dtype", TORCH_DTYPES, ExportError)
     check_opset(opset)  # before minutes are spent on loading
     of_a_module = {
         "dynamic_shapes": dynamic_shapes,
@@ -132,16 +137,21 @@ def export(
         "output_names": output_names,
         "states": states,
     }
-    given = [name for name, value in of_a_module.items() if value]
-    if given and args is None:
-        raise ExportError(
-            f"{', '.join(given)} are of a module with args: export(module, args, output=...)"
-        )
-    out = expand(output)
-    read = [
-        expand(path) for path in (model, tokenizer) if isinstance(path, (str, Path)) and str(path)
+    wanted = [
+        name
+        for name, value in of_a_module.items()
+        if value is not None and not (isinstance(value, (tuple, list, dict)) and not value)
     ]
-    with new_folder(output, marker=contract.METADATA_FILE, force=force, sources=read) as folder:
+    if wanted and args is None:
+        raise ExportError(
+            f"{', '.join(wanted)} are of a module with args: export(module, args, output=...)"
+        )
+    read = [
+        given.path(one, "a path", ExportError)
+        for one in (model, tokenizer)
+        if given.is_path(one) and one
+    ]
+    with new_folder(out, marker=contract.METADATA_FILE, force=force, sources=read) as folder:
         if isinstance(model, Program):
             subject = from_program(model)
         elif args is not None:
@@ -159,6 +169,8 @@ def export(
             subject = from_model(model, dtype or "fp32", last_logits_only=last_logits_only, say=say)
         tokenizer_files = subject.tokenizer_files
         if tokenizer is not None:
+            if not isinstance(tokenizer, str):  # a text may be an id on a hub
+                tokenizer = given.path(tokenizer, "tokenizer", ExportError)
             tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
         checkpoints.check_links(tokenizer_files)
         program = subject.program
@@ -186,7 +198,13 @@ def export(
             config = subject.config
             write_json(
                 folder / contract.GENAI_CONFIG_FILE,
-                genai_config(program.tokens, d_model=config.d_model, n_layer=config.n_layer),
+                genai_config(
+                    program.tokens,
+                    d_model=config.d_model,
+                    n_layer=config.n_layer,
+                    bos_token_id=subject.bos_token_id,
+                    pad_token_id=subject.pad_token_id,
+                ),
             )
         for file in tokenizer_files:
             copy_file(file, folder / file.name)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.errors import MambaExportError
 from mamba_export.files import renames
 from mamba_export.files.partial import PREFIX, Partial, locked, sweep
@@ -47,8 +48,9 @@ def new_folder(
         MambaExportError: ``out`` is there and must not be replaced, or something cannot be written. An OSError
             of the block becomes one that names the file.
     """
+    out = given.path(out, "the output")
     check_name(out)
-    with _one_line(Path(out)):
+    with _one_line(out):
         out = absolute(out)
         read = [absolute(source) for source in sources]
 

@@ -1,34 +1,23 @@
-"""Paths of outputs: "~" expanded, and which places are mount points."""
+"""Paths of outputs: where they lead, and which are mount points."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
 
-from mamba_export.errors import MambaExportError
+from mamba_export import given
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
-def expand(path: str | Path) -> Path:
-    """The path with "~" as the shell would expand it (a script's argument reaches us as it is).
+def absolute(path: str | Path) -> Path:
+    """The path from the root, "~" expanded; links in its parents stay, and a last ".." is followed.
 
     Raises:
-        MambaExportError: it holds a byte 0, which no name of a file can.
+        MambaExportError: no file can have that name.
     """
-    if "\0" in str(path):
-        raise MambaExportError(f"{str(path)!r} holds a byte 0: no file can have that name")
-    path = Path(path)
-    with contextlib.suppress(RuntimeError):  # "~unknown-user": a name like any other
-        path = path.expanduser()
-    return path
-
-
-def absolute(path: str | Path) -> Path:
-    """``expand``, from the root; links in its parents stay, and a last ".." is followed."""
-    path = expand(path).absolute()
+    path = given.path(path, "the output").absolute()
     return real(path) if path.name == ".." else path
 
 

@@ -12,14 +12,14 @@ from mamba_export.files.partial import entries
 from mamba_export.files.paths import mounts, real, within
 
 
-def check_name(out: str | Path) -> None:
-    """Refuse what names no folder of its own.
+def check_name(out: Path) -> None:
+    """Refuse the current folder.
 
     Raises:
-        MambaExportError: the path is empty, or the current folder.
+        MambaExportError: it is.
     """
-    if not Path(out).parts:
-        raise MambaExportError(f"the output is {str(out)!r}: name a folder to write")
+    if not out.parts:  # so is Path("")
+        raise MambaExportError("the output is empty or '.': name a folder to write")
 
 
 def check_place(out: Path, *, force: bool, marker: str, sources: Iterable[Path]) -> bool:

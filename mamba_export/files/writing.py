@@ -55,7 +55,9 @@ def copy_file(source: Path, target: Path) -> None:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            if error.filename2 is not None:  # of both: what is read was opened, so it is the writing
+            if (
+                error.filename2 is not None
+            ):  # of both: what is read was opened, so it is the writing
                 error.filename = str(target)
             raise
 

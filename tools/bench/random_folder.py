@@ -18,10 +18,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import ExportError
 from mamba_export.export.graph import DEFAULT_OPSET, build
-from mamba_export.files import expand, new_file, new_folder, opened, write_bytes
+from mamba_export.files import new_file, new_folder, opened, write_bytes
 from mamba_export.folder.metadata import write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaConfig, MambaLM, cast
 from mamba_export.models.program import make_program
@@ -77,6 +77,7 @@ def write_graph(
             name=key,
         )
         offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    out = given.path(out, "the output")
     with new_folder(out, marker=contract.METADATA_FILE) as folder:
         proto = ir.serde.serialize_model(graph)
         write_bytes(folder / contract.MODEL_FILE, proto.SerializeToString())
@@ -89,7 +90,7 @@ def write_graph(
             source={"kind": "random weights", "name": name, "path": None},
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
-    return expand(out)
+    return out
 
 
 def fill_weights(folder: Path, seed: int = 0) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mamba_export import given
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device
@@ -17,6 +18,7 @@ from mamba_export.backends.onnxruntime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     Provider,
+    checked_providers,
     device_index,
     make_session,
     provider_name,
@@ -97,8 +99,14 @@ def open_session(
     """
     if threads is not None and session_options is not None:
         raise SessionError("give threads or session_options, not both")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise SessionError(f"threads is {threads!r}, expected an integer >= 1")
+    if threads is not None:
+        threads = given.integer(threads, "threads", 1, error=SessionError)
+    if session_options is not None and not isinstance(session_options, ort.SessionOptions):
+        raise SessionError(
+            f"session_options is {given.shown(session_options)}: give an onnxruntime.SessionOptions"
+        )
+    if native is not None:
+        native = given.flag(native, "native", SessionError)
     if (
         native is False
         and session_options is not None
@@ -113,7 +121,9 @@ def open_session(
     if providers is None:
         model = _open_best(metadata, make_options, CUDA_PROVIDER in available, native)
     else:
-        model = _open_given(metadata, make_options(), providers, available, native)
+        model = _open_given(
+            metadata, make_options(), checked_providers(providers), available, native
+        )
     _check_interface(metadata, model.session)
     return model
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mamba_export import given
 from mamba_export.backends.tensorrt import cuda_driver
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.compiling import Shapes, compile_graph
@@ -22,13 +23,13 @@ from mamba_export.backends.tensorrt.names import (
     GRAPH_FILE,
     TENSORRT_RTX,
 )
-from mamba_export.backends.tensorrt.options import BuildOptions, check_request
+from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Progress
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
-from mamba_export.files import expand, new_files, opened, write_bytes, write_text
+from mamba_export.files import new_files, opened, write_bytes, write_text
 from mamba_export.folder.metadata import Metadata, read_metadata, write_json
 
 _CHUNK = 1 << 24
@@ -62,9 +63,11 @@ def build(
         MambaExportError: bad input or a missing requirement, one clear line; nothing is written. Among
             others: a scan did not become a plugin.
     """
-    options = options or BuildOptions()
-    folder = expand(folder)
+    options = as_options(options)
+    force = given.flag(force, "force", EngineError)
+    given.function(progress, "progress", EngineError)
     metadata = read_metadata(folder)
+    folder = metadata.folder
     check_request(metadata, options)
 
     def check_new() -> None:

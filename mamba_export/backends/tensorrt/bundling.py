@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text, why_no_line
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
@@ -13,10 +13,10 @@ from mamba_export.backends.tensorrt.names import (
     GRAPH_FILE,
     TENSORRT,
 )
-from mamba_export.backends.tensorrt.options import BuildOptions, check_request
+from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import EngineError
-from mamba_export.files import check_inside, copy_file, expand, new_folder, write_bytes, write_text
+from mamba_export.files import check_inside, copy_file, new_folder, write_bytes, write_text
 from mamba_export.folder.metadata import read_metadata, write_json
 from mamba_export.libraries import TRT_PLUGIN
 
@@ -49,7 +49,9 @@ def bundle(
     Raises:
         MambaExportError: bad input, or the plugin's sources are not here; nothing is written.
     """
-    options = options or BuildOptions()
+    options = as_options(options)
+    force = given.flag(force, "force", EngineError)
+    out = given.path(out, "the bundle's folder", EngineError)
     metadata = read_metadata(folder)
     check_request(metadata, options)
     if problem := why_no_line(metadata, options):
@@ -78,7 +80,7 @@ def bundle(
         write_text(target / DEPLOY_FILE, deploy_text(metadata, options))
         if sources is not None:
             _copy_sources(sources, target / PLUGIN_SOURCE)
-    return expand(out)
+    return out
 
 
 def _sources() -> Path:

@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx
 
+from mamba_export import given
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
 from mamba_export.errors import EngineError
-from mamba_export.files import expand, new_file, write_bytes
+from mamba_export.files import new_file, write_bytes
 from mamba_export.untrusted import read_bytes
 
 Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
@@ -77,7 +78,10 @@ def compile_graph(
             profile.set_shape(name, minimum, optimum, maximum)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{model_path}: {library} refuses a profile: {library.reason()}")
-    cache = _timing_cache(library, config, options.timing_cache)
+    timing_cache = (
+        None if options.timing_cache is None else given.path(options.timing_cache, "--timing-cache")
+    )
+    cache = _timing_cache(library, config, timing_cache)
     interrupt = Interrupt()
     monitor = make_monitor(trt, progress, interrupt)  # must outlive the build
     config.progress_monitor = monitor
@@ -85,8 +89,8 @@ def compile_graph(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{model_path}: {library} cannot build it: {library.reason()}")
-    if cache is not None and options.timing_cache is not None:
-        with new_file(options.timing_cache, error=EngineError) as path:
+    if cache is not None and timing_cache is not None:
+        with new_file(timing_cache, error=EngineError) as path:
             write_bytes(path, memoryview(config.get_timing_cache().serialize()))
     return plan, dict(plugins)
 
@@ -134,7 +138,6 @@ def _configure(library: Library, builder: Any, options: BuildOptions, *, plugin:
 def _timing_cache(library: Library, config: Any, path: Path | None) -> Any:
     if path is None:
         return None
-    path = expand(path)
     content = read_bytes(path, error=EngineError) if os.path.lexists(path) else b""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):

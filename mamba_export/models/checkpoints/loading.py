@@ -31,6 +31,8 @@ class Checkpoint:
     format: the family's name: "transformers" or "state-spaces".
     architecture: the family's name of the model: "mamba" or "falcon_mamba".
     tokenizer_files: the tokenizer's and the generation configuration's files that the folder holds.
+    bos_token_id: token that starts a text, or None.
+    pad_token_id: token that fills rows which have ended, or None.
     """
 
     model: MambaLM
@@ -40,10 +42,12 @@ class Checkpoint:
     format: str
     architecture: str
     tokenizer_files: list[Path]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Token that ends a text, or None."""
+    def eos_token_id(self) -> int | tuple[int, ...] | None:
+        """Token that ends a text, several of which any one does, or None."""
         return self.config.eos_token_id
 
 
@@ -71,19 +75,20 @@ def load(
         folder = locate(source, progress)
         family, description = read_config(folder)
         stored = {family.our_name(tensor.name): tensor for tensor in open_weights(folder)}
-        config = _settle_head(description.config, stored)
-        model = _load_model(folder, family, config, stored, dtype, progress)
+        model = assemble(folder, family, description.config, stored, dtype, progress)
     except OSError as error:
         where = error.filename or source
         raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
     return Checkpoint(
         model=model,
-        config=config,
+        config=model.config,
         folder=folder,
         source=str(source),
         format=family.name,
         architecture=description.architecture,
         tokenizer_files=tokenizer_files(folder),
+        bos_token_id=description.bos_token_id,
+        pad_token_id=description.pad_token_id,
     )
 
 
@@ -104,7 +109,7 @@ def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaC
     return config
 
 
-def _load_model(
+def assemble(
     folder: Path,
     family: Family,
     config: MambaConfig,
@@ -112,6 +117,19 @@ def _load_model(
     dtype: torch.dtype,
     progress: Callable[[str], None] | None,
 ) -> MambaLM:
+    """The model of a configuration and stored tensors, by our names.
+
+    Args:
+        folder: for errors.
+        family: the tensors'.
+        config: of the model; its ``tie_embeddings`` gives way to the tensors.
+        stored: a tied head may be dropped from it.
+        dtype, progress: see ``load``.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape or an unknown dtype.
+    """
+    config = _settle_head(config, stored)
     last_layer = f"backbone.layers.{config.n_layer - 1}.norm.weight"
     if last_layer not in stored:  # before a model of a billion layers is built
         raise _missing(folder, family, [last_layer])

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "error.h"
+#include "printing.h"
 #include "versions.h"
 
 namespace mamba_run {
@@ -38,9 +39,9 @@ bool are_interfaces_known(int32_t major, int32_t minor) {
 
 void Log::log(Severity severity, const char* text) noexcept {
   const bool is_error = severity == Severity::kERROR || severity == Severity::kINTERNAL_ERROR;
-  if (is_verbose_) fprintf(stderr, "%s\n", text);
-  if (!is_error) return;
   try {
+    if (is_verbose_) fprintf(stderr, "%s\n", printable(text).c_str());
+    if (!is_error) return;
     const std::lock_guard<std::mutex> lock(mutex_);  // TensorRT logs from threads of its own
     const std::string line = text;
     if (error_.empty()) error_ = line.substr(0, line.find('\n'));
