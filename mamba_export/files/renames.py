@@ -36,7 +36,11 @@ def onto_nothing(source: Path, target: Path) -> None:
         target.mkdir()  # the claim: of several runs one makes it
         try:
             source.rename(target)
-        except OSError:
+        except OSError as failure:
+            if failure.errno == errno.ENOTEMPTY:  # another run has begun to replace it
+                raise FileExistsError(
+                    errno.EEXIST, os.strerror(errno.EEXIST), str(target)
+                ) from None
             with contextlib.suppress(OSError):
                 target.rmdir()
             raise
