@@ -43,6 +43,9 @@ def test_the_environment_names_another(
     other.touch()
     monkeypatch.setenv(library.variable, str(other))
     assert library.path() == other
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(library.variable, "other.so")
+    assert library.path() == other, "absolute: a loader looks for a bare name elsewhere"
     monkeypatch.setenv(library.variable, str(tmp_path / "nothing.so"))
     with pytest.raises(library.error, match=rf"{library.variable}=.*nothing\.so is not a file"):
         library.path()
