@@ -28,6 +28,10 @@ class MissingPackageError(MambaExportError, ImportError):
     """A package that this needs and that is not installed; the message names the command that installs it."""
 
 
+class UnknownOptionError(SessionError, TypeError):
+    """A keyword argument that names no option; the message lists those that there are."""
+
+
 def first_line(error: BaseException, after: str | None = None) -> str:
     """The first line of what an error says, for a message of one line; never empty, never raises.
 

@@ -7,11 +7,15 @@ for no library. Nothing here loads a library, and nothing here imports more than
 from __future__ import annotations
 
 import os
+import site
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mamba_export.errors import EngineError, MambaExportError, SessionError
+
+_SHOWN = 200
+"""Characters of an environment variable that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class CompiledFile:
         if not setting:
             return installed(self.file)
         path = Path(setting)
-        if not path.is_file():
-            raise self.error(f"{self.variable}={setting} is not a file: name {self.file}, or none")
+        if not _is_file(path):
+            shown = setting if len(setting) <= _SHOWN else setting[:_SHOWN] + "..."
+            raise self.error(f"{self.variable}={shown} is not a file: name {self.file}, or none")
         return path.resolve()
 
     def why_absent(self) -> str:
@@ -97,9 +102,42 @@ MAMBA_RUN = "mamba_run"
 def installed(name: str) -> Path | None:
     """Path of a compiled file that was installed with the package; None where there is none.
 
-    An editable installation keeps the sources here and the libraries under site-packages, so every
-    entry of ``sys.path`` is looked at, after the package's own folder.
+    A file found here is opened as code, so only folders are looked at that the installation or the user's
+    environment names, each as ``mamba_export/lib``:
+
+    1. the package's own folder, and those that an editable installation's finder gives the package
+       (it keeps the sources in a checkout and the libraries under site-packages);
+    2. the folders where this Python keeps installed packages, the user's own among them;
+    3. absolute entries of PYTHONPATH, such as one with the sources before one with the libraries.
+
+    Never relative entries, the current directory, or a script's folder, which Python puts first in
+    ``sys.path``: what lies there is often data that others wrote.
     """
-    packages = [Path(__file__).parent, *(Path(entry or ".") / "mamba_export" for entry in sys.path)]
-    places = (package / "lib" / name for package in packages)
-    return next((place.resolve() for place in places if place.is_file()), None)
+    package = __name__.partition(".")[0]
+    roots = [Path(__file__).parent, *map(Path, sys.modules[package].__path__)]
+    roots += [folder / package for folder in (*_site_folders(), *_named_folders())]
+    places = (root / "lib" / name for root in roots if root.is_absolute())
+    return next((place.resolve() for place in places if _is_file(place)), None)
+
+
+def _site_folders() -> list[Path]:
+    """Where this Python keeps installed packages."""
+    users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return list(map(Path, (*site.getsitepackages(), *users)))
+
+
+def _named_folders() -> list[Path]:
+    """The absolute entries of PYTHONPATH other than the current directory."""
+    if sys.flags.ignore_environment:
+        return []
+    here = os.path.realpath(os.curdir)
+    entries = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return [path for path in entries if path.is_absolute() and os.path.realpath(path) != here]
+
+
+def _is_file(path: Path) -> bool:
+    """False, too, where the name is none that a file can have, or its folder cannot be searched."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -211,7 +211,8 @@ def test_absent_fields_take_transformers_defaults(tmp_path: Path) -> None:
         _, ours = checkpoints.families.read_config(folder)
         _, written = checkpoints.families.write_config(ours.config, torch.float32)
         for name, value in written.items():
-            if name not in ("architectures", "dtype"):
+            # Special tokens of the class are not what its generate uses (tests/test_end_of_text.py).
+            if name not in ("architectures", "dtype") and not name.endswith("_token_id"):
                 assert getattr(theirs, name) == value, name
 
 
@@ -383,12 +384,14 @@ def test_what_a_checkpoint_says_of_itself(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
     checkpoint = checkpoints.load(str(tmp_path))
-    assert checkpoint.eos_token_id == 7
+    assert checkpoint.eos_token_id == (7, 8)
     assert checkpoint.folder == tmp_path
     assert checkpoint.source == str(tmp_path)
     names = [path.name for path in checkpoint.tokenizer_files]
     assert names == ["tokenizer.json", "generation_config.json", "merges.txt"]
     edit_config(tmp_path, eos_token_id=None)
+    assert checkpoints.load(tmp_path).eos_token_id == (7, 8)  # generation_config.json is above it
+    (tmp_path / "generation_config.json").unlink()
     assert checkpoints.load(tmp_path).eos_token_id is None
 
 
@@ -546,13 +549,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "size_is_negative": (
         lambda f: edit_config(f, state_size=-1),
-        r"config\.json: config: d_state is -1, expected an integer >= 1",
+        r"config\.json: state_size is -1, expected an integer from 1 to 2147483647$",
     ),
-    "no_tokens": (lambda f: edit_config(f, vocab_size=0), r"vocab_size is 0, expected at least 1"),
-    "huge": (lambda f: edit_config(f, hidden_size=10**18), r"asks for impossible sizes"),
+    "no_tokens": (
+        lambda f: edit_config(f, vocab_size=0),
+        r"vocab_size is 0, expected an integer from 1",
+    ),
+    "huge": (
+        lambda f: edit_config(f, hidden_size=10**18),
+        r"hidden_size is 1000000000000000000, expected an integer from 1 to 2147483647",
+    ),
     "billion_layers": (
         lambda f: edit_config(f, num_hidden_layers=10**9),
-        r"lacks tensors that its config\.json asks for: backbone\.layers\.999999999\.norm\.weight",
+        r"lacks tensors that its config\.json asks for: backbone\.layers\.3\.norm\.weight",
     ),
     "flag_is_a_number": (
         lambda f: edit_config(f, use_bias=1),
@@ -602,7 +611,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_tensors(
             f, lambda state: state.update({NORM: torch.ones(24, dtype=torch.int8)})
         ),
-        rf"tensor {NORM} is torch\.int8, expected fp32.*; quantised weights are not supported",
+        rf"tensor {NORM} is I8, expected fp32.*; quantised weights are not supported",
     ),
 }
 
@@ -657,7 +666,7 @@ def test_bad_index(tmp_path: Path, intact: Path, text: str, message: str) -> Non
         ({"rms_norm": False}, r"rms_norm is False: LayerNorm is not supported"),
         ({"attn_layer_idx": [1]}, r"attn_layer_idx is \[1\]: attention layers"),
         ({"d_intermediate": 64}, r"d_intermediate is 64: MLP layers"),
-        ({"d_model": None}, r"config: d_model is 0, expected"),
+        ({"d_model": None}, r"config\.json: d_model is None, expected an integer from 1"),
     ],
     ids=["mamba2", "unknown", "no_object", "layer_norm", "attention", "mlp", "no_width"],
 )
@@ -732,11 +741,11 @@ def test_pickle_that_is_no_state_dict(tmp_path: Path, intact: Path, content: obj
 
 
 def test_unreadable_file(tmp_path: Path, intact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: Any, **__: Any) -> str:
+    def denied(*_: Any, **__: Any) -> int:
         raise PermissionError(13, "Permission denied", str(intact / "config.json"))
 
-    monkeypatch.setattr(Path, "read_text", denied)  # root may read any file: pretend
-    refused(intact, r"cannot read .*config\.json: Permission denied")
+    monkeypatch.setattr(os, "open", denied)  # root may read any file: pretend
+    refused(intact, r"config\.json cannot be read \(Permission denied\)")
 
 
 def refused(source: str | Path, message: str) -> None:

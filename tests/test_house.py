@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,18 +20,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mamba_export"
 
 CONTRACT = {"contract"}
+WRITER = {"files"}
 ROOMS: dict[str, set[str]] = {
     "contract": set(),
+    "files": set(),
     "operators": CONTRACT,
-    "models": CONTRACT | {"operators"},
-    "adapters": CONTRACT | {"operators", "models"},
-    "folder": CONTRACT,
+    "models": CONTRACT | WRITER | {"operators"},
+    "adapters": CONTRACT | WRITER | {"operators", "models"},
+    "folder": CONTRACT | WRITER,
     # A checkpoint's path is a model too: `export` loads it.
-    "export": CONTRACT | {"operators", "models", "folder", "adapters"},
+    "export": CONTRACT | WRITER | {"operators", "models", "folder", "adapters"},
     "generation": CONTRACT | {"folder"},
     "backends": CONTRACT | {"folder", "generation"},
     "backends.onnxruntime": CONTRACT | {"folder", "generation", "backends"},
-    "backends.tensorrt": CONTRACT | {"folder", "generation", "backends"},
+    "backends.tensorrt": CONTRACT | WRITER | {"folder", "generation", "backends"},
     # Judges any runtime, through the registry, and knows none by name.
     "verify": CONTRACT | {"operators", "models", "folder", "export", "generation", "backends"},
 }
@@ -120,6 +123,25 @@ def test_torch_stays_where_models_are() -> None:
     assert {room(name) for name in users} <= TORCH_ROOMS
 
 
+def test_onnxruntime_is_imported_in_one_room() -> None:
+    """Whose ``__init__`` switches ONNX Runtime's telemetry off before the import (test_no_socket.py)."""
+    tools = sorted((ROOT / "tools").rglob("*.py"))
+    found = {**IMPORTS, **{str(path): set(imported(path)) for path in tools}}
+    users = {
+        name
+        for name, others in found.items()
+        if any(other.partition(".")[0] == "onnxruntime" for other in others)
+    }
+    assert users
+    assert {name.rpartition(".")[0] for name in users} == {"mamba_export.backends.onnxruntime"}
+    loaded_by_name = [
+        name
+        for name, path in [*MODULES.items(), *((str(path), path) for path in tools)]
+        if re.search(r"import_(module|string)\(.onnxruntime", path.read_text(encoding="utf-8"))
+    ]
+    assert not loaded_by_name
+
+
 def test_the_contract_imports_nothing() -> None:
     found = {
         other.partition(".")[0]
@@ -128,6 +150,13 @@ def test_the_contract_imports_nothing() -> None:
         for other in IMPORTS[name]
     }
     assert found <= {PACKAGE, *sys.stdlib_module_names}
+
+
+def test_the_reader_of_untrusted_files_imports_errors_alone() -> None:
+    """Every room reads through it, and opening a file loads no library."""
+    found = IMPORTS["mamba_export.untrusted"]
+    assert {name for name in found if name.startswith(PACKAGE)} == {"mamba_export.errors"}
+    assert {name.partition(".")[0] for name in found} <= {PACKAGE, *sys.stdlib_module_names}
 
 
 RUNTIMES = {

@@ -2,122 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mamba_run_program import (
+    ABSENT,
+    DESCRIPTION,
+    engine_bytes,
+    program,
+    refused,
+    refused_prompt,
+    run,
+    write_folder,
+)
 from tensorrt_harness import driver
 
 from mamba_export.backends.tensorrt import names
 from mamba_export.backends.tensorrt.description import (
-    EngineDescription,
     read_description,
 )
 from mamba_export.backends.tensorrt.engine_checks import check_engine_file
-from mamba_export.libraries import TRT_PLUGIN, installed
 
-RUN_VARIABLE = "MAMBA_RUN"
-"""Environment variable: path of the program instead of the installed one."""
-
-
-def program() -> Path | None:
-    setting = os.environ.get(RUN_VARIABLE)
-    return Path(setting) if setting else installed("mamba_run")
-
-
-pytestmark = pytest.mark.skipif(
-    program() is None, reason="mamba_run is not built (nvcc and TensorRT's headers build it)"
-)
-
-NO_TENSORRT = "/nowhere/libnvinfer.so.10"
-DESCRIPTION: dict[str, Any] = {
-    "runtime": "tensorrt",
-    "runtime_version": "10.14.1",
-    "compute_capability": "8.7",
-    "contract_version": 1,
-    "plugins": {"SelectiveScan": 1, "CausalConv1d": 1},
-    "plugin_library": "plugin.so",
-    "precision": "fp16",
-    "byte_tokenizer": True,
-    "inputs": [
-        {"name": "input_ids", "dtype": "int64", "shape": [-1, -1]},
-        {"name": "past_key_values.0.conv_state", "dtype": "fp16", "shape": [-1, 8, 3]},
-        {"name": "past_key_values.0.recurrent_state", "dtype": "fp32", "shape": [-1, 8, 16]},
-    ],
-    "outputs": [
-        {"name": "logits", "dtype": "fp16", "shape": [-1, -1, 256]},
-        {"name": "present.0.conv_state", "dtype": "fp16", "shape": [-1, 8, 3]},
-        {"name": "present.0.recurrent_state", "dtype": "fp32", "shape": [-1, 8, 16]},
-    ],
-    "profiles": [
-        {"name": "prefill", "batch": [1, 1, 4], "length": [1, 128, 512]},
-        {"name": "decode", "batch": [1, 1, 4], "length": [1, 1, 1]},
-    ],
-    "states": [
-        ["past_key_values.0.conv_state", "present.0.conv_state"],
-        ["past_key_values.0.recurrent_state", "present.0.recurrent_state"],
-    ],
-    "vocab_size": 256,
-    "version_compatible": False,
-    "hardware_compatible": False,
-    "model": {"graph_sha256": None, "weights_sample_sha256": None},
-    "build": {},
-}
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    path = program()
-    assert path
-    return subprocess.run(
-        [str(path), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def refused(*arguments: str | Path) -> str:
-    """The one line that it says where something is wrong."""
-    found = run(*arguments)
-    assert found.returncode == 2, found
-    assert found.stdout == ""
-    assert found.stderr.startswith("mamba_run: ")
-    assert found.stderr.count("\n") == 1
-    return found.stderr[len("mamba_run: ") : -1]
-
-
-def engine_bytes(
-    tag: bytes = b"ftrt", version: tuple[int, ...] = (10, 14, 1, 48), count: int = 100
-) -> bytes:
-    """What the checks see of an engine: its tag, its runtime's version, and so many bytes in all."""
-    return (tag + bytes(20) + bytes(version)).ljust(count, b"\x55")
+pytestmark = pytest.mark.skipif(program() is None, reason=ABSENT)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an engine's folder: engine.json with changed entries, and an engine that is none inside."""
-
-    def write(engine: bytes | None = None, **changed: Any) -> Path:
-        engine = engine_bytes() if engine is None else engine
-        digest = hashlib.sha256(engine).hexdigest()
-        content = {"format": 1, **DESCRIPTION, "engine_sha256": digest, **changed}
-        (tmp_path / names.DESCRIPTION_FILE).write_text(json.dumps(content))
-        (tmp_path / names.ENGINE_FILE).write_bytes(engine)
-        (tmp_path / "plugin.so").write_bytes(b"not a library")
-        return tmp_path
-
-    return write
-
-
-def refused_prompt(folder: Path, *arguments: str | Path) -> str:
-    return refused("--engine", folder, "--prompt", "In", "--tensorrt", NO_TENSORRT, *arguments)
+    """Writes an engine's folder into the test's own."""
+    return functools.partial(write_folder, tmp_path)
 
 
 # --- The command line ------------------------------------------------------------------------------
@@ -165,7 +83,7 @@ def test_what_it_reads_is_what_build_writes(folder: Callable[..., Path]) -> None
     """The same files pass the checks of the Python side; here the missing TensorRT is what is left."""
     written = folder(plugin_library=None)
     description = read_description(written)
-    assert description == EngineDescription.from_json({**description.to_json()})
+    assert description.to_json() == json.loads((written / names.DESCRIPTION_FILE).read_text())
     check_engine_file(written, description)
     message = refused_prompt(written)
     assert message.startswith("the engine needs TensorRT, which cannot be opened (/nowhere/libnv")
@@ -189,7 +107,7 @@ def test_a_damaged_engine(folder: Callable[..., Path]) -> None:
     engine.write_bytes(content[:-1])
     expected = f"{engine} is truncated, or not the engine that engine.json describes: copy or build it again"
     assert refused_prompt(written) == expected
-    assert "plugin.so is no library" in refused_prompt(written, "--no-file-check")
+    assert "cannot be opened" in refused_prompt(written, "--no-file-check")
     for foreign in (content[:20], b"", b"PK\3\4" + content[4:]):
         engine.write_bytes(foreign)
         message = refused_prompt(written)
@@ -233,7 +151,9 @@ def test_a_damaged_description(folder: Callable[..., Path]) -> None:
         ({"states": [["a"], ["b", "c"]]}, "is damaged (a state has not two names)"),
         ({"vocab_size": None}, "is damaged (there is null, expected a number)"),
         ({"vocab_size": 2.5}, "is damaged (a number is not an integer)"),
-        ({"plugin_library": "absent.so"}, "absent.so lies neither beside engine.json nor beside this program"),
+        ({"vocab_size": -1}, "is damaged (vocab_size is -1, expected 1 to 2147483647)"),
+        ({"vocab_size": 2**31}, "is damaged (vocab_size is 2147483648, expected 1 to 2147483647)"),
+        ({"vocab_size": 2**63}, "is damaged (a number is not an integer"),
         ({"plugin_library": None}, "the engine needs TensorRT, which cannot be opened"),
         ({"runtime": "tensorrt_rtx"}, "is an engine of TensorRT, engine.json describes one of TensorRT-RTX"),
         # A bundle's engine.json: what only the build knows is null.
@@ -252,7 +172,9 @@ def test_metadata_of_both_layouts_is_read(folder: Callable[..., Path]) -> None:
     path = folder() / "mamba_export.json"
     state = {"name": "layers.0", "start": 0.0}
     new = {"format": 2, "tokens": {"eos_token_id": 3}, "states": [state]}
-    for content in ({"format": 1, "eos_token_id": 3, "states": [{}]}, new, {**new, "tokens": None}):
+    several = {**new, "tokens": {"eos_token_id": [3, 4]}}
+    old = {"format": 1, "eos_token_id": 3, "states": [{}]}
+    for content in (old, new, several, {**new, "tokens": None}):
         path.write_text(json.dumps(content))
         assert "cannot be opened" in refused_prompt(path.parent) or "library" in refused_prompt(
             path.parent
@@ -261,6 +183,8 @@ def test_metadata_of_both_layouts_is_read(folder: Callable[..., Path]) -> None:
     assert "state layers.0 starts with other than zeros: use TrtSession" in refused_prompt(
         path.parent
     )
+    path.write_text(json.dumps({**new, "tokens": {"eos_token_id": [3, "4"]}}))
+    assert "cannot be used (there is a text, expected a number)" in refused_prompt(path.parent)
     path.write_text(json.dumps({"format": 2, "states": []}))
     assert 'mamba_export.json cannot be used (there is no "tokens")' in refused_prompt(path.parent)
 
@@ -284,12 +208,13 @@ def test_a_missing_entry_is_named(folder: Callable[..., Path]) -> None:
 
 def test_text_in_json_is_read_whatever_its_spelling(folder: Callable[..., Path]) -> None:
     name = 'prä "fill"\t\\ \U0001f600'
+    shown = name.replace("\t", "\\t")  # one line, and nothing that a terminal obeys
     profiles = [{"name": name, "batch": [1, 1, 1], "length": [1, 1, 1]}]
     written = folder(profiles=profiles)  # as \\u escapes, with a pair of surrogates
-    assert f"profile {name} takes batch 1, length 1" in refused_prompt(written)
+    assert f"profile {shown} takes batch 1, length 1" in refused_prompt(written)
     path = written / names.DESCRIPTION_FILE
     path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False), encoding="utf-8")
-    assert f"profile {name} takes batch 1, length 1" in refused_prompt(written)
+    assert f"profile {shown} takes batch 1, length 1" in refused_prompt(written)
 
 
 # --- Requests --------------------------------------------------------------------------------------
@@ -316,7 +241,8 @@ def test_tokens_and_text(folder: Callable[..., Path]) -> None:
 
 def test_foreign_libraries(folder: Callable[..., Path]) -> None:
     written = folder()
-    assert "plugin.so is no library of this machine: " in refused_prompt(written)
+    message = refused_prompt(written, "--plugin", written / "plugin.so")
+    assert "plugin.so is no library of this machine: " in message
     libm = next(Path("/").glob("lib/*/libm.so.6"), None)
     if libm is None:
         pytest.skip("libm.so.6 lies elsewhere")
@@ -325,18 +251,6 @@ def test_foreign_libraries(folder: Callable[..., Path]) -> None:
     written = folder(plugin_library=None)
     message = refused("--engine", written, "--prompt", "a", "--tensorrt", libm)
     assert message == f"{libm} is no TensorRT library"
-
-
-def test_the_plugin_library_lies_beside_the_engine_or_the_program(
-    folder: Callable[..., Path],
-) -> None:
-    beside_program = program()
-    assert beside_program
-    if (beside_program.parent / TRT_PLUGIN.file).is_file():
-        written = folder(plugin_library=TRT_PLUGIN.file)
-        assert "the engine needs TensorRT, which cannot be opened" in refused_prompt(written)
-    message = refused_prompt(folder(), "--plugin", "/nowhere/plugin.so")
-    assert message == "/nowhere/plugin.so: no such plugin library"
 
 
 def test_the_other_tensorrt(folder: Callable[..., Path]) -> None:

@@ -27,12 +27,13 @@ from mamba_export.backends.tensorrt import session as trt_module
 from mamba_export.backends.tensorrt.building import write_json
 from mamba_export.backends.tensorrt.cuda_driver import CudaError, Gpu
 from mamba_export.backends.tensorrt.description import EngineDescription, describe
+from mamba_export.backends.tensorrt.engine_checks import HOST_CODE_VARIABLE, check_host_code
 from mamba_export.backends.tensorrt.fingerprint import sha256
 from mamba_export.backends.tensorrt.names import TENSORRT, TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.profiles import make_profiles
 from mamba_export.backends.tensorrt.session import TrtSession
-from mamba_export.errors import SessionError
+from mamba_export.errors import EngineError, SessionError
 from mamba_export.export import export
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import read_metadata
@@ -442,6 +443,27 @@ def test_an_engine_of_another_version(
         return
     with pytest.raises(SessionError, match=rf"{built} and 10\.13\.2 is installed"):
         engine_module.check_version(description, FakeLibrary())  # type: ignore[arg-type]
+
+
+def test_an_engine_that_carries_a_library_runs_only_where_the_user_allows_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot: engine.json and the sha256 in it come from whoever wrote the engine."""
+    monkeypatch.delenv(HOST_CODE_VARIABLE, raising=False)
+    plain, carrying = (_description(folder, version_compatible=value) for value in (False, True))
+    check_host_code(tmp_path, plain)
+    for setting in (None, "", "0", "yes"):
+        if setting is not None:
+            monkeypatch.setenv(HOST_CODE_VARIABLE, setting)
+        with pytest.raises(EngineError, match=f"run here as code: set {HOST_CODE_VARIABLE}=1"):
+            check_host_code(tmp_path, carrying)
+    target = _write_engine(folder, tmp_path / "target")
+    content = json.loads((target / "engine.json").read_text())
+    write_json(target / "engine.json", {**content, "version_compatible": True})
+    with pytest.raises(EngineError, match="carries a library of its own"):
+        TrtSession(target)
+    monkeypatch.setenv(HOST_CODE_VARIABLE, "1")
+    check_host_code(tmp_path, carrying)
 
 
 def test_too_little_gpu_memory_is_told_before_loading(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import onnx
@@ -14,13 +16,13 @@ import pytest
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import BuildOptions, bundle, read_description
 from mamba_export.backends.tensorrt.bundling import _sources
-from mamba_export.backends.tensorrt.deploy import trtexec_line
+from mamba_export.backends.tensorrt.deploy import deploy_text, trtexec_line
 from mamba_export.backends.tensorrt.options import parse_workspace
 from mamba_export.backends.tensorrt.profiles import Profile, parse_range
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
-from mamba_export.folder.metadata import read_metadata
+from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.models import MambaLM
 from mamba_export.models.checkpoints import save
 
@@ -80,6 +82,7 @@ def test_a_bundle_is_complete(folder: Path, tmp_path: Path, plugin: bool) -> Non
     text = (out / "DEPLOY.md").read_text()
     assert ("cmake -S plugin" in text) == plugin
     assert "trtexec " in text
+    assert (" --plugin ./libmamba_export_trt.so " in text) == plugin
     for name in re.findall(r"`(\S+\.(?:onnx|data|json))`", text):
         assert name in names, "DEPLOY.md names files that are there"
 
@@ -117,6 +120,88 @@ def test_the_trtexec_line_has_every_option_and_shape(folder: Path) -> None:
     plain = trtexec_line(metadata, BuildOptions(plugin=False))
     for absent in ("Plugins", "memPool", "timing", "versionC", "hardware"):
         assert absent not in plain
+
+
+def _named(metadata: Metadata, name: str) -> Metadata:
+    """The metadata with another name for its first input."""
+    first, *others = metadata.inputs
+    return dataclasses.replace(metadata, inputs=(dataclasses.replace(first, name=name), *others))
+
+
+HOSTILE_NAMES = [
+    "$(touch planted)",
+    "`touch planted`",
+    "a;touch planted",
+    "a && touch planted #",
+    "a | touch planted",
+    "a > planted",
+    "a b  c",
+    '"$(touch planted)"',
+    "```",
+    "*",
+    "~",
+    "-x",
+    "\\",
+    "été",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_the_line_runs_trtexec_alone_whatever_a_name_holds(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    metadata = _named(read_metadata(folder), name)
+    cache = BuildOptions(timing_cache=Path("$(touch planted)'s cache"))
+    text = deploy_text(metadata, cache)
+    [line] = [line for line in text.splitlines() if line.startswith("trtexec")]
+    before, after = text.split(line)
+    assert before.endswith("\n```\n"), "it stands in a code block"
+    assert after.startswith("\n```\n")
+    stand_in = tmp_path / "bin" / "trtexec"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    stand_in.chmod(0o755)
+    found = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env={"PATH": f"{stand_in.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = found.stdout.split("\0")[:-1]
+    assert found.stderr == ""
+    assert sum(word.startswith(f"--minShapes={name}:1x1,past_key") for word in words) == 2
+    assert "--timingCacheFile=$(touch planted)'s cache" in words
+    assert len(words) == len(shlex.split(trtexec_line(read_metadata(folder), cache))) - 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"], "nothing else has run"
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a:1", "it's", "a\nb", "a\r", "\x1b[2J", "\u202ex", "", "a\x00"]
+)
+def test_names_that_trtexec_cannot_be_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    metadata = _named(read_metadata(folder), name)
+    with pytest.raises(
+        MambaExportError, match="trtexec cannot be told the shapes of input"
+    ) as caught:
+        trtexec_line(metadata, BuildOptions())
+    assert str(caught.value).isprintable()
+    # An engine that was built here stands all the same.
+    text = deploy_text(metadata, BuildOptions())
+    assert "\nNone: trtexec cannot be told" in text
+    assert text.replace("\n", "").isprintable()
+    monkeypatch.setattr("mamba_export.backends.tensorrt.bundling.read_metadata", lambda _: metadata)
+    with pytest.raises(MambaExportError, match="trtexec cannot be told"):
+        bundle(folder, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_timing_cache_of_an_unprintable_name(folder: Path) -> None:
+    with pytest.raises(MambaExportError, match="--timing-cache"):
+        trtexec_line(read_metadata(folder), BuildOptions(timing_cache=Path("a\nrm -r b")))
 
 
 def test_bundle_refuses_in_one_line_and_writes_nothing(

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mamba_export.contract import layout, names
+from mamba_export.cli import exit_with
+from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
 from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, Tensor
 
@@ -116,6 +117,7 @@ def names_header() -> str:
             "// The same, as export writes it on every node.",
             f'constexpr char kVersionAttribute[] = "{names.ATTR_PLUGIN_VERSION}";',
             f'constexpr char kVersion[] = "{names.PLUGIN_VERSION}";',
+            f"constexpr int32_t kMetadataFormat = {METADATA_FORMAT};  // newest layout of mamba_export.json",
             "",
             "}  // namespace mamba_contract",
             "",
@@ -242,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
 from mamba_export.models import MambaConfig
-from training import Recipe, read_text, split_lines, train, write_model
+from training import RECORD_FILE, Recipe, read_text, split_lines, train, write_model
 
 DESCRIPTION = """\
 Train a small byte-level Mamba language model on TEXT, any text file.
@@ -45,8 +46,7 @@ and the held-out figure is met once.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
+        raise MambaExportError(f"{message} ({self.prog} --help explains)")
 
 
 def _number(kind: Callable[[str], Any], minimum: float, maximum: float = float("inf")):
@@ -178,7 +178,7 @@ def reproducing_command(arguments: list[str], text: Path, out: Path) -> str:
 def progress_report(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that shows log entries: a bar on a terminal, a line now and then elsewhere."""
     if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("training", total=1.0)
 
@@ -246,7 +246,9 @@ def run(arguments: list[str]) -> None:
         expand=options.expand,
         eos_token_id=0,
     )
-    with new_folder(options.out, force=options.force) as folder:
+    with new_folder(
+        options.out, marker=RECORD_FILE, force=options.force, sources=[options.text]
+    ) as folder:
         log_path = folder / "training_log.jsonl"
         with log_path.open("w") as log, progress_report(Console()) as report:
             trained = train(config, recipe, split, device, report=report, log_file=log)
@@ -277,16 +279,9 @@ def run(arguments: list[str]) -> None:
     print(f"held-out bits per byte: {held_out['bits_per_byte']:.4f}")
 
 
-def main() -> None:
-    """Run; one line and exit code 2 for what the user can put right."""
-    try:
-        run(sys.argv[1:])
-    except MambaExportError as error:
-        print(f"train_lm.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("train_lm.py: stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
+def main() -> NoReturn:
+    """Run and end the process."""
+    exit_with(lambda: run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

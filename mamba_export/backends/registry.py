@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.backends.backend import Absent, Backend, Runtime
 from mamba_export.errors import MissingPackageError, SessionError
 from mamba_export.requirements import named
@@ -74,6 +75,4 @@ def present(
 
 
 def _named(option: str, rows: dict[str, Runtime]) -> Runtime:
-    if option not in rows:
-        raise SessionError(f"backend {option!r} is unknown: use one of {', '.join(rows)}")
-    return rows[option]
+    return rows[given.one_of(option, "backend", rows, SessionError)]

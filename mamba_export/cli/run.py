@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,22 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mamba_export.backends import registry
+from mamba_export.cli import streams
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
-from mamba_export.errors import SessionError
+from mamba_export.cli.outcome import EXIT_INTERRUPTED
+from mamba_export.cli.prompts import gather
+from mamba_export.printing import printable_lines
 
 if TYPE_CHECKING:
     from mamba_export.generation.generate import TextStream
     from mamba_export.generation.results import Generations, Timings
     from mamba_export.generation.sampling import Sampling
-
-EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
-_CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n"
-}
-"""Control characters other than tab and newline."""
-
 
 _BACKENDS = tuple(row.option for row in registry.runtimes())
 
@@ -36,9 +28,20 @@ _BACKENDS = tuple(row.option for row in registry.runtimes())
 def command(
     folder: FolderArgument,
     prompt: Annotated[
-        list[str],
-        typer.Option(help="Text to continue; may be repeated for a batch."),
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text to continue, or - for standard input; may be repeated for a batch.",
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A prompt of any length: the whole file, UTF-8, its last line break included. May be "
+            "repeated.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
@@ -67,7 +70,7 @@ def command(
 
     code = run_command(
         folder,
-        prompt,
+        gather(prompt or (), prompt_file or ()),
         sampling=Sampling(
             temperature=temperature,
             top_k=top_k,
@@ -106,7 +109,7 @@ def run_command(
 
     Args:
         folder: an exported folder.
-        prompts: texts; at least one, none empty.
+        prompts: texts.
         sampling, max_new_tokens: as in ``OrtSession.generate``.
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
@@ -120,8 +123,6 @@ def run_command(
     Raises:
         MambaExportError: bad input, one clear line.
     """
-    if not prompts or any(not prompt for prompt in prompts):
-        raise SessionError("the prompt is empty: give at least one character (--prompt TEXT)")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its text
     try:
@@ -141,12 +142,12 @@ def run_command(
         else:
             _print_all(prompts, result)
     except BrokenPipeError:  # the reader (`| head`) has what it wanted
-        _silence_stdout()
+        streams.silence()
         return 0
     except KeyboardInterrupt:  # before generation, or a second one after it
         return EXIT_INTERRUPTED
     if not json_output:
-        print(_summary(result.timings, session.provider), file=sys.stderr)
+        streams.say(_summary(result.timings, session.provider))
     return EXIT_INTERRUPTED if result.interrupted else 0
 
 
@@ -165,8 +166,8 @@ def _follow(pieces: TextStream, prompt: str | None) -> Generations:
 
 def _write(text: str) -> None:
     # What a model wrote must not command the user's terminal; a file or a pipe gets it as it is.
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    with streams.results():
+        sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
 
 
 def _print_all(prompts: list[str], result: Generations) -> None:
@@ -206,9 +207,3 @@ def _summary(timings: Timings, provider: str) -> str:
         f"{timings.generated_tokens} tokens, {rate(timings.decode_tokens_per_second)} tokens/s "
         f"(prefill {rate(timings.prefill_tokens_per_second)} tokens/s) on {provider}"
     )
-
-
-def _silence_stdout() -> None:
-    """Keep the interpreter from failing again when it flushes standard output at exit."""
-    with contextlib.suppress(OSError, ValueError):  # standard output may be no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

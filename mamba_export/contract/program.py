@@ -88,13 +88,20 @@ class Tokens:
 
     Args:
         vocab_size: token ids are in [0, vocab_size).
-        eos_token_id: token that ends a text, or None.
+        eos_token_id: token that ends a text, several of which any one does, or None.
         last_logits_only: the program returns the last step's logits alone.
     """
 
     vocab_size: int
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
     last_logits_only: bool = False
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a text, without those that the vocabulary has not."""
+        ids = self.eos_token_id
+        several = () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+        return tuple(token for token in several if 0 <= token < self.vocab_size)
 
 
 @dataclass(frozen=True)

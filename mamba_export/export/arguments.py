@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mamba_export import given
 from mamba_export.errors import ExportError
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
@@ -24,9 +26,12 @@ def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
         ExportError: they do not fit forward, are none, or one is no tensor or of another dtype.
     """
     signature = inspect.signature(module.forward)
+    if not isinstance(args, (Tensor, Mapping)):
+        expected = "a tensor, a sequence of tensors, or a mapping by argument"
+        args = given.listed(args, "args", expected, ExportError)
     try:
         if isinstance(args, Mapping):
-            bound = signature.bind(**args)
+            bound = signature.bind(**{str(name): value for name, value in args.items()})
         else:
             bound = signature.bind(*((args,) if isinstance(args, Tensor) else args))
     except TypeError as error:
@@ -58,6 +63,10 @@ def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
 
 def check_states(states: Sequence[State], arguments: Mapping[str, Tensor]) -> None:
     """Raise ExportError unless each state is an argument of its own, and some argument is no state."""
+    if not isinstance(states, Sequence):
+        raise ExportError(f"states is {given.shown(states)}: give a list of mamba_export.State")
+    for state in states:
+        _check_declared(state)
     names = [state.argument for state in states]
     for state in states:
         if state.argument not in arguments:
@@ -74,6 +83,26 @@ def check_states(states: Sequence[State], arguments: Mapping[str, Tensor]) -> No
             )
     if len(names) == len(arguments):
         raise ExportError("every argument is a state: a program needs at least one input")
+
+
+def _check_declared(state: Any) -> None:
+    """Raise ExportError unless this is a State with fields of the right types."""
+    if not isinstance(state, State):
+        raise ExportError(f"states holds {given.shown(state)}: give mamba_export.State(...)")
+    where = f"state {state.argument}"
+    if not isinstance(state.argument, str):
+        raise ExportError(f"a state's argument is {given.shown(state.argument)}: give its name")
+    if state.name is not None and not isinstance(state.name, str):
+        raise ExportError(f"{where}: name is {given.shown(state.name)}, expected a text")
+    given.number(
+        state.start, f"{where}: start", "a finite number", -math.inf, math.inf, ExportError
+    )
+    if state.grows is not None and type(state.grows) is not int:
+        raise ExportError(f"{where}: grows is {given.shown(state.grows)}, expected an integer")
+    if type(state.result) not in (int, str):
+        raise ExportError(
+            f"{where}: result is {given.shown(state.result)}, expected a result's position or name"
+        )
 
 
 def module_dtype(module: nn.Module) -> str:

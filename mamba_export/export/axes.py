@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_export import given as user
 from mamba_export.errors import ExportError
 from mamba_export.export.capture import Axes
 
@@ -108,6 +109,10 @@ def _by_name(arguments: Mapping[str, Tensor], given: DynamicShapes) -> dict[str,
                     f"dynamic_shapes names {name}, and forward's arguments are {', '.join(names)}"
                 )
         return dict(given)
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        raise ExportError(
+            f"dynamic_shapes is {user.shown(given)}: give a mapping by argument, or a sequence in order"
+        )
     if len(given) > len(names):
         raise ExportError(
             f"dynamic_shapes has {len(given)} entries, and forward has {len(names)} arguments"
@@ -118,9 +123,13 @@ def _by_name(arguments: Mapping[str, Tensor], given: DynamicShapes) -> dict[str,
 def _by_axis(name: str, tensor: Tensor, given: Any) -> dict[int, Any]:
     if given is None:
         return {}
+    if not isinstance(given, (Mapping, Sequence)) or isinstance(given, (str, bytes)):
+        raise ExportError(
+            f"dynamic_shapes of {name} is {user.shown(given)}: give a dict from axis to a Dim or a name"
+        )
     entries = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
     for axis in entries:
-        if not isinstance(axis, int) or not 0 <= axis < tensor.dim():
+        if type(axis) is not int or not 0 <= axis < tensor.dim():
             raise ExportError(
                 f"dynamic_shapes has an axis {axis} of {name}, whose shape is {tuple(tensor.shape)}"
             )

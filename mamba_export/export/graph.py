@@ -10,11 +10,16 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
+<<<<<<< HEAD
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export import capture, flips, passes
+=======
+from mamba_export.errors import ExportError, MambaExportError, first_line
+from mamba_export.export import capture, passes
+>>>>>>> main
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table
@@ -25,10 +30,12 @@ _IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 def check_opset(opset: int) -> None:
     """Raise ExportError unless ``opset`` is one of ``OPSETS``."""
-    if opset not in OPSETS:
+    try:
+        given.integer(opset, "opset", OPSETS.start, OPSETS.stop - 1)
+    except MambaExportError:
         raise ExportError(
-            f"opset {opset} is not supported: use one of {OPSETS.start} to {OPSETS.stop - 1}"
-        )
+            f"opset {given.shown(opset)} is not supported: use one of {OPSETS.start} to {OPSETS.stop - 1}"
+        ) from None
 
 
 def build(program: Program, *, opset: int = DEFAULT_OPSET, fuse_layers: bool = True) -> ir.Model:

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mamba_export.contract.program import Program, Value
 from mamba_export.contract.program import State as ProgramState
 from mamba_export.errors import ExportError
 from mamba_export.export import capture, naming
-from mamba_export.export.arguments import Args, bind, check_states, module_dtype
+from mamba_export.export.arguments import module_dtype
 from mamba_export.export.axes import DynamicShapes, axis_name, declared_axes, fitting_examples
 from mamba_export.export.called_module import CalledModule
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
+from mamba_export.fields import Number, shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TracedModule:
 
 def trace_module(
     module: nn.Module,
-    args: Args,
+    arguments: Mapping[str, Tensor],
     *,
     dynamic_shapes: DynamicShapes = None,
     input_names: Sequence[str] | None = None,
@@ -50,7 +51,7 @@ def trace_module(
 
     Args:
         module: its forward takes tensors and returns tensors, possibly nested in tuples, lists and dicts.
-        args: example arguments: a tensor, a sequence in forward's order, or a mapping by argument name.
+        arguments: example tensors by name, as ``bind`` and ``check_states`` found them right.
         dynamic_shapes: see ``axes.declared_axes``; an axis that it leaves out has a fixed size.
         input_names: names in the file, in the order of args; None for those of the arguments.
         output_names: names in the file, in the order of the flat results; None for the keys of a dict, or
@@ -63,8 +64,8 @@ def trace_module(
     Raises:
         ExportError: what cannot be taken, in one line.
     """
-    arguments = bind(module, args)
-    check_states(states, arguments)
+    if output_names is not None:
+        output_names = naming.listed_names("output_names", output_names)
     of_state = {state.argument: state for state in states}
     grows = {state.argument: state.grows for state in states if state.grows is not None}
     dtype = module_dtype(module)
@@ -189,6 +190,8 @@ def _state(state: State, past: Value, present: Value) -> ProgramState:
             f"{where} has shape {list(past.shape)} and the result {present.name} {list(present.shape)}: they "
             "must agree, but for the axis along which a state grows"
         )
+    if not Number().holds(state.start):
+        raise ExportError(f"{where}: start is {shown(state.start)}, expected {Number()}")
     return ProgramState.of(
         state.name or state.argument,
         past.name,

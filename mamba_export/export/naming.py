@@ -8,18 +8,27 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
+from mamba_export import given as user
 from mamba_export.errors import ExportError
 from mamba_export.export.declare import State
 
 
 def input_names(arguments: list[str], given: Sequence[str] | None) -> dict[str, str]:
     """Names in the file by argument; the arguments' own where none are given."""
-    names = arguments if given is None else list(given)
+    names = arguments if given is None else listed_names("input_names", given)
     if len(names) != len(arguments) or len(set(names)) != len(names):
         raise ExportError(
             f"input_names needs {len(arguments)} different names, of {', '.join(arguments)}"
         )
     return dict(zip(arguments, names, strict=True))
+
+
+def listed_names(option: str, given: Any) -> list[str]:
+    """Names that a user gave; ExportError where they are no list of texts."""
+    names = user.listed(given, option, "a list of names", ExportError)
+    if not all(isinstance(name, str) and name for name in names):
+        raise ExportError(f"{option} is {user.shown(given)}: give a list of names")
+    return names
 
 
 def named_results(found: Any, names: Sequence[str] | None) -> dict[str, Tensor]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mamba_export import given
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError
-from mamba_export.export.arguments import Args, bind, module_dtype
+from mamba_export.export.arguments import Args, bind, check_states, module_dtype
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.module_program import trace_module
@@ -32,7 +33,7 @@ class Subject:
         source: for the metadata.
         config: of a model of this package.
         exported: PyTorch's graph, where the program was found by tracing.
-        tokenizer_files: of a checkpoint.
+        tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
     """
 
     program: Program
@@ -41,6 +42,8 @@ class Subject:
     config: MambaConfig | None = None
     exported: Any = None
     tokenizer_files: list[Path] = field(default_factory=list)
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
 
 def from_model(
@@ -51,12 +54,18 @@ def from_model(
     Raises:
         MambaExportError: it is neither, or cannot be loaded.
     """
-    tokenizer_files: list[Path] = []
-    if isinstance(model, (str, Path)):
-        say(f"loading {model}")
-        checkpoint = checkpoints.load(model, dtype=TORCH_DTYPES[dtype], progress=say)
+    of_checkpoint: dict[str, Any] = {}
+    if given.is_path(model):
+        # A text may be the id of a model on a hub, and is kept as it is.
+        name = model if isinstance(model, str) else given.path(model, "the model", ExportError)
+        say(f"loading {name}")
+        checkpoint = checkpoints.load(name, dtype=TORCH_DTYPES[dtype], progress=say)
         module: MambaLM | MambaBackbone = checkpoint.model
-        tokenizer_files = checkpoint.tokenizer_files
+        of_checkpoint = {
+            "tokenizer_files": checkpoint.tokenizer_files,
+            "bos_token_id": checkpoint.bos_token_id,
+            "pad_token_id": checkpoint.pad_token_id,
+        }
         source = {
             "kind": checkpoint.format,
             "name": checkpoint.source,
@@ -67,16 +76,30 @@ def from_model(
         if model.backbone_dtype != TORCH_DTYPES[dtype]:
             module = _cast_copy(model, TORCH_DTYPES[dtype])
         source = _module_source(model)
-    else:
+    elif checkpoints.is_transformers(model):
+        say("reading the model")
+        module, found = checkpoints.load_module(model, dtype=TORCH_DTYPES[dtype])
+        of_checkpoint = {"bos_token_id": found.bos_token_id, "pad_token_id": found.pad_token_id}
+        source = _module_source(model)
+    elif isinstance(model, nn.Module):
         raise ExportError(
             f"a {type(model).__name__} needs example arguments: export(module, args, output=...)"
         )
+    else:
+        raise ExportError(
+            f"the model is {given.shown(model)}: give a checkpoint's folder or Hugging Face id, a model, or a "
+            "module with args"
+        )
     program = make_program(module, last_logits_only=last_logits_only)
-    return Subject(program, dtype, source, module.config, None, tokenizer_files)
+    return Subject(program, dtype, source, module.config, **of_checkpoint)
 
 
 def from_program(program: Program) -> Subject:
-    """A program as it is."""
+    """A program as it is. ExportError where it has no module."""
+    if not isinstance(program.module, nn.Module):
+        raise ExportError(
+            f"the program's module is {given.shown(program.module)}: give an nn.Module"
+        )
     return Subject(program, module_dtype(program.module), _module_source(program.module))
 
 
@@ -99,13 +122,16 @@ def from_module(
     if not isinstance(module, nn.Module):
         raise ExportError(f"args are for an nn.Module, and a {type(module).__name__} was given")
     source = _module_source(module)
+    arguments = bind(module, args)
+    check_states(states, arguments)
     if dtype is not None and dtype != module_dtype(module):
         module = _cast_copy(module, TORCH_DTYPES[dtype])
-        args = _cast_args(args, TORCH_DTYPES[dtype], module, {state.argument for state in states})
+        kept = {state.argument for state in states}
+        arguments = _cast_arguments(arguments, TORCH_DTYPES[dtype], kept)
     with layers_as_nodes(module, fuse_layers):
         traced = trace_module(
             module,
-            args,
+            arguments,
             dynamic_shapes=dynamic_shapes,
             input_names=input_names,
             output_names=output_names,
@@ -126,9 +152,11 @@ def _cast_copy(module: Any, dtype: torch.dtype) -> Any:
     return duplicate
 
 
-def _cast_args(args: Args, dtype: torch.dtype, module: nn.Module, kept: set[str]) -> dict[str, Any]:
+def _cast_arguments(
+    arguments: Mapping[str, Tensor], dtype: torch.dtype, kept: set[str]
+) -> dict[str, Tensor]:
     """Floating arguments in another dtype, but for the states."""
     return {
         name: value.to(dtype) if value.is_floating_point() and name not in kept else value
-        for name, value in bind(module, args).items()
+        for name, value in arguments.items()
     }

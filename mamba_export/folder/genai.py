@@ -7,8 +7,17 @@ from typing import Any
 from mamba_export import contract
 from mamba_export.contract.program import Tokens
 
+_CONTEXT = 1 << 20  # tokens: bounds the generator's buffer, not the model, which has no limit
 
-def genai_config(tokens: Tokens, *, d_model: int, n_layer: int) -> dict[str, Any]:
+
+def genai_config(
+    tokens: Tokens,
+    *,
+    d_model: int,
+    n_layer: int,
+    bos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> dict[str, Any]:
     """Content of the file.
 
     The generator finds the states by name (it derives ``conv_state`` and ``recurrent_state`` from the
@@ -19,17 +28,26 @@ def genai_config(tokens: Tokens, *, d_model: int, n_layer: int) -> dict[str, Any
         tokens: of the program.
         d_model: width of the residual stream.
         n_layer: number of layers.
+        bos_token_id, pad_token_id: of the checkpoint. Without a token that pads, the first that ends a text
+            does, as in transformers' generate.
     """
-    eos = 0 if tokens.eos_token_id is None else tokens.eos_token_id
+    last = tokens.vocab_size - 1
+    # The generator cannot go without a token that ends a text: it takes the padding's where none is named,
+    # and refuses ids outside the vocabulary. The last id is the least likely to be text (padding of the
+    # vocabulary, a byte that UTF-8 has not, the rarest merge), and min_length keeps it from being chosen.
+    has_end = bool(tokens.end_tokens)
+    end_tokens = tokens.end_tokens or (last,)
+    if not has_end or pad_token_id is None or not 0 <= pad_token_id <= last:
+        pad_token_id = end_tokens[0]
+    bos = {} if bos_token_id is None else {"bos_token_id": bos_token_id}
     return {
         "model": {
             "type": "decoder",
             "vocab_size": tokens.vocab_size,
-            # There is no limit: this bounds the generator's token buffer, not the model.
-            "context_length": 1 << 20,
-            "bos_token_id": eos,
-            "eos_token_id": eos,
-            "pad_token_id": eos,
+            "context_length": _CONTEXT,
+            **bos,
+            "eos_token_id": end_tokens[0] if len(end_tokens) == 1 else list(end_tokens),
+            "pad_token_id": pad_token_id,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": contract.MODEL_FILE,
@@ -53,7 +71,7 @@ def genai_config(tokens: Tokens, *, d_model: int, n_layer: int) -> dict[str, Any
         "search": {
             "do_sample": False,
             "max_length": 4096,
-            "min_length": 0,
+            "min_length": 0 if has_end else _CONTEXT,
             "num_beams": 1,
             "num_return_sequences": 1,
             "past_present_share_buffer": False,

@@ -9,7 +9,7 @@ logits. Memory does not grow with the number of tokens, apart from the tokens th
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,7 +70,7 @@ class Decoding:
         prompts: token ids, at least one a prompt.
         sampling: how tokens are chosen.
         max_new_tokens: of each continuation.
-        end_token: ends a continuation, or None.
+        end_tokens: each of them ends a continuation.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Decoding:
         prompts: list[list[int]],
         sampling: Sampling,
         max_new_tokens: int,
-        end_token: int | None,
+        end_tokens: Collection[int],
     ) -> None:
         self._session = session
         self._prompts = [np.asarray(prompt, np.int64) for prompt in prompts]
         self._sampling = sampling
         self._max_new_tokens = max_new_tokens
-        self._end_token = end_token
+        self._end_tokens = frozenset(end_tokens)
         self.prompts = prompts
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.reasons: list[str] = [INTERRUPTED for _ in prompts]  # until another is known
@@ -144,7 +144,7 @@ class Decoding:
 
     def _take(self, row: int, token: int) -> Generator[tuple[int, int | None], None, None]:
         self._chosen += 1
-        if token == self._end_token:
+        if token in self._end_tokens:
             self.reasons[row] = END_OF_TEXT
         else:
             self.tokens[row].append(token)

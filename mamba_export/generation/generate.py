@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import numbers
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import SessionError
 from mamba_export.folder.tokenizer import Tokenizer
 from mamba_export.generation.decoding import Decoding
 from mamba_export.generation.results import Generation, Generations
 from mamba_export.generation.sampling import Sampling
 from mamba_export.generation.session import Session
-from mamba_export.generation.values import check_inputs, check_tokens_alone
+from mamba_export.generation.values import as_array, check_inputs, check_tokens_alone
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+MOST_TOKENS = 2**31 - 1
+"""Of a continuation, as in mamba_run."""
+
 OnToken = Callable[[int, int], None]
 
 
@@ -57,10 +61,11 @@ class GenerationMethods:
         """Continue one or more prompts.
 
         Args:
-            prompts: a text, texts, or sequences of token ids; of any lengths.
+            prompts: a text, texts, or sequences of token ids (lists, arrays, tensors, generators); of any
+                lengths.
             sampling: how tokens are chosen; None for the likeliest, always.
-            max_new_tokens: of each continuation, at least 1.
-            stop_at_end: end a continuation at the model's end-of-text token.
+            max_new_tokens: of each continuation, at least 1 and below 2^31.
+            stop_at_end: end a continuation at the model's end-of-text token, or at any of them.
             on_token: called with (index of the prompt, token) as each token is chosen.
             **options: fields of ``Sampling`` by name (``temperature=0.7, seed=1``), in place of those that
                 ``sampling`` has.
@@ -72,9 +77,10 @@ class GenerationMethods:
         Raises:
             SessionError: a prompt is empty or holds a token id outside the vocabulary, an option is out of
                 range, the model takes no tokens, or text was given and there is no tokenizer.
-            TypeError: an option is no field of ``Sampling``; the message names those that are.
+            UnknownOptionError: an option is no field of ``Sampling``; the message names those that are.
         """
-        chosen = (sampling or Sampling()).replace(**options)
+        given.function(on_token, "on_token", SessionError)
+        chosen = _sampling(sampling, options)
         decoding = _decoding(self, prompts, chosen, max_new_tokens, stop_at_end)
         events = decoding.events()
         try:
@@ -99,7 +105,7 @@ class GenerationMethods:
         Returns:
             An iterable of (index of the prompt, piece of text).
         """
-        chosen = (sampling or Sampling()).replace(**options)
+        chosen = _sampling(sampling, options)
         decoding = _decoding(self, prompts, chosen, max_new_tokens, stop_at_end)
         return TextStream(decoding, self.tokenizer)
 
@@ -125,7 +131,7 @@ class TextStream:
         return _result(self._decoding, self._tokenizer)
 
     def _generate(self) -> Generator[tuple[int, str], None, None]:
-        rows = [self._tokenizer.detokenizer() for _ in self._decoding.prompts]
+        rows = [self._tokenizer.detokenizer(prompt) for prompt in self._decoding.prompts]
         events = self._decoding.events()
         try:
             for row, token in events:
@@ -142,6 +148,16 @@ class TextStream:
                 yield row, piece
 
 
+def _sampling(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+    if sampling is None:
+        sampling = Sampling()
+    if not isinstance(sampling, Sampling):
+        raise SessionError(
+            f"sampling is {given.shown(sampling)}: give a Sampling, or its fields by name"
+        )
+    return sampling.replace(**options)
+
+
 def _decoding(
     session: Session[Any],
     prompts: Prompts,
@@ -151,31 +167,48 @@ def _decoding(
 ) -> Decoding:
     metadata = session.metadata
     check_tokens_alone(metadata)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise SessionError(f"max_new_tokens is {max_new_tokens!r}, expected an integer >= 1")
-    end_token = metadata.eos_token_id if stop_at_end else None
-    return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_token)
+    max_new_tokens = given.integer(max_new_tokens, "max_new_tokens", 1, MOST_TOKENS, SessionError)
+    stop_at_end = given.flag(stop_at_end, "stop_at_end", SessionError)
+    end_tokens = metadata.end_tokens if stop_at_end else ()
+    return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_tokens)
 
 
 def _encode(session: Session[Any], prompts: Prompts) -> list[list[int]]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if len(prompts) == 0:
+    prompts = [prompts] if isinstance(prompts, str) else _listed(prompts, "prompts")
+    if not prompts:
         raise SessionError("no prompt was given")
     encoded = []
     for index, prompt in enumerate(prompts):
         name = "the prompt" if len(prompts) == 1 else f"prompt {index + 1}"
-        if isinstance(prompt, (int, np.integer)):
+        if isinstance(prompt, (numbers.Number, np.number)):
             raise SessionError(
                 "prompts are numbers: pass a list of token ids for each prompt, [[...]]"
             )
-        if len(prompt) == 0:
+        tokens = prompt if isinstance(prompt, str) else _listed(prompt, name)
+        if len(tokens) == 0:
             raise SessionError(f"{name} is empty: give at least one character or token")
-        tokens = session.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(tokens, str):
+            tokens = session.tokenizer.encode(tokens)
         if len(tokens) == 0:
             raise SessionError(f"{name} has no token")
-        encoded.append(check_inputs(np.asarray(tokens)[None], session.metadata).first[0].tolist())
+        ids = as_array(tokens, name)[None]
+        encoded.append(check_inputs(ids, session.metadata).first[0].tolist())
     return encoded
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    """The elements of a list, an array, a tensor or a generator; SessionError for what has none in order."""
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    if hasattr(values, "__array__"):  # of numpy, PyTorch and others
+        array = as_array(values, name)
+        if array.ndim:
+            return list(array)
+    elif isinstance(values, (Sequence, Iterator)) and not isinstance(values, (bytes, bytearray)):
+        return list(values)
+    raise SessionError(
+        f"{name}: {given.shown(values)} was given, expected a text or a list of token ids for each prompt"
+    )
 
 
 def _tokenizer_or_none(session: Session[Any]) -> Tokenizer | None:
@@ -187,7 +220,10 @@ def _result(decoding: Decoding, tokenizer: Tokenizer | None) -> Generations:
     return Generations(
         tuple(
             Generation(
-                prompt, tokens, None if tokenizer is None else tokenizer.decode(tokens), reason
+                prompt,
+                tokens,
+                None if tokenizer is None else tokenizer.decode(tokens, after=prompt),
+                reason,
             )
             for prompt, tokens, reason in zip(
                 decoding.prompts, decoding.tokens, decoding.reasons, strict=True

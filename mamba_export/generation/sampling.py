@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from mamba_export.errors import SessionError
+from mamba_export import given
+from mamba_export.errors import SessionError, UnknownOptionError
+
+MOST_TOP_K = 2**31 - 1
+MOST_SEED = 2**63 - 1
+"""The limits are those of mamba_run."""
+
+_OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""What None means."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Sampling:
             by it where positive and multiplied where negative; 1 is off.
         seed: of the random stream; sequence i of a request draws from a stream of (seed, i).
 
+    Numbers may be numpy's. None switches an option off, as in transformers; ``seed`` has no None.
+
     Raises:
         SessionError: a value is out of range; the message names the option.
     """
@@ -40,27 +50,48 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        def check(name: str, valid: bool, expected: str) -> None:
-            if not valid:
-                raise SessionError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        above_zero = math.ulp(0.0)
+        self._number("temperature", "a number >= 0", 0.0, math.inf)
+        self._integer("top_k")
+        self._number("top_p", "a number above 0 and at most 1", above_zero, 1.0)
+        # Logits are fp32: beyond these the quotient is 0 or infinite, whatever the logit.
+        limits = np.finfo(np.float32)
+        self._number(
+            "repetition_penalty",
+            f"a number from {limits.tiny:.3g} to {limits.max:.3g}",
+            float(limits.tiny),
+            float(limits.max),
+        )
+        seed = given.integer(self.seed, "seed", 0, MOST_SEED, SessionError)
+        object.__setattr__(self, "seed", seed)
 
-        check("temperature", 0 <= self.temperature < math.inf, "a number >= 0")
-        check("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "an integer >= 0")
-        check("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1")
-        check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0")
-        check("seed", isinstance(self.seed, int) and self.seed >= 0, "an integer >= 0")
+    def _number(self, name: str, expected: str, minimum: float, maximum: float) -> None:
+        value = getattr(self, name)
+        if value is None:
+            value = _OFF[name]
+        value = given.number(value, name, expected, minimum, maximum, SessionError)
+        object.__setattr__(self, name, value)
+
+    def _integer(self, name: str) -> None:
+        value = getattr(self, name)
+        value = (
+            _OFF[name] if value is None else given.integer(value, name, 0, MOST_TOP_K, SessionError)
+        )
+        object.__setattr__(self, name, value)
 
     def replace(self, **options: Any) -> Sampling:
         """A copy with these fields in place of its own.
 
         Raises:
-            TypeError: there is no field of a given name; the message lists those that there are.
+            UnknownOptionError: there is no field of a given name; the message lists those that there are.
             SessionError: a value is out of range.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in options:
             if name not in known:
-                raise TypeError(f"there is no option {name!r}: use one of {', '.join(known)}")
+                raise UnknownOptionError(
+                    f"there is no option {name!r}: use one of {', '.join(known)}"
+                )
         return dataclasses.replace(self, **options)
 
 
@@ -92,7 +123,8 @@ def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         (batch, vocab_size) fp32 with maximum 0 a row, and -inf where a token was dropped.
     """
     # The maximum is taken off first: a tiny temperature must not overflow.
-    scores = (logits - logits.max(axis=-1, keepdims=True)) / divisor(sampling)
+    with np.errstate(over="ignore"):  # -inf is what is meant: far from the maximum
+        scores = (logits - logits.max(axis=-1, keepdims=True)) / divisor(sampling)
     vocab_size = scores.shape[-1]
     if 0 < sampling.top_k < vocab_size:
         kth = np.partition(scores, vocab_size - sampling.top_k, axis=-1)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from mamba_export import given
+from mamba_export.contract.names import MAX_SIZE
 from mamba_export.contract.program import State
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.values import as_array, is_numeric
+from mamba_export.memory import available_memory
 
 
 class Tensor(Protocol):
@@ -27,6 +33,21 @@ class Tensor(Protocol):
         ...
 
 
+class _HasTensors(Protocol):
+    """A backend's state."""
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """In the metadata's order."""
+        ...
+
+
+KindT = TypeVar("KindT", bound=_HasTensors)
+
+_ASK_ABOVE = 1 << 26
+"""Bytes from which on the system is asked for its memory before an allocation: asking takes a while."""
+
+
 def step_sizes(metadata: Metadata, batch: int) -> dict[str, int]:
     """Sizes of a step of a language model: one token a sequence."""
     sizes = zip(metadata.inputs[0].shape, (batch, 1), strict=True)
@@ -34,9 +55,12 @@ def step_sizes(metadata: Metadata, batch: int) -> dict[str, int]:
 
 
 def batch_sizes(metadata: Metadata, batch: int) -> dict[str, int]:
-    """Sizes of the states of a batch, as far as the batch says them. SessionError for a batch below 1."""
-    if batch < 1:
-        raise SessionError(f"batch is {batch}, expected at least 1")
+    """Sizes of the states of a batch, as far as the batch says them.
+
+    Raises:
+        SessionError: the batch is no integer, or below 1, or above what any axis can have.
+    """
+    batch = given.integer(batch, "batch", 1, MAX_SIZE, SessionError)
     firsts = (state.past.shape[0] for state in metadata.states)
     return {size: batch for size in firsts if isinstance(size, str)}
 
@@ -65,23 +89,59 @@ def start_shapes(metadata: Metadata, sizes: Mapping[str, int]) -> list[tuple[int
 
 
 def start_array(state: State, shape: tuple[int, ...]) -> np.ndarray:
-    """What a state holds before anything was read."""
-    return np.full(shape, state.start, NUMPY_DTYPES[state.past.dtype])
+    """What a state holds before anything was read. SessionError where memory cannot hold it."""
+    dtype = NUMPY_DTYPES[state.past.dtype]
+    with allocating(shape, dtype.itemsize):
+        return np.full(shape, state.start, dtype)
+
+
+@contextlib.contextmanager
+def allocating(shape: tuple[int, ...], item_bytes: int, where: str = "the host") -> Iterator[None]:
+    """Around an allocation of host memory for a tensor: SessionError, with the size, where there is not enough.
+
+    The operating system may promise memory that it does not have, and end the process that uses it; so what it
+    says is available is asked first.
+    """
+    needed = math.prod(shape) * item_bytes
+    problem = SessionError(
+        f"out of memory on {where}: failed to allocate {needed:,} bytes for a tensor of shape {shape}: "
+        "use a smaller batch"
+    )
+    if needed > _ASK_ABOVE:
+        free = available_memory()
+        if free is not None and needed > free:
+            raise problem
+    try:
+        yield
+    except (MemoryError, ValueError) as error:  # ValueError: beyond what an address can hold
+        raise problem from error
 
 
 def model_arrays(arrays: Sequence[np.ndarray], metadata: Metadata) -> list[np.ndarray]:
     """Arrays of a state in the program's dtypes, in the metadata's order; their shapes are not looked at.
 
     Raises:
-        SessionError: their count is not that of the program's states.
+        SessionError: they are no arrays of numbers, or their count is not that of the program's states.
     """
     infos = metadata.states
-    if len(arrays) != len(infos):
-        raise SessionError(f"state has {len(arrays)} tensors, the model has {len(infos)}")
-    return [
-        np.asarray(array).astype(NUMPY_DTYPES[info.past.dtype], copy=False)
-        for array, info in zip(arrays, infos, strict=True)
-    ]
+    found = state_arrays(arrays)
+    if len(found) != len(infos):
+        raise SessionError(f"state has {len(found)} tensors, the model has {len(infos)}")
+    converted = []
+    for array, info in zip(found, infos, strict=True):
+        dtype = NUMPY_DTYPES[info.past.dtype]
+        if not is_numeric(array) or (dtype.kind in "iub" and array.dtype.kind not in "iub"):
+            raise SessionError(
+                f"state {info.past.name} is given as {array.dtype}, expected {info.past.dtype}"
+            )
+        converted.append(array.astype(dtype, copy=False))
+    return converted
+
+
+def state_arrays(arrays: Any) -> list[np.ndarray]:
+    """A sequence of arrays, or of what can be one; SessionError where it is something else."""
+    found = given.listed(arrays, "a state", "a list of arrays, one a state tensor", SessionError)
+    return [as_array(array, f"state tensor {index}") for index, array in enumerate(found)]
 
 
 def check_state(
@@ -118,18 +178,45 @@ def check_state(
             raise SessionError(f"state {past.name} has shape {tensor.shape}, expected {expected}")
 
 
-def check_selection(indices: Sequence[int], batch: int) -> None:
-    """Raise SessionError unless these are indices, at least one, of sequences of a batch."""
-    if len(indices) == 0 or min(indices) < 0 or max(indices) >= batch:
-        raise SessionError(f"cannot select sequences {list(indices)} of a state of batch {batch}")
+def selection(indices: Any, batch: int) -> np.ndarray:
+    """Indices of sequences of a batch as int64; SessionError unless there is at least one and all are in it."""
+    expected = f"a list of integers, at least one, each from 0 to {batch - 1}"
+    try:
+        listed = given.listed(indices, "indices", expected, SessionError)
+        rows = [given.integer(index, "index", 0, batch - 1, SessionError) for index in listed]
+    except SessionError:
+        rows = []
+    if not rows:
+        raise SessionError(
+            f"cannot select sequences {given.shown(indices)} of a state of batch {batch}: give {expected}"
+        )
+    return np.array(rows, np.int64)
 
 
-def check_alike(states: Sequence[Sequence[Tensor]]) -> None:
-    """Check that states, each a sequence of tensors, may become one batch.
+def alike(states: Any, kind: type[KindT]) -> list[KindT]:
+    """Check that states may become one batch.
+
+    Args:
+        states: any number of states.
+        kind: class of a backend's state, which has ``tensors``.
+
+    Returns:
+        The states as a list.
 
     Raises:
-        SessionError: there are none, they are of different models, or have grown to different lengths.
+        SessionError: there are none, they are of different backends or models, or have grown to different
+            lengths.
     """
+    expected = f"a list of {kind.__name__}, of one model"
+    listed = given.listed(states, "what to concatenate", expected, SessionError)
+    for state in listed:
+        if not isinstance(state, kind):
+            raise SessionError(f"cannot concatenate {given.shown(state)}: give {expected}")
+    _check_alike([state.tensors for state in listed])
+    return listed
+
+
+def _check_alike(states: Sequence[Sequence[Tensor]]) -> None:
     if not states:
         raise SessionError("cannot concatenate no states")
     kinds = {tuple((t.dtype, len(t.shape)) for t in tensors) for tensors in states}

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mamba_export import given as user
 from mamba_export.contract.program import Value
-from mamba_export.errors import SessionError
+from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
 
@@ -56,14 +57,38 @@ def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
     sizes: dict[str, int] = {}
     arrays = {}
     for index, value in enumerate(metadata.inputs):
-        array = _as_array(given[value.name], value)
+        array = as_array(given[value.name], value.name)
         _check_shape(array, value, sizes)
         _check_kind(array, value)
-        if index == 0 and metadata.tokens is not None:
+        if index == 0 and metadata.tokens is not None and array.size:
             _check_tokens(array, metadata.tokens.vocab_size)
         _check_range(array, value)
         arrays[value.name] = array.astype(NUMPY_DTYPES[value.dtype], copy=False)
     return CheckedInputs(arrays, sizes)
+
+
+def step_tokens(tokens: Any, batch: int, metadata: Metadata) -> np.ndarray:
+    """The tokens of a step, one a sequence, checked: a GPU would read outside of the embedding's memory.
+
+    Args:
+        tokens: the user's.
+        batch: of the stepper.
+        metadata: of a language model.
+
+    Returns:
+        (batch,) integers in [0, vocab_size).
+
+    Raises:
+        SessionError: they are none.
+    """
+    array = as_array(tokens, "tokens")
+    if array.shape != (batch,) or array.dtype.kind not in "iu":
+        raise SessionError(
+            f"tokens have shape {array.shape} and dtype {array.dtype}, expected ({batch},) integers: one for "
+            "each sequence"
+        )
+    _check_tokens(array, metadata.vocab_size)
+    return array
 
 
 def check_tokens_alone(metadata: Metadata) -> None:
@@ -116,12 +141,28 @@ def _by_name(inputs: Inputs, expected: Sequence[Value]) -> Mapping[str, Any]:
     return dict(zip(names, inputs, strict=True))
 
 
-def _as_array(given: Any, value: Value) -> np.ndarray:
+def as_array(given: Any, name: str) -> np.ndarray:
+    """Whatever holds numbers (lists, arrays, tensors of PyTorch on any device) as an array.
+
+    Args:
+        given: the user's.
+        name: for errors.
+
+    Raises:
+        SessionError: it is ragged, or cannot be an array.
+    """
     try:
+        if hasattr(given, "detach"):  # a tensor of PyTorch, which is not imported for the question
+            given = given.detach().cpu()
+            given = given.float() if str(given.dtype) == "torch.bfloat16" else given
         return np.asarray(given)
     except ValueError as error:
         raise SessionError(
-            f"{value.name} is ragged: sequences of one batch have one length; call run for each length"
+            f"{name} is ragged: sequences of one batch have one length; call run for each length"
+        ) from error
+    except Exception as error:  # what a foreign object's conversion raises
+        raise SessionError(
+            f"{name} is {user.shown(given)}, which is no array: {first_line(error)}"
         ) from error
 
 
@@ -153,9 +194,14 @@ def _check_kind(array: np.ndarray, value: Value) -> None:
         expected, fits = "integers", array.dtype.kind in "iu"
     else:
         expected = "numbers"
-        fits = array.dtype.kind in "fiu" or array.dtype in NUMPY_DTYPES.values()
+        fits = is_numeric(array)
     if not fits:
         raise SessionError(f"{value.name} has dtype {array.dtype}, expected {expected}")
+
+
+def is_numeric(array: np.ndarray) -> bool:
+    """Whether an array holds real numbers, those of ``ml_dtypes`` included; bools count as 0 and 1."""
+    return array.dtype.kind in "fiu" or array.dtype in NUMPY_DTYPES.values()
 
 
 def _check_range(array: np.ndarray, value: Value) -> None:

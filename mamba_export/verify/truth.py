@@ -14,7 +14,6 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from mamba_export.contract.program import Program
 from mamba_export.export.dtypes import TORCH
 from mamba_export.export.torch_run import run_program
 from mamba_export.folder.metadata import Metadata
+from mamba_export.memory import available_memory
 from mamba_export.models import MambaBackbone, MambaLM, cast
 from mamba_export.operators.dispatch import forced
 from mamba_export.verify.bounds import relative_error
@@ -177,19 +177,3 @@ def make_truth(source: nn.Module, dtype: str, program: MakeProgram, *, owned: bo
         wide = source if owned else copy.deepcopy(source)
     made = program(wide)  # of a dtype that a file may have: before the model is wider than that
     return Truth(Reference(wide.to(width), made, width), same_dtype, words)
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take; None where the system does not say."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-        group = Path("/sys/fs/cgroup")  # a container's own limit
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            found.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(found, default=None)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
-from mamba_export.errors import ExportError, SessionError
+from mamba_export.errors import ExportError, MambaExportError, SessionError
 from mamba_export.export.module_program import module_program
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
@@ -55,7 +55,7 @@ def verify(
         model: the source: a checkpoint's folder, a model of this package, or the module that was exported; None
             for the folder that the metadata names.
         text: text of the next-token check; None for the one that ships with the package.
-        backends: which to run, of ``backends.registry.variants()``; None for every one that is present.
+        backends: which to run, of ``backends.registry.variants()``; none for every one that is present.
         quick: fewer lengths and one batch size.
         on_check: called with each result as it comes.
 
@@ -66,10 +66,18 @@ def verify(
         MambaExportError: the folder is not ours, the source cannot be loaded, or a backend that was asked
             for by name is not present.
     """
-    folder = Path(folder)
+    quick = given.flag(quick, "quick", SessionError)
+    given.function(on_check, "on_check", SessionError)
+    if text is not None and not isinstance(text, str):
+        raise SessionError(f"text is {given.shown(text)}, expected a text")
+    wanted = [backends] if isinstance(backends, str) else backends
+    if wanted is not None:
+        expected = f"a list, of {', '.join(registry.variants())}"
+        wanted = given.listed(wanted, "backends", expected, SessionError)
     metadata = read_metadata(folder)
-    found, missing = registry.present(backends or None, folder)
-    if backends and missing:
+    folder = metadata.folder
+    found, missing = registry.present(wanted or None, folder)
+    if wanted and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
     source = _source(metadata, model)
@@ -148,6 +156,8 @@ def _program_maker(metadata: Metadata) -> MakeProgram:
 def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Module:
     if isinstance(model, (MambaLM, MambaBackbone)):
         return _in_fp32(model)
+    if metadata.model is not None and checkpoints.is_transformers(model):
+        return checkpoints.load_module(model)[0]
     if isinstance(model, nn.Module):
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         return model if on_cpu else copy.deepcopy(model).cpu()
@@ -167,6 +177,12 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
                 "pass its folder with --model"
             )
         model = metadata.source_path
+    if not given.is_path(model):
+        raise SessionError(
+            f"model is {given.shown(model)}: give a checkpoint's folder, or the module that was exported"
+        )
+    if not isinstance(model, str):
+        model = given.path(model, "model", SessionError)
     return checkpoints.load(model).model
 
 
@@ -191,8 +207,12 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
         )
     config = model.config
     found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
-    exported = MambaConfig(**metadata.model)
-    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
+    try:
+        exported = MambaConfig.from_fields(metadata.model)
+    except MambaExportError as error:
+        path = metadata.folder / contract.METADATA_FILE
+        raise SessionError(f"{path} is damaged (model: {error}): export the model again") from error
+    expected = {**dataclasses.asdict(exported), "d_inner": exported.inner, "dt_rank": exported.rank}
     for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
         if found[name] != expected[name]:
             raise ExportError(

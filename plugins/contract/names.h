@@ -13,5 +13,6 @@ constexpr int32_t kContractVersion = 1;
 // The same, as export writes it on every node.
 constexpr char kVersionAttribute[] = "plugin_version";
 constexpr char kVersion[] = "1";
+constexpr int32_t kMetadataFormat = 2;  // newest layout of mamba_export.json
 
 }  // namespace mamba_contract

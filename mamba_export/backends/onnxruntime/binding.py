@@ -19,6 +19,7 @@ from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.state import allocating
 from mamba_export.generation.values import CheckedInputs, known_shape
 
 
@@ -118,7 +119,9 @@ def run_once(
         shape = known_shape(value, inputs.sizes) if with_outputs else None
         array = None
         if shape is not None:
-            array = np.empty(shape, storage_dtype(value.dtype))
+            stored = storage_dtype(value.dtype)
+            with allocating(shape, stored.itemsize):
+                array = np.empty(shape, stored)
             bind_host_output(binding, value.name, value.dtype, array)
         elif with_outputs:
             binding.bind_output(value.name, "cpu", 0)

@@ -202,6 +202,7 @@ class StepGraphs:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self.metadata = model.metadata
         self._idle: StepGraph | None = None
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
 

@@ -9,6 +9,7 @@ import numpy as np
 from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.generation.sampling import Sampler, check_finite
+from mamba_export.generation.values import step_tokens
 
 
 class GraphStepper:
@@ -34,6 +35,7 @@ class GraphStepper:
         self._graph = graphs.take(state.batch)
         weakref.finalize(self, graphs.put, self._graph).atexit = False
         self._sampler = sampler
+        self._metadata = graphs.metadata
         self._state = state
         self._graph.start(state)
         self._graph.set_choice(sampler)
@@ -54,15 +56,15 @@ class GraphStepper:
         """Read one token a sequence.
 
         Args:
-            tokens: (batch,) int64, trusted to be in [0, vocab_size).
+            tokens: (batch,) integers in [0, vocab_size).
 
         Returns:
             Logits (batch, vocab_size) fp32, valid until the next step.
 
         Raises:
-            SessionError: ONNX Runtime or CUDA failed.
+            SessionError: the tokens are others, or ONNX Runtime or CUDA failed.
         """
-        self._graph.set_tokens(tokens)
+        self._graph.set_tokens(step_tokens(tokens, self._graph.batch, self._metadata))
         self._advance()
         return self._graph.logits()
 

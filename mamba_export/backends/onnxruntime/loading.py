@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mamba_export import given
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device
@@ -17,6 +19,7 @@ from mamba_export.backends.onnxruntime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     Provider,
+    checked_providers,
     device_index,
     make_session,
     provider_name,
@@ -25,6 +28,9 @@ from mamba_export.backends.onnxruntime.providers import (
 )
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.metadata import Metadata
+
+THREADS_PER_CORE = 4
+"""More only wait for each other: on two cores 500 took 35 s, and 2,000 never ended."""
 
 MINIMUM_VERSION = (1, 20)
 """The oldest ONNX Runtime that the exported files were run with."""
@@ -97,8 +103,14 @@ def open_session(
     """
     if threads is not None and session_options is not None:
         raise SessionError("give threads or session_options, not both")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise SessionError(f"threads is {threads!r}, expected an integer >= 1")
+    if threads is not None:
+        threads = _check_threads(threads)
+    if session_options is not None and not isinstance(session_options, ort.SessionOptions):
+        raise SessionError(
+            f"session_options is {given.shown(session_options)}: give an onnxruntime.SessionOptions"
+        )
+    if native is not None:
+        native = given.flag(native, "native", SessionError)
     if (
         native is False
         and session_options is not None
@@ -113,9 +125,23 @@ def open_session(
     if providers is None:
         model = _open_best(metadata, make_options, CUDA_PROVIDER in available, native)
     else:
-        model = _open_given(metadata, make_options(), providers, available, native)
+        model = _open_given(
+            metadata, make_options(), checked_providers(providers), available, native
+        )
     _check_interface(metadata, model.session)
     return model
+
+
+def _check_threads(threads: Any) -> int:
+    """The user's number of threads. SessionError where it is none, or where they would only wait."""
+    cores = os.cpu_count() or 1
+    count = given.integer(threads, "threads", 1, error=SessionError)
+    if count > THREADS_PER_CORE * cores:
+        raise SessionError(
+            f"threads is {given.shown(threads)}, expected at most {THREADS_PER_CORE * cores}, "
+            f"{THREADS_PER_CORE} for each of this machine's {cores} cores"
+        )
+    return count
 
 
 def _options(threads: int | None) -> ort.SessionOptions:

@@ -10,7 +10,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mamba_export import given
 from mamba_export.backends.onnxruntime.device import Device
+from mamba_export.errors import SessionError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -20,9 +22,43 @@ PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 Provider = str | tuple[str, dict[str, Any]]
 
 
+def checked_providers(providers: Any) -> list[Provider]:
+    """Providers as a user gave them: a list of names and (name, options), or one name.
+
+    Raises:
+        SessionError: they are something else.
+    """
+    expected = "a list of names, or of (name, options)"
+    listed = (
+        [providers]
+        if isinstance(providers, str)
+        else given.listed(providers, "providers", expected, SessionError)
+    )
+    for provider in listed:
+        is_pair = isinstance(provider, tuple) and len(provider) == 2
+        name, options = (provider[0], provider[1]) if is_pair else (provider, {})
+        if not isinstance(name, str) or not isinstance(options, dict):
+            raise SessionError(
+                f"provider {given.shown(provider)}: give its name, or (name, options) with a dict of options"
+            )
+        given.integer(_number(options.get("device_id", 0)), "device_id", 0, error=SessionError)
+    return listed
+
+
+def _number(value: Any) -> Any:
+    """ONNX Runtime takes numbers in options as text, too."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 def provider_name(provider: Provider) -> str:
     """ONNX Runtime's name of a provider."""
     return provider if isinstance(provider, str) else provider[0]
+
+
+def describe() -> str:
+    """This ONNX Runtime, whose package may have another name, for people: its version and its providers."""
+    names = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
+    return f"{ort.__version__}, providers {', '.join(names)}"
 
 
 def device_index(provider: Provider) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mamba_export import given
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
 from mamba_export.errors import SessionError
-from mamba_export.generation.state import check_alike, check_selection
+from mamba_export.generation.state import alike, selection, state_arrays
 
 CPU = Device()
 
@@ -46,7 +47,9 @@ class OrtState:
             SessionError: no arrays, an array without a batch, or of a dtype that no state has. Whether
                 the state fits a model is checked by ``run``.
         """
-        arrays = [np.asarray(array) for array in arrays]
+        arrays = state_arrays(arrays)
+        if not isinstance(device, Device):
+            raise SessionError(f"device is {given.shown(device)}: give session.device")
         if not arrays or any(array.ndim == 0 for array in arrays):
             raise SessionError("a state needs arrays of at least one dimension, the batch")
         return cls([DeviceTensor.from_numpy(array, device) for array in arrays])
@@ -57,8 +60,7 @@ class OrtState:
         Raises:
             SessionError: no index, or one outside [0, batch).
         """
-        check_selection(indices, self.batch)
-        rows = np.asarray(indices, dtype=np.int64)
+        rows = selection(indices, self.batch)
         return OrtState([tensor.select(rows) for tensor in self.tensors])
 
     @staticmethod
@@ -68,7 +70,7 @@ class OrtState:
         Raises:
             SessionError: no states, states of different models, or that have grown to different lengths.
         """
-        check_alike([state.tensors for state in states])
+        states = alike(states, OrtState)
         if not states[0].tensors:
             return states[0]
         device = states[0].tensors[0].device

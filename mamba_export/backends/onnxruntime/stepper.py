@@ -18,8 +18,8 @@ from mamba_export.backends.onnxruntime.device import storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.folder.dtypes import NUMPY_DTYPES
-from mamba_export.generation.state import batch_sizes, step_sizes
-from mamba_export.generation.values import CheckedInputs
+from mamba_export.generation.state import allocating, batch_sizes, step_sizes
+from mamba_export.generation.values import CheckedInputs, step_tokens
 
 
 class OrtStepper:
@@ -41,7 +41,9 @@ class OrtStepper:
         self._sends_tokens = model.device.name != "cpu"
         self._output = output = metadata.outputs[0]
         shape = output.resolve(step_sizes(metadata, state.batch))
-        self._logits = np.empty(shape, storage_dtype(output.dtype))
+        stored = storage_dtype(output.dtype)
+        with allocating(shape, stored.itemsize):
+            self._logits = np.empty(shape, stored)
         self._state = state
         sizes = batch_sizes(metadata, state.batch)
         one, other = (empty_state(metadata, sizes, model.device) for _ in range(2))
@@ -53,15 +55,15 @@ class OrtStepper:
         """Read one token a sequence.
 
         Args:
-            tokens: (batch,) int64, trusted to be in [0, vocab_size).
+            tokens: (batch,) integers in [0, vocab_size).
 
         Returns:
             Logits (batch, vocab_size) fp32, valid until the next step.
 
         Raises:
-            SessionError: ONNX Runtime failed.
+            SessionError: the tokens are others, or ONNX Runtime failed.
         """
-        self._tokens[:, 0] = tokens
+        self._tokens[:, 0] = step_tokens(tokens, len(self._tokens), self._metadata)
         binding, _, present = self._turn
         if self._sends_tokens:
             binding.bind_cpu_input(self._metadata.inputs[0].name, self._tokens)
@@ -108,7 +110,8 @@ class GrowingStepper:
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Read one token a sequence; arguments, results and errors are those of ``OrtStepper.step``."""
         name = self._model.metadata.inputs[0].name
-        inputs = CheckedInputs({name: tokens[:, None].astype(np.int64, copy=False)}, self._sizes)
+        checked = step_tokens(tokens, self._state.batch, self._model.metadata)
+        inputs = CheckedInputs({name: checked[:, None].astype(np.int64, copy=False)}, self._sizes)
         (logits, *_), self._state = run_once(self._model, inputs, self._state)
         return logits[:, 0].astype(np.float32, copy=False)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from mamba_export.backends.tensorrt.names import ENGINE_FILE, GRAPH_FILE
 from mamba_export.backends.tensorrt.options import BuildOptions
+from mamba_export.errors import EngineError
 from mamba_export.folder.metadata import Metadata
 from mamba_export.libraries import TRT_PLUGIN
 
@@ -32,8 +35,14 @@ mamba_export's sources.
 def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
     """The ``trtexec`` command that builds the engine of these options, run in the model's folder.
 
-    TensorRT 10 and later. Profiles are in trtexec's order: index, then shapes.
+    TensorRT 10 and later. Profiles are in trtexec's order: index, then shapes. One line for a shell, in which
+    names of the model's file stand for themselves, whatever they hold.
+
+    Raises:
+        EngineError: trtexec cannot be told this name of an input, or of the timing cache.
     """
+    if problem := why_no_line(metadata, options):
+        raise EngineError(problem)
     words = [
         "trtexec",
         f"--onnx={GRAPH_FILE}",
@@ -60,12 +69,35 @@ def trtexec_line(metadata: Metadata, options: BuildOptions) -> str:
                 f"{name}:{'x'.join(map(str, three[position]))}" for name, three in shapes.items()
             )
             words.append(f"{option}={spec}")
-    return " ".join(words)
+    return shlex.join(words)
+
+
+_TRTEXEC_READS = ",:'"
+"""Characters that have a meaning of their own to trtexec inside --minShapes=name:1x2,other:3x4."""
+
+
+def why_no_line(metadata: Metadata, options: BuildOptions) -> str:
+    """Why there is no ``trtexec`` command for a model; empty where there is one.
+
+    Characters that do not print would break out of the line, and out of the code block that shows it.
+    """
+    for name in (tensor.name for tensor in metadata.graph_inputs):
+        if not name or not name.isprintable() or any(mark in name for mark in _TRTEXEC_READS):
+            return (
+                f"trtexec cannot be told the shapes of input {name!a}: export the model with names "
+                "without commas, colons, quotes and characters that do not print"
+            )
+    cache = options.timing_cache
+    if cache is not None and not cache.name.isprintable():
+        return f"--timing-cache {cache.name!a}: give a file whose name prints"
+    return ""
 
 
 def deploy_text(metadata: Metadata, options: BuildOptions) -> str:
     """DEPLOY.md of an exported folder, or of a bundle of it."""
     prefill, decode = options.profiles(metadata)
+    problem = why_no_line(metadata, options)
+    line = f"```\n{trtexec_line(metadata, options)}\n```" if not problem else f"None: {problem}."
     with_plugin = "With" if options.plugin else "Without"
     return f"""# An engine of this model, built on the target
 
@@ -78,11 +110,16 @@ that built it, so it is built where it is to run. Needed there: TensorRT 10.3 or
 {with_plugin} our plugin. Profile 0, {prefill.name}: batch {prefill.batch[0]} to {prefill.batch[2]},
 {prefill.length[0]} to {prefill.length[2]} steps of the prompt a run. Profile 1, {decode.name}: one step.
 
+{line}
+
+Then run it (--tokens 1,2,3 for a model that is not of bytes):
+
 ```
-{trtexec_line(metadata, options)}
+./mamba_run --engine .{f" --plugin ./{TRT_PLUGIN.file}" if options.plugin else ""} --prompt TEXT
 ```
 
-Then `./mamba_run --engine . --prompt TEXT` (--tokens 1,2,3 for a model that is not of bytes) runs it.
+mamba_run opens the plugin library that --plugin names, else the one beside itself; what a folder says of
+libraries chooses none. An engine file is code: run one that you built, or whose maker you trust.
 
 From TensorRT 11 on every network is strongly typed, and the option --stronglyTyped changes nothing.
 

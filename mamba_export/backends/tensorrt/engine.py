@@ -10,7 +10,11 @@ from typing import Any
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.backends.tensorrt.description import EngineDescription, read_description
-from mamba_export.backends.tensorrt.engine_checks import check_engine_file, check_model
+from mamba_export.backends.tensorrt.engine_checks import (
+    check_engine_file,
+    check_host_code,
+    check_model,
+)
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.errors import SessionError
@@ -113,6 +117,7 @@ def open_engine(folder: Path, metadata: Metadata, device: int = 0) -> TrtEngine:
     description = read_description(folder)
     path = check_engine_file(folder, description)
     check_model(folder, description, metadata)
+    check_host_code(path, description)
     gpu = Gpu(device)
     check_gpu(description, gpu)
     library = libraries.load(description.kind)
@@ -183,8 +188,7 @@ def _deserialise(path: Path, library: Library, gpu: Gpu, version_compatible: boo
         )
     library.logger.take_errors()
     runtime = library.module.Runtime(library.logger)
-    if version_compatible:
-        # Such an engine carries the runtime that it needs, as code; the sha256 said it is the one built here.
+    if version_compatible:  # and check_host_code has found that the user allows it
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mamba_export import contract
@@ -12,6 +13,26 @@ from mamba_export.errors import EngineError
 from mamba_export.folder.metadata import Metadata
 
 _VERSION_AT = 24  # in an engine file: four bytes, major, minor, patch, build
+
+
+HOST_CODE_VARIABLE = "MAMBA_EXPORT_ALLOW_ENGINE_CODE"
+"""Environment variable: 1 lets engines run that carry a library of their own."""
+
+
+def check_host_code(path: Path, description: EngineDescription) -> None:
+    """Check that the user allows what an engine of --version-compatible needs.
+
+    Such a file holds a library for the host, which TensorRT writes out and opens. That engine.json and its
+    sha256 agree says nothing of who wrote the two, so nothing in the folder can allow it.
+
+    Raises:
+        EngineError: the user does not.
+    """
+    if description.version_compatible and os.environ.get(HOST_CODE_VARIABLE) != "1":
+        raise EngineError(
+            f"{path} was built with --version-compatible and carries a library of its own, which would run "
+            f"here as code: set {HOST_CODE_VARIABLE}=1 if you trust who built it, or build it again without"
+        )
 
 
 def check_engine_file(folder: Path, description: EngineDescription) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mamba_export import given, requirements
 from mamba_export.backends.tensorrt.names import KINDS, TENSORRT, TENSORRT_RTX, Kind
 from mamba_export.errors import EngineError, first_line
 
@@ -58,7 +59,7 @@ class Library:
 
 def is_installed(kind: Kind) -> bool:
     """Whether a runtime can be imported; it is not."""
-    return importlib.util.find_spec(kind.module) is not None
+    return requirements.is_installed(kind.module)
 
 
 def choose(option: str | None, gpu_present: bool) -> Kind:
@@ -73,11 +74,8 @@ def choose(option: str | None, gpu_present: bool) -> Kind:
         EngineError: the option is unknown, or neither is installed.
     """
     if option not in (None, "auto"):
-        for kind in KINDS:
-            if kind.option == option:
-                return kind
-        known = ", ".join(kind.option for kind in KINDS)
-        raise EngineError(f"runtime {option!r} is unknown: use one of auto, {known}")
+        known = {kind.option: kind for kind in KINDS}
+        return known[given.one_of(option, "runtime", ("auto", *known), EngineError)]
     order = (TENSORRT, TENSORRT_RTX) if gpu_present else (TENSORRT_RTX, TENSORRT)
     for kind in order:
         if is_installed(kind):

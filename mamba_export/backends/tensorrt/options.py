@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mamba_export import contract, given
 from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles, parse_range
 from mamba_export.errors import EngineError
 
 if TYPE_CHECKING:  # it loads numpy, and the command line reads these defaults for its help
     from mamba_export.folder.metadata import Metadata
+
+
+MAX_WORKSPACE_MIB = 1 << 24
+"""16 TiB: more than any GPU has, and far from where TensorRT's count of bytes would end."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,12 @@ class BuildOptions:
 
     def profiles(self, metadata: Metadata) -> tuple[Profile, Profile]:
         """Prefill and decode of a program. EngineError where a range is wrong."""
+        if not isinstance(self.sizes, Mapping):
+            raise EngineError(f"sizes is {given.shown(self.sizes)}: give ranges by axis, a dict")
         sizes = {name: check_range(three, f"--size {name}=") for name, three in self.sizes.items()}
-        longest = max(self.length)
-        past = check_range(self.past or (0, max(1, longest // 8), longest), "--past", minimum=0)
+        longest = max(check_range(self.length, "--length"))
+        usual = (0, max(1, longest // 8), longest)
+        past = check_range(usual if self.past is None else self.past, "--past", minimum=0)
         grown = {state.grown_axis: past for state in metadata.states if state.grown_axis}
         return make_profiles(self.batch, self.length, {**sizes, **grown})
 
@@ -58,21 +66,37 @@ def parse_workspace(text: str) -> int:
     """MiB of a size such as "512", "512M" or "4G"; EngineError where it is none."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
     factor = {"M": 1, "G": 1 << 10}.get(unit)
-    if factor is None or not number.isdecimal() or int(number) == 0:
+    # Python reads no integer of thousands of digits; check_request knows the largest size.
+    if factor is None or not number.isdecimal() or len(number) > 20 or int(number) == 0:
         raise EngineError(f"--workspace {text}: give MiB or GiB, as in 512M or 4G")
     return int(number) * factor
 
 
+def as_options(options: BuildOptions | None) -> BuildOptions:
+    """The options, or the defaults; EngineError for something else."""
+    if options is None:
+        return BuildOptions()
+    if not isinstance(options, BuildOptions):
+        raise EngineError(f"options is {given.shown(options)}: give a BuildOptions")
+    return options
+
+
 def check_request(metadata: Metadata, options: BuildOptions) -> None:
     """Refuse early what no engine can be built for. Raises EngineError."""
+    if options.timing_cache is not None:
+        given.path(options.timing_cache, "--timing-cache", EngineError)
+    for name in ("plugin", "version_compatible", "hardware_compatible"):
+        given.flag(getattr(options, name), name, EngineError)
     options.profiles(metadata)
+    if options.precision is not None:
+        given.one_of(options.precision, "precision", contract.DTYPES, EngineError)
     if options.precision not in (None, metadata.dtype):
         raise EngineError(
             f"{metadata.folder} is {metadata.dtype} and the file's dtype is the engine's: for "
             f"{options.precision} export the model again with --dtype {options.precision}"
         )
-    if options.workspace_mib is not None and options.workspace_mib < 1:
-        raise EngineError(f"--workspace {options.workspace_mib}: give at least 1 MiB")
+    if options.workspace_mib is not None:
+        given.integer(options.workspace_mib, "--workspace", 1, MAX_WORKSPACE_MIB, EngineError)
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:

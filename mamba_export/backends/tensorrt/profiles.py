@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export import given
+from mamba_export.contract.names import BATCH, LENGTH, MAX_SIZE
 from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError, SessionError
 
@@ -104,14 +105,22 @@ def parse_range(text: str, option: str, minimum: int = 1) -> Range:
 def check_range(
     numbers: Sequence[int], option: str, text: str | None = None, minimum: int = 1
 ) -> Range:
-    """The numbers as a range from ``minimum`` on; EngineError, naming the option, where they are none."""
-    if len(numbers) != 3 or not minimum <= numbers[0] <= numbers[1] <= numbers[2]:
-        shown = ",".join(map(str, numbers)) if text is None else text
+    """The numbers as a range in [minimum, MAX_SIZE]; EngineError, naming the option, where they are none."""
+    try:
+        first, second, third = (
+            given.integer(number, option, minimum, MAX_SIZE, EngineError)
+            for number in given.listed(numbers, option, "three numbers", EngineError)
+        )
+        fits = first <= second <= third
+    except (EngineError, ValueError):  # ValueError: not three
+        fits = False
+    if not fits:
+        shown = given.shown(numbers) if text is None else text
         raise EngineError(
             f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
-            f"{minimum}"
+            f"{minimum} and below 2^31"
         )
-    return numbers[0], numbers[1], numbers[2]
+    return first, second, third
 
 
 def refusal(profiles: Iterable[Profile], batch: int, length: int) -> str:

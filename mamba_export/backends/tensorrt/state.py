@@ -9,7 +9,7 @@ import numpy as np
 from mamba_export.backends.tensorrt.cuda_driver import Gpu, Stream
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES, dtype_name
-from mamba_export.generation.state import check_alike, check_selection
+from mamba_export.generation.state import alike, selection
 
 
 class GpuTensor:
@@ -92,8 +92,7 @@ class TrtState:
         Raises:
             SessionError: no index, or one outside [0, batch), or memory cannot be allocated.
         """
-        check_selection(indices, self.batch)
-        rows = [(self, int(index)) for index in indices]
+        rows = [(self, int(index)) for index in selection(indices, self.batch)]
         return _gather(rows, self.stream)
 
     @staticmethod
@@ -104,10 +103,7 @@ class TrtState:
             SessionError: no states, states of other backends, of different models, or that have grown to
                 different lengths.
         """
-        ours = [state for state in states if isinstance(state, TrtState)]
-        if len(ours) != len(states):
-            raise SessionError("cannot concatenate states of different models or backends")
-        check_alike([state.tensors for state in ours])
+        ours = alike(states, TrtState)
         rows = [(state, row) for state in ours for row in range(state.batch)]
         return _gather(rows, ours[0].stream)
 

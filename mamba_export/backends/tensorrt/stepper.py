@@ -15,6 +15,7 @@ from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
 from mamba_export.generation.state import step_sizes
+from mamba_export.generation.values import as_array, step_tokens
 
 
 class TrtStepper:
@@ -68,16 +69,16 @@ class TrtStepper:
         """Read one token a sequence.
 
         Args:
-            tokens: (batch,) int64, trusted to be in [0, vocab_size).
+            tokens: (batch,) integers in [0, vocab_size).
 
         Returns:
             Logits (batch, vocab_size) fp32, valid until the next step.
 
         Raises:
-            SessionError: TensorRT or the driver failed.
+            SessionError: the tokens are others, or TensorRT or the driver failed.
         """
         self._gpu.activate()
-        self._tokens[:, 0] = tokens
+        self._tokens[:, 0] = step_tokens(tokens, len(self._tokens), self._metadata)
         present = self._pair[self._steps % 2]
         graph = self._graph(present)
         if graph is None:
@@ -135,7 +136,8 @@ class GrowingStepper:
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Read one token a sequence; arguments, results and errors are those of ``TrtStepper.step``."""
-        logits, self._state = self._run(tokens[:, None], self._state)
+        column = as_array(tokens, "tokens").reshape(-1, 1)
+        logits, self._state = self._run(column, self._state)  # which checks it
         return logits[:, 0].astype(np.float32, copy=False)
 
     @property

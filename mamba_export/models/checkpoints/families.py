@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from mamba_export.errors import CheckpointError, MambaExportError
+from mamba_export.fields import shown
 from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
-from mamba_export.models.checkpoints.fields import Fields, read_json
+from mamba_export.models.checkpoints.fields import ConfigFields, read_object
+from mamba_export.models.checkpoints.generation_config import with_generation_config
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
 """Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
@@ -23,22 +25,28 @@ SUPPORTED = ", and ".join(
 
 
 def read_config(folder: Path) -> tuple[Family, Description]:
-    """Read ``folder``/config.json.
+    """Read ``folder``/config.json, and what generation_config.json beside it changes.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, of another architecture, or asks for
+        CheckpointError: a file is missing or unreadable, of another architecture, or asks for
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    fields = Fields(path, read_json(path), SUPPORTED)
-    if fields.integer("vocab_size", 1) < 1:  # MambaConfig lets a backbone without tokens pass
-        raise CheckpointError(
-            f"{path}: vocab_size is {fields.get('vocab_size')}, expected at least 1"
-        )
+    family, description = match(path, read_object(path))
+    return family, with_generation_config(folder, description)
+
+
+def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
+    """The family of a config.json's content, and what it says.
+
+    Raises:
+        CheckpointError: as ``read_config``; it names ``path``.
+    """
+    fields = ConfigFields(path, content, SUPPORTED)
     for family in FAMILIES:
         if family.recognises(fields):
             try:
@@ -48,7 +56,9 @@ def read_config(folder: Path) -> tuple[Family, Description]:
             except MambaExportError as error:  # MambaConfig refused a value
                 raise CheckpointError(f"{path}: {error}") from error
     model_type = fields.get("model_type")
-    what = f"architecture {model_type!r}" if model_type is not None else "an unnamed architecture"
+    what = (
+        f"architecture {shown(model_type)}" if model_type is not None else "an unnamed architecture"
+    )
     raise CheckpointError(f"{path} is of {what}; supported are {SUPPORTED}")
 
 

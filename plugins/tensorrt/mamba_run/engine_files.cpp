@@ -1,13 +1,13 @@
 #include "engine_files.h"
 
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <limits>
+#include <set>
 
 #include "error.h"
+#include "files.h"
 #include "json.h"
+#include "metadata.h"
 #include "names.h"
 #include "sha256.h"
 
@@ -25,28 +25,37 @@ constexpr int64_t kFormat = 1;
 constexpr char kTensorRtTag[] = "ftrt", kRtxTag[] = "vtrt";
 constexpr size_t kTagBytes = 4, kVersionAt = 24, kHeadBytes = 28;
 
-std::string read_file(const fs::path& path, size_t most) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path.string() + ": cannot be read");
-  std::string content(most, '\0');
-  file.read(content.data(), static_cast<std::streamsize>(most));
-  content.resize(static_cast<size_t>(file.gcount()));
-  return content;
-}
+// Token ids, steps and sizes are 32 bits to the GPU's code.
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
-Json read_json(const fs::path& path) {
-  constexpr size_t kMaxBytes = 64 << 20;
-  try {
-    return Json::parse(read_file(path, kMaxBytes));
-  } catch (const Error& error) {
-    throw Error(path.string() + " is damaged (" + error.what() + "): build the engine again");
-  }
-}
-
-Range read_range(const Json& value) {
+Range read_range(const Json& value, const char* what) {
   const auto& three = value.list();
   if (three.size() != 3) throw Error("a range has not three numbers");
-  return {three[0].integer(), three[1].integer(), three[2].integer()};
+  const auto number = [&](size_t i) { return three[i].integer(what, 1, kMost); };
+  const Range range{number(0), number(1), number(2)};
+  if (range.minimum > range.optimum || range.optimum > range.maximum) {
+    throw Error(std::string(what) + " is not minimum, optimum, maximum");
+  }
+  return range;
+}
+
+// A name in the engine, which TensorRT reads up to a zero byte.
+const std::string& read_name(const Json& value) {
+  const std::string& name = value.text();
+  if (name.empty() || name.find('\0') != std::string::npos) throw Error("a name is no name");
+  return name;
+}
+
+// Names of an engine's inputs or outputs, in its order.
+std::vector<std::string> read_tensors(const Json& value) {
+  std::vector<std::string> names;
+  for (const Json& tensor : value.list()) {
+    names.push_back(read_name(tensor.at("name")));
+    const Json* shape = tensor.find("shape");
+    if (!shape) continue;
+    for (const Json& size : shape->list()) size.integer("a size", -1, kMost);
+  }
+  return names;
 }
 
 std::string text_or_empty(const Json& object, const char* key) {
@@ -65,29 +74,39 @@ EngineFiles parse(const Json& json) {
   found.runtime_version = text_or_empty(json, "runtime_version");
   found.compute_capability = text_or_empty(json, "compute_capability");
   found.has_byte_tokenizer = json.at("byte_tokenizer").boolean();
-  found.vocab_size = json.at("vocab_size").integer();
-  found.plugin_library = text_or_empty(json, "plugin_library");
+  found.vocab_size = json.at("vocab_size").integer("vocab_size", 1, kMost);
+  found.needs_plugins = !text_or_empty(json, "plugin_library").empty();
+  for (const Json& profile : json.at("profiles").list()) {
+    found.profiles.push_back({profile.at("name").text(), read_range(profile.at("batch"), "batch"),
+                              read_range(profile.at("length"), "length")});
+  }
   for (const Json& pair : json.at("states").list()) {
     if (pair.list().size() != 2) throw Error("a state has not two names");
-    found.states.emplace_back(pair.list()[0].text(), pair.list()[1].text());
+    found.states.emplace_back(read_name(pair.list()[0]), read_name(pair.list()[1]));
   }
-  for (const Json& profile : json.at("profiles").list()) {
-    found.profiles.push_back({profile.at("name").text(), read_range(profile.at("batch")),
-                              read_range(profile.at("length"))});
-  }
-  const auto &inputs = json.at("inputs").list(), &outputs = json.at("outputs").list();
+  const std::vector<std::string> inputs = read_tensors(json.at("inputs"));
+  const std::vector<std::string> outputs = read_tensors(json.at("outputs"));
   if (inputs.size() != found.states.size() + 1 || outputs.size() != inputs.size() ||
       found.profiles.empty()) {
     throw Error("inputs, outputs, states and profiles do not match");
   }
-  found.input = inputs[0].at("name").text();
-  found.output = outputs[0].at("name").text();
+  std::set<std::string> names(inputs.begin(), inputs.end());
+  names.insert(outputs.begin(), outputs.end());
+  // Two states in one tensor would be two sizes of one memory.
+  if (names.size() != inputs.size() + outputs.size()) throw Error("a name stands twice");
+  for (size_t i = 0; i < found.states.size(); ++i) {
+    if (found.states[i] != std::pair(inputs[i + 1], outputs[i + 1])) {
+      throw Error("states are not the inputs and outputs after the first");
+    }
+  }
+  found.input = inputs[0];
+  found.output = outputs[0];
   return found;
 }
 
 // mamba_run drives language models whose states keep their size. Throws Error for other programs.
-void check_program(const fs::path& path, const Json& json) {
-  const std::string program = path.string() + " is of a program ";
+void check_program(const std::string& path, const Json& json) {
+  const std::string program = path + " is of a program ";
   const std::string instead = ", which mamba_run does not drive: use TrtSession of mamba_export";
   if (json.at("vocab_size").integer() == 0) throw Error(program + "without tokens" + instead);
   const auto& inputs = json.at("inputs").list();
@@ -103,17 +122,17 @@ void check_program(const fs::path& path, const Json& json) {
   }
 }
 
-void check_version(const fs::path& path, const Json& json, const char* key, int64_t known) {
+void check_version(const std::string& path, const Json& json, const char* key, int64_t known) {
   const int64_t found = json.at(key).integer();
   if (found != known) {
-    throw Error(path.string() + " has " + key + " " + std::to_string(found) +
-                ", this mamba_run reads " + std::to_string(known) +
+    throw Error(path + " has " + key + " " + std::to_string(found) + ", this mamba_run reads " +
+                std::to_string(known) +
                 ": build the engine again, or take the mamba_run of the version that built it");
   }
 }
 
 void check_engine(const EngineFiles& files, const Json& json, bool check_content) {
-  const std::string head = read_file(files.engine, kHeadBytes);
+  const std::string head = read_head(files.engine, kHeadBytes);
   const auto starts_with = [&](const char* tag) {
     return head.size() == kHeadBytes && head.compare(0, kTagBytes, tag) == 0;
   };
@@ -138,36 +157,6 @@ void check_engine(const EngineFiles& files, const Json& json, bool check_content
     throw Error(files.engine + " is truncated, or not the engine that " + kDescriptionFile +
                 " describes: copy or build it again");
   }
-}
-
-int64_t read_eos(const fs::path& path) {
-  if (!fs::exists(path)) return -1;
-  const Json json = read_json(path);
-  try {
-    // Format 1 of the metadata had it at the top level.
-    const bool is_old = json.at("format").integer() == 1;
-    if (!is_old && json.at("tokens").is_null()) return -1;
-    for (const Json& state : json.at("states").list()) {
-      if (!is_old && state.at("start").number() != 0) {
-        throw Error("state " + state.at("name").text() +
-                    " starts with other than zeros: " + "use TrtSession of mamba_export");
-      }
-    }
-    const Json& token = (is_old ? json : json.at("tokens")).at("eos_token_id");
-    return token.is_null() ? -1 : token.integer();
-  } catch (const Error& error) {
-    throw Error(path.string() + " cannot be used (" + error.what() + ")");
-  }
-}
-
-// Beside the engine, else beside this program: where an installation has it.
-std::string find_plugin_library(const fs::path& folder, const std::string& name) {
-  if (fs::is_regular_file(folder / name)) return (folder / name).string();
-  std::error_code error;
-  const fs::path own = fs::read_symlink("/proc/self/exe", error).parent_path() / name;
-  if (fs::is_regular_file(own, error)) return own.string();
-  throw Error(name + " lies neither beside " + kDescriptionFile +
-              " nor beside this program: name it with --plugin");
 }
 
 std::string range_text(const Range& range) {
@@ -196,18 +185,19 @@ size_t EngineFiles::profile_for(int64_t length) const {
   throw Error(text);
 }
 
-EngineFiles read_engine_files(const std::string& path, const std::string& plugin,
-                              bool check_content) {
+EngineFiles read_engine_files(const std::string& path, bool check_content) {
   fs::path engine(path);
-  if (fs::is_directory(engine)) engine /= kEngineFile;
-  if (!fs::is_regular_file(engine)) throw Error(engine.string() + ": no such engine file");
+  std::error_code unknown;  // then it is opened as a file, and the error says why it cannot be
+  if (fs::is_directory(engine, unknown)) engine /= kEngineFile;
+  if (!is_there(engine.string())) throw Error(engine.string() + ": no such engine file");
+  File{engine.string()};  // whether it can be read at all
   const fs::path folder = engine.parent_path();
-  const fs::path description = folder / kDescriptionFile;
-  if (!fs::is_regular_file(description)) {
+  const std::string description = folder / kDescriptionFile;
+  if (!is_there(description)) {
     throw Error(engine.string() + " has no " + kDescriptionFile +
                 " beside it: copy the whole folder that `mamba-export build` wrote");
   }
-  const Json json = read_json(description);
+  const Json json = read_json(description, "build the engine again");
   EngineFiles files;
   try {
     check_version(description, json, "format", kFormat);
@@ -215,19 +205,12 @@ EngineFiles read_engine_files(const std::string& path, const std::string& plugin
     check_program(description, json);
     files = parse(json);
   } catch (const Error& error) {
-    const bool is_named = std::string(error.what()).find(description.string()) == 0;
+    const bool is_named = std::string(error.what()).find(description) == 0;
     if (is_named) throw;
-    throw Error(description.string() + " is damaged (" + error.what() +
-                "): build the engine again");
+    throw Error(description + " is damaged (" + error.what() + "): build the engine again");
   }
   files.engine = engine.string();
-  files.eos_token = read_eos(folder / kMetadataFile);
-  if (!plugin.empty()) {
-    if (!fs::is_regular_file(plugin)) throw Error(plugin + ": no such plugin library");
-    files.plugin_library = plugin;
-  } else if (!files.plugin_library.empty()) {
-    files.plugin_library = find_plugin_library(folder, files.plugin_library);
-  }
+  files.end_tokens = read_end_tokens(folder / kMetadataFile);
   check_engine(files, json, check_content);
   return files;
 }

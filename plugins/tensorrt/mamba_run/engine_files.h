@@ -23,7 +23,7 @@ struct Profile {
 
 struct EngineFiles {
   std::string engine;              // path
-  std::string plugin_library;      // path; empty where the engine needs none
+  bool needs_plugins;              // layers of the engine are our plugins
   bool is_rtx;                     // an engine of TensorRT-RTX
   std::string runtime_version;     // of what built it; empty where unknown
   std::string compute_capability;  // of the GPU that it is for; empty where it is not tied to one
@@ -32,17 +32,16 @@ struct EngineFiles {
   std::vector<Profile> profiles;                            // in the engine's order
   bool has_byte_tokenizer;
   int64_t vocab_size;
-  int64_t eos_token;  // -1 where there is none
+  std::vector<int64_t> end_tokens;  // each of them ends a text
 
   // The profile that takes this many steps, the one for the longest prompts first; throws Error,
   // which names the ranges.
   size_t profile_for(int64_t length) const;
 };
 
-// path is an engine file or its folder; plugin a library to use instead of the one that engine.json
-// names. Throws Error where a file is missing, damaged, truncated, foreign or of another version.
-// The engine's SHA-256 takes seconds for gigabytes: check_content false leaves it out.
-EngineFiles read_engine_files(const std::string& path, const std::string& plugin,
-                              bool check_content);
+// path is an engine file or its folder. Throws Error where a file is missing, damaged, truncated,
+// foreign or of another version. The engine's SHA-256 takes seconds for gigabytes: check_content
+// false leaves it out.
+EngineFiles read_engine_files(const std::string& path, bool check_content);
 
 }  // namespace mamba_run

@@ -6,54 +6,20 @@
 #include <cstring>
 
 #include "error.h"
+#include "files.h"
+#include "utf8.h"
 
 namespace mamba_run {
 namespace {
 
+constexpr size_t kMostBytes = size_t{4} << 20;  // a hundred times those of a large model
 constexpr int kDeepest = 64;
+constexpr double kMostExact = 9007199254740992;  // 2^53
 
 const char* name_of(Json::Kind kind) {
   static constexpr const char* names[] = {"null",   "true or false", "a number",
                                           "a text", "a list",        "an object"};
   return names[static_cast<int>(kind)];
-}
-
-void append_utf8(std::string& text, uint32_t code) {
-  const auto tail = [&](int shift) { text += static_cast<char>(0x80 | ((code >> shift) & 0x3f)); };
-  if (code < 0x80) {
-    text += static_cast<char>(code);
-  } else if (code < 0x800) {
-    text += static_cast<char>(0xc0 | (code >> 6));
-    tail(0);
-  } else if (code < 0x10000) {
-    text += static_cast<char>(0xe0 | (code >> 12));
-    tail(6);
-    tail(0);
-  } else {
-    text += static_cast<char>(0xf0 | (code >> 18));
-    tail(12);
-    tail(6);
-    tail(0);
-  }
-}
-
-// Length of the UTF-8 character at `at`; 0 where there is none (overlong forms and surrogates too).
-size_t utf8_length(const std::string& text, size_t at) {
-  const auto byte = [&](size_t i) -> uint32_t {
-    return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
-  };
-  const uint32_t first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4) return 0;
-  uint32_t code = first & (0xff >> (length + 1));
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    code = code << 6 | (byte(i) & 0x3f);
-  }
-  static constexpr uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-  const bool is_surrogate = code >= 0xd800 && code < 0xe000;
-  return code < smallest[length] || is_surrogate || code > 0x10ffff ? 0 : length;
 }
 
 }  // namespace
@@ -63,37 +29,45 @@ class JsonReader {
   explicit JsonReader(const std::string& text) : text_(text) {}
 
   Json whole() {
-    Json value = read(0);
+    take_word("\xef\xbb\xbf");
+    Json value = read(1);
     skip_space();
     if (at_ != text_.size()) fail();
     return value;
   }
 
  private:
-  [[noreturn]] void fail() const { throw Error("not JSON at byte " + std::to_string(at_)); }
-  // The text ends with a 0 that no rule takes.
-  char peek() const { return text_[at_]; }
+  [[noreturn]] void fail(const char* why = "") const {
+    throw Error("not JSON at byte " + std::to_string(at_) + why);
+  }
+
+  // At the end a 0, which no rule takes, as it takes none inside the text.
+  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
+  bool is_digit() const { return peek() >= '0' && peek() <= '9'; }
 
   void skip_space() {
-    while (at_ < text_.size() && std::strchr(" \t\r\n", peek())) ++at_;
+    while (peek() == ' ' || peek() == '\t' || peek() == '\r' || peek() == '\n') ++at_;
   }
-  bool take(char wanted) {
-    skip_space();
+  bool take_here(char wanted) {
     if (peek() != wanted) return false;
     ++at_;
     return true;
+  }
+  bool take(char wanted) {
+    skip_space();
+    return take_here(wanted);
   }
   void need(char wanted) {
     if (!take(wanted)) fail();
   }
   bool take_word(const char* word) {
-    if (text_.compare(at_, std::strlen(word), word) != 0) return false;
-    at_ += std::strlen(word);
+    const size_t length = std::strlen(word);
+    if (text_.compare(at_, length, word) != 0) return false;
+    at_ += length;
     return true;
   }
 
   Json read(int depth) {
-    if (depth > kDeepest) fail();
     skip_space();
     Json value;
     if (peek() == '{') {
@@ -114,13 +88,19 @@ class JsonReader {
     return value;
   }
 
+  void open(char bracket, int depth) {
+    if (depth > kDeepest) fail(", which is nested too deeply");
+    need(bracket);
+  }
+
   void read_object(Json& value, int depth) {
     value.kind_ = Json::Kind::kObject;
-    need('{');
+    open('{', depth);
     if (take('}')) return;
     do {
       skip_space();
       const std::string key = read_text();
+      if (value.object_.count(key)) fail(", where a key stands a second time");
       need(':');
       value.object_[key] = read(depth + 1);
     } while (take(','));
@@ -129,7 +109,7 @@ class JsonReader {
 
   void read_list(Json& value, int depth) {
     value.kind_ = Json::Kind::kList;
-    need('[');
+    open('[', depth);
     if (take(']')) return;
     do {
       value.list_.push_back(read(depth + 1));
@@ -137,61 +117,81 @@ class JsonReader {
     need(']');
   }
 
+  void need_digits() {
+    if (!is_digit()) fail();
+    while (is_digit()) ++at_;
+  }
+
   void read_number(Json& value) {
-    const char* start = text_.c_str() + at_;
-    if (*start != '-' && (*start < '0' || *start > '9')) fail();
-    char* end = nullptr;
+    const size_t start = at_;
+    take_here('-');
+    if (!take_here('0')) need_digits();
+    if (take_here('.')) need_digits();
+    if (take_here('e') || take_here('E')) {
+      if (!take_here('+')) take_here('-');
+      need_digits();
+    }
     value.kind_ = Json::Kind::kNumber;
-    value.number_ = std::strtod(start, &end);
-    if (end == start || !std::isfinite(value.number_)) fail();
-    at_ += static_cast<size_t>(end - start);
+    value.number_ = std::strtod(text_.substr(start, at_ - start).c_str(), nullptr);
+    if (!std::isfinite(value.number_)) fail(", after a number beyond float64");
   }
 
   uint32_t read_hex() {
     uint32_t code = 0;
     for (int i = 0; i < 4; ++i, ++at_) {
-      static constexpr char digits[] = "0123456789abcdefABCDEF";
-      const char* place = peek() ? std::strchr(digits, peek()) : nullptr;
-      if (!place) fail();
-      const auto digit = static_cast<uint32_t>(place - digits);
-      code = code * 16 + (digit < 16 ? digit : digit - 6);
+      const char digit = peek();
+      const char letter = static_cast<char>(digit | 0x20);
+      if (is_digit()) {
+        code = code * 16 + static_cast<uint32_t>(digit - '0');
+      } else if (letter >= 'a' && letter <= 'f') {
+        code = code * 16 + static_cast<uint32_t>(letter - 'a' + 10);
+      } else {
+        fail();
+      }
     }
     return code;
   }
 
   std::string read_text() {
-    if (peek() != '"') fail();
-    ++at_;
+    if (!take_here('"')) fail();
     std::string found;
-    while (peek() != '"') {
+    while (!take_here('"')) {
       if (static_cast<unsigned char>(peek()) < 0x20) fail();  // also the end of the text
-      if (peek() != '\\') {
-        found += text_[at_++];
+      if (take_here('\\')) {
+        read_escape(found);
         continue;
       }
-      ++at_;
-      read_escape(found);
+      const Character one = character_at(text_, at_);
+      if (one.kind != Character::Kind::kValid) fail(", which is not UTF-8");
+      found.append(text_, at_, one.bytes);
+      at_ += one.bytes;
     }
-    ++at_;
     return found;
   }
 
   void read_escape(std::string& found) {
     static constexpr char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     const char letter = peek();
-    if (letter == '\0') fail();
-    ++at_;
     if (letter == 'u') {
-      uint32_t code = read_hex();
-      if (code >= 0xd800 && code < 0xdc00 && take_word("\\u")) {
-        code = 0x10000 + ((code - 0xd800) << 10) + (read_hex() - 0xdc00);
-      }
-      append_utf8(found, code);
-    } else if (const char* place = std::strchr(letters, letter)) {
+      ++at_;
+      append_utf8(found, read_code());
+    } else if (const char* place = letter ? std::strchr(letters, letter) : nullptr) {
+      ++at_;
       found += meant[place - letters];
     } else {
       fail();
     }
+  }
+
+  // After \u: a character, which takes two escapes beyond U+FFFF.
+  uint32_t read_code() {
+    constexpr const char* kLone = ", after half of a pair of surrogates";
+    const uint32_t code = read_hex();
+    if (code < 0xd800 || code > 0xdfff) return code;
+    if (code > 0xdbff || !take_word("\\u")) fail(kLone);
+    const uint32_t low = read_hex();
+    if (low < 0xdc00 || low > 0xdfff) fail(kLone);
+    return 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
   }
 
   const std::string& text_;
@@ -216,9 +216,17 @@ double Json::number() const {
 }
 int64_t Json::integer() const {
   const double value = number();
-  if (value != std::floor(value) || std::abs(value) > 9e15)
+  if (value != std::floor(value) || std::abs(value) > kMostExact)
     throw Error("a number is not an integer");
   return static_cast<int64_t>(value);
+}
+int64_t Json::integer(const char* what, int64_t least, int64_t most) const {
+  const int64_t value = integer();
+  if (value < least || value > most) {
+    throw Error(what + (" is " + std::to_string(value)) + ", expected " + std::to_string(least) +
+                " to " + std::to_string(most));
+  }
+  return value;
 }
 const std::string& Json::text() const {
   expect(Kind::kText);
@@ -242,27 +250,31 @@ const Json& Json::at(const std::string& key) const {
   return *value;
 }
 
+Json read_json(const std::string& path, const char* remedy) {
+  const std::string text = read_whole(path, kMostBytes);
+  try {
+    return Json::parse(text);
+  } catch (const Error& error) {
+    throw Error(path + " is damaged (" + error.what() + "): " + remedy);
+  }
+}
+
 std::string quoted(const std::string& text) {
   std::string found = "\"";
-  for (size_t i = 0; i < text.size();) {
-    const size_t length = utf8_length(text, i);
-    const char first = text[i];
-    if (length == 0) {
-      found += "\\ufffd";
-      ++i;
-      continue;
-    }
-    if (length == 1 && (first == '"' || first == '\\')) {
-      found += '\\';
-    }
-    if (length == 1 && static_cast<unsigned char>(first) < 0x20) {
+  for (size_t at = 0; at < text.size();) {
+    const Character one = character_at(text, at);
+    if (one.kind != Character::Kind::kValid) {
+      append_utf8(found, kReplacement);
+    } else if (one.code == '"' || one.code == '\\') {
+      found += {'\\', text[at]};
+    } else if (one.code < 0x20 || (one.code >= 0x7f && one.code < 0xa0)) {
       char escape[8];
-      snprintf(escape, sizeof escape, "\\u%04x", first);
+      snprintf(escape, sizeof escape, "\\u%04x", one.code);
       found += escape;
     } else {
-      found += text.substr(i, length);
+      found.append(text, at, one.bytes);
     }
-    i += length;
+    at += one.bytes;
   }
   return found + "\"";
 }

@@ -1,5 +1,7 @@
-// JSON as the files beside an engine hold it (RFC 8259), read whole. By hand, so that
-// mamba_run is built with nothing but CUDA and TensorRT's headers, on machines with no network.
+// JSON as the files beside an engine hold it (RFC 8259), read whole and strictly: UTF-8 with or
+// without a byte order mark, no key twice, no lone surrogate, numbers within float64, at most 64
+// containers in each other. By hand, so that mamba_run is built with nothing but CUDA and
+// TensorRT's headers, on machines with no network.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,8 @@ class Json {
   // Each throws Error where the value is of another kind, or the member is absent.
   bool boolean() const;
   double number() const;
-  int64_t integer() const;
+  int64_t integer() const;  // within 2^53 of 0, where every integer is a number of its own
+  int64_t integer(const char* what, int64_t least, int64_t most) const;
   const std::string& text() const;
   const std::vector<Json>& list() const;
   const std::map<std::string, Json>& object() const;
@@ -43,7 +46,12 @@ class Json {
   std::map<std::string, Json> object_;
 };
 
-// Text as a JSON string, quotes included; bytes that are not UTF-8 become U+FFFD.
+// The content of a file. Throws Error where it cannot be read, or is damaged: then the line says
+// the remedy.
+Json read_json(const std::string& path, const char* remedy);
+
+// Text as a JSON string, quotes included; control characters are escaped, and bytes that are not
+// UTF-8 become U+FFFD.
 std::string quoted(const std::string& text);
 
 }  // namespace mamba_run

@@ -1,6 +1,4 @@
 // mamba_run: an engine, a prompt, and text. --help (options.cpp) lists its options.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -12,8 +10,11 @@
 #include "error.h"
 #include "json.h"
 #include "options.h"
+#include "plugin_library.h"
+#include "printing.h"
 #include "session.h"
 #include "tensorrt_library.h"
+#include "writer.h"
 
 namespace mamba_run {
 namespace {
@@ -46,17 +47,6 @@ std::vector<int64_t> prompt_tokens(const Options& options, const EngineFiles& fi
   return tokens;
 }
 
-// Says what is wrong with a plugin library before TensorRT does, which gives no reason.
-void check_plugin_library(const std::string& path) {
-  if (path.empty()) return;
-  void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_LOCAL);
-  if (!library) throw Error(path + " is no library of this machine: " + dlerror());
-  if (!dlsym(library, "getCreators") || !dlsym(library, "setLoggerFinder")) {
-    throw Error(path + " is no TensorRT plugin library: it exports no getCreators");
-  }
-  dlclose(library);
-}
-
 struct Result {
   std::vector<int64_t> tokens;
   bool has_ended = false;  // by the model, and not by --max-new-tokens
@@ -64,29 +54,8 @@ struct Result {
   size_t steps = 0;
 };
 
-// Writes tokens as they come; stays silent for --json and --bench.
-class Writer {
- public:
-  Writer(bool is_silent, bool is_text) : is_silent_(is_silent), is_text_(is_text) {}
-
-  void write(int64_t token) {
-    if (is_silent_) return;
-    if (is_text_) {
-      putchar(static_cast<int>(token));
-    } else {
-      printf("%s%lld", is_first_ ? "" : " ", static_cast<long long>(token));
-    }
-    is_first_ = false;
-    fflush(stdout);
-  }
-
- private:
-  bool is_silent_, is_text_, is_first_ = true;
-};
-
 Result generate(Session& session, const std::vector<int64_t>& prompt, const Options& options,
-                const EngineFiles& files, bool is_silent) {
-  Writer writer(is_silent, files.has_byte_tokenizer);
+                const EngineFiles& files, Writer& writer) {
   Result result;
   session.reset(options.sampling);
   Clock::time_point start = Clock::now();
@@ -95,7 +64,8 @@ Result generate(Session& session, const std::vector<int64_t>& prompt, const Opti
   start = Clock::now();
   while (true) {
     // A benchmark runs its full length.
-    result.has_ended = token == files.eos_token && !options.bench;
+    const auto& ends = files.end_tokens;
+    result.has_ended = !options.bench && std::find(ends.begin(), ends.end(), token) != ends.end();
     if (result.has_ended) break;
     result.tokens.push_back(token);
     writer.write(token);
@@ -115,7 +85,7 @@ std::string json_of(const Result& result, size_t prompt_length, const EngineFile
                     const std::string& gpu, const std::string& runtime) {
   std::string text, ids;
   for (const int64_t token : result.tokens) {
-    text += static_cast<char>(token);
+    if (token < 256) text += static_cast<char>(token);
     ids += (ids.empty() ? "" : ", ") + std::to_string(token);
   }
   char rates[160];
@@ -128,20 +98,25 @@ std::string json_of(const Result& result, size_t prompt_length, const EngineFile
 }
 
 void run(const Options& options) {
-  const EngineFiles files = read_engine_files(options.engine, options.plugin, options.check_file);
+  const EngineFiles files = read_engine_files(options.engine, options.check_file);
   const std::vector<int64_t> prompt = prompt_tokens(options, files);
   const auto length = static_cast<int64_t>(prompt.size());
   files.profile_for(length);
   files.profile_for(1);
-  check_plugin_library(files.plugin_library);
+  std::string plugin_library;
+  if (files.needs_plugins || !options.plugin.empty()) {
+    plugin_library = find_plugin_library(options.plugin);
+  }
   const TensorRt tensorrt(options.tensorrt, files);
   const std::string gpu = choose_device(options.device, files);
 
-  Session session(tensorrt, files, length, options.verbose);
-  const bool is_silent = options.bench || options.json;
-  Result result = generate(session, prompt, options, files, is_silent);
+  Session session(tensorrt, files, plugin_library, length, options.verbose);
+  Writer::Form form = files.has_byte_tokenizer ? Writer::Form::kText : Writer::Form::kNumbers;
+  if (options.bench || options.json) form = Writer::Form::kSilent;
+  Writer writer(form);
+  Result result = generate(session, prompt, options, files, writer);
   for (int i = 0; options.bench && i < kBenchRuns; ++i) {
-    const Result again = generate(session, prompt, options, files, is_silent);
+    const Result again = generate(session, prompt, options, files, writer);
     const bool is_first = i == 0;  // the run before warmed up
     result.prompt_seconds =
         is_first ? again.prompt_seconds : std::min(result.prompt_seconds, again.prompt_seconds);
@@ -150,14 +125,21 @@ void run(const Options& options) {
   }
   if (options.json) {
     printf("%s\n", json_of(result, prompt.size(), files, gpu, tensorrt.name()).c_str());
+    flush_output();
     return;
   }
-  if (!is_silent) putchar('\n');
-  fflush(stdout);
+  writer.finish();
   fprintf(options.bench ? stdout : stderr,
           "%zu tokens, %.1f tokens/s (prompt of %zu: %.1f tokens/s) on %s, %s\n",
           result.tokens.size(), rate(result.steps, result.step_seconds), prompt.size(),
-          rate(prompt.size(), result.prompt_seconds), gpu.c_str(), tensorrt.name().c_str());
+          rate(prompt.size(), result.prompt_seconds), printable(gpu).c_str(),
+          tensorrt.name().c_str());
+  flush_output();
+}
+
+int refuse(const std::string& why) {
+  fprintf(stderr, "mamba_run: %s\n", printable(why).c_str());
+  return kUserError;
 }
 
 }  // namespace
@@ -165,19 +147,21 @@ void run(const Options& options) {
 
 int main(int count, char** arguments) {
   try {
+    mamba_run::fill_standard_descriptors();
     const mamba_run::Options options = mamba_run::parse_options(count, arguments);
     if (options.help) {
       fputs(mamba_run::kHelp, stdout);
+      mamba_run::flush_output();
       return 0;
     }
     mamba_run::run(options);
     return 0;
   } catch (const mamba_run::Error& error) {
-    fprintf(stderr, "mamba_run: %s\n", error.what());
+    return mamba_run::refuse(error.what());
   } catch (const std::bad_alloc&) {
     fprintf(stderr, "mamba_run: failed to allocate memory\n");
   } catch (const std::exception& error) {
-    fprintf(stderr, "mamba_run: %s\n", error.what());
+    return mamba_run::refuse(error.what());
   }
   return mamba_run::kUserError;
 }

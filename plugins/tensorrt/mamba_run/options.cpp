@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "error.h"
 
@@ -18,7 +18,7 @@ The engine is what `mamba-export build` wrote; engine.json lies beside it. A mod
 writes text; any other takes token ids and writes token ids (its tokenizer is not built in).
 
   --engine PATH          the engine file, or its folder
-  --plugin FILE          libmamba_export_trt.so; default: beside the engine, else beside this program
+  --plugin FILE          libmamba_export_trt.so; default: the one beside this program
   --tensorrt FILE        libnvinfer.so.N or libtensorrt_rtx.so.N; default: where the system finds it
   --device N             GPU (default 0)
 
@@ -40,22 +40,36 @@ Exit code: 0; 2 with one line on standard error where something is missing, fore
 
 namespace {
 
-int64_t read_integer(const std::string& option, const std::string& text, int64_t least) {
+constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMost64 = std::numeric_limits<int64_t>::max();
+
+std::string start_of(const std::string& text) {
+  constexpr size_t kShown = 60;
+  return text.size() <= kShown ? text : text.substr(0, kShown) + "...";
+}
+
+// Digits and nothing else: strtoll would take " +5".
+int64_t read_integer(const std::string& option, const std::string& text, int64_t least,
+                     int64_t most = kMost32) {
   errno = 0;
-  char* end = nullptr;
-  const long long value = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || *end || errno || value < least) {
-    throw Error(option + " is " + text + ", expected an integer of at least " +
-                std::to_string(least));
+  const bool is_number = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+  const long long value = is_number ? std::strtoll(text.c_str(), nullptr, 10) : -1;
+  if (!is_number || errno || value < least || value > most) {
+    throw Error(option + " is " + start_of(text) + ", expected an integer of at least " +
+                std::to_string(least) + " and at most " + std::to_string(most));
   }
   return value;
 }
 
 double read_number(const std::string& option, const std::string& text) {
+  // Neither hexadecimal nor words.
+  const bool may_be_number =
+      !text.empty() && text.find_first_not_of("0123456789.eE+-") == std::string::npos;
   char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end || !std::isfinite(value) || value < 0) {
-    throw Error(option + " is " + text + ", expected a number of at least 0");
+  const double value = may_be_number ? std::strtod(text.c_str(), &end) : -1;
+  constexpr double kMost = std::numeric_limits<float>::max();  // that of the GPU's code
+  if (!may_be_number || *end || !(value >= 0 && value <= kMost)) {
+    throw Error(option + " is " + start_of(text) + ", expected a number of at least 0");
   }
   return value;
 }
@@ -80,15 +94,20 @@ Options parse_options(int count, const char* const* arguments) {
       if (i + 1 >= count) throw Error(option + " needs a value (--help says more)");
       return arguments[++i];
     };
+    const auto file = [&] {
+      const std::string path = value();
+      if (path.empty()) throw Error(option + " is empty, expected a file");
+      return path;
+    };
     if (option == "--help" || option == "-h") {
       options.help = true;
       return options;
     } else if (option == "--engine") {
-      options.engine = value();
+      options.engine = file();
     } else if (option == "--plugin") {
-      options.plugin = value();
+      options.plugin = file();
     } else if (option == "--tensorrt") {
-      options.tensorrt = value();
+      options.tensorrt = file();
     } else if (option == "--device") {
       options.device = static_cast<int>(read_integer(option, value(), 0));
     } else if (option == "--prompt") {
@@ -103,7 +122,7 @@ Options parse_options(int count, const char* const* arguments) {
     } else if (option == "--top-k") {
       options.sampling.top_k = read_integer(option, value(), 0);
     } else if (option == "--seed") {
-      options.sampling.seed = static_cast<uint64_t>(read_integer(option, value(), 0));
+      options.sampling.seed = static_cast<uint64_t>(read_integer(option, value(), 0, kMost64));
     } else if (option == "--bench") {
       options.bench = true;
     } else if (option == "--json") {
@@ -113,7 +132,7 @@ Options parse_options(int count, const char* const* arguments) {
     } else if (option == "--verbose") {
       options.verbose = true;
     } else {
-      throw Error(option + " is no option (--help lists them)");
+      throw Error(start_of(option) + " is no option (--help lists them)");
     }
   }
   if (options.engine.empty()) throw Error("--engine is missing (--help says more)");

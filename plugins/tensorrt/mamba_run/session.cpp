@@ -2,13 +2,12 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "error.h"
+#include "files.h"
 
 namespace mamba_run {
 namespace {
@@ -33,10 +32,22 @@ mamba_dtype dtype_of(DataType type) {
   return type == DataType::kBF16 ? MAMBA_BF16 : MAMBA_FP32;
 }
 
+// Of a tensor with a batch of 1 and fixed sizes.
+size_t bytes_of(const Dims& dims, DataType type) {
+  size_t bytes = size_of(type);
+  for (int32_t i = 1; i < dims.nbDims; ++i) {
+    if (dims.d[i] < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(dims.d[i]), &bytes)) {
+      throw Error("the engine has a state of impossible size: build it again");
+    }
+  }
+  return bytes;
+}
+
 std::string mebibytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 std::vector<char> read_engine(const std::string& path) {
-  const size_t bytes = std::filesystem::file_size(path);
+  File file(path);
+  const size_t bytes = file.size();
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "GPU memory");
   if (free < bytes) {
@@ -44,10 +55,7 @@ std::vector<char> read_engine(const std::string& path) {
                 mebibytes(free) + " of " + mebibytes(total) + " are free");
   }
   std::vector<char> content(bytes);
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(content.data(), static_cast<std::streamsize>(bytes))) {
-    throw Error(path + ": cannot be read");
-  }
+  if (file.read(content.data(), bytes) != bytes) throw Error(path + " is truncated");
   return content;
 }
 
@@ -83,11 +91,11 @@ std::string choose_device(int device, const EngineFiles& files) {
   return properties.name;
 }
 
-Session::Session(const TensorRt& tensorrt, const EngineFiles& files, int64_t longest,
-                 bool is_verbose)
+Session::Session(const TensorRt& tensorrt, const EngineFiles& files,
+                 const std::string& plugin_library, int64_t longest, bool is_verbose)
     : files_(files), log_(is_verbose) {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
-  load(tensorrt);
+  load(tensorrt, plugin_library);
   check_tensors();
   prompt_context_ = make_context(longest);
   step_context_ = make_context(1);
@@ -96,25 +104,22 @@ Session::Session(const TensorRt& tensorrt, const EngineFiles& files, int64_t lon
   host_tokens_ = Memory(tokens_.bytes(), Memory::Place::kHost);
   for (auto& side : states_) {
     for (const auto& [past, present] : files.states) {
-      Dims dims = engine_->getTensorShape(past.c_str());
-      size_t bytes = size_of(engine_->getTensorDataType(past.c_str()));
-      for (int32_t i = 1; i < dims.nbDims; ++i) bytes *= static_cast<size_t>(dims.d[i]);
-      side.emplace_back(bytes, Memory::Place::kDevice);
+      const DataType type = engine_->getTensorDataType(past.c_str());
+      side.emplace_back(bytes_of(engine_->getTensorShape(past.c_str()), type),
+                        Memory::Place::kDevice);
     }
   }
   // The logits of every step of the prompt, or of its last one: as the graph has it.
   set_shapes(*prompt_context_, longest);
   const Dims shape = prompt_context_->getTensorShape(files.output.c_str());
-  const int64_t rows = shape.nbDims == 3 ? shape.d[1] : 0;
-  if (rows < 1 || shape.d[2] != files.vocab_size) {
-    throw Error("the engine's output " + files.output + " is not (batch, length, " +
-                std::to_string(files.vocab_size) + "): engine.json is of another engine");
-  }
+  const size_t rows = shape.nbDims == 3 && shape.d[1] == longest ? longest : 1;
   const DataType type = engine_->getTensorDataType(files.output.c_str());
   row_bytes_ = static_cast<size_t>(files.vocab_size) * size_of(type);
-  logits_ = Memory(static_cast<size_t>(rows) * row_bytes_, Memory::Place::kDevice);
+  logits_ = Memory(rows * row_bytes_, Memory::Place::kDevice);
   chooser_ = std::make_unique<Chooser>(files.vocab_size, dtype_of(type));
+  check_sizes(*prompt_context_);
   set_shapes(*step_context_, 1);
+  check_sizes(*step_context_);
 }
 
 Session::~Session() {
@@ -124,14 +129,13 @@ Session::~Session() {
   if (stream_) cudaStreamDestroy(stream_);
 }
 
-void Session::load(const TensorRt& tensorrt) {
+void Session::load(const TensorRt& tensorrt, const std::string& plugin_library) {
   const std::vector<char> content = read_engine(files_.engine);
   runtime_.reset(tensorrt.make_runtime(log_));
-  if (!files_.plugin_library.empty()) {
-    const std::string& path = files_.plugin_library;
-    if (!runtime_->getPluginRegistry().loadLibrary(path.c_str())) {
-      throw Error(path + " cannot be loaded by " + tensorrt.name() + ": " + log_.take_error());
-    }
+  if (!plugin_library.empty() &&
+      !runtime_->getPluginRegistry().loadLibrary(plugin_library.c_str())) {
+    throw Error(plugin_library + " cannot be loaded by " + tensorrt.name() + ": " +
+                log_.take_error());
   }
   engine_.reset(runtime_->deserializeCudaEngine(content.data(), content.size()));
   if (!engine_) {
@@ -192,6 +196,25 @@ void Session::set_shapes(nvinfer1::IExecutionContext& context, int64_t length) {
   if (&context == prompt_context_.get()) prompt_length_ = length;
 }
 
+void Session::check_sizes(nvinfer1::IExecutionContext& context) const {
+  const Dims logits = context.getTensorShape(files_.output.c_str());
+  const auto rows = static_cast<int64_t>(logits_.bytes() / row_bytes_);
+  if (logits.nbDims != 3 || logits.d[0] != 1 || logits.d[1] < 1 || logits.d[1] > rows ||
+      logits.d[2] != files_.vocab_size) {
+    throw Error("the engine's output " + files_.output + " is not (batch, length, " +
+                std::to_string(files_.vocab_size) + "): engine.json is of another engine");
+  }
+  for (const auto& [past, present] : files_.states) {
+    const Dims before = context.getTensorShape(past.c_str());
+    const Dims after = context.getTensorShape(present.c_str());
+    if (before.nbDims < 0 || before.nbDims != after.nbDims ||
+        !std::equal(before.d, before.d + before.nbDims, after.d)) {
+      throw Error(files_.engine + " returns " + present + " in another shape than " + past +
+                  ": engine.json is of another engine");
+    }
+  }
+}
+
 void Session::set_addresses(nvinfer1::IExecutionContext& context, size_t from) {
   bool is_taken = context.setTensorAddress(files_.input.c_str(), tokens_.data()) &&
                   context.setTensorAddress(files_.output.c_str(), logits_.data());
@@ -233,7 +256,10 @@ int64_t Session::read(const std::vector<int64_t>& tokens) {
   const auto length = static_cast<int64_t>(tokens.size());
   const size_t bytes = tokens.size() * sizeof(int64_t);
   nvinfer1::IExecutionContext& context = length == 1 ? *step_context_ : *prompt_context_;
-  if (length > 1 && prompt_length_ != length) set_shapes(context, length);
+  if (length > 1 && prompt_length_ != length) {
+    set_shapes(context, length);
+    check_sizes(context);
+  }
   set_addresses(context, side_);
   std::memcpy(host_tokens_.data(), tokens.data(), bytes);
   check(

@@ -23,7 +23,9 @@ class Session {
  public:
   // longest is the length of the longest prompt to come. Throws Error where the engine does not
   // load.
-  Session(const TensorRt& tensorrt, const EngineFiles& files, int64_t longest, bool is_verbose);
+  // plugin_library is empty where the engine needs none.
+  Session(const TensorRt& tensorrt, const EngineFiles& files, const std::string& plugin_library,
+          int64_t longest, bool is_verbose);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -40,11 +42,13 @@ class Session {
  private:
   using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
 
-  void load(const TensorRt& tensorrt);
+  void load(const TensorRt& tensorrt, const std::string& plugin_library);
   void check_tensors() const;
   Context make_context(int64_t length);
   // Tells a context the shapes of a run of this length, and where the tensors lie.
   void set_shapes(nvinfer1::IExecutionContext& context, int64_t length);
+  // Checks that the tensors of a run whose shapes are set fit into the memory that it is given.
+  void check_sizes(nvinfer1::IExecutionContext& context) const;
   void set_addresses(nvinfer1::IExecutionContext& context, size_t from);
   // Queues a run from the states of one side to those of the other, and the choice after it.
   bool queue(nvinfer1::IExecutionContext& context);

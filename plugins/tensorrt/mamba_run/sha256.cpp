@@ -3,10 +3,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <vector>
 
-#include "error.h"
+#include "files.h"
 
 namespace mamba_run {
 namespace {
@@ -67,28 +66,26 @@ class Sha256 {
 }  // namespace
 
 std::string sha256_of_file(const std::string& path) {
-  const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "rb"), fclose);
-  if (!file) throw Error(path + ": cannot be read");
+  constexpr size_t kPart = size_t{1} << 20;
+  File file(path);
   Sha256 sha;
   uint64_t total = 0;
   // Room for the padding after the last part.
-  std::vector<unsigned char> buffer((1 << 20) + 2 * kBlock);
+  std::vector<unsigned char> buffer(kPart + 2 * kBlock);
   size_t count = 0;
   do {
-    count = fread(buffer.data(), 1, 1 << 20, file.get());
-    if (ferror(file.get())) throw Error(path + ": cannot be read");
+    count = file.read(buffer.data(), kPart);
     total += count;
-    if (count < (1 << 20)) {  // the end: 1 bit, zeros, and the length in bits in 8 bytes
-      size_t padded = count;
-      buffer[padded++] = 0x80;
-      while (padded % kBlock != kBlock - 8) buffer[padded++] = 0;
-      for (int i = 7; i >= 0; --i)
-        buffer[padded++] = static_cast<unsigned char>(total * 8 >> 8 * i);
-      for (size_t i = 0; i < padded; i += kBlock) sha.add_block(&buffer[i]);
-    } else {
-      for (size_t i = 0; i < count; i += kBlock) sha.add_block(&buffer[i]);
+    size_t filled = count;
+    if (count < kPart) {  // the end: 1 bit, zeros, and the length in bits in 8 bytes
+      buffer[filled++] = 0x80;
+      while (filled % kBlock != kBlock - 8) buffer[filled++] = 0;
+      for (int i = 7; i >= 0; --i) {
+        buffer[filled++] = static_cast<unsigned char>(total * 8 >> 8 * i);
+      }
     }
-  } while (count == (1 << 20));
+    for (size_t i = 0; i < filled; i += kBlock) sha.add_block(&buffer[i]);
+  } while (count == kPart);
   return sha.digits();
 }
 

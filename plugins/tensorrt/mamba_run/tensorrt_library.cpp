@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "error.h"
+#include "files.h"
+#include "printing.h"
 #include "versions.h"
 
 namespace mamba_run {
@@ -38,9 +40,9 @@ bool are_interfaces_known(int32_t major, int32_t minor) {
 
 void Log::log(Severity severity, const char* text) noexcept {
   const bool is_error = severity == Severity::kERROR || severity == Severity::kINTERNAL_ERROR;
-  if (is_verbose_) fprintf(stderr, "%s\n", text);
-  if (!is_error) return;
   try {
+    if (is_verbose_) fprintf(stderr, "%s\n", printable(text).c_str());
+    if (!is_error) return;
     const std::lock_guard<std::mutex> lock(mutex_);  // TensorRT logs from threads of its own
     const std::string line = text;
     if (error_.empty()) error_ = line.substr(0, line.find('\n'));
@@ -58,6 +60,8 @@ std::string Log::take_error() {
 TensorRt::TensorRt(const std::string& path, const EngineFiles& files) {
   const std::vector<std::string> names =
       path.empty() ? usual_names(files.is_rtx) : std::vector<std::string>{path};
+  // A bare name is looked for by the system; a FIFO of that path would keep the loader waiting.
+  if (path.find('/') != std::string::npos && is_there(path)) File{path};
   std::string opened, tried;
   for (const std::string& name : names) {
     opened = name;
