@@ -35,7 +35,8 @@ ROOMS: dict[str, set[str]] = {
     "backends.onnxruntime": CONTRACT | {"folder", "generation", "backends"},
     "backends.tensorrt": CONTRACT | WRITER | {"folder", "generation", "backends"},
     # Judges any runtime, through the registry, and knows none by name.
-    "verify": CONTRACT | {"operators", "models", "folder", "export", "generation", "backends"},
+    "verify": CONTRACT
+    | {"adapters", "operators", "models", "folder", "export", "generation", "backends"},
 }
 """For each room those that it may import. The command line, on top, may import any; nothing imports it."""
 

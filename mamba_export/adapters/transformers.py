@@ -11,26 +11,32 @@ import contextlib
 import copy
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mamba_export import contract
+from mamba_export import contract, requirements
 from mamba_export.adapters.transformers_cache import GraphCache, LayerStates
 from mamba_export.adapters.transformers_experts import dense_experts
 from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
-from mamba_export.errors import ExportError
+from mamba_export.errors import CheckpointError, ExportError, first_line
 from mamba_export.models.program import SharedParameters
 from mamba_export.operators.dtypes import TORCH_DTYPES
+from mamba_export.untrusted import read_json
 
-MODEL_TYPES = ("mamba", "falcon_mamba", "jamba", "zamba")
-"""Those whose modelling files call the functions that ``GraphCache`` stands for."""
+MODEL_TYPES = ("jamba", "zamba")
+"""Those that are run by transformers' own modelling files; Mamba and FalconMamba are models of this package."""
+
+KIND = "transformers-module"
+"""What an exported folder calls its source, where it was one of them."""
 
 _GROWS = 2
 """Axis of steps of keys and values (batch, heads, steps, head_dim)."""
+_CHANNEL_PARAMETERS = (".A_log", ".mamba.D", ".dt_proj.bias", ".dt_proj_bias")
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _MASKED = -30000.0
 """A number that fp16 holds: softmax makes 0 of it."""
@@ -38,13 +44,62 @@ _MASKED = -30000.0
 
 def is_supported(model: Any) -> bool:
     """Whether ``make_program`` takes it: a language model of transformers of one of ``MODEL_TYPES``."""
-    config = getattr(model, "config", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    of_transformers = type(model).__module__.startswith("transformers.models.")
     return (
         isinstance(model, nn.Module)
-        and type(model).__module__.startswith("transformers.models.")
-        and getattr(config, "model_type", None) in MODEL_TYPES
+        and of_transformers
+        and model_type in MODEL_TYPES
         and hasattr(model, "lm_head")
     )
+
+
+def holds_supported(folder: Path) -> bool:
+    """Whether a folder's config.json is of one of ``MODEL_TYPES``; False where there is none to read."""
+    try:
+        config = read_json(folder / "config.json", error=CheckpointError)
+    except CheckpointError:
+        return False  # the checkpoint's own reader says what is wrong with it
+    return isinstance(config, dict) and config.get("model_type") in MODEL_TYPES
+
+
+def load(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A folder's model, by transformers itself, from safetensors alone and without code of the folder.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+        CheckpointError: transformers cannot load it; one line.
+    """
+    with requirements.named():
+        import transformers
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # transformers raises what it likes
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it: {first_line(error)}"
+        ) from error
+    return model.eval()
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """Dtype of the matrices."""
+    return model.lm_head.weight.dtype
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in another dtype; what a scan takes in fp32 (A_log, D, the step size's bias) stays so."""
+    duplicate = copy.deepcopy(model)
+    for name, parameter in duplicate.named_parameters():
+        if not name.endswith(_CHANNEL_PARAMETERS):
+            parameter.data = parameter.data.to(dtype)
+    return duplicate
 
 
 class TransformersProgram(SharedParameters):
@@ -125,7 +180,7 @@ def make_program(model: Any) -> Program:
     Raises:
         ExportError: a state that is not known here.
     """
-    dtype = _NAMES[next(model.parameters()).dtype]
+    dtype = _NAMES[dtype_of(model)]
     shapes = _state_shapes(model)
     states, layers = [], {}
     for index, layer in shapes.items():
@@ -138,13 +193,14 @@ def make_program(model: Any) -> Program:
                 sizes[grows] = "past_length"
             states.append(State.of(past, past, present, state_dtype, tuple(sizes), grows=grows))
     vocab_size = model.lm_head.weight.shape[0]
-    eos = model.config.eos_token_id
+    generation = getattr(model, "generation_config", None)
+    eos = model.config.eos_token_id if generation is None else generation.eos_token_id
     return Program(
         TransformersProgram(model, layers),
         (Value(contract.INPUT_IDS, "int64", (BATCH, LENGTH)),),
         (Value(contract.LOGITS, dtype, (BATCH, LENGTH, vocab_size)),),
         tuple(states),
-        Tokens(vocab_size, eos[0] if isinstance(eos, list) else eos),
+        Tokens(vocab_size, tuple(eos) if isinstance(eos, list) else eos),
     )
 
 
@@ -152,7 +208,7 @@ def make_program(model: Any) -> Program:
 def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of every layer's states, by name, from the cache that the model itself makes."""
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    cache = copy.copy(model)(input_ids=ids, use_cache=True).cache
+    cache = model(input_ids=ids, use_cache=True).cache
     found: dict[int, dict[str, tuple[tuple[int, ...], str]]] = {}
     for index, layer in enumerate(cache.layers):
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}

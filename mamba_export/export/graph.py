@@ -13,13 +13,8 @@ import torch
 from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
-<<<<<<< HEAD
-from mamba_export.errors import ExportError, first_line
-from mamba_export.export import capture, flips, passes
-=======
 from mamba_export.errors import ExportError, MambaExportError, first_line
-from mamba_export.export import capture, passes
->>>>>>> main
+from mamba_export.export import capture, flips, passes
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table

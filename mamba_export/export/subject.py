@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import given
+from mamba_export.adapters import transformers
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError
 from mamba_export.export.arguments import Args, bind, check_states, module_dtype
@@ -59,6 +60,8 @@ def from_model(
         # A text may be the id of a model on a hub, and is kept as it is.
         name = model if isinstance(model, str) else given.path(model, "the model", ExportError)
         say(f"loading {name}")
+        if transformers.holds_supported(folder := checkpoints.locate(name, say)):
+            return _of_folder(folder, str(name), dtype, last_logits_only=last_logits_only)
         checkpoint = checkpoints.load(name, dtype=TORCH_DTYPES[dtype], progress=say)
         module: MambaLM | MambaBackbone = checkpoint.model
         of_checkpoint = {
@@ -76,6 +79,12 @@ def from_model(
         if model.backbone_dtype != TORCH_DTYPES[dtype]:
             module = _cast_copy(model, TORCH_DTYPES[dtype])
         source = _module_source(model)
+    elif transformers.is_supported(model):
+        _check_every_step(last_logits_only)
+        if transformers.dtype_of(model) != TORCH_DTYPES[dtype]:
+            model = transformers.cast(model, TORCH_DTYPES[dtype])
+        source = {**_module_source(model), "kind": transformers.KIND}
+        return Subject(transformers.make_program(model), dtype, source)
     elif checkpoints.is_transformers(model):
         say("reading the model")
         module, found = checkpoints.load_module(model, dtype=TORCH_DTYPES[dtype])
@@ -92,6 +101,20 @@ def from_model(
         )
     program = make_program(module, last_logits_only=last_logits_only)
     return Subject(program, dtype, source, module.config, **of_checkpoint)
+
+
+def _of_folder(folder: Path, name: str, dtype: str, *, last_logits_only: bool) -> Subject:
+    """A folder that transformers' own modelling file runs."""
+    _check_every_step(last_logits_only)
+    model = transformers.load(folder, TORCH_DTYPES[dtype])
+    source = {"kind": transformers.KIND, "name": name, "path": str(folder.resolve())}
+    files = checkpoints.tokenizer_files(folder)
+    return Subject(transformers.make_program(model), dtype, source, tokenizer_files=files)
+
+
+def _check_every_step(last_logits_only: bool) -> None:
+    if last_logits_only:
+        raise ExportError("--last-logits-only is for Mamba and FalconMamba: leave it out")
 
 
 def from_program(program: Program) -> Subject:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mamba_export import contract, given
+from mamba_export.adapters import transformers
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.errors import ExportError, MambaExportError, SessionError
@@ -144,6 +145,8 @@ def _program_maker(metadata: Metadata) -> MakeProgram:
     """What makes the program of a model, as it was exported."""
     if metadata.model is not None:
         return functools.partial(make_program, last_logits_only=metadata.last_logits_only)
+    if metadata.source.get("kind") == transformers.KIND:
+        return transformers.make_program
     return lambda module: module_program(
         module,
         metadata.source,
@@ -161,7 +164,8 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
     if isinstance(model, nn.Module):
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         return model if on_cpu else copy.deepcopy(model).cpu()
-    if metadata.model is None:
+    of_transformers = metadata.source.get("kind") == transformers.KIND
+    if metadata.model is None and not of_transformers:
         raise ExportError(
             f"{metadata.folder} was exported from a module of your own: pass it, as in "
             "mamba_export.verify(folder, model=module)"
@@ -183,6 +187,8 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
         )
     if not isinstance(model, str):
         model = given.path(model, "model", SessionError)
+    if of_transformers:
+        return transformers.load(checkpoints.locate(model), torch.float32)
     return checkpoints.load(model).model
 
 

@@ -6,7 +6,12 @@
 from mamba_export.models.checkpoints.in_memory import is_transformers, load_module
 from mamba_export.models.checkpoints.loading import Checkpoint, load
 from mamba_export.models.checkpoints.saving import save
-from mamba_export.models.checkpoints.source import check_links, locate_tokenizer
+from mamba_export.models.checkpoints.source import (
+    check_links,
+    locate,
+    locate_tokenizer,
+    tokenizer_files,
+)
 
 __all__ = [
     "Checkpoint",
@@ -14,6 +19,8 @@ __all__ = [
     "is_transformers",
     "load",
     "load_module",
+    "locate",
     "locate_tokenizer",
     "save",
+    "tokenizer_files",
 ]
