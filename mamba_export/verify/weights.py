@@ -5,6 +5,7 @@ An error bound on outputs would let a small change of one weight pass; this does
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ from mamba_export.verify.bounds import Check, compare
 
 _EXP_ROUNDING = 1e-6
 """Relative bound for A = -exp(A_log), which the exporter and this check may round differently."""
+
+_MOST_AXES = 5
+"""Of a parameter whose axes are tried in every order: that of a three-dimensional convolution."""
 
 
 def weight_checks(model_file: Path, model: nn.Module) -> Check:
@@ -79,8 +83,9 @@ def _plain(name: str, parameter: Tensor) -> np.ndarray:
 
 
 def _as_stored(array: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """A user's parameter in the layout of the file: as it is, transposed, or without axes of one."""
-    layouts = [array, array.T, array.squeeze()]
+    """A user's parameter in the layout of the file: its axes in any order, or without axes of one."""
+    orders = itertools.permutations(range(array.ndim)) if array.ndim <= _MOST_AXES else ()
+    layouts = [array, *(array.transpose(order) for order in orders), array.squeeze()]
     fitting = [layout for layout in layouts if layout.shape == stored.shape]
     equal = [layout for layout in fitting if np.array_equal(layout.astype(np.float32), stored)]
     return next(iter(equal or fitting), array)
