@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +17,7 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
-from mamba_export.errors import ExportError, first_line
+from mamba_export.errors import ExportError, MambaExportWarning, first_line
 from mamba_export.export import graph
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
@@ -108,7 +109,8 @@ def export(
             launches and every other runtime inlines. False leaves the single nodes.
         force: replace an existing folder.
         tokenizer: folder or Hugging Face id whose tokenizer is copied beside the graph; None for the
-            checkpoint's own, where it has one (those in state-spaces' format do not).
+            checkpoint's own. Where it has none (those in state-spaces' format, a tokenizer.model alone), a
+            ``MambaExportWarning`` says so.
         progress: called with a line at each stage.
 
     Returns:
@@ -167,7 +169,10 @@ def export(
         if tokenizer is not None:
             if not isinstance(tokenizer, str):  # a text may be an id on a hub
                 tokenizer = given.path(tokenizer, "tokenizer", ExportError)
-            tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
+            own = [file for file in tokenizer_files if file.name == checkpoints.GENERATION_CONFIG]
+            tokenizer_files = [*own, *checkpoints.locate_tokenizer(tokenizer, say)]
+        elif subject.no_tokenizer is not None:
+            warnings.warn(subject.no_tokenizer, MambaExportWarning, stacklevel=2)
         program = subject.program
         if last_logits_only and program.tokens is None:
             raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
@@ -207,7 +212,9 @@ def export(
                 ),
             )
         for file in tokenizer_files:
-            shutil.copyfile(file, folder / file.name)
+            target = folder / checkpoints.name_in_output(file)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out
