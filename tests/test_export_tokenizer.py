@@ -128,3 +128,16 @@ def test_what_ends_a_text_is_the_checkpoints_and_not_the_tokenizers(
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": 4}')
     out = export(checkpoint, tmp_path / "again", tokenizer=other)
     assert (out / "generation_config.json").read_text() == '{"eos_token_id": 4}'
+
+
+@pytest.mark.parametrize("linked", ["chat_template.jinja", "additional_chat_templates"])
+def test_templates_elsewhere_are_not_copied(linked: str, checkpoint: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret.jinja").write_text("secret")
+    is_folder = linked.startswith("additional")
+    (checkpoint / linked).symlink_to(elsewhere if is_folder else elsewhere / "secret.jinja")
+    write_byte_tokenizer(checkpoint)
+    with pytest.raises(CheckpointError, match="is a link that leads out of its folder"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,11 +8,12 @@ from mamba_export.models.checkpoints.in_memory import is_transformers, load_modu
 from mamba_export.models.checkpoints.loading import Checkpoint, load
 from mamba_export.models.checkpoints.missing_tokenizer import missing_tokenizer
 from mamba_export.models.checkpoints.saving import save
-from mamba_export.models.checkpoints.source import locate_tokenizer, name_in_output
+from mamba_export.models.checkpoints.source import check_links, locate_tokenizer, name_in_output
 
 __all__ = [
     "GENERATION_CONFIG",
     "Checkpoint",
+    "check_links",
     "is_transformers",
     "load",
     "load_module",
