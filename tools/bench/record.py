@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -16,6 +15,7 @@ from typing import Any
 from bench.rows import Row
 from bench.validity import RefusedRecordError, check_limits
 from mamba_export.errors import MambaExportError
+from mamba_export.files import new_file, write_text
 from mamba_export.untrusted import read_json
 from mamba_export.versions import installed_versions
 
@@ -140,14 +140,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         MambaExportError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise MambaExportError(f"{path}: cannot be written ({error.strerror})") from error
+    with new_file(path) as temporary:
+        write_text(temporary, text)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:
