@@ -35,6 +35,8 @@ class Subject:
         config: of a model of this package.
         exported: PyTorch's graph, where the program was found by tracing.
         tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
+        no_tokenizer: why a checkpoint has none that can be taken over, one line; None where it has, or for
+            another subject.
     """
 
     program: Program
@@ -45,6 +47,7 @@ class Subject:
     tokenizer_files: list[Path] = field(default_factory=list)
     bos_token_id: int | None = None
     pad_token_id: int | None = None
+    no_tokenizer: str | None = None
 
 
 def from_model(
@@ -68,6 +71,7 @@ def from_model(
             "tokenizer_files": checkpoint.tokenizer_files,
             "bos_token_id": checkpoint.bos_token_id,
             "pad_token_id": checkpoint.pad_token_id,
+            "no_tokenizer": checkpoints.missing_tokenizer(checkpoint.folder),
         }
         source = {
             "kind": checkpoint.format,
