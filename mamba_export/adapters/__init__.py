@@ -4,6 +4,6 @@
 ``with mamba_export.adapters.installed():`` a block.
 """
 
-from mamba_export.adapters.installing import installed
+from mamba_export.adapters.installing import installed, is_active
 
-__all__ = ["installed"]
+__all__ = ["installed", "is_active"]

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -16,8 +17,19 @@ import torch
 from mamba_export.adapters import triton_stand_in
 from mamba_export.adapters.guards import DeviceGuard
 from mamba_export.adapters.names import MODULES
+from mamba_export.errors import MambaExportWarning
 
 _MISSING = object()
+_TOPS = {name.partition(".")[0] for name in MODULES}
+_FLAG = "WITH_SELECTIVESCAN"
+"""Start of the flags by which VMamba and its relatives remember which modules they found."""
+
+_ACTIVE: list[Installation] = []
+
+
+def is_active() -> bool:
+    """Whether the adapters are installed now."""
+    return bool(_ACTIVE)
 
 
 class Installation:
@@ -34,9 +46,20 @@ class Installation:
         self._triton: triton_stand_in.TritonFinder | None = None
 
     def do(self) -> None:
-        """Install."""
+        """Install; says which modules have fallen back to code of their own before.
+
+        A model looks for mamba_ssm once, when its module is imported.
+        """
+        for user, name in _fallen_back():
+            warnings.warn(
+                f"{user} was imported before the adapters and goes on without them ({name}): import "
+                "mamba_export.adapters.mamba_ssm first, or import it again with importlib.reload",
+                MambaExportWarning,
+                stacklevel=3,
+            )
         self._triton = triton_stand_in.install()
         self._replace(torch.cuda, "device", DeviceGuard)
+        _ACTIVE.append(self)
         for name, contents in MODULES.items():
             module = _imported(name)
             if module is None:
@@ -47,6 +70,8 @@ class Installation:
 
     def undo(self) -> None:
         """Put back what was there. What models took meanwhile stays theirs, and goes on working."""
+        if self in _ACTIVE:
+            _ACTIVE.remove(self)
         for module, attribute, value in reversed(self._replaced):
             if value is _MISSING:
                 delattr(module, attribute)
@@ -85,6 +110,18 @@ class Installation:
             for name in [name for name, one in list(held.items()) if one is before]:
                 self._replaced.append((holder, name, before))
                 setattr(holder, name, value)
+
+
+def _fallen_back() -> Iterator[tuple[str, str]]:
+    """Modules that hold None where a name of ours was not found, or a flag that says so; and which."""
+    ours = {name for contents in MODULES.values() for name in contents} | set(MODULES)
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] in (*_TOPS, "torch", "transformers", "mamba_export"):
+            continue
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if (name in ours and value is None) or (name.startswith(_FLAG) and value is False):
+                yield module_name, f"{name} is {value}"
+                break
 
 
 def _imported(name: str) -> ModuleType | None:

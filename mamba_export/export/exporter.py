@@ -13,11 +13,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from mamba_export import contract, given
+from mamba_export import adapters, contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError, MambaExportWarning
-from mamba_export.export import graph
+from mamba_export.export import contents, graph
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
@@ -188,7 +188,10 @@ def export(
             graph_model = graph.build(program, opset=opset, fuse_layers=fuse_layers)
         else:
             graph_model = graph.convert(subject.exported, program, opset=opset)
-        say("writing")
+        nodes = contents.count(graph_model)
+        if args is not None and adapters.is_active():
+            contents.warn_without_scans(nodes, type(model).__name__)
+        say(f"writing {contents.described(nodes)}")
         save(graph_model, folder)
         write_metadata(
             folder,

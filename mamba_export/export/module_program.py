@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mamba_export.contract.program import Program, Value
 from mamba_export.contract.program import State as ProgramState
 from mamba_export.errors import ExportError
-from mamba_export.export import capture, naming
+from mamba_export.export import capture, contents, naming
 from mamba_export.export.arguments import module_dtype
 from mamba_export.export.axes import DynamicShapes, axis_name, declared_axes, fitting_examples
 from mamba_export.export.called_module import CalledModule
@@ -75,9 +75,8 @@ def trace_module(
     examples = dict(zip(arguments, fitting_examples(arguments, axes), strict=True))
 
     called = CalledModule(module, ordered, output_names, states)
-    exported = capture.trace(
-        called, [examples[name] for name in ordered], [axes[name] for name in ordered]
-    )
+    tensors, dynamic = [examples[name] for name in ordered], [axes[name] for name in ordered]
+    exported = capture.trace(called, tensors, dynamic)
     assert called.found.names is not None
     results = called.found.names
     if output_names is None:
@@ -87,6 +86,7 @@ def trace_module(
         raise ExportError(
             f"{clash.pop()} is the name of an input and of a result: give output_names"
         )
+    contents.warn_of_growth(called, tensors, dynamic, exported)
     names = _symbols(exported, ordered, axes)
     values = []
     for name, shape in zip(ordered, capture.input_shapes(exported), strict=True):

@@ -113,7 +113,13 @@ def _of_folder(folder: Path, name: str, dtype: str, *, last_logits_only: bool) -
     model = transformers.load(folder, TORCH_DTYPES[dtype])
     source = {"kind": transformers.KIND, "name": name, "path": str(folder.resolve())}
     files = checkpoints.tokenizer_files(folder)
-    return Subject(transformers.make_program(model), dtype, source, tokenizer_files=files)
+    return Subject(
+        transformers.make_program(model),
+        dtype,
+        source,
+        tokenizer_files=files,
+        no_tokenizer=checkpoints.missing_tokenizer(folder),
+    )
 
 
 def _check_every_step(last_logits_only: bool) -> None:
