@@ -137,9 +137,9 @@ def fold_parameters(model: ir.Model) -> None:
 
     The result takes the parameter's name where it holds the parameter's values, in other places. Of an
     exponential it is the name without "_log"; where that is no other name, ".exp" is added, and ".neg" to a
-    negative. A parameter with a second use stays as it is (tied embeddings are stored once). TensorRT and native
-    kernels want these tensors constant, and PyTorch's own folding stops at a size and forgets the name. Large
-    results are computed while the file is written, not before.
+    negative. A parameter with a second use stays as it is (tied embeddings are stored once). TensorRT and
+    native kernels want these tensors constant, and PyTorch's own folding stops at a size and forgets the
+    name. Large results are computed while the file is written, not before.
     """
     graph = model.graph
     taken = _names(model)
