@@ -25,12 +25,12 @@ def _stable_sort(
 
     Of equal values TopK gives that of the lower index first, in both directions: it is stable.
     """
-    size = op.Shape(self, start=dim, end=dim + 1) if dim != -1 else op.Shape(self, start=-1)
+    size = op.Shape(self, start=-1) if dim == -1 else op.Shape(self, start=dim, end=dim + 1)
     return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
 
 def _exponential(self: Any, lambd: float = 1.0, generator: Any = None) -> Any:
     """Draws of the exponential distribution, of which ``gumbel_softmax`` is made: -log(1 - uniform) / lambd."""
     uniform = op.RandomUniformLike(self)  # in [0, 1)
-    one, rate = op.CastLike(1.0, self), op.CastLike(lambd, self)
+    one, rate = (op.CastLike(op.Constant(value_float=x), self) for x in (1.0, lambd))
     return op.Div(op.Neg(op.Log(op.Sub(one, uniform))), rate)
