@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript.onnx_opset import opset18 as op
+from onnxscript.onnx_opset import opset18
+
+op: Any = opset18  # of onnxscript's own types few values here are
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -32,5 +34,5 @@ def _stable_sort(
 def _exponential(self: Any, lambd: float = 1.0, generator: Any = None) -> Any:
     """Draws of the exponential distribution, of which ``gumbel_softmax`` is made: -log(1 - uniform) / lambd."""
     uniform = op.RandomUniformLike(self)  # in [0, 1)
-    one, rate = (op.CastLike(op.Constant(value_float=x), self) for x in (1.0, lambd))
+    one, rate = op.CastLike(1.0, self), op.CastLike(lambd, self)
     return op.Div(op.Neg(op.Log(op.Sub(one, uniform))), rate)
