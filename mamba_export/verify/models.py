@@ -121,7 +121,11 @@ class Comparison:
             found = self._session_run(case.question, case.parts)
         except Exception as error:  # a backend may raise anything; a verifier reports it
             return Check(self.backend, case.what, math.inf, 0.0, "", first_line(error))
-        answer = self.truth.answer(case.question)
+        try:
+            answer = self.truth.answer(case.question)
+        except Exception as error:  # a user's module may raise anything
+            refused = f"the module refuses it: {first_line(error)}"
+            return Check(self.backend, case.what, math.inf, 0.0, "", refused)
         checks = []
         for name, exact in answer.exact.items():
             allowed = bound("model", self.metadata.dtype, answer.rounding[name])
@@ -165,11 +169,13 @@ class Drawing:
     Args:
         metadata: of the folder.
         usual: size of axes other than batch and length where none is asked for.
+        lowest: of integers that are no tokens; 1 where they count something.
     """
 
-    def __init__(self, metadata: Metadata, usual: int = _USUAL_SIZE) -> None:
+    def __init__(self, metadata: Metadata, usual: int = _USUAL_SIZE, lowest: int = 0) -> None:
         self.metadata = metadata
         self.usual = usual
+        self.lowest = lowest
         self.rng = np.random.default_rng(0)
         self.axes = list(
             dict.fromkeys(
@@ -198,8 +204,9 @@ class Drawing:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
         if dtype.kind in "iub":
             is_tokens = self.metadata.takes_tokens and value is self.metadata.inputs[0]
-            limit = self.metadata.vocab_size if is_tokens else _INTEGERS
-            return self.rng.integers(0, limit, shape).astype(dtype)
+            if is_tokens:
+                return self.rng.integers(0, self.metadata.vocab_size, shape).astype(dtype)
+            return self.rng.integers(self.lowest, _INTEGERS, shape).astype(dtype)
         return np.float32(scale) * self.rng.standard_normal(shape, dtype=np.float32)
 
 
@@ -220,7 +227,7 @@ def program_cases(
     Raises:
         ExportError: the module takes none of the sizes that are tried.
     """
-    drawing = Drawing(metadata, _usual_size(metadata, truth))
+    drawing = _usual_drawing(metadata, truth)
     if metadata.model is None and truth.draws(Question(drawing.inputs())):
         return [], {"whole model": _DRAWS}
     cases: list[Case] = []
@@ -239,21 +246,24 @@ def program_cases(
     return cases + list(_extremes(metadata, truth, drawing)), refused
 
 
-def _usual_size(metadata: Metadata, truth: Truth) -> int:
-    """A size that the module takes of every axis that is neither batch nor length."""
+def _usual_drawing(metadata: Metadata, truth: Truth) -> Drawing:
+    """Inputs that the module takes, of some size of every axis that is neither batch nor length.
+
+    Raises:
+        ExportError: it takes none of those that are tried.
+    """
+    if metadata.model is not None:
+        return Drawing(metadata)
     reason = ""
-    for usual in _USUAL_OTHER_SIZES:
-        drawing = Drawing(metadata, usual)
-        others = [axis for axis in drawing.axes if axis not in (BATCH, LENGTH)]
-        if not others:
-            return usual
+    for lowest, usual in itertools.product((0, 1), _USUAL_OTHER_SIZES):
+        drawing = Drawing(metadata, usual, lowest)
         reason = _refusal(truth, Question(drawing.inputs()))
         if not reason:
-            return usual
+            return Drawing(metadata, usual, lowest)
+    others = [axis for axis in drawing.axes if axis not in (BATCH, LENGTH)]
     tried = ", ".join(map(str, _USUAL_OTHER_SIZES))
-    raise ExportError(
-        f"the module takes none of the sizes {tried} of {' and '.join(others)}: {reason}"
-    )
+    of_sizes = f", of the sizes {tried} of {' and '.join(others)}" if others else ""
+    raise ExportError(f"the module takes no inputs drawn at random{of_sizes}: {reason}")
 
 
 def _refusal(truth: Truth, question: Question) -> str:
