@@ -113,11 +113,22 @@ def test_no_loop_is_unrolled(name: str) -> None:
     assert nodes(style.traced) == nodes(style.others[-1])
 
 
-def test_verify_draws_integers_that_the_model_takes(exported: Callable[[str], Exported]) -> None:
-    """Mamba4Rec counts items: 0 of them is no sequence."""
-    one = exported("Mamba4Rec")
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("Mamba4Rec", {}),  # it counts items: 0 of them is no sequence
+        ("PointMamba", {}),  # an axis of one input is twice an axis of another
+        ("SEMamba", {"extreme: inputs of 0": "rounding decides"}),  # a norm of a constant image
+    ],
+)
+def test_verify_asks_what_the_model_takes(
+    name: str, left_out: dict[str, str], exported: Callable[[str], Exported]
+) -> None:
+    one = exported(name)
     report = mamba_export.verify(one.folder, model=one.model, quick=True, backends=["cpu"])
     assert report.passed, [check for check in report.checks if not check.passed]
+    for check, reason in left_out.items():
+        assert report.not_run[check].startswith(reason)
 
 
 def test_gradients_through_a_wrapper_of_their_own() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 
 from mamba_export import contract
 from mamba_export.contract.names import BATCH, LENGTH
-from mamba_export.contract.program import Value, step_of
+from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import ExportError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
-from mamba_export.verify.bounds import Check, bound, compare, worst
+from mamba_export.verify.bounds import FP32_BOUND, Check, bound, compare, worst
 from mamba_export.verify.truth import Question, Result, Truth, name_result
 
 _SPLIT_LENGTH = 130
@@ -38,6 +38,8 @@ _GROWN = 7
 """Steps that a growing state has read in the extreme case."""
 _INTEGERS = 2
 """Integers that are no tokens are drawn below this: 0 and 1 are indices of nearly anything."""
+_ROUNDING = 1e-6
+"""Relative change of inputs that a module must not magnify beyond the bound, for an extreme to be judged."""
 _DRAWS = (
     "two runs of the module itself on one input differ: it draws random numbers in eval mode, and there is no "
     "truth to compare with"
@@ -179,7 +181,10 @@ class Drawing:
         self.rng = np.random.default_rng(0)
         self.axes = list(
             dict.fromkeys(
-                axis for value in metadata.inputs for axis in value.shape if isinstance(axis, str)
+                split_axis(axis)[1]
+                for value in metadata.inputs
+                for axis in value.shape
+                if isinstance(axis, str)
             )
         )
 
@@ -196,9 +201,7 @@ class Drawing:
 
     def _sizes(self, asked: dict[str, int]) -> dict[str, int]:
         usual = {BATCH: _USUAL_SIZE, LENGTH: _USUAL_SIZE}
-        return {
-            axis: step_of(axis) * asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes
-        }
+        return {axis: asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes}
 
     def _draw(self, value: Value, sizes: dict[str, int], scale: float) -> np.ndarray:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
@@ -221,8 +224,8 @@ def program_cases(
         lengths, batches: the grid, as far as the program has these axes.
 
     Returns:
-        The cases, and what is left out, each with the reason: sizes that the module itself refuses, and
-        everything of a module of which two runs differ.
+        The cases, and what is left out, each with the reason: sizes that the module itself refuses, extremes
+        where rounding decides, and everything of a module of which two runs differ.
 
     Raises:
         ExportError: the module takes none of the sizes that are tried.
@@ -243,7 +246,16 @@ def program_cases(
     if _can_be_cut(metadata):
         whole = Question(drawing.inputs(**{BATCH: 1, LENGTH: _SPLIT_LENGTH}))
         cases += [Case(f"split: {what}", whole, parts) for what, parts in _SPLITS.items()]
-    return cases + list(_extremes(metadata, truth, drawing)), refused
+    for case in _extremes(metadata, truth, drawing):
+        change = truth.change(case.question, _ROUNDING) if metadata.model is None else 0.0
+        if change > FP32_BOUND["model"]:  # such as a norm of a constant image
+            refused[case.what] = (
+                f"rounding decides there: the module turns a change of its inputs by {_ROUNDING:.0e} into one "
+                f"of {change:.0e}"
+            )
+        else:
+            cases.append(case)
+    return cases, refused
 
 
 def _usual_drawing(metadata: Metadata, truth: Truth) -> Drawing:
