@@ -6,10 +6,12 @@ import contextlib
 import linecache
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -32,22 +34,44 @@ def place(frames: Iterable[traceback.FrameSummary]) -> str:
     return f" ({Path(frame.filename).name}, line {frame.lineno}: {code})"
 
 
-@contextlib.contextmanager
-def fixed_sizes() -> Iterator[dict[int, str]]:
-    """Block in which the first line that fixes a dynamic size to a number is remembered, by that number.
+@dataclass
+class FixedSizes:
+    """Where a module fixed sizes while it was traced.
 
-    PyTorch says which size was fixed and not where; it decides so in ``ShapeEnv._set_replacement``.
+    lines: the first line that fixed an axis to a number, by that number.
+    converted: sizes that became a number of Python's, which a loop or a shape then holds, with their lines.
     """
-    places: dict[int, str] = {}
-    decide = ShapeEnv._set_replacement
+
+    lines: dict[int, str] = field(default_factory=dict)
+    converted: list[tuple[int, str]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def fixed_sizes() -> Iterator[FixedSizes]:
+    """Block in which the lines that fix a dynamic size are remembered.
+
+    PyTorch says which size was fixed and not where; it decides so in ``ShapeEnv._set_replacement``, and makes
+    a number of a size in ``SymNode.guard_int``.
+    """
+    found = FixedSizes()
+    decide, convert = ShapeEnv._set_replacement, SymNode.guard_int
 
     def remember(self: ShapeEnv, symbol: Any, target: Any, message: str) -> None:
         if getattr(target, "is_Integer", False):
-            places.setdefault(int(target), place(traceback.extract_stack()))
+            found.lines.setdefault(int(target), place(traceback.extract_stack()))
         decide(self, symbol, target, message)
 
+    def remember_number(self: SymNode, *args: Any, **kwargs: Any) -> int:
+        varies = bool(self.expr.free_symbols)
+        number = convert(self, *args, **kwargs)
+        if varies:
+            found.converted.append((number, place(traceback.extract_stack())))
+        return number
+
     ShapeEnv._set_replacement = remember  # type: ignore
+    SymNode.guard_int = remember_number  # type: ignore
     try:
-        yield places
+        yield found
     finally:
         ShapeEnv._set_replacement = decide  # type: ignore
+        SymNode.guard_int = convert  # type: ignore
