@@ -1,7 +1,8 @@
-"""Export of modules whose sizes are their own: fixed ones, several lengths of one operator, a sort."""
+"""Export of modules whose sizes are their own: fixed ones, and several lengths of one operator."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def loop(x: Tensor) -> Tensor:
 
 def number(x: Tensor) -> Tensor:
     patches = x[:, :, ::2, ::2]
-    return patches.reshape(patches.shape[0], patches.shape[1], patches.shape[2:].numel())
+    return patches.reshape(
+        patches.shape[0], patches.shape[1], math.prod(map(int, patches.shape[2:]))
+    )
 
 
 class Of(nn.Module):
@@ -47,7 +50,7 @@ class Of(nn.Module):
         ),
         (
             number,
-            r"it fixes height and width \(test_export_sizes.py, line \d+: return patches.reshape",
+            r"it fixes height and width \(test_export_sizes.py, line \d+: .*math.prod",
         ),
     ],
 )
@@ -101,16 +104,3 @@ def test_operator_at_several_lengths_runs_without_our_library(tmp_path: Path) ->
         with torch.no_grad():
             expected = model(x)
         np.testing.assert_allclose(session.run(x.numpy())[0], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize("dim", [1, -1])
-def test_stable_sort(dim: int, descending: bool, tmp_path: Path) -> None:
-    """As MambaIRv2 orders its pixels by class."""
-    module = Of(lambda x: torch.sort(x, dim=dim, stable=True, descending=descending))
-    ties = torch.randint(0, 4, (2, 9, 5))
-    out = mamba_export.export(module, (ties,), output=tmp_path / "out", dynamic_shapes=({1: "n"},))
-    ties = torch.randint(0, 4, (2, 40, 5))
-    found, _ = mamba_export.OrtSession(out).run(ties.numpy())
-    for one, expected in zip(found.values(), module(ties), strict=True):
-        np.testing.assert_array_equal(one, expected)

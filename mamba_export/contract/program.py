@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def step_of(axis: str) -> int:
+    """What the sizes of a dynamic axis are multiples of: 4 for "4*rows", 1 for "rows"."""
+    factor, times, _ = axis.partition("*")
+    return int(factor) if times and factor.isdecimal() else 1
+
+
 @dataclass(frozen=True)
 class Value:
     """A named input or output of a program.
@@ -14,7 +20,8 @@ class Value:
     Args:
         name: in the graph.
         dtype: "fp32", "fp16", "bf16", "int64" or another of ``folder.dtypes``.
-        shape: numbers, and names where a size is dynamic ("batch", "length", or any other).
+        shape: numbers, and names where a size is dynamic ("batch", "length", or any other); "4*rows" is a size
+            that 4 divides.
     """
 
     name: str

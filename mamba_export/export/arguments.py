@@ -61,6 +61,25 @@ def bind(module: nn.Module, args: Args) -> dict[str, Tensor]:
     return arguments
 
 
+def check_devices(module: nn.Module, arguments: Mapping[str, Tensor]) -> None:
+    """Raise ExportError unless parameters, buffers and arguments are on one device that holds values."""
+    first: dict[torch.device, str] = {}
+    for name, tensor in (
+        *module.named_parameters(),
+        *module.named_buffers(),
+        *((f"argument {name}", tensor) for name, tensor in arguments.items()),
+    ):
+        first.setdefault(tensor.device, name)
+    if len(first) > 1:
+        named = ", ".join(f"{name} is on {device}" for device, name in first.items())
+        raise ExportError(
+            f"the module and its arguments are on several devices ({named}): move them to one, as with .cpu()"
+        )
+    for device, name in first.items():
+        if device.type == "meta":
+            raise ExportError(f"{name} is on the meta device, which holds no values: load them")
+
+
 def check_states(states: Sequence[State], arguments: Mapping[str, Tensor]) -> None:
     """Raise ExportError unless each state is an argument of its own, and some argument is no state."""
     if not isinstance(states, Sequence):

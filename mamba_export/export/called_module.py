@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from mamba_export.errors import ExportError
 from mamba_export.export.declare import State
 from mamba_export.export.naming import forward_order, named_results, result_position
+from mamba_export.export.symbolic_sizes import SymbolicSizes
 from mamba_export.models.program import SharedParameters
 
 
@@ -49,6 +52,11 @@ class CalledModule(SharedParameters):
         self.found = _Results(None if results is None else list(results))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        sizes = SymbolicSizes() if torch.compiler.is_exporting() else nullcontext()
+        with sizes:
+            return self._called(tensors)
+
+    def _called(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         given = dict(zip(self.arguments, tensors, strict=True))
         parameters = inspect.signature(self.wrapped.forward).parameters
         variable = [p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL]
@@ -70,5 +78,5 @@ class CalledModule(SharedParameters):
             if not outputs:
                 raise ExportError("forward returns states alone: it needs at least one output")
             self.found.names, self.found.order = names, [*outputs, *presents]
-        tensors = tuple(leaves.values())
-        return tuple(tensors[index] for index in self.found.order)
+        found = tuple(leaves.values())
+        return tuple(found[index] for index in self.found.order)

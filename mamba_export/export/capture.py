@@ -31,7 +31,8 @@ Axes = dict[int, Any]
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's own notes (missing torchvision, renamed axes) from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx")]
+    names = ("torch.onnx", "torch.export", "torch.fx", "torch.__trace", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -189,7 +190,14 @@ def symbols(exported: Any, values: Sequence[Value]) -> dict[str, str]:
                         f"the model fixes axis {axis} ({size}) of {value.name} to {found}: {HOW_TO_VARY}"
                     )
                 names.setdefault(str(found), size)
+                names.update(root_name(str(found), size))
     return names
+
+
+def root_name(found: str, size: str) -> dict[str, str]:
+    """Of a size such as "4*rows", PyTorch's symbol and the user's name of what is multiplied."""
+    symbol, name = re.fullmatch(r"\d+\*(\w+)", found), re.fullmatch(r"\d+\*(\w+)", size)
+    return {symbol[1]: name[1]} if symbol and name else {}
 
 
 def renamed(text: str, names: Mapping[str, str]) -> str:
@@ -212,6 +220,13 @@ def _reason(error: Exception, fixed: FixedSizes) -> str:
     if named:
         line = fixed.lines.get(int(named[2]), "")
         return f"it fixes the axis {named[1]} to {named[2]}{line}: {HOW_TO_VARY}"
+    multiple = re.search(r"^\s*(\w+) = (\d+)\*_\w+$", text, re.M)
+    if multiple:
+        name, factor = multiple.groups()
+        return (
+            f"it takes the axis {name} in multiples of {factor} alone{fixed.multiple}: give it as "
+            f'{factor} * torch.export.Dim("{name}_by_{factor}"), or compute without a branch on the size'
+        )
     bound = re.search(
         r"Not all values of (\w+) = (\S+) in .*? satisfy the generated guard (.+?)\.?$", text, re.M
     )
@@ -221,6 +236,7 @@ def _reason(error: Exception, fixed: FixedSizes) -> str:
         if limits and limits[1] == limits[2]:
             line = fixed.lines.get(int(limits[1]), "")
             return f"it fixes the axis {name} to {limits[1]}{line}: {HOW_TO_VARY}"
+        guard = guard.partition(f" and {name} <= IntInfinity")[0]
         return f"the axis {name} must satisfy {guard}: give its Dim a min and max, or compute otherwise"
     unexpected = re.search(r"Specializations unexpectedly required \(([^)]+)\)", text)
     if unexpected:

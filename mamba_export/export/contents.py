@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
 from mamba_export.errors import ExportError, MambaExportWarning
-from mamba_export.export import capture
+from mamba_export.export import capture, user_code
 
 _MANY = 1000
 """Nodes of PyTorch's graph above which a loop over steps may have been unrolled."""
@@ -20,6 +21,13 @@ _GROWTH = 1.2
 """Nodes at twice the sizes over nodes at the traced ones: more is a loop."""
 _LOOKS_LIKE_STEPS = 8
 """Sizes of fixed axes below this are channels and colours, and are not doubled."""
+
+_RANDOM = {
+    *(f"Random{kind}" for kind in ("Normal", "NormalLike", "Uniform", "UniformLike")),
+    "Bernoulli",
+    "Multinomial",
+}
+"""Operators of ONNX that draw random numbers."""
 
 
 def count(model: ir.Model) -> dict[str, int]:
@@ -75,6 +83,34 @@ def warn_of_growth(
             MambaExportWarning,
             stacklevel=4,
         )
+
+
+def warn_of_random_draws(model: ir.Model, exported: Any) -> None:
+    """Say so where the graph draws random numbers: no two runs of it agree, nor with PyTorch.
+
+    Args:
+        model: the ONNX graph.
+        exported: PyTorch's graph, which knows the line.
+    """
+    drawn = Counter(node.op_type for node in model.graph if node.op_type in _RANDOM)
+    if not drawn:
+        return
+    where = next(
+        (
+            user_code.place_of(node.meta.get("stack_trace") or "")
+            for node in exported.graph.nodes
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            and "dropout" not in str(node.target)
+        ),
+        "",
+    )
+    nodes = ", ".join(f"{number} {name}" for name, number in drawn.items())
+    warnings.warn(
+        f"the graph draws random numbers ({nodes}){where}: two runs of it differ, and verify cannot compare "
+        "them. Where eval mode is to decide, take the likeliest in place of a draw",
+        MambaExportWarning,
+        stacklevel=4,
+    )
 
 
 def _doubled(tensor: Tensor, dynamic: capture.Axes) -> Tensor:

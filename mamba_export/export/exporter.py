@@ -188,6 +188,7 @@ def export(
             graph_model = graph.build(program, opset=opset, fuse_layers=fuse_layers)
         else:
             graph_model = graph.convert(subject.exported, program, opset=opset)
+            contents.warn_of_random_draws(graph_model, subject.exported)
         nodes = contents.count(graph_model)
         if args is not None and adapters.is_active():
             contents.warn_without_scans(nodes, type(model).__name__)

@@ -14,7 +14,7 @@ from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, MambaExportError, first_line
-from mamba_export.export import capture, flips, passes, standard
+from mamba_export.export import capture, flips, passes
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table
@@ -74,7 +74,7 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
                 optimize=False,  # see passes.simplify
                 verbose=False,
                 opset_version=opset,
-                custom_translation_table={**standard.TRANSLATIONS, **translation_table()},
+                custom_translation_table=translation_table(),
             )
     except Exception as error:  # the exporter's own exceptions share no other base
         raise ExportError(f"PyTorch could not export the model: {_reason(error)}") from error

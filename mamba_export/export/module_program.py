@@ -164,6 +164,7 @@ def _symbols(exported: Any, arguments: Sequence[str], axes: Mapping[str, Any]) -
                         f"{HOW_TO_VARY}"
                     )
                 names.setdefault(str(size), axis_name(name, axis, dim))
+                names.update(capture.root_name(str(size), axis_name(name, axis, dim)))
     return names
 
 

@@ -15,6 +15,14 @@ from onnxscript import optimizer, rewriter
 
 from mamba_export.errors import ExportError
 
+_REWRITES = [
+    rule
+    for rule in rewriter._DEFAULT_REWRITE_RULES
+    if not (rule.name or "").startswith("FuseBatchNorm")
+]
+"""PyTorch's rewrites but for BatchNorm into a convolution: the weight would keep its name and lose its values.
+The runtimes do that themselves."""
+
 
 def simplify(model: ir.Model) -> None:
     """Fold constants and clean up, in place; nodes that read a parameter are left to ``fold_parameters``."""
@@ -27,7 +35,7 @@ def simplify(model: ir.Model) -> None:
     common.InlinePass()(model)
     for _ in range(2):  # a rewrite may open a new chance to fold
         optimizer.fold_constants(model, should_fold=should_fold)
-        rewriter.rewrite(model)
+        rewriter.rewrite(model, pattern_rewrite_rules=_REWRITES)
     common.RemoveUnusedNodesPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.CommonSubexpressionEliminationPass()(model)
@@ -112,6 +120,7 @@ def _squeezed_axes(node: ir.Node) -> tuple[int, ...]:
     return tuple(int(axis) for axis in axes.const_value.numpy().reshape(-1))
 
 
+_OF_OTHER_VALUES = ("Exp", "Neg")
 _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
     "Exp": lambda node: np.exp,
     "Neg": lambda node: np.negative,
@@ -126,13 +135,15 @@ _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
 def fold_parameters(model: ir.Model) -> None:
     """Compute once, here, what is computed from one parameter alone: ``A = -exp(A_log)``, transposed weights.
 
-    The result takes the parameter's name, without "_log" for an exponential where that is free. A parameter
-    with a second use stays as it is (tied embeddings are stored once). TensorRT and native kernels want these
-    tensors constant, and PyTorch's own folding stops at a size and forgets the name. Large results are
-    computed while the file is written, not before.
+    The result takes the parameter's name where it holds the parameter's values, in other places. Of an
+    exponential it is the name without "_log"; where that is no other name, ".exp" is added, and ".neg" to a
+    negative. A parameter with a second use stays as it is (tied embeddings are stored once). TensorRT and
+    native kernels want these tensors constant, and PyTorch's own folding stops at a size and forgets the
+    name. Large results are computed while the file is written, not before.
     """
     graph = model.graph
     taken = _names(model)
+    renamed: set[str] = set()
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
         if node.domain or node.op_type not in _FOLDED or source is None or source.name is None:
@@ -146,8 +157,12 @@ def fold_parameters(model: ir.Model) -> None:
             continue
         result = node.outputs[0]
         folded = _lazily(tensor, _FOLDED[node.op_type](node), node)
-        name = source.name.removesuffix("_log") if node.op_type == "Exp" else source.name
-        name = source.name if name in taken else name
+        name = source.name
+        if node.op_type in _OF_OTHER_VALUES and name not in renamed:
+            name = name.removesuffix("_log") if node.op_type == "Exp" else name
+            if name in taken:
+                name = f"{source.name}.{node.op_type.lower()}"
+            renamed.add(name)
         value = ir.Value(
             name=name,
             const_value=folded,

@@ -15,7 +15,13 @@ from mamba_export import given
 from mamba_export.adapters import transformers
 from mamba_export.contract.program import Program
 from mamba_export.errors import ExportError
-from mamba_export.export.arguments import Args, bind, check_states, module_dtype
+from mamba_export.export.arguments import (
+    Args,
+    bind,
+    check_devices,
+    check_states,
+    module_dtype,
+)
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.module_program import trace_module
@@ -156,6 +162,7 @@ def from_module(
         raise ExportError(f"args are for an nn.Module, and a {type(module).__name__} was given")
     source = _module_source(module)
     arguments = bind(module, args)
+    check_devices(module, arguments)
     check_states(states, arguments)
     if dtype is not None and dtype != module_dtype(module):
         module = _cast_copy(module, TORCH_DTYPES[dtype])

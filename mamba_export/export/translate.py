@@ -14,6 +14,7 @@ from mamba_export import contract
 from mamba_export.contract import layout
 from mamba_export.contract.spec import FP32, Form, Operator
 from mamba_export.contract.spec import Tensor as Row
+from mamba_export.export import standard_operators
 from mamba_export.operators import definitions
 
 _ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
@@ -26,9 +27,9 @@ _TYPES = {"flag": bool, "float": float}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export`` takes as ``custom_translation_table``: our operators to our nodes."""
+    """``torch.onnx.export``'s ``custom_translation_table``: our operators to our nodes, and what it lacks."""
     ours = getattr(torch.ops, contract.DOMAIN)
-    return {
+    return standard_operators.translations() | {
         getattr(ours, definition.spec.torch_name).default: _translation(definition.spec)
         for definition in definitions()
     }

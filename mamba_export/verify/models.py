@@ -12,7 +12,7 @@ import numpy as np
 
 from mamba_export import contract
 from mamba_export.contract.names import BATCH, LENGTH
-from mamba_export.contract.program import Value
+from mamba_export.contract.program import Value, step_of
 from mamba_export.errors import ExportError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
@@ -38,6 +38,10 @@ _GROWN = 7
 """Steps that a growing state has read in the extreme case."""
 _INTEGERS = 2
 """Integers that are no tokens are drawn below this: 0 and 1 are indices of nearly anything."""
+_DRAWS = (
+    "two runs of the module itself on one input differ: it draws random numbers in eval mode, and there is no "
+    "truth to compare with"
+)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ class Drawing:
 
     def _sizes(self, asked: dict[str, int]) -> dict[str, int]:
         usual = {BATCH: _USUAL_SIZE, LENGTH: _USUAL_SIZE}
-        return {axis: asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes}
+        return {
+            axis: step_of(axis) * asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes
+        }
 
     def _draw(self, value: Value, sizes: dict[str, int], scale: float) -> np.ndarray:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
@@ -208,12 +214,15 @@ def program_cases(
         lengths, batches: the grid, as far as the program has these axes.
 
     Returns:
-        The cases, and the sizes that are left out, each with the reason: the module itself refuses them.
+        The cases, and what is left out, each with the reason: sizes that the module itself refuses, and
+        everything of a module of which two runs differ.
 
     Raises:
         ExportError: the module takes none of the sizes that are tried.
     """
     drawing = Drawing(metadata, _usual_size(metadata, truth))
+    if metadata.model is None and truth.draws(Question(drawing.inputs())):
+        return [], {"whole model": _DRAWS}
     cases: list[Case] = []
     refused: dict[str, str] = {}
     for what, sizes in _grid(drawing.axes, lengths, batches, drawing.usual):

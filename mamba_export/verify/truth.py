@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export.contract.program import Program
+from mamba_export.errors import first_line
 from mamba_export.export.dtypes import TORCH
 from mamba_export.export.torch_run import run_program
 from mamba_export.folder.metadata import Metadata
@@ -122,11 +123,13 @@ class Truth:
         exact: the source in float64, or in fp32 where float64 does not fit.
         same_dtype: the source in the file's dtype; None for fp32, whose bounds need none.
         words: which truth it is, for the report.
+        narrow: makes ``exact`` again in fp32, for a module that does not run in float64; None where it must.
     """
 
     exact: Reference
     same_dtype: Reference | None
     words: str
+    narrow: Callable[[], Reference] | None = None
     _kept: dict[Question, Answer] = field(default_factory=dict)
     _kept_bytes: int = 0
 
@@ -134,7 +137,7 @@ class Truth:
         """What the model makes of a question."""
         if question in self._kept:
             return self._kept[question]
-        exact = self.exact.run(question)
+        exact = self._exact_run(question)
         if self.same_dtype is None:
             answer = Answer(exact, dict.fromkeys(exact, 0.0), is_finite(exact))
         else:
@@ -146,6 +149,29 @@ class Truth:
             self._kept[question] = answer
             self._kept_bytes += size
         return answer
+
+    def draws(self, question: Question) -> bool:
+        """Whether two runs of the source on one question differ."""
+        first, second = self._exact_run(question), self._exact_run(question)
+        return any(not np.array_equal(first[name], second[name], equal_nan=True) for name in first)
+
+    def _exact_run(self, question: Question) -> Result:
+        """In float64; from the first question that the module takes in fp32 alone on, in fp32."""
+        try:
+            return self.exact.run(question)
+        except Exception as error:  # a user's module may raise anything
+            if self.narrow is None:
+                raise
+            narrow = self.narrow()
+            try:
+                result = narrow.run(question)
+            except Exception:
+                raise error from None  # it refuses the question in any dtype
+            self.exact, self.narrow = narrow, None
+            self.words = (
+                f"PyTorch in fp32 (the module does not run in float64: {first_line(error)})"
+            )
+            return result
 
 
 MakeProgram = Callable[[nn.Module], Program]
@@ -176,4 +202,15 @@ def make_truth(source: nn.Module, dtype: str, program: MakeProgram, *, owned: bo
         words, width = "PyTorch in float64", torch.float64
         wide = source if owned else copy.deepcopy(source)
     made = program(wide)  # of a dtype that a file may have: before the model is wider than that
-    return Truth(Reference(wide.to(width), made, width), same_dtype, words)
+
+    def narrow() -> Reference:
+        fp32 = copy.deepcopy(source).float()
+        return Reference(fp32, program(fp32), torch.float32)
+
+    of_others = not (owned or isinstance(source, MambaLM | MambaBackbone))
+    return Truth(
+        Reference(wide.to(width), made, width),
+        same_dtype,
+        words,
+        narrow if of_others and width == torch.float64 else None,
+    )

@@ -100,6 +100,7 @@ def verify(
         batches=BATCHES[:1] if quick else BATCHES,
     )
     report.not_run.update(refused)
+    report.truth = truth.words
     tokens = _tokens(folder, metadata, text)
     if tokens is None and metadata.takes_tokens:
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"

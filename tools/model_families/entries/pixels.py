@@ -165,12 +165,7 @@ def _swinumamba(root: Path) -> Trial:
     )
 
 
-@family(
-    "bowang-lab/U-Mamba",
-    "nnunetv2.nets.UMambaBot_2d.UMambaBot",
-    note="Height and width are those of the trace: it computes x.shape[2:].numel(), which is a number of "
-    "Python's. Asked for them as dynamic, export names that line.",
-)
+@family("bowang-lab/U-Mamba", "nnunetv2.nets.UMambaBot_2d.UMambaBot")
 def _umamba(root: Path) -> Trial:
     names = {"ConfigurationManager": object, "PlansManager": object}
     stand_in("nnunetv2.utilities.plans_handling.plans_handler", **names)
@@ -189,8 +184,8 @@ def _umamba(root: Path) -> Trial:
         model,
         images,
         traced=square(1, 32),
-        swept=(square(2, 32), square(5, 32)),
-        axes=({0: BATCH},),
+        swept=(square(2, 32), _size(1, 48, 64)),
+        axes=({0: BATCH, 2: _multiples("height", 4, 128), 3: _multiples("width", 4, 128)},),
         reduced="U-Mamba Bot in 2-D, 3 stages, widths 8 to 32",
     )
 

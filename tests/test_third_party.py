@@ -1,0 +1,113 @@
+"""Models in the style of third-party projects: exported with dynamic sizes, and compared at other ones."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from third_party.catalogue import STYLES, Sizes, Style
+from torch import Tensor, nn
+
+import mamba_export
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.export.module_program import trace_module
+from mamba_export.operators.dispatch import forced
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model of the catalogue and the folder that holds it."""
+
+    style: Style
+    model: nn.Module
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Each model is made and exported once."""
+    root = tmp_path_factory.mktemp("third_party")
+
+    @cache
+    def export(name: str) -> Exported:
+        torch.manual_seed(0)
+        style = STYLES[name]
+        model = style.make().eval()
+        for part in model.modules():
+            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                nn.init.uniform_(part.running_var, 0.5, 2.0)
+                nn.init.uniform_(part.running_mean, -1.0, 1.0)
+        folder = mamba_export.export(
+            model,
+            style.inputs(*style.traced),
+            output=root / name,
+            dynamic_shapes=style.axes,
+        )
+        return Exported(style, model, folder)
+
+    return export
+
+
+@torch.no_grad()
+def truth(one: Exported, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """The model on the reference scan, in float64 unless it asserts fp32."""
+    exact = one.style.exact
+    wide = {
+        name: tensor.to(exact) if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
+    with forced("reference"):
+        found = copy.deepcopy(one.model).to(exact)(**wide)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_agrees_at_sizes_that_were_not_traced(
+    name: str, exported: Callable[[str], Exported]
+) -> None:
+    one = exported(name)
+    sessions = [OrtSession(one.folder, threads=1, native=native) for native in (None, False)]
+    for sizes in (one.style.traced, *one.style.others):
+        inputs = one.style.inputs(*sizes)
+        expected = truth(one, inputs)
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        for session in sessions:
+            found, state = session.run(arrays)
+            results = list(found.values()) if isinstance(found, dict) else [found]
+            for result, exact in zip(results, expected, strict=True):
+                np.testing.assert_allclose(result, exact.numpy(), rtol=1e-4, atol=1e-5)
+            assert state.tensors == ()
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_file_holds_its_scans_under_the_users_names(
+    name: str, exported: Callable[[str], Exported]
+) -> None:
+    one = exported(name)
+    graph = onnx.load(one.folder / "model.onnx", load_external_data=False).graph
+    ours = Counter(node.op_type for node in graph.node if node.domain == "mamba_export")
+    assert ours == one.style.nodes
+    assert not [node.op_type for node in graph.node if node.op_type in ("Loop", "Scan", "If")]
+    assert [value.name for value in graph.input] == list(one.style.inputs(*one.style.traced))
+    assert tuple(value.name for value in graph.output) == one.style.outputs
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_no_loop_is_unrolled(name: str) -> None:
+    """PyTorch's graphs of two fixed sizes have the same nodes."""
+    style = STYLES[name]
+    model = style.make().eval()
+
+    def nodes(sizes: Sizes) -> Counter[str]:
+        traced = trace_module(model, style.inputs(*sizes))
+        return Counter(str(node.target) for node in traced.exported.graph.nodes)
+
+    assert nodes(style.traced) == nodes(style.others[-1])

@@ -1,0 +1,182 @@
+"""Third-party models that cannot be exported as asked: one line that names the place and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from third_party.catalogue import STYLES
+from third_party.cross_scans import AtrousSS2D, VMambaLike
+from third_party.restoration import MambaIRLike, MambaIRv2Like
+from torch import Tensor, nn
+
+import mamba_export
+from mamba_export import adapters
+from mamba_export.errors import ExportError, MambaExportWarning, SessionError
+
+with adapters.installed():
+    from mamba_ssm import Mamba
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+WIDTH = 8
+X = torch.randn(2, 5, WIDTH)
+DYNAMIC = {"x": {0: "batch", 1: "length"}}
+
+
+class Branching(nn.Module):
+    """Another path for a loud input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = Mamba(WIDTH, d_state=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixer(x)
+        if y.abs().max() > 10:
+            y = y / 10
+        return y
+
+
+class ComplexA(nn.Module):
+    """What selective_scan_fn of mamba_ssm takes and no published model has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(-torch.rand(WIDTH, 2, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.transpose(1, 2)
+        return selective_scan_fn(u, u, self.A, u[:, :2], u[:, 2:4])
+
+
+@torch.library.custom_op("somebody::smooth", mutates_args=())
+def smooth(x: Tensor) -> Tensor:
+    """An operator of somebody else's."""
+    return x.cumsum(1)
+
+
+@smooth.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("somebody::half_done", mutates_args=())
+def half_done(x: Tensor) -> Tensor:
+    """One that PyTorch cannot trace: it has no fake."""
+    return x.cumsum(1)
+
+
+class Smoothed(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.mixer = name, Mamba(WIDTH, d_state=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(torch.ops.somebody, self.name)(self.mixer(x))
+
+
+class Positions(nn.Module):
+    """A table of positions that a longer sequence does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.mixer = Mamba(WIDTH, d_state=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x + self.positions)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(),
+         r"control flow depends on the values of a tensor \(.*line \d+: if y.abs\(\).max\(\) > 10:\)"),
+        (ComplexA(), r"selective_scan_fn with a complex A is not there: .*line \d+: return selective_scan_fn"),
+        (Smoothed("smooth"), r"no translation of the operator somebody.smooth"),
+        (Smoothed("half_done"), r"no fake impl registered for <CustomOpDef\(somebody::half_done\)>"),
+        (Positions(), r"fixes the axis length to 5 \(.*line \d+: return self.mixer\(x \+ self.positions\)\)"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, nn.Module) else "",
+)  # fmt: skip
+def test_the_place_is_named(model: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message) as raised:
+        mamba_export.export(model, (X,), output=tmp_path / "out", dynamic_shapes=DYNAMIC)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_in_multiples_alone_are_named_with_their_line(tmp_path: Path) -> None:
+    """The branch that pads an odd image is not in the graph of an even one."""
+    with pytest.raises(
+        ExportError,
+        match=r"the axis height in multiples of 4 alone \(cross_scans.py, line \d+: if .* % step != 0:\): "
+        r'give it as 4 \* torch.export.Dim\("height_by_4"\)',
+    ):
+        mamba_export.export(
+            VMambaLike(AtrousSS2D),
+            (torch.randn(1, 3, 16, 24),),
+            output=tmp_path / "out",
+            dynamic_shapes={"image": {2: "height", 3: "width"}},
+        )
+
+
+def test_multiples_are_checked_and_verified(tmp_path: Path) -> None:
+    style = STYLES["EfficientVMamba"]
+    model = VMambaLike(AtrousSS2D).eval()
+    out = mamba_export.export(
+        model, style.inputs(*style.traced), output=tmp_path / "out", dynamic_shapes=style.axes
+    )
+    session = mamba_export.OrtSession(out)
+    assert session.metadata.inputs[0].shape == ("batch", 3, "4*rows", "4*columns")
+    with pytest.raises(SessionError, match="4 does not divide 18: pad it"):
+        session.run(torch.randn(1, 3, 16, 18).numpy())
+    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_devices(tmp_path: Path) -> None:
+    mixed = Branching()
+    mixed.mixer.D = nn.Parameter(mixed.mixer.D.to("meta"))
+    for model, x, message in (
+        (
+            mixed,
+            X,
+            r"several devices \(mixer.A_log is on cpu, mixer.D is on meta\): move them to one",
+        ),
+        (Branching(), X.to("meta"), r"several devices .*argument x is on meta"),
+        (Branching().to("meta"), X.to("meta"), r"on the meta device, which holds no values"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            mamba_export.export(model, (x,), output=tmp_path / "out")
+
+
+def test_a_model_that_asserts_fp32_is_verified_in_fp32(tmp_path: Path) -> None:
+    model = MambaIRLike()
+    style = STYLES["MambaIR"]
+    out = mamba_export.export(
+        model, style.inputs(*style.traced), output=tmp_path / "out", dynamic_shapes=style.axes
+    )
+    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.truth.startswith("PyTorch in fp32 (the module does not run in float64: ")
+
+
+def test_random_draws_are_said_and_are_no_error_of_the_file(tmp_path: Path) -> None:
+    model = MambaIRv2Like(gumbel=True)
+    said = pytest.warns(
+        MambaExportWarning, match=r"draws random numbers .*restoration.py, line \d+:.*gumbel"
+    )
+    with said:
+        out = mamba_export.export(model, (torch.randn(1, 3, 6, 8),), output=tmp_path / "out")
+    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert "it draws random numbers in eval mode" in report.not_run["whole model"]
+
+
+def test_a_model_without_draws_is_exported_without_a_word(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MambaExportWarning)
+        mamba_export.export(MambaIRv2Like(), (torch.randn(1, 3, 6, 8),), output=tmp_path / "out")

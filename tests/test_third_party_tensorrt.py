@@ -1,0 +1,36 @@
+"""Vision models in the style of VMamba and Vim as TensorRT-RTX engines: any image size, every scan a plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from third_party.catalogue import STYLES
+
+import mamba_export
+from mamba_export.backends.tensorrt import BuildOptions, build, read_description
+from mamba_export.backends.tensorrt import library as libraries
+from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+from mamba_export.libraries import TRT_PLUGIN
+
+
+@pytest.mark.skipif(
+    not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
+)
+@pytest.mark.skipif(
+    TRT_PLUGIN.path() is None,
+    reason="the TensorRT plugin was not built (no CUDA toolkit or headers)",
+)
+@pytest.mark.parametrize("name", ["VMamba", "Vim"])
+def test_engine_of_any_image_size(name: str, tmp_path: Path) -> None:
+    style = STYLES[name]
+    folder = mamba_export.export(
+        style.make(), style.inputs(*style.traced), output=tmp_path / name, dynamic_shapes=style.axes
+    )
+    _, height, width = style.traced
+    sizes = {"height": (8, height, 4 * height), "width": (8, width, 4 * width)}
+    build(folder, BuildOptions(runtime=TENSORRT_RTX.option, batch=(1, 2, 4), sizes=sizes))
+    description = read_description(folder)
+    assert description.plugins == style.nodes
+    assert description.inputs[0]["shape"] == [-1, 3, -1, -1]
+    assert description.profiles[0].sizes == sizes
