@@ -18,13 +18,11 @@ from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, first_line
 from mamba_export.export.dtypes import TORCH
-from mamba_export.export.user_code import MULTIPLE, fixed_sizes, place
+from mamba_export.export.fixed import HOW_TO_VARY, check_derived_sizes
+from mamba_export.export.user_code import FixedSizes, fixed_sizes, place
 
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of example inputs, for axes other than batch and length."""
-
-HOW_TO_VARY = "leave it out of dynamic_shapes, or compute with its size as a variable"
-"""What to do about an axis that a module fixes."""
 
 Axes = dict[int, Any]
 """Dynamic axes of a tensor: index, and a ``torch.export.Dim`` or hint."""
@@ -87,7 +85,7 @@ def trace(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) ->
     Raises:
         ExportError: PyTorch cannot trace the module; one line with the cause.
     """
-    fixed: dict[int, str] = {}
+    fixed = FixedSizes()
     try:
         with (
             quiet(),
@@ -98,12 +96,14 @@ def trace(module: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Axes]) ->
             torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
         ):
             try:
-                return _export(module, tensors, axes)
+                exported = _export(module, tensors, axes)
             except torch._dynamo.exc.UserError as error:
                 bounded = _bounded(axes, str(error))
                 if bounded is None:
                     raise
-                return _export(module, tensors, bounded)
+                exported = _export(module, tensors, bounded)
+        check_derived_sizes(exported, axes, fixed)
+        return exported
     except ExportError:
         raise
     except Exception as error:  # a module's forward may raise anything
@@ -205,7 +205,7 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\b[su]\d+\b", lambda match: names.get(match[0], match[0]), text)
 
 
-def _reason(error: Exception, fixed: Mapping[int, str]) -> str:
+def _reason(error: Exception, fixed: FixedSizes) -> str:
     """One line of what PyTorch says in many; ``fixed`` has the lines that fix a size to a number."""
     text = str(error)
     where = place(traceback.extract_tb(error.__traceback__))
@@ -218,13 +218,13 @@ def _reason(error: Exception, fixed: Mapping[int, str]) -> str:
         r"You marked (\w+) as dynamic but .*?specialized it to be a constant \((\d+)\)", text
     )
     if named:
-        line = fixed.get(int(named[2]), "")
+        line = fixed.lines.get(int(named[2]), "")
         return f"it fixes the axis {named[1]} to {named[2]}{line}: {HOW_TO_VARY}"
     multiple = re.search(r"^\s*(\w+) = (\d+)\*_\w+$", text, re.M)
     if multiple:
         name, factor = multiple.groups()
         return (
-            f"it takes the axis {name} in multiples of {factor} alone{fixed.get(MULTIPLE, '')}: give it as "
+            f"it takes the axis {name} in multiples of {factor} alone{fixed.multiple}: give it as "
             f'{factor} * torch.export.Dim("{name}_by_{factor}"), or compute without a branch on the size'
         )
     bound = re.search(
@@ -234,10 +234,14 @@ def _reason(error: Exception, fixed: Mapping[int, str]) -> str:
         name, guard = bound[1], bound[3].replace(bound[2], bound[1])
         limits = re.fullmatch(r"(\d+) <= .+ <= (\d+)", guard)
         if limits and limits[1] == limits[2]:
-            line = fixed.get(int(limits[1]), "")
+            line = fixed.lines.get(int(limits[1]), "")
             return f"it fixes the axis {name} to {limits[1]}{line}: {HOW_TO_VARY}"
         guard = guard.partition(f" and {name} <= IntInfinity")[0]
         return f"the axis {name} must satisfy {guard}: give its Dim a min and max, or compute otherwise"
+    unexpected = re.search(r"Specializations unexpectedly required \(([^)]+)\)", text)
+    if unexpected:
+        line = fixed.converted[0][1] if fixed.converted else ""
+        return f"it fixes {unexpected[1].replace(', ', ' and ')}{line}: {HOW_TO_VARY}"
     if "onstraints violated" in text:
         detail = re.search(r"^\s*- (.+)$", text, re.MULTILINE)
         what = detail[1] if detail else first_line(error)

@@ -18,6 +18,7 @@ from mamba_export.export.axes import DynamicShapes, axis_name, declared_axes, fi
 from mamba_export.export.called_module import CalledModule
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
+from mamba_export.export.fixed import HOW_TO_VARY
 from mamba_export.fields import Number, shown
 
 
@@ -160,7 +161,7 @@ def _symbols(exported: Any, arguments: Sequence[str], axes: Mapping[str, Any]) -
                 if isinstance(size, int) and dim != torch.export.Dim.AUTO:
                     raise ExportError(
                         f"the module fixes axis {axis} ({axis_name(name, axis, dim)}) of {name} to {size}: "
-                        f"{capture.HOW_TO_VARY}"
+                        f"{HOW_TO_VARY}"
                     )
                 names.setdefault(str(size), axis_name(name, axis, dim))
                 names.update(capture.root_name(str(size), axis_name(name, axis, dim)))

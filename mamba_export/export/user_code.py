@@ -7,16 +7,16 @@ import linecache
 import re
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parents[1])
-MULTIPLE = -1
-"""Key of ``fixed_sizes`` under which no size stands."""
 
 
 def place(frames: Iterable[traceback.FrameSummary]) -> str:
@@ -35,6 +35,20 @@ def place(frames: Iterable[traceback.FrameSummary]) -> str:
     return f" ({Path(frame.filename).name}, line {frame.lineno}: {code})"
 
 
+@dataclass
+class FixedSizes:
+    """Where a module fixed sizes while it was traced.
+
+    lines: the first line that fixed an axis to a number, by that number.
+    multiple: the first line that takes only sizes which a number divides.
+    converted: sizes that became a number of Python's, which a loop or a shape then holds, with their lines.
+    """
+
+    lines: dict[int, str] = field(default_factory=dict)
+    multiple: str = ""
+    converted: list[tuple[int, str]] = field(default_factory=list)
+
+
 def place_of(trace: str) -> str:
     """``place`` for a traceback that PyTorch noted as text at a node of its graph."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (.+)', trace)
@@ -42,28 +56,38 @@ def place_of(trace: str) -> str:
 
 
 @contextlib.contextmanager
-def fixed_sizes() -> Iterator[dict[int, str]]:
-    """Block in which the first line that fixes a dynamic size to a number is remembered, by that number.
+def fixed_sizes() -> Iterator[FixedSizes]:
+    """Block in which the lines that fix a dynamic size are remembered.
 
-    ``MULTIPLE`` has the first line that takes only sizes which a number divides. PyTorch says which size was
-    fixed and not where; it decides so in ``ShapeEnv._set_replacement`` and ``ShapeEnv._add_divisible``.
+    PyTorch says which size was fixed and not where; it decides so in ``ShapeEnv._set_replacement`` and
+    ``ShapeEnv._add_divisible``, and makes a number of a size in ``SymNode.guard_int``.
     """
-    places: dict[int, str] = {}
+    found = FixedSizes()
     decide, divide = ShapeEnv._set_replacement, ShapeEnv._add_divisible
+    convert = SymNode.guard_int
 
     def remember(self: ShapeEnv, symbol: Any, target: Any, message: str) -> None:
         if getattr(target, "is_Integer", False):
-            places.setdefault(int(target), place(traceback.extract_stack()))
+            found.lines.setdefault(int(target), place(traceback.extract_stack()))
         decide(self, symbol, target, message)
 
     def remember_multiple(self: ShapeEnv, remainder: Any) -> None:
-        places.setdefault(MULTIPLE, place(traceback.extract_stack()))
+        found.multiple = found.multiple or place(traceback.extract_stack())
         divide(self, remainder)
+
+    def remember_number(self: SymNode, *args: Any, **kwargs: Any) -> int:
+        varies = bool(self.expr.free_symbols)
+        number = convert(self, *args, **kwargs)
+        if varies:
+            found.converted.append((number, place(traceback.extract_stack())))
+        return number
 
     ShapeEnv._set_replacement = remember  # type: ignore
     ShapeEnv._add_divisible = remember_multiple  # type: ignore
+    SymNode.guard_int = remember_number  # type: ignore
     try:
-        yield places
+        yield found
     finally:
         ShapeEnv._set_replacement = decide  # type: ignore
         ShapeEnv._add_divisible = divide  # type: ignore
+        SymNode.guard_int = convert  # type: ignore

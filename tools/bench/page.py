@@ -10,7 +10,7 @@ from typing import Any
 from bench.figures import figures
 from bench.plots import TITLES as PLOT_TITLES
 from bench.plots import plot_file, write_plots
-from bench.record import read_record, rows_of, write_whole
+from bench.record import FAMILIES_SUFFIX, read_record, rows_of, write_whole
 from bench.rows import Row
 from bench.tables import grids, markdown
 from bench.validity import RefusedRecordError, check_limits
@@ -60,6 +60,8 @@ def load_records(root: Path) -> Records:
     """
     records = Records()
     for file in sorted((root / RECORDS).glob("*.json"), reverse=True):
+        if file.name.endswith(FAMILIES_SUFFIX):
+            continue
         record = read_record(file)
         try:
             check_limits(rows_of(record), f"{RECORDS}/{file.name}")

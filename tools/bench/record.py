@@ -20,6 +20,8 @@ from mamba_export.untrusted import read_json
 from mamba_export.versions import installed_versions
 
 REFUSED_SUFFIX = ".refused.json"
+FAMILIES_SUFFIX = "-families.json"
+"""End of the name of the records of tools/families.py, which lie in the same folder."""
 _PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers")
 
 

@@ -2,7 +2,8 @@
 
 A runtime that has no kernel for a node inlines its function. It computes in fp32 whatever the node's dtype T
 is, loops over the taps with ``Scan``, so that its size depends on neither length nor taps, and reads all
-sizes from its inputs, so that one body serves every shape.
+sizes from its inputs, so that one body serves every shape. The axes within ``Scan`` have no names, as in the
+selective scan's body.
 """
 
 from mamba_export.operators.onnx_walk import WALK
@@ -20,8 +21,8 @@ BODY = (
     sum_first = Expand (bias, sequence_shape)
     tap_last, sum_taps = Scan <
         num_scan_inputs = 1,
-        body = tap (int64[1] k, float[b, l, c] sum_before, float[c] weight_k)
-            => (int64[1] k_next, float[b, l, c] sum_after) {
+        body = tap (int64[1] k, float[?, ?, ?] sum_before, float[?] weight_k)
+            => (int64[1] k_next, float[?, ?, ?] sum_after) {
             k_end = Add (k, length)
             x_k = Slice (joined32, k, k_end, one)
             product = Mul (x_k, weight_k)

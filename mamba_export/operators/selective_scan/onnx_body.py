@@ -2,7 +2,9 @@
 
 A runtime that has no kernel for a node inlines its function. It computes in fp32 whatever the node's dtype T
 is, loops over time with ``Scan``, so that its size does not depend on the length, and reads all sizes from
-its inputs, so that one body serves every shape.
+its inputs, so that one body serves every shape. The axes within ``Scan`` have no names: h is (batch, groups,
+channels of a group, d_state). ONNX Runtime takes axes of one name for one size in the whole file, also where
+two inlined bodies have it, and then reuses memory of a wrong size.
 """
 
 from mamba_export.operators.onnx_walk import WALK
@@ -44,9 +46,9 @@ _SCAN = """
     C_walk = Slice (C_steps, walk_start, walk_end, zero, walk_step)
     h_final, y_walk = Scan <
         num_scan_inputs = 4,
-        body = step (float[b, g, p, n] h, float[b, g, p, k] dt_t, float[b, g, p, k] dt_u_t,
-                     float[b, g, k, n] B_t, float[b, g, n, k] C_t)
-            => (float[b, g, p, n] h_next, float[b, g, p, k] y_t) {
+        body = step (float[?, ?, ?, ?] h, float[?, ?, ?, ?] dt_t, float[?, ?, ?, ?] dt_u_t,
+                     float[?, ?, ?, ?] B_t, float[?, ?, ?, ?] C_t)
+            => (float[?, ?, ?, ?] h_next, float[?, ?, ?, ?] y_t) {
             dt_A = Mul (dt_t, A_groups)
             decay = Exp (dt_A)
             kept = Mul (decay, h)
