@@ -50,6 +50,16 @@ KINDS = (
 )
 
 
+def kind_of(seed: int, number: int) -> Kind:
+    """The kind of an attempt."""
+    return choose(randomness(seed, number))
+
+
+def randomness(seed: int, number: int) -> Random:
+    """All that is random in an attempt: its kind is drawn first."""
+    return Random(f"{seed}/{number}")
+
+
 def choose(rng: Random) -> Kind:
     """The kind of the next attempt."""
     return rng.choices(KINDS, [kind.weight for kind in KINDS])[0]
