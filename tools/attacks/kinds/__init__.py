@@ -47,6 +47,7 @@ KINDS = (
     Kind("full disk, and limits of file size", 14, disk.full),
     Kind("standard output closed or full", 4, disk.standard_output),
     Kind("signals at random moments", 2, signals.signal_at_random),
+    Kind("two runs to one OUT", 1, signals.two_at_once),
 )
 
 
