@@ -36,6 +36,10 @@ _LONGEST = 500
 """Characters of another library's message: some quote the whole file that they could not read."""
 
 
+class MambaExportWarning(UserWarning):
+    """Something that a user may not expect of what was done as asked; one line. The command line prints it."""
+
+
 def first_line(error: BaseException, after: str | None = None) -> str:
     """The first line of what an error says, for a message of one line; never empty, never raises.
 
