@@ -36,6 +36,10 @@ _LONGEST = 500
 """Characters of another library's message: some quote the whole file that they could not read."""
 
 
+class ImplementationError(MambaExportError, ValueError):
+    """An implementation of the operators was asked for that is unknown, absent, or cannot take a tensor."""
+
+
 class MambaExportWarning(UserWarning):
     """Something that a user may not expect of what was done as asked; one line. The command line prints it."""
 
