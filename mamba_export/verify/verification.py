@@ -19,6 +19,8 @@ from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.errors import ExportError, SessionError
 from mamba_export.export.module_program import module_program
+from mamba_export.folder.graph import interface, open_graph
+from mamba_export.folder.interface import difference
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
@@ -80,6 +82,7 @@ def verify(
     if wanted and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
+    graph = open_graph(metadata.model_path, error=SessionError)
     source = _source(metadata, model)
     _check_source(metadata, source)
     truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
@@ -91,6 +94,9 @@ def verify(
             on_check(check)
 
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
+    differs = difference(metadata, interface(graph))
+    if differs:
+        note(Check("file", "interface", math.inf, 0.0, contract.METADATA_FILE, differs))
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
     cases, refused = program_cases(
         metadata,

@@ -15,7 +15,7 @@ from mamba_export.backends.tensorrt.names import (
     TENSORRT,
 )
 from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
-from mamba_export.backends.tensorrt.surgery import prepare
+from mamba_export.backends.tensorrt.surgery import described_graph
 from mamba_export.errors import EngineError
 from mamba_export.files import new_folder
 from mamba_export.folder.metadata import read_metadata, write_json
@@ -57,7 +57,7 @@ def bundle(
     if problem := why_no_line(metadata, options):
         raise EngineError(problem)
     sources = _sources() if options.plugin else None
-    graph, nodes = prepare(metadata.model_path, plugin=options.plugin)
+    graph, nodes = described_graph(metadata, plugin=options.plugin)
     description = describe(
         metadata,
         runtime=TENSORRT.name,
