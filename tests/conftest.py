@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mamba_export.backends.onnxruntime  # noqa: F401  (switches telemetry off before a test's own import)
 from mamba_export.models import MambaConfig, MambaLM
 
 

@@ -204,7 +204,8 @@ def test_a_list_is_saved_and_loaded(saved: Path, tmp_path: Path) -> None:
 
 def written_with(folder: Path, eos_token_id: Any) -> Path:
     """A folder with metadata alone."""
-    ids, logits = Value("input_ids", "int64", (1,)), Value("logits", "fp32", (1, 256))
+    ids = Value("input_ids", "int64", ("batch", "length"))
+    logits = Value("logits", "fp32", ("batch", "length", 256))
     write_metadata(
         folder,
         Program(None, (ids,), (logits,), (), Tokens(256, eos_token_id)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,25 @@ def test_torch_stays_where_models_are() -> None:
         if any(other.partition(".")[0] in ("torch", "triton") for other in found)
     }
     assert {room(name) for name in users} <= TORCH_ROOMS
+
+
+def test_onnxruntime_is_imported_in_one_room() -> None:
+    """Whose ``__init__`` switches ONNX Runtime's telemetry off before the import (test_no_socket.py)."""
+    tools = sorted((ROOT / "tools").rglob("*.py"))
+    found = {**IMPORTS, **{str(path): set(imported(path)) for path in tools}}
+    users = {
+        name
+        for name, others in found.items()
+        if any(other.partition(".")[0] == "onnxruntime" for other in others)
+    }
+    assert users
+    assert {name.rpartition(".")[0] for name in users} == {"mamba_export.backends.onnxruntime"}
+    loaded_by_name = [
+        name
+        for name, path in [*MODULES.items(), *((str(path), path) for path in tools)]
+        if re.search(r"import_(module|string)\(.onnxruntime", path.read_text(encoding="utf-8"))
+    ]
+    assert not loaded_by_name
 
 
 def test_the_contract_imports_nothing() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,7 @@ def test_metadata_without_the_graph(tmp_path: Path) -> None:
 def test_a_damaged_file(raw: bytes, tmp_path: Path) -> None:
     write(tmp_path, content())
     (tmp_path / contract.METADATA_FILE).write_bytes(raw)
-    assert "is damaged" in error(tmp_path)
+    assert re.search("is (damaged|not valid JSON)", error(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -190,3 +192,78 @@ def test_another_version(key: str, tmp_path: Path) -> None:
     message = error(write(tmp_path, content() | {key: 99}))
     assert f"{key} 99" in message
     assert "export the model again" in message
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """The content with one entry changed: a path such as ``states.0.start``."""
+    whole = content()
+    *parents, last = path.split(".")
+    inner: Any = whole
+    for key in parents:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[last if isinstance(inner, dict) else int(last)] = value
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("tokens.vocab_size", 257, "tokens.vocab_size is 257, and logits is (batch, 1, 256)"),
+        ("tokens.vocab_size", 2**31, "tokens.vocab_size is 2147483648, expected an integer from 1"),
+        ("tokens.vocab_size", 256.0, "tokens.vocab_size is 256.0, expected an integer"),
+        ("tokens.last_logits_only", 1, "tokens.last_logits_only is 1, expected true or false"),
+        ("outputs.0.shape", ["batch", 256], "tokens.vocab_size is 256, and logits is (batch, 256)"),
+        ("inputs.0.shape", ["batch"], "tokens are of shape (batch, length), and input_ids is (batch)"),
+        ("inputs.0.dtype", "fp32", "tokens are of shape (batch, length), and input_ids is "),
+        ("inputs.0.shape.0", -1, "inputs[0].shape is [-1, 'length'], expected a list"),
+        ("inputs.0.shape.0", 10**30, "inputs[0].shape is [1000000000000000000000000000000, "),
+        ("inputs.0.name", None, "inputs[0].name is None, expected a text"),
+        ("states.1.dtype", "fp33", "states[1].dtype is 'fp33', expected one of fp32, "),
+        ("states.1.shape", [2] * 33, "states[1].shape is a list of 33, expected a list of 0 to 32"),
+        ("states.0.start", "0", "states[0].start is '0', expected a finite number"),
+        ("states.0.grows", 9, "states[0].grows is 9: no axis that can grow of ['batch', 8, 3]"),
+        ("opset", 10**39, "opset is an integer of some 40 digits, expected an integer"),
+        ("source.path", ["/"], "source.path is ['/'], expected a text, or null"),
+        ("versions.torch", 2, "versions is {'torch': 2}, expected an object, each field a text"),
+        ("model", [], "model is [], expected an object, or null"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(path: str, value: object, message: str, tmp_path: Path) -> None:
+    found = error(write(tmp_path, changed(path, value)))
+    assert f"{tmp_path / contract.METADATA_FILE} is damaged ({message}" in found
+    assert found.endswith("): export the model again")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"start": Infinity', "states[0].start is inf, expected a finite number"),
+        ('"start": 1e999', "states[0].start is inf, expected a finite number"),
+        ('"start": NaN', "states[0].start is nan, expected a finite number"),
+        (f'"start": 1{"0" * 400}', "states[0].start is an integer of 401 digits"),
+        (f'"start": {"[" * 9999}{"]" * 9999}', "mamba_export.json is nested too deeply"),
+    ],
+)
+def test_numbers_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path, content())
+    path = tmp_path / contract.METADATA_FILE
+    path.write_text(path.read_text().replace('"start": 0.0', text, 1))
+    assert f"{message}: export the model again" in error(tmp_path)
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    path = tmp_path / contract.METADATA_FILE
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_metadata(tmp_path).vocab_size == 256
+
+
+def test_no_file_where_the_metadata_should_be(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    path = tmp_path / contract.METADATA_FILE
+    path.unlink()
+    path.mkdir()
+    assert error(tmp_path) == f"{path} is a folder, expected a file"
+    path.rmdir()
+    os.mkfifo(path)
+    assert error(tmp_path) == f"{path} is a FIFO, expected a file"

@@ -28,6 +28,7 @@ from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.surgery import prepare
 from mamba_export.errors import MambaExportError
 from mamba_export.export import export
+from mamba_export.fields import Fields
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.libraries import TRT_PLUGIN
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM
@@ -321,7 +322,10 @@ BAD_ENGINES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another precision": (lambda f: _change(f, precision="fp16"), "another model"),
     "another contract": (lambda f: _change(f, contract_version=9), "contract_version 9"),
     "another layout": (lambda f: _change(f, format=9), "format 9"),
-    "damaged description": (lambda f: (f / "engine.json").write_text("{"), "damaged"),
+    "damaged description": (
+        lambda f: (f / "engine.json").write_text("{"),
+        "engine.json is not valid JSON",
+    ),
     "a field missing": (lambda f: _change(f, profiles=None), "damaged"),
 }
 
@@ -431,7 +435,7 @@ def test_a_description_survives_json(exported: Path) -> None:
     assert content["format"] == 1
     assert content["profiles"][1] == {"name": "decode", "batch": [1, 2, 3], "length": [1, 1, 1]}
     assert content["states"][0] == ["past_key_values.0.conv_state", "present.0.conv_state"]
-    assert EngineDescription.from_json(content) == description
+    assert EngineDescription.from_fields(Fields(content, MambaExportError)) == description
 
 
 @needs_rtx

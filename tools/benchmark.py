@@ -26,6 +26,7 @@ from rich.console import Console
 
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
+from mamba_export.printing import as_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -157,8 +158,11 @@ def main(
             run_gpu(run, destination, _say)
         else:
             with console.status("operators") as status:
-                measure = _cpu_rows(kinds, sizes[0], lengths[0], status.update)
-                run_cpu(measure, destination, status.update)
+
+                def update(line: str) -> None:
+                    status.update(as_text(line))
+
+                run_cpu(_cpu_rows(kinds, sizes[0], lengths[0], update), destination, update)
     except RefusedRecordError as error:
         _say(f"Error: {error}")
         raise typer.Exit(1) from None
@@ -175,7 +179,7 @@ def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> 
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(as_text(line), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mamba_export.cli import exit_with
 from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
 from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, Tensor
@@ -243,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
 from mamba_export.models import MambaConfig
@@ -45,8 +46,7 @@ and the held-out figure is met once.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
+        raise MambaExportError(f"{message} ({self.prog} --help explains)")
 
 
 def _number(kind: Callable[[str], Any], minimum: float, maximum: float = float("inf")):
@@ -178,7 +178,7 @@ def reproducing_command(arguments: list[str], text: Path, out: Path) -> str:
 def progress_report(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that shows log entries: a bar on a terminal, a line now and then elsewhere."""
     if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("training", total=1.0)
 
@@ -277,16 +277,9 @@ def run(arguments: list[str]) -> None:
     print(f"held-out bits per byte: {held_out['bits_per_byte']:.4f}")
 
 
-def main() -> None:
-    """Run; one line and exit code 2 for what the user can put right."""
-    try:
-        run(sys.argv[1:])
-    except MambaExportError as error:
-        print(f"train_lm.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("train_lm.py: stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
+def main() -> NoReturn:
+    """Run and end the process."""
+    exit_with(lambda: run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""The application: the list of commands, ``--version``, and how errors become exit codes."""
+"""The application: the list of commands, ``--version``, and how typer's errors become ours."""
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mamba_export import __version__, requirements
+from mamba_export import __version__
 from mamba_export.cli import build, doctor, export, library_path, run, verify
+from mamba_export.cli.outcome import EXIT_BAD_INPUT, exit_with
+from mamba_export.cli.streams import print_lines
 from mamba_export.errors import MambaExportError
 
 NAME = "mamba-export"
@@ -34,7 +35,7 @@ app.command("library-path")(library_path.command)
 
 def _show_version(value: bool) -> None:
     if value:
-        print(f"{NAME} {__version__}")
+        print_lines(f"{NAME} {__version__}")
         raise typer.Exit
 
 
@@ -48,28 +49,66 @@ def _options(
     pass
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: runs a command, turns errors that a user can act on into one line and an exit code."""
-    return run_app(app, arguments, name=NAME)
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: runs a command and ends the process, a bad end with one line on standard error."""
+    run_app(app, arguments, name=NAME)
 
 
 def run_app(
     application: typer.Typer, arguments: list[str] | None = None, *, name: str | None = None
-) -> Any:
+) -> NoReturn:
     """Run a typer application with our error and exit-code rules; the scripts in tools/ share it.
-
-    Typer itself ends on Ctrl-C (130) and on a reader that left (``| head``) without a traceback.
 
     Args:
         application: what to run.
         arguments: None for the process's own.
         name: of the program, in its help and for shell completion; None for the script's.
     """
+    exit_with(lambda: _run(typer.main.get_command(application), arguments, name))
+
+
+def _run(command: Any, arguments: list[str] | None, name: str | None) -> Any:
+    """What a command of typer's returns, or its exit code.
+
+    Raises:
+        MambaExportError: bad options, in one line in place of typer's box.
+    """
+    invoke = command.invoke
+
+    def guarded(context: Any) -> Any:
+        try:
+            return invoke(context)
+        except (EOFError, BrokenPipeError) as error:
+            # Typer ends on both with code 1, which is a verification that failed.
+            raise _HeldError(error) from None
+
+    command.invoke = guarded
     try:
-        with requirements.named():
-            code = application(args=arguments, prog_name=name, standalone_mode=True)
-    except MambaExportError as error:
-        # Not through rich: it would wrap the line and read brackets in a path as markup.
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        return command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except _HeldError as held:
+        raise held.error from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The base of typer's usage errors is click's, or a copy of it, by version.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+            return EXIT_BAD_INPUT
+        raise MambaExportError(_usage(error)) from error
+
+
+class _HeldError(Exception):
+    """Carries an error past typer."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _usage(error: Any) -> str:
+    """What typer says of bad options, and where they are explained."""
+    message = " ".join(error.format_message().split())
+    if error.ctx is None:
+        return message
+    return f"{message.removesuffix('.')} ({error.ctx.command_path} --help explains)"

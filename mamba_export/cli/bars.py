@@ -1,4 +1,4 @@
-"""The progress display that commands share, on standard error."""
+"""The progress display that commands share, on standard error. Descriptions must be ``printable``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def progress_bars(console: Console, *, transient: bool, in_logs: bool) -> Progre
         in_logs: whether to show it where the console is no terminal. A bar that cannot move only leaves empty
             lines there, unless its last state is a result.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
     off = not (in_logs or console.is_terminal)
     return Progress(*columns, console=console, transient=transient, disable=off)

@@ -24,6 +24,8 @@ from mamba_export.cli.options import (
     PluginOption,
     one_of,
 )
+from mamba_export.cli.streams import print_lines
+from mamba_export.printing import printable
 
 if TYPE_CHECKING:
     from mamba_export.backends.tensorrt.description import EngineDescription
@@ -108,17 +110,17 @@ def _build(folder: Path, options: BuildOptions, force: bool) -> None:
             options,
             force=force,
             progress=lambda phase, share: bar.update(
-                task, description=f"build: {phase.lower()[:50]}", completed=share
+                task, description=printable(f"build: {phase.lower()[:50]}"), completed=share
             ),
         )
-    print(summary(folder, description))
+    print_lines(summary(folder, description))
 
 
 def _bundle(folder: Path, out: Path, options: BuildOptions, force: bool) -> None:
     from mamba_export.backends.tensorrt import bundle
 
     bundle(folder, out, options, force=force)
-    print(f"wrote {out}: {DEPLOY_FILE} there says how to build the engine on the target")
+    print_lines(f"wrote {out}: {DEPLOY_FILE} there says how to build the engine on the target")
 
 
 def summary(folder: Path, description: EngineDescription) -> str:

@@ -14,15 +14,17 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
 from mamba_export.cli.options import JsonOption
+from mamba_export.cli.streams import results
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
+from mamba_export.printing import as_text
 
 State = Literal["ok", "absent", "broken"]
 
@@ -68,10 +70,9 @@ def _torch() -> Finding:
 
 
 def _onnxruntime() -> Finding:
-    """Not by the package's name: onnxruntime-gpu installs the same module."""
-    ort = import_module("onnxruntime")
-    names = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
-    return Finding("onnxruntime", "ok", f"{ort.__version__}, providers {', '.join(names)}")
+    from mamba_export.backends.onnxruntime import providers
+
+    return Finding("onnxruntime", "ok", providers.describe())
 
 
 def _gpu() -> Finding:
@@ -169,9 +170,7 @@ def _custom_ops() -> Finding:
     path = CUSTOM_OPS.path()
     if path is None:
         return Finding(what, "absent", CUSTOM_OPS.why_absent())
-    import onnxruntime as ort
-
-    custom_ops.register(ort.SessionOptions(), True)
+    custom_ops.check_registers()
     return Finding(what, "ok", f"CPU: {path}")
 
 
@@ -251,17 +250,17 @@ def print_report(json_output: bool = False) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     styles = {"ok": "green", "absent": "yellow", "broken": "bold red"}
     table = Table("state", "what", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("detail", overflow="fold")
     for finding in findings:
-        state = Text(finding.state, styles[finding.state])
-        table.add_row(state, Text(finding.what), Text(finding.detail))
+        state = as_text(finding.state, styles[finding.state])
+        table.add_row(state, as_text(finding.what), as_text(finding.detail))
     Console().print(table)
 
 
 def command(json_output: JsonOption = False) -> None:
     """Print what was built and found on this machine, and why the rest was not."""
-    print_report(json_output)
+    with results():
+        print_report(json_output)

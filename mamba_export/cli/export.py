@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,10 @@ from mamba_export.cli.options import (
     QuickOption,
     one_of,
 )
+from mamba_export.cli.streams import print_lines, results
+from mamba_export.cli.streams import say as say_line
 from mamba_export.errors import MambaExportError
+from mamba_export.printing import printable
 
 if TYPE_CHECKING:
     from mamba_export.backends.tensorrt.description import EngineDescription
@@ -100,11 +104,10 @@ def command(
 
         check_installed(options)  # before minutes are spent on the export
 
-    console = Console(stderr=True)
     plain = not (engine or verify)  # the result of an export alone is one line
     description: EngineDescription | None = None
     report: Report | None = None
-    with progress_bars(console, transient=plain, in_logs=not plain) as progress:
+    with progress_bars(Console(stderr=True), transient=plain, in_logs=not plain) as progress:
         from mamba_export.export import export
 
         say = _stage(progress, "export", None)
@@ -127,17 +130,18 @@ def command(
     if description is not None:
         from mamba_export.cli.build import summary
 
-        print(summary(out, description))
+        print_lines(summary(out, description))
     if report is None:
         size = sum(file.stat().st_size for file in out.iterdir())
-        console.print(f"wrote {out} ({size / 1e6:.1f} MB, {dtype}, opset {opset})")
+        say_line(f"wrote {out} ({size / 1e6:.1f} MB, {dtype}, opset {opset})")
         return
     from mamba_export.verify.table import print_report
 
-    print_report(report)
+    with results():
+        print_report(report)
     if not report.passed:
         raise typer.Exit(1)
-    console.print(f"{out} is ready: mamba-export run {out} --prompt '...'")
+    say_line(f"{out} is ready: mamba-export run {shlex.quote(str(out))} --prompt '...'")
 
 
 def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:
@@ -163,7 +167,10 @@ def _stage(progress: Progress, name: str, total: float | None) -> Say:
     def say(what: str, share: float | None = None) -> None:
         done = share == 1.0
         progress.update(
-            task, description=f"{name}: {what}", completed=share, total=1.0 if done else total
+            task,
+            description=printable(f"{name}: {what}"),
+            completed=share,
+            total=1.0 if done else total,
         )
 
     return say

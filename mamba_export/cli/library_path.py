@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mamba_export.cli.streams import print_path
 from mamba_export.errors import MambaExportError
 from mamba_export.libraries import CUSTOM_OPS
 
@@ -11,4 +12,4 @@ def command() -> None:
     path = CUSTOM_OPS.path()
     if path is None:
         raise MambaExportError(CUSTOM_OPS.why_absent())
-    print(path)
+    print_path(path)

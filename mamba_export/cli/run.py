@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,22 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mamba_export.backends import registry
+from mamba_export.cli import streams
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
+from mamba_export.cli.outcome import EXIT_INTERRUPTED
 from mamba_export.errors import SessionError
+from mamba_export.printing import printable_lines
 
 if TYPE_CHECKING:
     from mamba_export.generation.generate import TextStream
     from mamba_export.generation.results import Generations, Timings
     from mamba_export.generation.sampling import Sampling
-
-EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
-_CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n"
-}
-"""Control characters other than tab and newline."""
-
 
 _BACKENDS = tuple(row.option for row in registry.runtimes())
 
@@ -141,12 +133,12 @@ def run_command(
         else:
             _print_all(prompts, result)
     except BrokenPipeError:  # the reader (`| head`) has what it wanted
-        _silence_stdout()
+        streams.silence()
         return 0
     except KeyboardInterrupt:  # before generation, or a second one after it
         return EXIT_INTERRUPTED
     if not json_output:
-        print(_summary(result.timings, session.provider), file=sys.stderr)
+        streams.say(_summary(result.timings, session.provider))
     return EXIT_INTERRUPTED if result.interrupted else 0
 
 
@@ -165,8 +157,8 @@ def _follow(pieces: TextStream, prompt: str | None) -> Generations:
 
 def _write(text: str) -> None:
     # What a model wrote must not command the user's terminal; a file or a pipe gets it as it is.
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    with streams.results():
+        sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
 
 
 def _print_all(prompts: list[str], result: Generations) -> None:
@@ -206,9 +198,3 @@ def _summary(timings: Timings, provider: str) -> str:
         f"{timings.generated_tokens} tokens, {rate(timings.decode_tokens_per_second)} tokens/s "
         f"(prefill {rate(timings.prefill_tokens_per_second)} tokens/s) on {provider}"
     )
-
-
-def _silence_stdout() -> None:
-    """Keep the interpreter from failing again when it flushes standard output at exit."""
-    with contextlib.suppress(OSError, ValueError):  # standard output may be no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from mamba_export.backends import registry
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, QuickOption, one_of
+from mamba_export.cli.streams import results
 from mamba_export.errors import MambaExportError
+from mamba_export.printing import as_text
 
 _WHAT_RUNS = "; ".join(f"{option}: {what}" for option, what in registry.variants().items())
 
@@ -51,12 +53,13 @@ def command(
             text=_read_text(text),
             backends=None if AUTO in (backend or ()) else backend,
             quick=quick,
-            on_check=lambda check: status.update(f"{check.backend}: {check.check}"),
+            on_check=lambda check: status.update(as_text(f"{check.backend}: {check.check}")),
         )
-    if json_output:
-        print(json.dumps(report.to_json(), indent=2))
-    else:
-        print_report(report)
+    with results():
+        if json_output:
+            print(json.dumps(report.to_json(), indent=2))
+        else:
+            print_report(report)
     if not report.passed:
         raise typer.Exit(1)
 

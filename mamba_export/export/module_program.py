@@ -18,6 +18,7 @@ from mamba_export.export.axes import DynamicShapes, axis_name, declared_axes, fi
 from mamba_export.export.called_module import CalledModule
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
+from mamba_export.fields import Number, shown
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ def _state(state: State, past: Value, present: Value) -> ProgramState:
             f"{where} has shape {list(past.shape)} and the result {present.name} {list(present.shape)}: they "
             "must agree, but for the axis along which a state grows"
         )
+    if not Number().holds(state.start):
+        raise ExportError(f"{where}: start is {shown(state.start)}, expected {Number()}")
     return ProgramState.of(
         state.name or state.argument,
         past.name,

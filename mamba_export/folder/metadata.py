@@ -11,8 +11,25 @@ from typing import Any
 from mamba_export import contract, given
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import SessionError
+from mamba_export.fields import (
+    END_TOKENS,
+    Boolean,
+    Choice,
+    Either,
+    Fields,
+    Integer,
+    ListOf,
+    Number,
+    Object,
+    OrNone,
+    Text,
+)
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.old_metadata import from_format_1
+from mamba_export.untrusted import read_json
+
+_AGAIN = "export the model again"
+_MOST_AXES = 32  # numpy 1's limit
 
 
 @dataclass(frozen=True)
@@ -149,34 +166,30 @@ def read_metadata(folder: str | Path) -> Metadata:
             f"{contract.MODEL_FILE} and {contract.METADATA_FILE}"
         )
     path = folder / contract.METADATA_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise SessionError(
             f"{folder} was not written by mamba-export: it has no {contract.METADATA_FILE}"
-        ) from None
-    except OSError as error:
-        raise SessionError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise SessionError(f"{path} is damaged (not JSON): export the model again") from error
+        )
+    content = read_json(path, error=SessionError, remedy=_AGAIN)
 
-    found = _check_version(path, content, "format", contract.METADATA_FORMAT, oldest=1)
-    _check_version(path, content, "contract_version", contract.CONTRACT_VERSION)
-    try:
-        metadata = _parse(folder, from_format_1(content) if found == 1 else content)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise SessionError(f"{path} is damaged ({error}): export the model again") from error
+    def damaged(problem: str) -> SessionError:
+        return SessionError(f"{path} is damaged ({problem}): {_AGAIN}")
+
+    fields = Fields(content, damaged)
+    found = _check_version(path, fields, "format", contract.METADATA_FORMAT, oldest=1)
+    _check_version(path, fields, "contract_version", contract.CONTRACT_VERSION)
+    if found == 1:
+        fields = Fields(from_format_1(fields), damaged)
+    metadata = _parse(folder, fields)
     if not metadata.model_path.is_file():
-        raise SessionError(f"{folder} has no {contract.MODEL_FILE}: export the model again")
+        raise SessionError(f"{folder} has no {contract.MODEL_FILE}: {_AGAIN}")
     return metadata
 
 
 def _check_version(
-    path: Path, content: Any, key: str, newest: int, oldest: int | None = None
+    path: Path, fields: Fields, key: str, newest: int, oldest: int | None = None
 ) -> int:
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, int):
-        raise SessionError(f"{path} is damaged (no {key}): export the model again")
+    found = fields.take(key, Integer())
     if not (newest if oldest is None else oldest) <= found <= newest:
         read = f"{newest}" if oldest is None else f"{oldest} to {newest}"
         raise SessionError(
@@ -186,51 +199,72 @@ def _check_version(
     return found
 
 
-def _parse(folder: Path, content: dict[str, Any]) -> Metadata:
-    inputs = tuple(map(_value, content["inputs"]))
-    outputs = tuple(map(_value, content["outputs"]))
-    states = tuple(map(_state, content["states"]))
+def _parse(folder: Path, fields: Fields) -> Metadata:
+    inputs = tuple(map(_value, fields.each("inputs")))
+    outputs = tuple(map(_value, fields.each("outputs")))
+    states = tuple(map(_state, fields.each("states")))
     if not inputs or not outputs:
-        raise ValueError("no inputs or no outputs")
+        raise fields.complain("no inputs or no outputs")
     for values in (
         (*inputs, *(state.past for state in states)),
         (*outputs, *(state.present for state in states)),
     ):
         if len({value.name for value in values}) != len(values):
-            raise ValueError("a name occurs twice")
+            raise fields.complain("a name occurs twice")
     return Metadata(
         folder=folder,
-        dtype=_one_of(content["dtype"], contract.DTYPES),
-        opset=int(content["opset"]),
+        dtype=fields.take("dtype", Choice(contract.DTYPES)),
+        opset=fields.take("opset", Integer(1)),
         inputs=inputs,
         outputs=outputs,
         states=states,
-        tokens=None if content["tokens"] is None else _tokens(content["tokens"]),
-        model=None if content["model"] is None else dict(content["model"]),
-        source={"path": None, **content["source"]},
-        versions=dict(content["versions"]),
+        tokens=_tokens(fields, inputs[0], outputs[0]),
+        model=None if fields.take("model", OrNone(Object())) is None else fields.get("model"),
+        source={"path": None, **_source(fields)},
+        versions=fields.take("versions", Object(Text())),
     )
 
 
-def _tokens(content: dict[str, Any]) -> Tokens:
-    eos = content["eos_token_id"]  # a list where there are several; format 1 had none or one
-    several = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if any(type(token) is not int for token in several):
-        raise ValueError(f"eos_token_id is {eos!r}")
+def _source(fields: Fields) -> dict[str, Any]:
+    source = fields.take("source", Object())
+    if "path" in source:
+        fields.inside("source").take("path", OrNone(Text()))
+    return source
+
+
+def _tokens(fields: Fields, ids: Value, logits: Value) -> Tokens | None:
+    if fields.take("tokens", OrNone(Object())) is None:
+        return None
+    inside = fields.inside("tokens")
+    vocab_size = inside.take("vocab_size", Integer(1))
+    if len(ids.shape) != 2 or not ids.dtype.startswith("int"):
+        raise fields.complain(
+            f"tokens are of shape (batch, length), and {ids.name} is {ids.layout}"
+        )
+    if len(logits.shape) != 3 or logits.shape[-1] != vocab_size:
+        raise fields.complain(
+            f"tokens.vocab_size is {vocab_size}, and {logits.name} is {logits.layout}"
+        )
+    eos = inside.take("eos_token_id", END_TOKENS)
     return Tokens(
-        vocab_size=int(content["vocab_size"]),
+        vocab_size=vocab_size,
         eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-        last_logits_only=bool(content["last_logits_only"]),
+        last_logits_only=inside.take("last_logits_only", Boolean()),
     )
 
 
-def _value(content: dict[str, Any]) -> Value:
-    dtype = _one_of(content["dtype"], tuple(NUMPY_DTYPES))
-    return Value(str(content["name"]), dtype, _shape(content["shape"]))
+def _shape(fields: Fields) -> tuple[int | str, ...]:
+    size = Either(Integer(), Text(described="a name"))
+    sizes: list[int | str] = fields.take("shape", ListOf(size, longest=_MOST_AXES))
+    return tuple(sizes)
 
 
-def _shape(sizes: list[int | str]) -> tuple[int | str, ...]:
-    return tuple(size if isinstance(size, str) else int(size) for size in sizes)
+def _value(fields: Fields) -> Value:
+    return Value(
+        fields.take("name", Text()),
+        fields.take("dtype", Choice(tuple(NUMPY_DTYPES))),
+        _shape(fields),
+    )
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
@@ -245,20 +279,17 @@ def _state_to_json(state: State) -> dict[str, Any]:
     }
 
 
-def _state(content: dict[str, Any]) -> State:
-    grows = content["grows"]
-    return State.of(
-        str(content["name"]),
-        str(content["past"]),
-        str(content["present"]),
-        _one_of(content["dtype"], tuple(NUMPY_DTYPES)),
-        _shape(content["shape"]),
-        float(content["start"]),
-        None if grows is None else int(grows),
+def _state(fields: Fields) -> State:
+    state = (
+        fields.take("name", Text()),
+        fields.take("past", Text()),
+        fields.take("present", Text()),
+        fields.take("dtype", Choice(tuple(NUMPY_DTYPES))),
+        _shape(fields),
+        fields.take("start", Number()),
+        fields.take("grows", OrNone(Integer())),
     )
-
-
-def _one_of(value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{value!r} is none of {', '.join(known)}")
-    return value
+    try:
+        return State.of(*state)
+    except ValueError:
+        fields.refuse("grows", f": no axis that can grow of {list(state[4])}")

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mamba_export import contract
+from mamba_export.fields import Choice, Fields, Text
 
 
-def from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+def from_format_1(fields: Fields) -> dict[str, Any]:
     """The content of a file of format 1, in today's layout.
 
     Format 1 knew one input, one output and zero-filled states of fixed size: ``inputs`` and ``outputs`` held
     the states' tensors too, and what makes a language model stood at the top level.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError: it is damaged.
+        MambaExportError: it is damaged, as ``fields`` says it. What is taken over is not checked here.
     """
-    tensors = {tensor["name"]: tensor for key in ("inputs", "outputs") for tensor in content[key]}
-    pairs = [(tensors[state["past"]], tensors[state["present"]]) for state in content["states"]]
-    if not len(content["inputs"]) == len(content["outputs"]) == len(pairs) + 1:
-        raise ValueError("inputs, outputs and states do not match")
-    first = content["inputs"][0]
-    tokens = {key: content[key] for key in ("vocab_size", "eos_token_id", "last_logits_only")}
-    tokens["vocab_size"] = int(tokens["vocab_size"])
+    inputs, outputs = fields.each("inputs"), fields.each("outputs")
+    states = fields.each("states")
+    if not len(inputs) == len(outputs) == len(states) + 1:
+        raise fields.complain("inputs, outputs and states do not match")
+    tensors = {one.take("name", Text()): one.data for one in (*inputs, *outputs)}
+    first = inputs[0].data
+    kept = ("dtype", "opset", "model", "source", "versions")
+    of_tokens = ("vocab_size", "eos_token_id", "last_logits_only")
+    for key in (*kept, *of_tokens):
+        fields.require(key)
     return {
-        **{key: content[key] for key in ("dtype", "opset", "model", "source", "versions")},
+        **{key: fields.data[key] for key in kept},
         "inputs": [first],
-        "outputs": content["outputs"][:1],
-        "states": [
-            {
-                "name": past["name"],
-                "past": past["name"],
-                "present": present["name"],
-                "dtype": past["dtype"],
-                "shape": past["shape"],
-                "start": 0.0,
-                "grows": None,
-            }
-            for past, present in pairs
-        ],
-        "tokens": tokens if first["name"] == contract.INPUT_IDS else None,
+        "outputs": [outputs[0].data],
+        "states": [_state(state, tensors) for state in states],
+        "tokens": {key: fields.data[key] for key in of_tokens}
+        if first["name"] == contract.INPUT_IDS
+        else None,
+    }
+
+
+def _state(pair: Fields, tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    past, present = (pair.take(key, Choice(tuple(tensors))) for key in ("past", "present"))
+    tensor = Fields(dict(tensors[past]), pair.complain)
+    return {
+        "name": past,
+        "past": past,
+        "present": present,
+        "dtype": tensor.require("dtype"),
+        "shape": tensor.require("shape"),
+        "start": 0.0,
+        "grows": None,
     }

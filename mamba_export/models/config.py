@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mamba_export.errors import MambaExportError
+from mamba_export.fields import (
+    END_TOKENS,
+    LARGEST_SIZE,
+    Boolean,
+    Choice,
+    Either,
+    Integer,
+    Number,
+    OrNone,
+    Rule,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -55,21 +69,13 @@ class MambaConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, minimum in (
-            ("d_model", 1), ("n_layer", 1), ("vocab_size", 0), ("d_state", 1), ("d_conv", 2), ("expand", 1),
-        ):  # fmt: skip
+        for name, rule in RULES.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise MambaExportError(
-                    f"config: {name} is {value!r}, expected an integer >= {minimum}"
-                )
-        if self.d_inner is not None and self.d_inner < 1:
+            if not rule.holds(value):
+                raise MambaExportError(f"config: {name} is {shown(value)}, expected {rule}")
+        if self.inner > LARGEST_SIZE:
             raise MambaExportError(
-                f"config: d_inner is {self.d_inner!r}, expected a positive integer"
-            )
-        if self.dt_rank != "auto" and (not isinstance(self.dt_rank, int) or self.dt_rank < 1):
-            raise MambaExportError(
-                f'config: dt_rank is {self.dt_rank!r}, expected "auto" or a positive integer'
+                f"config: d_model {self.d_model} times expand {self.expand} is more than {LARGEST_SIZE}"
             )
 
     @property
@@ -87,6 +93,22 @@ class MambaConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> MambaConfig:
+        """A configuration from its fields, as ``dataclasses.asdict`` gives them.
+
+        Raises:
+            MambaExportError: a field is missing, unknown or out of range.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = [str(name) for name in fields if name not in known]
+        if unknown:
+            raise MambaExportError(f"config: {shown(unknown[0])} is no field")
+        for name, field in known.items():
+            if field.default is dataclasses.MISSING and name not in fields:
+                raise MambaExportError(f"config: {name} is missing")
+        return cls(**fields)
+
+    @classmethod
     def published(cls, size: str) -> MambaConfig:
         """Configuration of a published checkpoint: one of ``PUBLISHED_SIZES``.
 
@@ -98,6 +120,29 @@ class MambaConfig:
                 f"unknown size {size!r}: the published ones are {', '.join(PUBLISHED_SIZES)}"
             )
         return PUBLISHED_SIZES[size]
+
+
+RULES: dict[str, Rule[Any]] = {
+    "d_model": Integer(1),
+    "n_layer": Integer(1),
+    "vocab_size": Integer(0),
+    "d_state": Integer(1),
+    "d_conv": Integer(2),
+    "expand": Integer(1),
+    "d_inner": OrNone(Integer(1)),
+    "dt_rank": Either(Choice(["auto"]), Integer(1)),
+    "bias": Boolean(),
+    "conv_bias": Boolean(),
+    "norm_epsilon": Number(0),
+    "bcdt_norm_epsilon": OrNone(Number(0)),
+    "tie_embeddings": Boolean(),
+    "residual_in_fp32": Boolean(),
+    "dt_min": Number(above=0),
+    "dt_max": Number(above=0),
+    "dt_floor": Number(0),
+    "eos_token_id": END_TOKENS,
+}
+"""What each field of ``MambaConfig`` must be."""
 
 
 def _gpt_neox(d_model: int, n_layer: int) -> MambaConfig:

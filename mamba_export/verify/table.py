@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mamba_export.printing import as_text
 from mamba_export.verify.bounds import Check, Report, worst
 
 _GRID = re.compile(r"(batch \d+), length (\d+)")
@@ -37,10 +38,10 @@ def _merged(checks: list[Check]) -> list[Check]:
 
 
 def _row(check: Check) -> tuple[Text | str, ...]:
-    verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+    verdict = as_text("pass", "green") if check.passed else as_text("FAIL", "bold red")
     error = "-" if check.failure else f"{check.error:.1e}"
     where = f"{check.where}: {check.failure}" if check.failure else check.where
-    return verdict, check.check, error, f"{check.bound:.1e}", Text(where)
+    return verdict, as_text(check.check), error, f"{check.bound:.1e}", as_text(where)
 
 
 def print_report(report: Report) -> None:
@@ -50,9 +51,8 @@ def print_report(report: Report) -> None:
         checks = [check for check in report.checks if check.backend == backend]
         title = f"{report.folder} ({report.dtype}) against {report.truth}: {backend}"
         table = Table(
-            title=title,
+            title=as_text(title, "bold"),
             title_justify="left",
-            title_style="bold",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
@@ -66,17 +66,17 @@ def print_report(report: Report) -> None:
             table.add_row(*_row(check))
         console.print(table)
     for name, reason in report.not_run.items():
-        console.print(Text(f"not run: {name}: {reason}"))
+        console.print(as_text(f"not run: {name}: {reason}"))
     failed = [check for check in report.checks if not check.passed]
     if failed:
         first = failed[0]
         detail = first.failure or f"error {first.error:.1e} over the bound {first.bound:.1e}"
         console.print(
-            Text(
+            as_text(
                 f"{len(failed)} of {len(report.checks)} checks failed; first: "
                 f"{first.backend}, {first.check}, {first.where}: {detail}",
                 "bold red",
             )
         )
     else:
-        console.print(Text(f"all {len(report.checks)} checks passed", "green"))
+        console.print(as_text(f"all {len(report.checks)} checks passed", "green"))

@@ -17,7 +17,7 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
-from mamba_export.errors import ExportError, SessionError
+from mamba_export.errors import ExportError, MambaExportError, SessionError
 from mamba_export.export.module_program import module_program
 from mamba_export.folder.graph import interface, open_graph
 from mamba_export.folder.interface import difference
@@ -213,8 +213,12 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
         )
     config = model.config
     found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
-    exported = MambaConfig(**metadata.model)
-    expected = {**metadata.model, "d_inner": exported.inner, "dt_rank": exported.rank}
+    try:
+        exported = MambaConfig.from_fields(metadata.model)
+    except MambaExportError as error:
+        path = metadata.folder / contract.METADATA_FILE
+        raise SessionError(f"{path} is damaged (model: {error}): export the model again") from error
+    expected = {**dataclasses.asdict(exported), "d_inner": exported.inner, "dt_rank": exported.rank}
     for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
         if found[name] != expected[name]:
             raise ExportError(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.rows import LIMIT, OURS, Row, comparisons, is_ours, is_peer
+from mamba_export.printing import as_text
 
 _IN_MICROSECONDS = ("scan", "step", "convolution")
 
@@ -97,14 +98,18 @@ def print_rows(rows: Sequence[Row], device: str) -> None:
         console.width = _LOG_WIDTH
     for grid in grids(rows):
         title = f"{device}: {grid.title}" if grid.title else device
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=as_text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for index, name in enumerate(grid.header):
-            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(
+                as_text(name), justify="left" if index == 0 else "right", overflow="fold"
+            )
         before = ""
         for line in grid.lines:
             first = "" if not grid.title and line[0] == before else line[0]
             before = line[0]
-            table.add_row(first, *line[1:])
+            table.add_row(*map(as_text, (first, *line[1:])))
         console.print(table)
 
 

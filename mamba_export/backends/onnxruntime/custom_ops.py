@@ -95,3 +95,8 @@ def register(options: ort.SessionOptions, wanted: bool | None, *, for_cuda: bool
         raise SessionError(
             f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({first_line(error)}): {_REMEDY}"
         ) from error
+
+
+def check_registers() -> None:
+    """Raise SessionError unless the library is there and this ONNX Runtime takes it."""
+    register(ort.SessionOptions(), True)

@@ -55,6 +55,12 @@ def provider_name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
 
 
+def describe() -> str:
+    """This ONNX Runtime, whose package may have another name, for people: its version and its providers."""
+    names = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
+    return f"{ort.__version__}, providers {', '.join(names)}"
+
+
 def device_index(provider: Provider) -> int:
     """The number of the device that a provider's options name; 0 where they name none."""
     options = {} if isinstance(provider, str) else provider[1]

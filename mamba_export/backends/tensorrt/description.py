@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,26 @@ from mamba_export.backends.tensorrt.names import (
     KINDS,
     Kind,
 )
-from mamba_export.backends.tensorrt.profiles import Profile
+from mamba_export.backends.tensorrt.profiles import Profile, Range
 from mamba_export.contract.program import Value
 from mamba_export.errors import EngineError
+from mamba_export.fields import (
+    Boolean,
+    Choice,
+    Fields,
+    Integer,
+    ListOf,
+    Number,
+    Object,
+    OrNone,
+    Text,
+    shown,
+)
+from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.untrusted import read_json
+
+_AGAIN = "build the engine again"
 
 
 @dataclass(frozen=True)
@@ -86,26 +101,59 @@ class EngineDescription:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> EngineDescription:
-        """Read what ``to_json`` wrote. KeyError, TypeError or ValueError where it is damaged."""
-        values = {name: content[name] for name in cls.__dataclass_fields__}
-        if values["runtime"] not in {kind.name for kind in KINDS}:
-            raise ValueError(f"runtime {values['runtime']!r} is unknown")
-        values["profiles"] = tuple(
-            Profile(
-                str(p["name"]),
-                _three(p["batch"]),
-                _three(p["length"]),
-                {str(name): _three(three) for name, three in p.get("sizes", {}).items()},
-            )
-            for p in values["profiles"]
+    def from_fields(cls, fields: Fields) -> EngineDescription:
+        """Read what ``to_json`` wrote. Raises what ``fields`` raises where it is damaged."""
+        return cls(
+            runtime=fields.take("runtime", Choice([kind.name for kind in KINDS])),
+            runtime_version=fields.take("runtime_version", OrNone(_VERSION)),
+            compute_capability=fields.take("compute_capability", OrNone(_VERSION)),
+            contract_version=fields.take("contract_version", Integer()),
+            plugins=fields.take("plugins", Object(Integer())),
+            plugin_library=fields.take("plugin_library", OrNone(Text())),
+            engine_sha256=fields.take("engine_sha256", OrNone(Text())),
+            precision=fields.take("precision", Choice(contract.DTYPES)),
+            byte_tokenizer=fields.take("byte_tokenizer", Boolean()),
+            inputs=[_tensor(one) for one in fields.each("inputs")],
+            outputs=[_tensor(one) for one in fields.each("outputs")],
+            profiles=tuple(map(_profile, fields.each("profiles"))),
+            states=[
+                (past, present)
+                for past, present in fields.take("states", ListOf(ListOf(Text(), 2, 2)))
+            ],
+            vocab_size=fields.take("vocab_size", Integer()),
+            version_compatible=fields.take("version_compatible", Boolean()),
+            hardware_compatible=fields.take("hardware_compatible", Boolean()),
+            model=fields.take("model", Object(OrNone(Text()))),
+            build=fields.take("build", Object(Number(0))),
         )
-        values["states"] = [(str(past), str(present)) for past, present in values["states"]]
-        return cls(**values)
 
 
-def _three(numbers: list[int]) -> tuple[int, int, int]:
-    minimum, optimum, maximum = map(int, numbers)
+_VERSION = Text(r"\d{1,6}(\.\d{1,6}){1,3}", "numbers with dots between them")
+_DYNAMIC = -1
+
+
+def _tensor(fields: Fields) -> dict[str, Any]:
+    return {
+        "name": fields.take("name", Text()),
+        "dtype": fields.take("dtype", Choice(tuple(NUMPY_DTYPES))),
+        "shape": fields.take("shape", ListOf(Integer(_DYNAMIC))),
+    }
+
+
+def _profile(fields: Fields) -> Profile:
+    sizes = fields.inside("sizes") if "sizes" in fields.data else None
+    return Profile(
+        fields.take("name", Text()),
+        _range(fields, "batch", 1),
+        _range(fields, "length", 1),
+        {} if sizes is None else {name: _range(sizes, name, 0) for name in sizes.data},
+    )
+
+
+def _range(fields: Fields, name: str, smallest: int) -> Range:
+    minimum, optimum, maximum = fields.take(name, ListOf(Integer(smallest), 3, 3))
+    if not minimum <= optimum <= maximum:
+        fields.refuse(name, ", expected minimum, optimum and maximum")
     return minimum, optimum, maximum
 
 
@@ -115,7 +163,7 @@ def describe_tensors(tensors: Sequence[Value]) -> list[dict[str, Any]]:
         {
             "name": tensor.name,
             "dtype": tensor.dtype,
-            "shape": [-1 if isinstance(size, str) else size for size in tensor.shape],
+            "shape": [_DYNAMIC if isinstance(size, str) else size for size in tensor.shape],
         }
         for tensor in tensors
     ]
@@ -124,14 +172,16 @@ def describe_tensors(tensors: Sequence[Value]) -> list[dict[str, Any]]:
 def is_byte_tokenizer(folder: Path) -> bool:
     """Whether the folder's tokenizer maps each byte of a text to the token of its value."""
     path = folder / contract.TOKENIZER_FILE
-    if not path.is_file():
+    if not path.exists():
         return False
     from mamba_export.folder.bytes_tokenizer import byte_characters
 
-    content = json.loads(path.read_text(encoding="utf-8"))
-    vocabulary = content.get("model", {}).get("vocab")
+    content = read_json(path, error=EngineError)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        return False
     expected = {character: byte for byte, character in enumerate(byte_characters())}
-    return vocabulary == expected and not content.get("added_tokens")
+    return model.get("vocab") == expected and not content.get("added_tokens")
 
 
 def read_description(folder: Path) -> EngineDescription:
@@ -141,22 +191,20 @@ def read_description(folder: Path) -> EngineDescription:
         EngineError: there is none, it is damaged, or of a layout that this version does not read.
     """
     path = folder / DESCRIPTION_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineError(f"{folder} has no engine: run `mamba-export build {folder}`") from None
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is damaged: build the engine again") from error
+    if not path.exists():
+        raise EngineError(f"{folder} has no engine: run `mamba-export build {folder}`")
+    content = read_json(path, error=EngineError, remedy=_AGAIN)
     found = content.get("format") if isinstance(content, dict) else None
     if found != DESCRIPTION_FORMAT:
         raise EngineError(
-            f"{path} has format {found}, this version of mamba-export reads {DESCRIPTION_FORMAT}: "
+            f"{path} has format {shown(found)}, this version of mamba-export reads {DESCRIPTION_FORMAT}: "
             "build the engine again with this version"
         )
-    try:
-        description = EngineDescription.from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"{path} is damaged ({error}): build the engine again") from error
+
+    def damaged(problem: str) -> EngineError:
+        return EngineError(f"{path} is damaged ({problem}): {_AGAIN}")
+
+    description = EngineDescription.from_fields(Fields(content, damaged))
     if description.contract_version != contract.CONTRACT_VERSION:
         raise EngineError(
             f"{path} has contract_version {description.contract_version}, this version of mamba-export "

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from mamba_export.errors import CheckpointError, MambaExportError
+from mamba_export.fields import shown
 from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
-from mamba_export.models.checkpoints.fields import Fields, read_json
+from mamba_export.models.checkpoints.fields import ConfigFields, read_object
 from mamba_export.models.checkpoints.generation_config import with_generation_config
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
@@ -31,11 +32,11 @@ def read_config(folder: Path) -> tuple[Family, Description]:
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
-    family, description = match(path, read_json(path))
+    family, description = match(path, read_object(path))
     return family, with_generation_config(folder, description)
 
 
@@ -45,11 +46,7 @@ def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
     Raises:
         CheckpointError: as ``read_config``; it names ``path``.
     """
-    fields = Fields(path, content, SUPPORTED)
-    if fields.integer("vocab_size", 1) < 1:  # MambaConfig lets a backbone without tokens pass
-        raise CheckpointError(
-            f"{path}: vocab_size is {fields.get('vocab_size')}, expected at least 1"
-        )
+    fields = ConfigFields(path, content, SUPPORTED)
     for family in FAMILIES:
         if family.recognises(fields):
             try:
@@ -59,7 +56,9 @@ def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
             except MambaExportError as error:  # MambaConfig refused a value
                 raise CheckpointError(f"{path}: {error}") from error
     model_type = fields.get("model_type")
-    what = f"architecture {model_type!r}" if model_type is not None else "an unnamed architecture"
+    what = (
+        f"architecture {shown(model_type)}" if model_type is not None else "an unnamed architecture"
+    )
     raise CheckpointError(f"{path} is of {what}; supported are {SUPPORTED}")
 
 

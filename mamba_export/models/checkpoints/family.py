@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from mamba_export.models import MambaConfig
-from mamba_export.models.checkpoints.fields import Fields
+from mamba_export.models.checkpoints.fields import ConfigFields
+
+MAMBA = "mamba"
+"""``Description.architecture`` of Mamba-1, and transformers' ``model_type``."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Family:
 
     name: str
     supports: str
-    recognises: Callable[[Fields], bool]
-    read: Callable[[Fields], Description]
+    recognises: Callable[[ConfigFields], bool]
+    read: Callable[[ConfigFields], Description]
     our_name: Callable[[str], str]
     file_name: Callable[[str], str]
     write: Callable[[MambaConfig, torch.dtype], dict[str, Any]] | None = None

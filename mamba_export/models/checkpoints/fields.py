@@ -1,91 +1,95 @@
-"""config.json: read, and typed access to its fields."""
+"""config.json of a checkpoint: its fields, and what they mean to MambaConfig."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mamba_export.errors import CheckpointError
+from mamba_export.fields import END_TOKENS, TOKEN_ID, Fields, Integer, Number, OrNone, Rule
+from mamba_export.models.config import RULES
+from mamba_export.untrusted import read_json
+
+T = TypeVar("T")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint that holds an object; numbers in it may be NaN or infinite.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: it does not, or cannot be read.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}): fetch the file again"
-        ) from error
+    # Configurations in use hold Infinity in fields that we do not read: Mamba-2's time_step_limit.
+    data = read_json(path, error=CheckpointError, remedy="fetch the file again", non_finite=True)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object")
     return data
 
 
-class Fields:
+class ConfigFields(Fields):
     """Typed access to config.json; an absent or null field takes the default.
 
     Args:
         path: of the file, for errors.
         data: its object, or one inside it.
         supported: what the package reads, for errors.
+        where: what precedes the names of the fields, such as "ssm_cfg.".
 
-    Every method but ``get`` raises CheckpointError where the field is of another type.
+    Every method but ``get`` raises CheckpointError where the field is not as it should be.
     """
 
-    def __init__(self, path: Path, data: dict[str, Any], supported: str) -> None:
+    def __init__(self, path: Path, data: dict[str, Any], supported: str, where: str = "") -> None:
+        super().__init__(data, lambda problem: CheckpointError(f"{path}: {problem}"), where)
         self.path = path
-        self.data = data
         self.supported = supported
 
-    def inside(self, data: dict[str, Any]) -> Fields:
-        """Those of an object inside this one."""
-        return Fields(self.path, data, self.supported)
+    @property
+    def has_original_names(self) -> bool:
+        """Whether the sizes have the names that mamba_ssm gives them, not transformers'."""
+        return "d_model" in self.data and "hidden_size" not in self.data
 
-    def get(self, name: str) -> Any:
-        """The field as it stands, None where it is absent."""
-        return self.data.get(name)
+    def optional(self, name: str, rule: Rule[T], default: T) -> T:
+        """A field as a rule says."""
+        return default if self.get(name) is None else self.take(name, rule)
 
-    def _typed(self, name: str, default: Any, kinds: tuple[type, ...], expected: str) -> Any:
-        value = self.data.get(name)
-        if value is None:
-            return default
-        if type(value) not in kinds:  # not isinstance: true is no integer here
-            raise CheckpointError(f"{self.path}: {name} is {value!r}, expected {expected}")
-        return value
+    def of(self, ours: str, name: str, default: Any) -> Any:
+        """A field that is MambaConfig's ``ours`` under another name, in the range that it has there."""
+        return self.optional(name, RULES[ours], default)
 
-    def integer(self, name: str, default: int) -> int:
-        return self._typed(name, default, (int,), "an integer")
+    def vocab_size(self, default: int) -> int:
+        """Rows of the embedding: at least one, though MambaConfig lets a backbone without tokens pass."""
+        return self.optional("vocab_size", Integer(1), default)
 
-    def optional_integer(self, name: str) -> int | None:
-        return self._typed(name, None, (int,), "an integer")
+    def widths(self, d_model: int, d_inner_name: str) -> dict[str, int]:
+        """MambaConfig's ``d_inner`` or ``expand``.
 
-    def number(self, name: str, default: float) -> float:
-        return float(self._typed(name, default, (int, float), "a number"))
-
-    def boolean(self, name: str, default: bool) -> bool:
-        return self._typed(name, default, (bool,), "true or false")
+        Given, d_inner wins over expand: the published FalconMamba says expand 16 and means 2. An expand that is
+        not whole gives d_inner as mamba_ssm and transformers compute it, rounded down.
+        """
+        d_inner = self.of("d_inner", d_inner_name, None)
+        expand = self.optional("expand", Number(above=0), 2.0)
+        if d_inner is None and expand != int(expand):
+            d_inner = int(expand * d_model)
+        if d_inner is None:
+            return {"expand": int(expand)}
+        return {"d_inner": d_inner, "expand": max(int(expand), 1)}
 
     def rank(self, name: str) -> int | str:
         """Rank of the step size's projection: "auto" also where it is 0, absent or null."""
-        return "auto" if self.get(name) == "auto" else self.integer(name, 0) or "auto"
+        rank: int | str = "auto" if self.get(name) == 0 else self.of("dt_rank", name, "auto")
+        return rank
+
+    def token(self, name: str) -> int | None:
+        """A token, or None."""
+        return self.optional(name, OrNone(TOKEN_ID), None)
 
     def eos(self) -> int | tuple[int, ...] | None:
         """Token that ends a text, or several; null, an empty list and an absent field are none."""
-        value = self.data.get("eos_token_id")
-        several = value if isinstance(value, list) else [] if value is None else [value]
-        if any(type(token) is not int for token in several):
-            raise CheckpointError(
-                f"{self.path}: eos_token_id is {value!r}, expected an integer or a list of integers"
-            )
-        return tuple(several) if len(several) > 1 else several[0] if several else None
+        found = self.optional("eos_token_id", END_TOKENS, None)
+        if not isinstance(found, list):
+            return found
+        return tuple(found) if len(found) > 1 else found[0] if found else None
 
-    def refuse(self, name: str, what: str) -> NoReturn:
+    def unsupported(self, name: str, what: str) -> NoReturn:
         """Raise CheckpointError: the field asks for what MambaLM lacks."""
-        raise CheckpointError(
-            f"{self.path}: {name} is {self.get(name)!r}: {what}; supported are {self.supported}"
-        )
+        self.refuse(name, f": {what}; supported are {self.supported}")

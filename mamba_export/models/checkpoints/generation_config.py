@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_export.models.checkpoints.family import Description
-from mamba_export.models.checkpoints.fields import Fields, read_json
+from mamba_export.models.checkpoints.fields import ConfigFields, read_object
 
 FILE = "generation_config.json"
 
@@ -22,15 +22,15 @@ def with_generation_config(folder: Path, description: Description) -> Descriptio
         CheckpointError: the file is damaged, or a token in it is no integer.
     """
     path = folder / FILE
-    return with_content(path, read_json(path), description) if path.is_file() else description
+    return with_content(path, read_object(path), description) if path.exists() else description
 
 
 def with_content(path: Path, content: dict[str, Any], description: Description) -> Description:
     """``with_generation_config`` for the content of a file that is named ``path`` in errors."""
-    fields = Fields(path, content, FILE)
+    fields = ConfigFields(path, content, FILE)
     return dataclasses.replace(
         description,
         config=description.config.replace(eos_token_id=fields.eos()),
-        bos_token_id=fields.optional_integer("bos_token_id"),
-        pad_token_id=fields.optional_integer("pad_token_id"),
+        bos_token_id=fields.token("bos_token_id"),
+        pad_token_id=fields.token("pad_token_id"),
     )

@@ -7,52 +7,52 @@ from typing import Any
 import torch
 
 from mamba_export.models import MambaConfig
-from mamba_export.models.checkpoints.family import Description, Family
-from mamba_export.models.checkpoints.fields import Fields
+from mamba_export.models.checkpoints.family import MAMBA, Description, Family
+from mamba_export.models.checkpoints.fields import ConfigFields
 from mamba_export.models.checkpoints.naming import EMBEDDING, our_name
 
-MAMBA, FALCON = "mamba", "falcon_mamba"
-"""Values of ``model_type``."""
+FALCON = "falcon_mamba"
+"""``model_type`` of FalconMamba."""
 
 
-def _recognises(fields: Fields) -> bool:
-    return fields.get("model_type") in (MAMBA, FALCON)
+def _recognises(fields: ConfigFields) -> bool:
+    model_type = fields.get("model_type")
+    return model_type == FALCON or (model_type == MAMBA and not fields.has_original_names)
 
 
-def _read(fields: Fields) -> Description:
+def _read(fields: ConfigFields) -> Description:
     """Fields and defaults of transformers' MambaConfig and FalconMambaConfig."""
     if (fields.get("hidden_act") or "silu") not in ("silu", "swish"):
-        fields.refuse("hidden_act", "only silu is supported")
+        fields.unsupported("hidden_act", "only silu is supported")
     if fields.get("quantization_config") is not None:
-        fields.refuse("quantization_config", "quantised weights are not supported")
+        fields.unsupported("quantization_config", "quantised weights are not supported")
     architecture = fields.get("model_type")
     falcon = architecture == FALCON
+    d_model = fields.of("d_model", "hidden_size", 768)
     config = MambaConfig(
-        d_model=fields.integer("hidden_size", 768),
-        n_layer=fields.integer("num_hidden_layers", 32),
-        vocab_size=fields.integer("vocab_size", 50280),
-        d_state=fields.integer("state_size", 16),
-        d_conv=fields.integer("conv_kernel", 4),
-        expand=fields.integer("expand", 2),
-        # Wins over expand where it is given: the published FalconMamba says expand 16 and means 2.
-        d_inner=fields.optional_integer("intermediate_size"),
+        d_model=d_model,
+        n_layer=fields.of("n_layer", "num_hidden_layers", 32),
+        vocab_size=fields.vocab_size(50280),
+        d_state=fields.of("d_state", "state_size", 16),
+        d_conv=fields.of("d_conv", "conv_kernel", 4),
         dt_rank=fields.rank("time_step_rank"),
-        bias=fields.boolean("use_bias", False),
-        conv_bias=fields.boolean("use_conv_bias", True),
-        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
-        bcdt_norm_epsilon=fields.number("mixer_rms_eps", 1e-6) if falcon else None,
-        tie_embeddings=fields.boolean("tie_word_embeddings", True),
-        residual_in_fp32=fields.boolean("residual_in_fp32", True),
-        dt_min=fields.number("time_step_min", 1e-3),
-        dt_max=fields.number("time_step_max", 1e-1),
-        dt_floor=fields.number("time_step_floor", 1e-4),
+        bias=fields.of("bias", "use_bias", False),
+        conv_bias=fields.of("conv_bias", "use_conv_bias", True),
+        norm_epsilon=fields.of("norm_epsilon", "layer_norm_epsilon", 1e-5),
+        bcdt_norm_epsilon=fields.of("norm_epsilon", "mixer_rms_eps", 1e-6) if falcon else None,
+        tie_embeddings=fields.of("tie_embeddings", "tie_word_embeddings", True),
+        residual_in_fp32=fields.of("residual_in_fp32", "residual_in_fp32", True),
+        dt_min=fields.of("dt_min", "time_step_min", 1e-3),
+        dt_max=fields.of("dt_max", "time_step_max", 1e-1),
+        dt_floor=fields.of("dt_floor", "time_step_floor", 1e-4),
         eos_token_id=fields.eos(),
+        **fields.widths(d_model, "intermediate_size"),
     )
     return Description(
         config,
         architecture,
-        bos_token_id=fields.optional_integer("bos_token_id"),
-        pad_token_id=fields.optional_integer("pad_token_id"),
+        bos_token_id=fields.token("bos_token_id"),
+        pad_token_id=fields.token("pad_token_id"),
     )
 
 

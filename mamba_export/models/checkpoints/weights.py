@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mamba_export.errors import CheckpointError, first_line
-from mamba_export.models.checkpoints.fields import read_json
+from mamba_export.models.checkpoints.fields import read_object
 
 # In the order in which transformers looks for them.
 _SINGLE_OR_INDEX = (
@@ -64,7 +64,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} holds no weight_map: fetch the file again")
     suffix = ".safetensors" if index.name.startswith("model.") else ".bin"

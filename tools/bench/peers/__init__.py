@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 
+import mamba_export.backends.onnxruntime  # noqa: F401  (switches its telemetry off before the import)
 from mamba_export.errors import first_line
 from mamba_export.versions import installed_versions
 

@@ -1,0 +1,109 @@
+"""Signals at random moments of an export, a verification, a build: nothing is left, OUT is old or new."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from attacks.attempt import Attempt, Outcome
+from attacks.material import CHECKPOINT, EXPORTED, Place
+
+_PATIENCE = 30.0
+
+
+def signal_at_random(place: Place) -> Attempt:
+    """A child of this process runs the command, and gets the signal."""
+    rng, folder = place.rng, place.folder
+    place.copy(CHECKPOINT, "source")
+    place.copy(EXPORTED)
+    stands = rng.random() < 0.5
+    if stands:
+        place.copy(EXPORTED, "out")
+    arguments = rng.choice(
+        (
+            ["export", "source", "-o", "out", "--force"],
+            ["export", "source", "-o", "out", "--force"],
+            ["build", "model", "--bundle", "out", "--force"],
+            ["build", "model", "--force"],
+            ["verify", "model", "--quick", "--model", "source"],
+        )
+    )
+    number = rng.choice((signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL))
+    delay = rng.random() * (0.15 if "--bundle" in arguments else 0.9)
+
+    def run() -> tuple[int, bool]:
+        child = os.fork()
+        if child == 0:
+            _child(arguments)
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status), True
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        return os.waitpid(child, 0)[1], False
+
+    def check(outcome: Outcome) -> Iterator[str]:
+        if not isinstance(outcome.value, tuple):
+            return
+        code, ended = outcome.value
+        if not ended:
+            yield f"does not end within {_PATIENCE:.0f} s of the signal"
+        if "Traceback" in outcome.stderr:
+            yield f"traceback: {outcome.stderr.strip()[-200:]}"
+        if code not in (0, 2, -number, 128 + number):
+            yield f"exit code {code}"
+        out = folder / "out"
+        if stands and not out.is_dir():
+            yield "OUT is gone"
+        if out.is_dir():
+            yield from _whole(out, bundle="--bundle" in arguments)
+
+    names = (folder / "out", folder / "model") if "verify" not in arguments else ()
+    beside = tuple(folder / name for name in (".mamba-export",)) if number == signal.SIGKILL else ()
+    attempt = Attempt(
+        f"{signal.Signals(number).name} after {delay:.2f} s: {' '.join(arguments[:2])}",
+        call=run,
+        writes=(*names, *beside),
+        check=check,
+    )
+    if number == signal.SIGKILL:  # what it was writing may lie there, hidden, until the next run
+        attempt.writes = (folder,)
+        attempt.leftovers = ()
+    return attempt
+
+
+def _child(arguments: list[str]) -> None:
+    from mamba_export.cli.app import main
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
+    code = 70
+    try:
+        main(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _whole(out: Path, *, bundle: bool) -> Iterator[str]:
+    """What is missing in OUT, which is an export, or what a bundle is."""
+    names = {path.name for path in out.iterdir()}
+    export = {"model.onnx", "model.onnx.data", "mamba_export.json", "tokenizer.json"}
+    if not export <= names and not (bundle and {"model.onnx", "DEPLOY.md"} <= names):
+        yield f"OUT is torn: it holds {', '.join(sorted(names)) or 'nothing'}"
