@@ -23,7 +23,7 @@ from mamba_export.folder.interface import Interface
 _GRAPH_LIMIT = (1 << 31) - 1
 """Bytes of a message of protobuf."""
 _AGAIN = "export the model again"
-_NAMES = {
+_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
@@ -33,6 +33,9 @@ _NAMES = {
     TensorProto.UINT8: "uint8",
     TensorProto.BOOL: "bool",
 }
+
+_PACKED = {TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1}
+"""Two to a byte."""
 
 
 def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
@@ -177,11 +180,13 @@ def _bytes(tensor: TensorProto) -> int | None:
     """What a tensor takes as raw data; None for a dtype that no program has, or sizes that are none."""
     if any(size < 0 for size in tensor.dims):
         return None
+    count = math.prod(tensor.dims)
+    if tensor.data_type in _PACKED:
+        return -(-count // 2)
     try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        return count * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     except (KeyError, TypeError):
         return None
-    return math.prod(tensor.dims) * dtype.itemsize
 
 
 def _check_texts(model: onnx.ModelProto) -> None:

@@ -18,7 +18,7 @@ from mamba_export.contract import OPERATORS
 from mamba_export.contract.layout import INTERFACE_VERSION
 from mamba_export.contract.layout import stem as stem_of
 from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, first_line
 from mamba_export.libraries import KERNELS
 
 LIBRARY_VARIABLE = KERNELS.variable
@@ -92,7 +92,7 @@ def _load(setting: str) -> Library | str:
             )
         return _declare(path, functions)
     except (OSError, AttributeError) as error:
-        return f"{path} cannot be loaded: {error}"
+        return f"{path} cannot be loaded: {first_line(error)}"
 
 
 def available() -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
+from mamba_export.contract.program import Tokens
 from mamba_export.errors import ExportError, MambaExportError, SessionError
 from mamba_export.export.module_program import module_program
 from mamba_export.folder.graph import interface, open_graph
@@ -85,6 +86,16 @@ def verify(
     graph = open_graph(metadata.model_path, error=SessionError)
     source = _source(metadata, model)
     _check_source(metadata, source)
+    differs = difference(metadata, interface(graph))
+    if differs:  # then the metadata tells nothing of how to ask the graph
+        check = Check("file", "interface", math.inf, 0.0, contract.METADATA_FILE, differs)
+        reason = "the graph is not the one that the metadata describes"
+        report = Report(
+            str(folder), metadata.dtype, "its metadata", [check], {"all other checks": reason}
+        )
+        if on_check is not None:
+            on_check(check)
+        return report
     truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
     report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
@@ -93,10 +104,10 @@ def verify(
         if on_check is not None:
             on_check(check)
 
+    if not _ends_as_exported(metadata):
+        failure = "tokens.eos_token_id is not that of the model that was exported"
+        note(Check("file", "end of text", math.inf, 0.0, contract.METADATA_FILE, failure))
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
-    differs = difference(metadata, interface(graph))
-    if differs:
-        note(Check("file", "interface", math.inf, 0.0, contract.METADATA_FILE, differs))
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
     cases, refused = program_cases(
         metadata,
@@ -130,6 +141,14 @@ def verify(
         if tokens is not None:
             note(comparison.text(tokens))
     return report
+
+
+def _ends_as_exported(metadata: Metadata) -> bool:
+    """Whether texts end at the tokens of the model's own configuration, where the folder tells it."""
+    if metadata.tokens is None or metadata.model is None:
+        return True
+    config = MambaConfig.from_fields(metadata.model)
+    return Tokens(config.vocab_size, config.eos_token_id).end_tokens == metadata.end_tokens
 
 
 def _graph_runner(backend: Backend) -> RunGraph:

@@ -15,7 +15,7 @@ from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
-from mamba_export.errors import EngineError
+from mamba_export.errors import EngineError, first_line
 
 Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
 """For each profile: minimum, optimum and maximum shape of each input."""
@@ -128,7 +128,9 @@ def _timing_cache(library: Library, config: Any, path: Path | None) -> Any:
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise EngineError(f"{path}: cannot be read ({error.strerror})") from error
+        raise EngineError(
+            f"{path}: cannot be read ({error.strerror or first_line(error)})"
+        ) from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
@@ -145,6 +147,8 @@ def _beside(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise EngineError(f"{path}: cannot be written ({error.strerror})") from error
+        raise EngineError(
+            f"{path}: cannot be written ({error.strerror or first_line(error)})"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
