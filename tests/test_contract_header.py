@@ -112,7 +112,7 @@ int main(int count, char** arguments) {
   }
   Sizes sizes(op);
   try {
-    sizes.match([&](int32_t i, int32_t& rank) { rank = shapes[i].size(); return shapes[i].data(); });
+    sizes.match([&](int32_t i) { return Shape{shapes[i].data(), int32_t(shapes[i].size())}; });
   } catch (const Refusal& refusal) {
     std::printf("\\"%%s\\"", refusal.what());
     return 0;

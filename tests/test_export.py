@@ -251,9 +251,13 @@ def test_existing_folder_needs_force(exported: Path, tiny_model: MambaLM, tmp_pa
     (out / "mine.txt").write_text("precious")
     with pytest.raises(MambaExportError, match=r"exists: .* --force"):
         export(tiny_model, out)
+    with pytest.raises(MambaExportError, match="--force replaces only"):
+        export(tiny_model, out, force=True)
     assert (out / "mine.txt").read_text() == "precious"
+    (out / contract.METADATA_FILE).write_text("{}")  # as in a folder that we wrote
     export(tiny_model, out, force=True)
     assert (out / contract.MODEL_FILE).is_file()
+    assert not (out / "mine.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
 
 
@@ -263,11 +267,12 @@ def test_failure_leaves_the_old_folder(
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("precious")
+    (out / contract.METADATA_FILE).write_text("{}")
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exporter_module.ir, "save", full)
+    monkeypatch.setattr(exporter_module, "save", full)
     with pytest.raises(MambaExportError, match="the disk is full; nothing was written"):
         export(tiny_model, out, force=True)
     assert (out / "mine.txt").read_text() == "precious"

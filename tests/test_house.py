@@ -20,18 +20,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mamba_export"
 
 CONTRACT = {"contract"}
+WRITER = {"files"}
 ROOMS: dict[str, set[str]] = {
     "contract": set(),
+    "files": set(),
     "operators": CONTRACT,
-    "models": CONTRACT | {"operators"},
+    "models": CONTRACT | WRITER | {"operators"},
     "adapters": CONTRACT | {"operators"},
-    "folder": CONTRACT,
+    "folder": CONTRACT | WRITER,
     # A checkpoint's path is a model too: `export` loads it.
-    "export": CONTRACT | {"operators", "models", "folder"},
+    "export": CONTRACT | WRITER | {"operators", "models", "folder"},
     "generation": CONTRACT | {"folder"},
     "backends": CONTRACT | {"folder", "generation"},
     "backends.onnxruntime": CONTRACT | {"folder", "generation", "backends"},
-    "backends.tensorrt": CONTRACT | {"folder", "generation", "backends"},
+    "backends.tensorrt": CONTRACT | WRITER | {"folder", "generation", "backends"},
     # Judges any runtime, through the registry, and knows none by name.
     "verify": CONTRACT | {"operators", "models", "folder", "export", "generation", "backends"},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 
 from mamba_export.generation.sampling import Sampling, warp
 from mamba_export.libraries import installed
+from mamba_export.printing import printable_lines
 
 # The environment variables name what is not installed.
 PROGRAM = os.environ.get("MAMBA_CHOOSE") or installed("mamba_choose")
@@ -135,7 +137,13 @@ def continued(prompt: list[int], count: int) -> list[int]:
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Writes an engine's folder and runs mamba_run on it."""
 
-    def call(*arguments: object, last_byte: bytes = b"\0", eos: Any = None) -> Any:
+    def call(
+        *arguments: object,
+        last_byte: bytes = b"\0",
+        eos: Any = None,
+        byte_tokenizer: bool = False,
+        **options: Any,
+    ) -> Any:
         engine = b"ftrt" + bytes(20) + bytes([10, 14, 1, 48]) + bytes(40) + last_byte
         ranges = {"prefill": [1, 8, 64], "decode": [1, 1, 1]}
         description = {
@@ -145,7 +153,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             "runtime_version": "10.14.1",
             "compute_capability": None,
             "plugin_library": None,
-            "byte_tokenizer": False,
+            "byte_tokenizer": byte_tokenizer,
             "inputs": [
                 {"name": "input_ids", "shape": [-1, -1]},
                 {"name": "past", "shape": [-1, 3]},
@@ -164,8 +172,10 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         metadata = {"format": 2, "tokens": {"eos_token_id": eos}, "states": [{"start": 0.0}]}
         (tmp_path / "mamba_export.json").write_text(json.dumps(metadata))
         command = [RUN, "--engine", tmp_path, "--tensorrt", TENSORRT, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=60, check=False
+            list(map(str, command)),
+            **{**pipes, "text": True, "timeout": 60, "check": False, **options},
         )
 
     return call
@@ -191,6 +201,29 @@ def test_the_end_of_text_token_ends_it(run: Callable[..., Any]) -> None:
         ends = {eos} if isinstance(eos, int) else set(eos)
         assert _tokens(found) == expected[: min(map(expected.index, ends))]
         assert json.loads(found.stdout)["finish_reason"] == "stop"
+
+
+def test_text_reaches_a_pipe_as_it_is_and_a_terminal_escaped(run: Callable[..., Any]) -> None:
+    expected = bytes(continued([1, 2, 3], 60))
+    options = {"byte_tokenizer": True, "text": False}
+    arguments = ("--max-new-tokens", 60, "--tokens", "1,2,3")
+    assert run(*arguments, **options).stdout == expected + b"\n"
+    reader, terminal = pty.openpty()
+    found = run(*arguments, stdout=terminal, **options)
+    os.close(terminal)
+    shown = os.read(reader, 1 << 16).replace(b"\r\n", b"\n").decode()
+    os.close(reader)
+    assert found.returncode == 0
+    assert shown == printable_lines(expected.decode("utf-8", "replace")) + "\n"
+
+
+def test_a_full_disk_ends_it(run: Callable[..., Any]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        found = run("--tokens", "1", "--max-new-tokens", 30, stdout=full)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "mamba_run: standard output cannot be written (No space left on device)\n"
+    )
 
 
 def test_a_seed_of_mamba_run(run: Callable[..., Any]) -> None:

@@ -233,6 +233,16 @@ def test_a_folder_that_may_not_be_searched(unprivileged: tuple[Path, dict[str, A
     assert found == f"{inner}/{names.ENGINE_FILE} cannot be read (Permission denied)"
 
 
+@pytest.mark.parametrize("option", ["--plugin", "--tensorrt"])
+def test_a_library_that_is_no_file(tmp_path: Path, option: str) -> None:
+    written = write_folder(tmp_path, plugin_library=None)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path, kind in ((fifo, "a FIFO"), (tmp_path, "a folder"), (Path("/dev/zero"), "a device")):
+        message = refused("--engine", written, "--prompt", "a", option, path)
+        assert message == f"{path} is {kind}, expected a file"
+
+
 def test_names_that_no_file_can_have(tmp_path: Path) -> None:
     for engine in (tmp_path / ("x" * 256), tmp_path / "/".join("x" * 200 for _ in range(40))):
         assert "cannot be read (File name too long)" in refused_prompt(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -441,6 +442,11 @@ def test_a_graph_that_is_not_the_metadatas(copied: Path, tmp_path: Path) -> None
 
 def test_bad_options(exported: Path) -> None:
     assert "threads is 0" in error(lambda: OrtSession(exported, threads=0))
+    most = 4 * (os.cpu_count() or 1)
+    for threads in (most + 1, 500, 2**31, 10**400):  # 500 took 35 s on two cores, 2,000 never ended
+        assert f"expected at most {most}, 4 for each" in error(
+            lambda threads=threads: OrtSession(exported, threads=threads)
+        )
     assert "not both" in error(
         lambda: OrtSession(exported, threads=1, session_options=ort.SessionOptions())
     )

@@ -334,6 +334,7 @@ def test_force_replaces_and_a_failure_keeps_what_was_there(
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
+    (out / "training.json").write_text("{}")
     arguments = [
         str(text_file),
         "--out",

@@ -18,7 +18,7 @@ from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
 from mamba_export.models import MambaConfig
-from training import Recipe, read_text, split_lines, train, write_model
+from training import RECORD_FILE, Recipe, read_text, split_lines, train, write_model
 
 DESCRIPTION = """\
 Train a small byte-level Mamba language model on TEXT, any text file.
@@ -246,7 +246,9 @@ def run(arguments: list[str]) -> None:
         expand=options.expand,
         eos_token_id=0,
     )
-    with new_folder(options.out, force=options.force) as folder:
+    with new_folder(
+        options.out, marker=RECORD_FILE, force=options.force, sources=[options.text]
+    ) as folder:
         log_path = folder / "training_log.jsonl"
         with log_path.open("w") as log, progress_report(Console()) as report:
             trained = train(config, recipe, split, device, report=report, log_file=log)

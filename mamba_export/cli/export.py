@@ -111,7 +111,7 @@ def command(
         from mamba_export.export import export
 
         say = _stage(progress, "export", None)
-        export(
+        out = export(
             model,
             out,
             dtype=dtype,

@@ -19,6 +19,9 @@ from mamba_export.errors import MambaExportError, named_first_line
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 
+# A path has 4,095 bytes at most and is told whole; an argument has 128 KiB.
+_LONGEST_LINE = 5000
+
 TRACEBACK_VARIABLE = "MAMBA_EXPORT_TRACEBACK"
 """Environment variable: set to 1, an error's traceback precedes its line."""
 
@@ -62,8 +65,16 @@ def _fail(error: BaseException) -> int:
         streams.say_lines("".join(traceback.format_exception(error)))
     with contextlib.suppress(BrokenPipeError, streams.OutputError), streams.results():
         pass  # what was printed until then
-    streams.say(f"error: {_line(error)}")
+    streams.say(f"error: {_shortened(_line(error))}")
     return EXIT_BAD_INPUT
+
+
+def _shortened(line: str) -> str:
+    """A line that may hold a value of any length: the middle, where that stands, is left out."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[:half]} [{len(line) - 2 * half} characters] {line[-half:]}"
 
 
 def _line(error: BaseException) -> str:

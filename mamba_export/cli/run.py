@@ -14,7 +14,7 @@ from mamba_export.backends import registry
 from mamba_export.cli import streams
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
 from mamba_export.cli.outcome import EXIT_INTERRUPTED
-from mamba_export.errors import SessionError
+from mamba_export.cli.prompts import gather
 from mamba_export.printing import printable_lines
 
 if TYPE_CHECKING:
@@ -28,9 +28,20 @@ _BACKENDS = tuple(row.option for row in registry.runtimes())
 def command(
     folder: FolderArgument,
     prompt: Annotated[
-        list[str],
-        typer.Option(help="Text to continue; may be repeated for a batch."),
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text to continue, or - for standard input; may be repeated for a batch.",
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A prompt of any length: the whole file, UTF-8, its last line break included. May be "
+            "repeated.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.")] = 0,
@@ -59,7 +70,7 @@ def command(
 
     code = run_command(
         folder,
-        prompt,
+        gather(prompt or (), prompt_file or ()),
         sampling=Sampling(
             temperature=temperature,
             top_k=top_k,
@@ -98,7 +109,7 @@ def run_command(
 
     Args:
         folder: an exported folder.
-        prompts: texts; at least one, none empty.
+        prompts: texts.
         sampling, max_new_tokens: as in ``OrtSession.generate``.
         provider: "cpu", "cuda", a name of ONNX Runtime's, or None for the best that works.
         threads: of the CPU provider, or None.
@@ -112,8 +123,6 @@ def run_command(
     Raises:
         MambaExportError: bad input, one clear line.
     """
-    if not prompts or any(not prompt for prompt in prompts):
-        raise SessionError("the prompt is empty: give at least one character (--prompt TEXT)")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its text
     try:

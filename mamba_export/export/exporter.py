@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -16,21 +15,20 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
-from mamba_export.errors import ExportError, first_line
+from mamba_export.errors import ExportError
 from mamba_export.export import graph
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
+from mamba_export.export.saving import check, save
 from mamba_export.export.subject import from_model, from_module, from_program
-from mamba_export.files import new_folder
+from mamba_export.files import copy_file, new_folder
 from mamba_export.folder.genai import genai_config
 from mamba_export.folder.metadata import write_json, write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, checkpoints
 from mamba_export.models.program import make_program
 from mamba_export.versions import installed_versions
-
-_EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
 Progress = Callable[[str], None]
 
@@ -106,7 +104,8 @@ def export(
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
             launches and every other runtime inlines. False leaves the single nodes.
-        force: replace an existing folder.
+        force: replace an existing folder that `export` wrote, or an empty one; never one that is, holds or lies
+            in the checkpoint or the tokenizer.
         tokenizer: folder or Hugging Face id whose tokenizer is copied beside the graph; None for the
             checkpoint's own, where it has one (those in state-spaces' format do not).
         progress: called with a line at each stage.
@@ -147,7 +146,12 @@ def export(
         raise ExportError(
             f"{', '.join(wanted)} are of a module with args: export(module, args, output=...)"
         )
-    with new_folder(out, force=force) as folder:
+    read = [
+        given.path(one, "a path", ExportError)
+        for one in (model, tokenizer)
+        if given.is_path(one) and one
+    ]
+    with new_folder(out, marker=contract.METADATA_FILE, force=force, sources=read) as folder:
         if isinstance(model, Program):
             subject = from_program(model)
         elif args is not None:
@@ -168,10 +172,11 @@ def export(
             if not isinstance(tokenizer, str):  # a text may be an id on a hub
                 tokenizer = given.path(tokenizer, "tokenizer", ExportError)
             tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
+        checkpoints.check_links(tokenizer_files)
         program = subject.program
         if last_logits_only and program.tokens is None:
             raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
-        _check_space(program.module, out)
+        _check_space(program.module, folder, out)
 
         say("tracing")
         if subject.exported is None:
@@ -179,12 +184,7 @@ def export(
         else:
             graph_model = graph.convert(subject.exported, program, opset=opset)
         say("writing")
-        ir.save(
-            graph_model,
-            folder / contract.MODEL_FILE,
-            external_data=contract.WEIGHTS_FILE,
-            size_threshold_bytes=_EXTERNAL_ABOVE,
-        )
+        save(graph_model, folder)
         write_metadata(
             folder,
             program,
@@ -207,7 +207,7 @@ def export(
                 ),
             )
         for file in tokenizer_files:
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out
@@ -226,26 +226,12 @@ def build(
     return graph.build(model, opset=opset, fuse_layers=fuse_layers)
 
 
-def check(path: Path) -> None:
-    """Run ONNX's full check, shape inference included.
-
-    Raises:
-        ExportError: the file is not valid ONNX.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = first_line(error)
-        raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
-
-
-def _check_space(module: torch.nn.Module, out: Path) -> None:
+def _check_space(module: torch.nn.Module, folder: Path, out: Path) -> None:
     """Refuse early what cannot fit, rather than after minutes of work."""
     needed = sum(p.numel() * p.element_size() for p in module.parameters())
-    parent = out.expanduser().absolute().parent
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
-            f"{parent}: the disk has {free / 1e9:.2f} GB free and the weights need "
+            f"{out}: the disk has {free / 1e9:.2f} GB free and the weights need "
             f"{needed / 1e9:.2f} GB; nothing was written"
         )

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mamba_export.files import write_text
+
 
 def byte_characters() -> list[str]:
     """The 256 characters of GPT-2's byte-to-unicode alphabet, by byte value.
@@ -73,4 +75,4 @@ def write_byte_tokenizer(folder: Path, eos_token_id: int = 0) -> None:
     }
     for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config)):
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / name, text + "\n")

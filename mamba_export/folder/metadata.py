@@ -24,6 +24,7 @@ from mamba_export.fields import (
     OrNone,
     Text,
 )
+from mamba_export.files import write_text
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.old_metadata import from_format_1
 from mamba_export.untrusted import read_json
@@ -147,7 +148,7 @@ def write_metadata(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file for people and programs."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_metadata(folder: str | Path) -> Metadata:

@@ -1,34 +1,28 @@
-"""Text to tokens and back, and the text of tokens that arrive one at a time.
-
-``tokenizers``' ``DecodeStream`` alone is not enough: it holds bytes that are not UTF-8 back without bound,
-raises on some of them, and has no end (tests/test_runtime_tokenizer.py shows each). So tokenizers of bytes go
-through Python's incremental UTF-8 decoder, and for the others what DecodeStream holds back is bounded here.
-"""
+"""Text to tokens and back, by a folder's ``tokenizer.json`` and the ``tokenizers`` library."""
 
 from __future__ import annotations
 
-import codecs
+import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from mamba_export import contract
-from mamba_export.errors import SessionError, first_line
+from mamba_export.errors import SessionError
 from mamba_export.folder.bytes_tokenizer import byte_characters
+from mamba_export.folder.detokenizer import (
+    REPLACEMENT,
+    ByteDetokenizer,
+    ContextDetokenizer,
+    Detokenizer,
+)
+from mamba_export.folder.tokenizer_calls import MOST_GROWTH, check_growth, growth, reporting
+from mamba_export.untrusted import read_text
 
-
-class Detokenizer(Protocol):
-    """Turns tokens into text as they arrive, never printing half a character."""
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
-        ...
-
-    def finish(self) -> str:
-        """What is left: a replacement character where a character never got finished."""
-        ...
+_PROMPT_CONTEXT = 64  # tokens of a prompt that a continuation's text may depend on
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -42,49 +36,120 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise SessionError(
             f"{folder} has no {contract.TOKENIZER_FILE}: pass token ids instead of text"
         )
-    try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises plain Exception
-        raise SessionError(
-            f"{path} is damaged ({first_line(error)}): export the model again"
-        ) from error
+    content = read_text(path, error=SessionError)
+    with reporting(f"{path} is damaged ({{reason}}): export the model again"):
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+    return Tokenizer(tokenizer, str(path))
 
 
 class Tokenizer:
-    """Text to tokens and back, by a tokenizer of the ``tokenizers`` library."""
+    """Text to tokens and back, by a tokenizer of the ``tokenizers`` library.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    Args:
+        tokenizer: it is changed: padding and truncation are switched off, as transformers does where a text is
+            encoded without asking for them.
+        name: of its file, for messages.
+
+    Raises:
+        SessionError: it may lengthen texts by more than ``MOST_GROWTH``.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, name: str = contract.TOKENIZER_FILE
+    ) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._name = name
+        self._encoding_growth = growth(tokenizer.normalizer) * growth(tokenizer.post_processor)
+        self._decoding_growth = growth(tokenizer.decoder)
+        if max(self._encoding_growth, self._decoding_growth) > MOST_GROWTH:
+            raise SessionError(
+                f"{name} may lengthen a text more than {MOST_GROWTH} times: use another tokenizer"
+            )
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, one in added.items() if one.special)
-        is_byte_level = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
-        self._bytes = _TokenBytes(tokenizer, self._special) if is_byte_level else None
+        kinds = _kinds(tokenizer.decoder)
+        self._bytes = _TokenBytes(tokenizer, self._special) if kinds == ["ByteLevel"] else None
+        self._has_byte_tokens = "ByteFallback" in kinds
+        self._anchor = self._find_anchor() if self._has_byte_tokens else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer itself adds around it.
 
         Raises:
-            SessionError: the text is not valid Unicode (undecodable bytes of a command line).
+            SessionError: the text is not valid Unicode (undecodable bytes of a command line), or the tokenizer
+                fails on it.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise SessionError("the prompt is not valid UTF-8") from error
-        return list(self._tokenizer.encode(text).ids)
+        check_growth(len(text), self._encoding_growth, self._name)
+        with reporting(f"{self._name} cannot encode the prompt ({{reason}})"):
+            return list(self._tokenizer.encode(text).ids)
 
-    def decode(self, tokens: list[int]) -> str:
-        """Text of tokens, special tokens left out; U+FFFD where bytes are not valid UTF-8."""
-        return str(self._tokenizer.decode(tokens))
+    def decode(self, tokens: Sequence[int], *, after: Sequence[int] = ()) -> str:
+        """Text of tokens, special tokens left out; U+FFFD where bytes are not valid UTF-8.
 
-    def detokenizer(self) -> Detokenizer:
+        Args:
+            tokens: ids; those that the tokenizer has not are left out too.
+            after: tokens before them, of which the text is not returned. A continuation's text begins with
+                the space that stands between it and its prompt, which decoders take off the start of a text.
+
+        Raises:
+            SessionError: the tokenizer fails on them.
+        """
+        before = self._context(after)
+        whole = self._decode([*before, *tokens])
+        known = self._decode(before) if before else ""
+        if REPLACEMENT not in whole and whole.startswith(known):
+            return whole[len(known) :]
+        detokenizer = self.detokenizer(after)
+        return "".join([*map(detokenizer.push, tokens), detokenizer.finish()])
+
+    def detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
         """A fresh incremental decoder; its pieces joined are ``decode`` of the tokens.
 
-        Where bytes are not UTF-8 that holds for tokenizers of bytes alone: others decode such a run as a
-        whole, and each of its bytes may come as a U+FFFD here.
+        Args:
+            after: as in ``decode``.
         """
+        made: Detokenizer
         if self._bytes is not None:
-            return _ByteDetokenizer(self._bytes)
-        return _StreamDetokenizer(self._tokenizer, self._special)
+            made = ByteDetokenizer(self._bytes.__getitem__)
+        else:
+            made = ContextDetokenizer(
+                self._decode,
+                self._spelling,
+                has_byte_tokens=self._has_byte_tokens,
+                anchor=self._anchor,
+            )
+        for token in self._context(after):
+            made.push(token)
+        return made
+
+    def _context(self, tokens: Sequence[int]) -> list[int]:
+        """The last tokens that have text, as many as what follows may depend on."""
+        with_text = (token for token in reversed(tokens) if self._spelling(token) is not None)
+        return list(itertools.islice(with_text, _PROMPT_CONTEXT))[::-1]
+
+    def _spelling(self, token: int) -> str | None:
+        return None if token in self._special else self._tokenizer.id_to_token(token)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if self._decoding_growth > 1:
+            characters = sum(len(self._spelling(token) or "") for token in tokens)
+            check_growth(characters, self._decoding_growth, self._name)
+        with reporting(f"{self._name} cannot decode the model's tokens ({{reason}})"):
+            return str(self._tokenizer.decode(tokens))
+
+    def _find_anchor(self) -> int | None:
+        """See ``ContextDetokenizer``: a letter or a word that its decoder leaves as it is."""
+        for token in range(self._tokenizer.get_vocab_size()):
+            spelling = self._spelling(token)
+            if spelling is not None and spelling.isalnum() and self._decode([token]) == spelling:
+                return token
+        return None
 
 
 class _TokenBytes:
@@ -107,56 +172,14 @@ class _TokenBytes:
         return found
 
 
-class _ByteDetokenizer:
-    """Exact and of constant memory: bytes through Python's incremental UTF-8 decoder."""
-
-    def __init__(self, token_bytes: _TokenBytes) -> None:
-        self._token_bytes = token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        return self._decoder.decode(self._token_bytes[token])
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+def _kinds(decoder: Any) -> list[str]:
+    """Types of the parts of a decoder, in order."""
+    if decoder is None:
+        return []
+    return _kinds_of(json.loads(decoder.__getstate__()))
 
 
-class _StreamDetokenizer:
-    """For decoders that are no map from token to bytes: ``DecodeStream``, with what it holds back bounded.
-
-    ``_context`` are the last tokens whose text is out; some decoders treat the first token of a text
-    differently (a leading space), so a stream that starts anew reads them first.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._special = special
-        self._context: list[int] = []
-        self._pending: list[int] = []
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def push(self, token: int) -> str:
-        if token in self._special or self._tokenizer.id_to_token(token) is None:
-            return ""  # it has no text, and DecodeStream would remember it until there is some
-        self._pending.append(token)
-        try:
-            piece = self._stream.step(self._tokenizer, token)
-        except Exception:  # the library raises plain Exception: "Invalid prefix"
-            return self.finish()
-        if piece is not None:
-            self._context, self._pending = self._pending, []
-            return piece
-        # A character has at most four bytes, so with four tokens pending it is invalid, not unfinished.
-        return "" if len(self._pending) < 4 else self.finish()
-
-    def finish(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        piece = self._tokenizer.decode(self._context + self._pending)[len(before) :]
-        self._restart()
-        return str(piece)
-
-    def _restart(self) -> None:
-        self._pending = []
-        self._stream = DecodeStream(skip_special_tokens=True)
-        for token in self._context:
-            self._stream.step(self._tokenizer, token)
+def _kinds_of(part: dict[str, Any]) -> list[str]:
+    if part["type"] != "Sequence":
+        return [part["type"]]
+    return [kind for inner in part["decoders"] for kind in _kinds_of(inner)]

@@ -18,6 +18,9 @@ from mamba_export.generation.session import Session
 from mamba_export.generation.values import as_array, check_inputs, check_tokens_alone
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+MOST_TOKENS = 2**31 - 1
+"""Of a continuation, as in mamba_run."""
+
 OnToken = Callable[[int, int], None]
 
 
@@ -61,7 +64,7 @@ class GenerationMethods:
             prompts: a text, texts, or sequences of token ids (lists, arrays, tensors, generators); of any
                 lengths.
             sampling: how tokens are chosen; None for the likeliest, always.
-            max_new_tokens: of each continuation, at least 1.
+            max_new_tokens: of each continuation, at least 1 and below 2^31.
             stop_at_end: end a continuation at the model's end-of-text token, or at any of them.
             on_token: called with (index of the prompt, token) as each token is chosen.
             **options: fields of ``Sampling`` by name (``temperature=0.7, seed=1``), in place of those that
@@ -128,7 +131,7 @@ class TextStream:
         return _result(self._decoding, self._tokenizer)
 
     def _generate(self) -> Generator[tuple[int, str], None, None]:
-        rows = [self._tokenizer.detokenizer() for _ in self._decoding.prompts]
+        rows = [self._tokenizer.detokenizer(prompt) for prompt in self._decoding.prompts]
         events = self._decoding.events()
         try:
             for row, token in events:
@@ -164,7 +167,7 @@ def _decoding(
 ) -> Decoding:
     metadata = session.metadata
     check_tokens_alone(metadata)
-    max_new_tokens = given.integer(max_new_tokens, "max_new_tokens", 1, error=SessionError)
+    max_new_tokens = given.integer(max_new_tokens, "max_new_tokens", 1, MOST_TOKENS, SessionError)
     stop_at_end = given.flag(stop_at_end, "stop_at_end", SessionError)
     end_tokens = metadata.end_tokens if stop_at_end else ()
     return Decoding(session, _encode(session, prompts), sampling, max_new_tokens, end_tokens)
@@ -217,7 +220,10 @@ def _result(decoding: Decoding, tokenizer: Tokenizer | None) -> Generations:
     return Generations(
         tuple(
             Generation(
-                prompt, tokens, None if tokenizer is None else tokenizer.decode(tokens), reason
+                prompt,
+                tokens,
+                None if tokenizer is None else tokenizer.decode(tokens, after=prompt),
+                reason,
             )
             for prompt, tokens, reason in zip(
                 decoding.prompts, decoding.tokens, decoding.reasons, strict=True

@@ -53,7 +53,7 @@ class Generation:
     Args:
         prompt_tokens: what was read.
         tokens: what was generated, without the end-of-text token.
-        text: the same as text; None where the folder has no tokenizer.
+        text: the same as text that follows the prompt's; None where the folder has no tokenizer.
         finish_reason: "length", "end_of_text" or "interrupted".
     """
 

@@ -17,6 +17,10 @@ import numpy as np
 from mamba_export import given
 from mamba_export.errors import SessionError, UnknownOptionError
 
+MOST_TOP_K = 2**31 - 1
+MOST_SEED = 2**63 - 1
+"""The limits are those of mamba_run."""
+
 _OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 """What None means."""
 
@@ -58,7 +62,8 @@ class Sampling:
             float(limits.tiny),
             float(limits.max),
         )
-        object.__setattr__(self, "seed", given.integer(self.seed, "seed", 0, error=SessionError))
+        seed = given.integer(self.seed, "seed", 0, MOST_SEED, SessionError)
+        object.__setattr__(self, "seed", seed)
 
     def _number(self, name: str, expected: str, minimum: float, maximum: float) -> None:
         value = getattr(self, name)
@@ -69,7 +74,9 @@ class Sampling:
 
     def _integer(self, name: str) -> None:
         value = getattr(self, name)
-        value = _OFF[name] if value is None else given.integer(value, name, 0, error=SessionError)
+        value = (
+            _OFF[name] if value is None else given.integer(value, name, 0, MOST_TOP_K, SessionError)
+        )
         object.__setattr__(self, name, value)
 
     def replace(self, **options: Any) -> Sampling:
@@ -116,7 +123,8 @@ def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         (batch, vocab_size) fp32 with maximum 0 a row, and -inf where a token was dropped.
     """
     # The maximum is taken off first: a tiny temperature must not overflow.
-    scores = (logits - logits.max(axis=-1, keepdims=True)) / divisor(sampling)
+    with np.errstate(over="ignore"):  # -inf is what is meant: far from the maximum
+        scores = (logits - logits.max(axis=-1, keepdims=True)) / divisor(sampling)
     vocab_size = scores.shape[-1]
     if 0 < sampling.top_k < vocab_size:
         kth = np.partition(scores, vocab_size - sampling.top_k, axis=-1)

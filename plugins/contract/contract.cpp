@@ -1,11 +1,18 @@
 #include "contract.h"
 
+#include <cfloat>
+
+#include "common/sizes.h"
+
 namespace mamba_contract {
 namespace {
 
-std::string text_of(const int64_t* shape, int32_t rank) {
+using mamba::kTooMany;
+using mamba::product;
+
+std::string text_of(const Shape& shape) {
   std::string text = "[";
-  for (int32_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  for (int32_t i = 0; i < shape.rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
 }
 
@@ -24,12 +31,20 @@ std::string text_of(const Operator& op, const Axis& axis) {
 
 }  // namespace
 
+void check_float(const char* name, double value) {
+  if (value >= 0 && value <= FLT_MAX) return;  // a NaN is not
+  throw Refusal(std::string(name) + " is " + std::to_string(value) +
+                ", expected a finite number of at least 0");
+}
+
 int64_t Sizes::resolve(const Axis& axis) const {
   int64_t sum = axis.constant;
   for (const Term& term : axis.terms) {
     if (term.size == kNone) break;
     if (values_[term.size] == kUnknown) return kUnknown;
-    sum += term.factor * values_[term.size];
+    if (__builtin_add_overflow(sum, product(term.factor, values_[term.size]), &sum)) {
+      return kTooMany;
+    }
   }
   return sum;
 }
@@ -43,12 +58,14 @@ bool Sizes::has_sum(const Tensor& tensor) {
 
 // Whether the axis may have this number; sets the size that the axis alone does not know.
 bool Sizes::take(const Axis& axis, int64_t given) {
-  int64_t rest = given - axis.constant;
+  int64_t rest = 0;
+  if (given < 0 || __builtin_sub_overflow(given, axis.constant, &rest)) return false;
   const Term* unknown = nullptr;
   for (const Term& term : axis.terms) {
     if (term.size == kNone) break;
     if (values_[term.size] != kUnknown) {
-      rest -= term.factor * values_[term.size];
+      if (__builtin_sub_overflow(rest, product(term.factor, values_[term.size]), &rest))
+        return false;
     } else if (unknown) {
       return true;  // two are not known: a later tensor gives one of them
     } else {
@@ -63,29 +80,31 @@ bool Sizes::take(const Axis& axis, int64_t given) {
   return true;
 }
 
-void Sizes::match(const Tensor& tensor, const int64_t* shape, int32_t rank) {
+void Sizes::refuse(const Tensor& tensor, const Shape& shape) const {
+  throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape) + ", expected " +
+                expected(tensor));
+}
+
+void Sizes::match(const Tensor& tensor, const Shape& shape) {
   const Sizes before = *this;  // the message tells what was known before this tensor
-  bool fits = rank == tensor.rank;
-  for (int32_t i = 0; fits && i < rank; ++i) {
-    fits = shape[i] == kUnknown || take(tensor.axes[i], shape[i]);
+  if (shape.rank != tensor.rank) refuse(tensor, shape);
+  for (int32_t i = 0; i < tensor.rank; ++i) {
+    if (shape[i] != kUnknown && !take(tensor.axes[i], shape[i])) before.refuse(tensor, shape);
   }
-  if (!fits) {
-    throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape, rank) + ", expected " +
-                  before.expected(tensor));
-  }
-  for (int32_t i = 0; i < rank; ++i) {
+  for (int32_t i = 0; i < tensor.rank; ++i) {
     for (const Term& term : tensor.axes[i].terms) {
       if (term.size == kNone) break;
       if (values_[term.size] == 0) {
-        throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape, rank) + ": " +
+        throw Refusal(std::string(tensor.name) + " has shape " + text_of(shape) + ": " +
                       op_->sizes[term.size].name + " is 0, expected at least 1");
       }
     }
   }
 }
 
-void Sizes::estimate(const Tensor& tensor, const int64_t* shape, int32_t rank) {
-  for (int32_t i = 0; i < std::min(rank, tensor.rank); ++i) {
+void Sizes::estimate(const Tensor& tensor, const Shape& shape) {
+  if (shape.rank != tensor.rank) refuse(tensor, shape);
+  for (int32_t i = 0; i < tensor.rank; ++i) {
     if (shape[i] > 0) take(tensor.axes[i], shape[i]);
   }
 }
@@ -139,9 +158,11 @@ Params fill(const Operator& op, const Arguments& arguments) {
     const Tensor& tensor = op.inputs[i];
     if (tensor.role == Role::kStridedInput) {
       int64_t width = 1;  // of a step
-      for (int32_t axis = 2; axis < tensor.rank; ++axis) width *= sizes.resolve(tensor.axes[axis]);
+      for (int32_t axis = 2; axis < tensor.rank; ++axis) {
+        width = product(width, sizes.resolve(tensor.axes[axis]));
+      }
       const int64_t length = sizes.resolve(tensor.axes[1]);
-      params.put(tensor.offset, mamba_sequence{arguments.inputs[i], length * width, width});
+      params.put(tensor.offset, mamba_sequence{arguments.inputs[i], product(length, width), width});
     } else {
       params.put(tensor.offset, arguments.inputs[i]);
     }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -42,9 +43,44 @@ constexpr int32_t first_T(const Operator& op) {
 
 constexpr bool has_residual(const Operator& op) { return op.residual_dtype_offset != kNone; }
 
+// Why a call cannot be done, with the status that the kernels have for it.
+struct Failure : std::runtime_error {
+  Failure(mamba_status status_, const std::string& text)
+      : std::runtime_error(text), status(status_) {}
+  mamba_status status;
+};
+
 // What is refused; the text names the tensor, the attribute or the field and what was expected.
-struct Refusal : std::runtime_error {
-  using std::runtime_error::runtime_error;
+struct Refusal : Failure {
+  explicit Refusal(const std::string& text) : Failure(MAMBA_INVALID, text) {}
+};
+
+// Throws what a kernel answered, unless it is MAMBA_OK.
+inline void check(mamba_status status) {
+  if (status != MAMBA_OK) throw Failure(status, mamba_last_error());
+}
+
+// What an exception that is no Failure is: no memory, or a fault of ours.
+inline mamba_status status_of(const std::exception& error) {
+  if (const auto* failure = dynamic_cast<const Failure*>(&error)) return failure->status;
+  return dynamic_cast<const std::bad_alloc*>(&error) ? MAMBA_OUT_OF_MEMORY : MAMBA_INTERNAL;
+}
+inline std::string text_of(const std::exception& error) {
+  const mamba_status status = status_of(error);
+  if (status == MAMBA_OUT_OF_MEMORY && !dynamic_cast<const Failure*>(&error)) {
+    return "failed to allocate memory";
+  }
+  return (status == MAMBA_INTERNAL ? "an internal error: " : "") + std::string(error.what());
+}
+
+// Throws Refusal unless the value is one that a float attribute may have.
+void check_float(const char* name, double value);
+
+// The sizes of a tensor's axes, as many as it has itself: its row may have another number.
+struct Shape {
+  const int64_t* sizes;
+  int32_t rank;
+  int64_t operator[](int32_t axis) const { return sizes[axis]; }
 };
 
 // The sizes of one call. A size that is not known yet, such as a dynamic batch while an engine is
@@ -62,9 +98,9 @@ class Sizes {
   // An axis in numbers; kUnknown where a size of it is.
   int64_t resolve(const Axis& axis) const;
 
-  // Takes the shape of every input, shape_of(index, rank) -> const int64_t*. The first tensor that
-  // gives a size sets it, the others must agree: throws Refusal where a shape is not its tensor's,
-  // or where a size does not divide the one that it must.
+  // Takes the shape of every input, shape_of(index) -> Shape. The first tensor that gives a size
+  // sets it, the others must agree: throws Refusal where a shape is not its tensor's, or where a
+  // size does not divide the one that it must.
   template <typename ShapeOf>
   void match(ShapeOf shape_of) {
     // A tensor may give two sizes in one axis: the second pass compares them when both are known.
@@ -72,20 +108,20 @@ class Sizes {
       for (int32_t i = 0; i < op_->inputs.count; ++i) {
         const Tensor& tensor = op_->inputs[i];
         if (pass == 1 && !has_sum(tensor)) continue;
-        int32_t rank = 0;
-        const int64_t* shape = shape_of(i, rank);
-        match(tensor, shape, rank);
+        match(tensor, shape_of(i));
       }
     }
     check_divisors();
   }
 
-  // Takes the shape of an input where it gives a size that is not known, and checks nothing.
-  void estimate(const Tensor& tensor, const int64_t* shape, int32_t rank);
+  // Takes the shape of an input where it gives a size that is not known. Throws Refusal where the
+  // number of axes is not the tensor's, and checks nothing else.
+  void estimate(const Tensor& tensor, const Shape& shape);
 
  private:
   static bool has_sum(const Tensor& tensor);
-  void match(const Tensor& tensor, const int64_t* shape, int32_t rank);
+  void match(const Tensor& tensor, const Shape& shape);
+  [[noreturn]] void refuse(const Tensor& tensor, const Shape& shape) const;
   bool take(const Axis& axis, int64_t given);
   void check_divisors() const;
   std::string expected(const Tensor& tensor) const;

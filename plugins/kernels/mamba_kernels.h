@@ -27,9 +27,11 @@ extern "C" {
 
 typedef enum {
   MAMBA_OK = 0,
-  MAMBA_INVALID = 1,    /* a size or pointer that the operator cannot take */
+  MAMBA_INVALID = 1,    /* a size, attribute or pointer that the operator cannot take */
   MAMBA_NO_CUDA = 2,    /* built without CUDA, no driver or GPU, or a GPU that was not built for */
-  MAMBA_CUDA_ERROR = 3, /* CUDA refused a launch; mamba_last_error has its text */
+  MAMBA_CUDA_ERROR = 3, /* CUDA refused a call; mamba_last_error has its text */
+  MAMBA_OUT_OF_MEMORY = 4, /* failed to allocate memory; mamba_last_error says how much */
+  MAMBA_INTERNAL = 5       /* anything else: a fault of ours */
 } mamba_status;
 
 /* Runs body(context, i) for every i in [0, tasks), in any order, on any threads, and returns when
@@ -65,7 +67,7 @@ MAMBA_API const char* mamba_cuda_architectures(void);
 MAMBA_API mamba_status mamba_cuda_check_device(int device);
 
 /* Bytes of workspace that mamba_selective_scan_cuda needs for these sizes and every smaller batch
- * and length: 0 for most. Reads the sizes of params alone. */
+ * and length: 0 for most, and for sizes that the call refuses. Reads the sizes of params alone. */
 MAMBA_API size_t mamba_selective_scan_cuda_workspace(const mamba_selective_scan_params* params);
 
 /* workspace: device memory, aligned to 256 bytes, not shared with work on another stream; may be
@@ -101,7 +103,8 @@ typedef int (*mamba_multiply)(void* context, const mamba_product* product, void*
  * they are the quickest: few rows, batch * length. Then it calls no multiply. */
 MAMBA_API int mamba_layer_is_step_cuda(const mamba_layer_params* params);
 
-/* Bytes of workspace for these sizes, of the step or of the form for many rows. */
+/* Bytes of workspace for these sizes, of the step or of the form for many rows; 0 for sizes that
+ * the call refuses. */
 MAMBA_API size_t mamba_layer_step_cuda_workspace(const mamba_layer_params* params);
 MAMBA_API size_t mamba_layer_cuda_workspace(const mamba_layer_params* params);
 

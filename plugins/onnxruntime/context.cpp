@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include <cstring>
+#include <new>
 
 #include "cuda_device.h"
 
@@ -15,6 +16,7 @@ double read_attribute(const OrtFunctions& api, const OrtKernelInfo* info,
       api.ReleaseStatus(status);
       throw Refusal(std::string("the number attribute ") + attribute.name + " is missing");
     }
+    check_float(attribute.name, number);
     return number;
   }
   int64_t flag = 0;
@@ -52,9 +54,11 @@ void check_version(const OrtFunctions& api, const OrtKernelInfo* info) {
   }
 }
 
-Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index) {
+Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index,
+                 const char* name) {
   const OrtValue* value = nullptr;
   check(api.KernelContext_GetInput(context, index, &value));
+  if (!value) throw Refusal(std::string(name) + " is missing");
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api.GetTensorTypeAndShape(value, &info));
   const auto release = [&api](OrtTensorTypeAndShapeInfo* p) {
@@ -85,19 +89,30 @@ Scratch::~Scratch() {
   if (device_info_) api_.ReleaseMemoryInfo(device_info_);
 }
 
-void* Scratch::take(size_t bytes, const char* what) {
-  if (provider_ == kCuda) return take_device(bytes, what);
-  host_.emplace_back(new char[bytes]);
-  return host_.back().get();
+void* Scratch::take(int64_t bytes, const char* what) {
+  // So that nothing can fail between taking and noting it.
+  host_.reserve(host_.size() + 1);
+  device_.reserve(device_.size() + 1);
+  void* memory = nullptr;
+  if (provider_ == kCuda) {
+    memory = take_device(static_cast<size_t>(bytes));
+  } else {
+    host_.emplace_back(new (std::nothrow) char[static_cast<size_t>(bytes)]);
+    memory = host_.back().get();
+  }
+  if (memory) return memory;
+  throw Failure(MAMBA_OUT_OF_MEMORY, std::string(provider_ == kCuda ? "out of GPU memory: " : "") +
+                                         "failed to allocate " + std::to_string(bytes) +
+                                         " bytes for " + what +
+                                         ": use a smaller batch or shorter parts of the sequence");
 }
 
-void* Scratch::take_device(size_t bytes, const char* what) {
+void* Scratch::take_device(size_t bytes) {
   if (!device_allocator_) {
     check(api_.CreateMemoryInfo("Cuda", kOrtDeviceAllocator, current_device(), kOrtMemTypeDefault,
                                 &device_info_));
     check(api_.KernelContext_GetAllocator(context_, device_info_, &device_allocator_));
   }
-  device_.reserve(device_.size() + 1);  // so that nothing can fail between taking and noting it
   void* memory = nullptr;
   OrtStatus* status = nullptr;
   try {
@@ -105,11 +120,7 @@ void* Scratch::take_device(size_t bytes, const char* what) {
   } catch (...) {  // the runtime's arena throws, and this member of its interface lets it through
   }
   if (status) api_.ReleaseStatus(status);
-  if (!memory) {
-    throw Refusal("out of GPU memory: failed to allocate " + std::to_string(bytes) + " bytes for " +
-                  what + ": use a smaller batch or shorter parts of the sequence");
-  }
-  device_.push_back(memory);
+  if (memory) device_.push_back(memory);
   return memory;
 }
 

@@ -24,7 +24,9 @@ struct Input {
   const void* data;
 };
 
-Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index);
+// Throws Refusal where the node leaves the input out; name is the contract's.
+Input read_input(const OrtFunctions& api, const OrtKernelContext* context, size_t index,
+                 const char* name);
 
 // Null where the graph leaves the output out.
 void* make_output(const OrtFunctions& api, OrtKernelContext* context, size_t index,
@@ -41,16 +43,17 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // Aligned to 256 bytes on a GPU. what says in the error's text what it is for.
-  void* take(size_t bytes, const char* what);
+  // Aligned to 256 bytes on a GPU. what says in the error's text what it is for; throws Failure
+  // where there is no such memory.
+  void* take(int64_t bytes, const char* what);
 
  private:
-  void* take_device(size_t bytes, const char* what);
+  void* take_device(size_t bytes);
 
   const OrtFunctions& api_;
   OrtKernelContext* context_;
   Provider provider_;
-  std::vector<std::unique_ptr<char[]>> host_;
+  std::vector<std::unique_ptr<char[]>> host_;  // of new (std::nothrow)
   OrtMemoryInfo* device_info_ = nullptr;
   OrtAllocator* device_allocator_ = nullptr;
   std::vector<void*> device_;

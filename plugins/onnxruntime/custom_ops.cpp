@@ -204,7 +204,9 @@ extern "C" MAMBA_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
   try {
     const std::lock_guard<std::mutex> lock(mutex);
     return mamba_ort::registration_of(runtime, table).add_to(options);
+  } catch (const std::bad_alloc&) {
+    return OrtFunctions(table).CreateStatus(kOrtFail, "mamba_export: failed to allocate memory");
   } catch (...) {
-    return OrtFunctions(table).CreateStatus(kOrtFail, "mamba_export: out of memory");
+    return OrtFunctions(table).CreateStatus(kOrtRuntimeException, "mamba_export: an unknown error");
   }
 }

@@ -1,5 +1,6 @@
 // A node of the graph: its attributes are read once, its shapes are checked and its kernel called
 // at each run.
+#include "common/sizes.h"
 #include "context.h"
 #include "cuda_device.h"
 #include "products.h"
@@ -57,12 +58,12 @@ class Call {
         scratch_(api_, context, kernel.op.provider),
         sizes_(op_) {
     for (int32_t i = 0; i < op_.inputs.count; ++i) {
-      inputs_[i] = read_input(api_, context, i);
+      inputs_[i] = read_input(api_, context, i, op_.inputs[i].name);
       input_data_[i] = inputs_[i].data;
     }
-    sizes_.match([this](int32_t input, int32_t& rank) {
-      rank = static_cast<int32_t>(inputs_[input].shape.size());
-      return inputs_[input].shape.data();
+    sizes_.match([this](int32_t input) {
+      const std::vector<int64_t>& shape = inputs_[input].shape;
+      return Shape{shape.data(), static_cast<int32_t>(shape.size())};
     });
     for (int32_t i = 0; i < op_.outputs.count; ++i) allocate_output(i);
   }
@@ -86,7 +87,7 @@ class Call {
 
   void run_on_cuda(const void* params) {
     const Kernels& kernels = *op_.kernels;
-    const size_t bytes = kernels.cuda_workspace(params);
+    const auto bytes = static_cast<int64_t>(kernels.cuda_workspace(params));
     void* workspace = bytes > 0 ? scratch_.take(bytes, "the operator's workspace") : nullptr;
     void* stream = stream_of(api_, context_);
     if (!kernels.needs_products || !kernels.needs_products(params)) {
@@ -113,8 +114,8 @@ void Call::allocate_output(int32_t index) {
   outputs_[index] = make_output(api_, context_, index, shape);
   if (outputs_[index]) return;
   // The graph leaves this output out; the kernel writes it all the same.
-  size_t bytes = kernel_.op.dtype_of(output) == MAMBA_FP32 ? 4 : 2;
-  for (int64_t size : shape) bytes *= static_cast<size_t>(size);
+  int64_t bytes = kernel_.op.dtype_of(output) == MAMBA_FP32 ? 4 : 2;
+  for (int64_t size : shape) bytes = mamba::product(bytes, size);
   // A convolution of one tap has a state without elements.
   if (bytes > 0) outputs_[index] = scratch_.take(bytes, "an output that the graph leaves out");
 }

@@ -50,8 +50,17 @@ struct RuntimeError {
   OrtStatus* status;
 };
 
+using mamba_contract::check;  // of a kernel's status
+
 inline void check(OrtStatus* status) {
   if (status) throw RuntimeError{status};
+}
+
+// ONNX Runtime's code for a status of ours. Not its EP_FAIL for CUDA: Python's sessions answer that
+// by running again on the CPU, in silence.
+inline OrtErrorCode code_of(mamba_status status) {
+  if (status == MAMBA_INVALID) return kOrtInvalidArgument;
+  return status == MAMBA_INTERNAL ? kOrtRuntimeException : kOrtFail;
 }
 
 // Runs body and turns what it throws into a status; our own texts start with the operator's name.
@@ -63,18 +72,15 @@ OrtStatus* guarded(const OrtFunctions& api, const char* name, Body body) noexcep
       return nullptr;
     } catch (const RuntimeError& error) {
       return error.status;
-    } catch (const Refusal& error) {
-      const std::string text = std::string("mamba_export ") + name + ": ";
-      return api.CreateStatus(kOrtInvalidArgument, (text + error.what()).c_str());
+    } catch (const std::exception& error) {
+      const std::string text = std::string("mamba_export ") + name + ": " + text_of(error);
+      return api.CreateStatus(code_of(status_of(error)), text.c_str());
     }
-  } catch (...) {  // only std::bad_alloc is left, also while the text is put together
-    return api.CreateStatus(kOrtFail, "mamba_export: out of memory");
+  } catch (const std::bad_alloc&) {  // while the text was put together
+    return api.CreateStatus(kOrtFail, "mamba_export: failed to allocate memory");
+  } catch (...) {
+    return api.CreateStatus(kOrtRuntimeException, "mamba_export: an unknown error");
   }
-}
-
-// What the kernels' C interface answered.
-inline void check(mamba_status status) {
-  if (status != MAMBA_OK) throw Refusal(mamba_last_error());
 }
 
 inline std::vector<int64_t> shape_of(const OrtFunctions& api,

@@ -31,7 +31,7 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-enum OrtErrorCode : int { kOrtFail = 1, kOrtInvalidArgument = 2 };
+enum OrtErrorCode : int { kOrtFail = 1, kOrtInvalidArgument = 2, kOrtRuntimeException = 6 };
 enum OrtElementType : int { kOrtFloat = 1, kOrtFloat16 = 10, kOrtBFloat16 = 16 };
 enum OrtCharacteristic : int { kOrtRequired = 0, kOrtOptional = 1 };
 enum OrtMemType : int { kOrtMemTypeDefault = 0 };

@@ -52,10 +52,13 @@ const Cublas& cublas() {
 
 Products::Products(const OrtFunctions& api, const OrtKernelContext* context) : handle(nullptr) {
   if (!cublas().gemm) {
-    throw Refusal("cuBLAS is not loaded: ONNX Runtime's CUDA provider should have done so");
+    throw Failure(MAMBA_NO_CUDA,
+                  "cuBLAS is not loaded: ONNX Runtime's CUDA provider should have done so");
   }
   check(api.KernelContext_GetResource(context, kResourceVersion, kCublasHandle, &handle));
-  if (!handle) throw Refusal("ONNX Runtime has no cuBLAS handle for this stream");
+  if (!handle) {
+    throw Failure(MAMBA_CUDA_ERROR, "ONNX Runtime has no cuBLAS handle for this stream");
+  }
 }
 
 int multiply(void* context, const mamba_product* product, void*) {

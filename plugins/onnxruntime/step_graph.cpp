@@ -11,17 +11,11 @@
 #include <mutex>
 #include <vector>
 
-#include "common/errors.h"
+#include "common/cuda/status.h"
 #include "mamba_decode.h"
 
 namespace mamba {
 namespace {
-
-mamba_status checked(const char* what, cudaError_t error) {
-  if (error == cudaSuccess) return MAMBA_OK;
-  cudaGetLastError();  // clears it: a later check would report it as its own
-  return fail(MAMBA_CUDA_ERROR, "%s: CUDA failed: %s", what, cudaGetErrorString(error));
-}
 
 // Sets a device for the calling thread, and puts the one before back.
 class OnDevice {
@@ -71,11 +65,11 @@ struct Graph {
 
 mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
   size_t count = 0;
-  if (mamba_status bad = checked("capture", cudaGraphGetNodes(captured, nullptr, &count))) {
+  if (mamba_status bad = status_of("capture", cudaGraphGetNodes(captured, nullptr, &count))) {
     return bad;
   }
   std::vector<cudaGraphNode_t> nodes(count);
-  if (mamba_status bad = checked("capture", cudaGraphGetNodes(captured, nodes.data(), &count))) {
+  if (mamba_status bad = status_of("capture", cudaGraphGetNodes(captured, nodes.data(), &count))) {
     return bad;
   }
   for (cudaGraphNode_t node : nodes) {
@@ -86,7 +80,7 @@ mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
   auto graph = std::make_unique<Graph>();
   cudaGetDevice(&graph->device);
   if (mamba_status bad =
-          checked("capture", cudaGraphInstantiateWithFlags(&graph->executable, captured, 0))) {
+          status_of("capture", cudaGraphInstantiateWithFlags(&graph->executable, captured, 0))) {
     return bad;
   }
   *made = std::move(graph);
@@ -96,19 +90,22 @@ mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
 }  // namespace
 }  // namespace mamba
 
-using mamba::checked;
+using mamba::status_of;
 
 extern "C" {
 
 mamba_status mamba_stream_create(int device, void** stream) {
   const mamba::OnDevice on(device);
-  return checked("stream", cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream),
-                                                     cudaStreamNonBlocking));
+  return status_of("stream", cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream),
+                                                       cudaStreamNonBlocking));
 }
 
 mamba_status mamba_host_alloc(size_t bytes, void** memory) {
   const mamba_status status =
-      checked("host memory", cudaHostAlloc(memory, bytes, cudaHostAllocPortable));
+      status_of("host memory", cudaHostAlloc(memory, bytes, cudaHostAllocPortable));
+  if (status == MAMBA_OUT_OF_MEMORY) {
+    return mamba::fail(status, "failed to allocate %zu bytes of host memory for the GPU", bytes);
+  }
   if (status == MAMBA_OK) std::memset(*memory, 0, bytes);
   return status;
 }
@@ -120,26 +117,26 @@ void mamba_host_free(void* memory) {
 mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   if (mamba_status bad =
-          checked("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue))) {
+          status_of("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue))) {
     return bad;
   }
   return mamba_wait(stream);
 }
 
 mamba_status mamba_wait(void* stream) {
-  return checked("decode", cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+  return status_of("decode", cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }
 
 // Relaxed: other threads, and the runtime's allocator in this one, may go on allocating.
 mamba_status mamba_capture_begin(void* stream) {
-  return checked("capture", cudaStreamBeginCapture(static_cast<cudaStream_t>(stream),
-                                                   cudaStreamCaptureModeRelaxed));
+  return status_of("capture", cudaStreamBeginCapture(static_cast<cudaStream_t>(stream),
+                                                     cudaStreamCaptureModeRelaxed));
 }
 
 mamba_status mamba_capture_end(void* stream, void** graph) {
   cudaGraph_t captured = nullptr;
   const mamba_status ended =
-      checked("capture", cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &captured));
+      status_of("capture", cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &captured));
   if (graph) *graph = nullptr;
   if (ended != MAMBA_OK || !captured) return ended;
   mamba_status status = MAMBA_OK;
@@ -147,8 +144,8 @@ mamba_status mamba_capture_end(void* stream, void** graph) {
     std::unique_ptr<mamba::Graph> made;
     try {
       status = mamba::make(captured, &made);
-    } catch (...) {
-      status = mamba::fail(MAMBA_INVALID, "capture: out of memory");
+    } catch (const std::exception&) {  // std::bad_alloc
+      status = mamba::fail(MAMBA_OUT_OF_MEMORY, "capture: failed to allocate memory");
     }
     *graph = made.release();
   }
@@ -159,8 +156,8 @@ mamba_status mamba_capture_end(void* stream, void** graph) {
 mamba_status mamba_graph_run(void* graph, void* stream) {
   const auto& self = *static_cast<mamba::Graph*>(graph);
   const mamba::OnDevice on(self.device);
-  if (mamba_status bad =
-          checked("decode", cudaGraphLaunch(self.executable, static_cast<cudaStream_t>(stream)))) {
+  if (mamba_status bad = status_of(
+          "decode", cudaGraphLaunch(self.executable, static_cast<cudaStream_t>(stream)))) {
     return bad;
   }
   return mamba_wait(stream);

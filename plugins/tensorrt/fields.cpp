@@ -21,6 +21,7 @@ double read_value(const PluginField& field, PluginFieldType type) {
   if (type == PluginFieldType::kFLOAT32) {
     float number = 0.f;
     std::memcpy(&number, field.data, sizeof number);
+    check_float(field.name, number);
     return number;
   }
   int32_t number = 0;

@@ -28,10 +28,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
     try {
       const Attributes attributes = read_fields(op_, fields, phase == TensorRTPhase::kRUNTIME);
       return new Plugin(op_, attributes, layer ? layer : "");
-    } catch (const std::exception& error) {
-      log_error(op_.name, layer, error.what());
     } catch (...) {
-      log_error(op_.name, layer, "an unknown error");
+      log_caught(op_.name, layer);
     }
     return nullptr;
   }

@@ -124,6 +124,10 @@ void log_error(const char* operator_name, const char* layer, const char* reason)
   const bool named = layer && *layer;
   snprintf(text, sizeof text, "mamba_export %s%s%s%s: %s", operator_name, named ? " \"" : "",
            named ? layer : "", named ? "\"" : "", reason);
+  // Names come from the model: one with a newline or an escape sequence stays one line of text.
+  for (char* at = text; *at; ++at) {
+    if (static_cast<unsigned char>(*at) < ' ' || *at == '\x7f') *at = '?';
+  }
   try {
     if (write_to_runtime(text)) return;
   } catch (...) {  // the runtime's own finder may throw

@@ -49,31 +49,41 @@ void check_type(const Operator& op, int32_t input, DataType type, const DataType
   throw Refusal(std::string(tensor.name) + " has " + name_of(type) + ", expected " + expected);
 }
 
-// Dims and DimsExprs hold up to 8 axes: the sizes, kUnknown for those that are not known yet.
-struct Shape {
-  int64_t sizes[nvinfer1::Dims::MAX_DIMS] = {};
-  int32_t rank = 0;
+int64_t size_at(const nvinfer1::Dims& dims, int32_t axis) { return dims.d[axis]; }
+int64_t size_at(const DimsExprs& dims, int32_t axis) {
+  const bool is_known = dims.d[axis] && dims.d[axis]->isConstant();
+  return is_known ? dims.d[axis]->getConstantValue() : Sizes::kUnknown;
+}
 
-  explicit Shape(const nvinfer1::Dims& dims) : rank(dims.nbDims) {
-    for (int32_t i = 0; i < rank; ++i) sizes[i] = dims.d[i];
-  }
-  explicit Shape(const DimsExprs& dims) : rank(dims.nbDims) {
-    for (int32_t i = 0; i < rank; ++i) {
-      const bool is_known = dims.d[i] && dims.d[i]->isConstant();
-      sizes[i] = is_known ? dims.d[i]->getConstantValue() : Sizes::kUnknown;
+// The sizes of a Dims or a DimsExprs, kUnknown for those that are not known yet.
+class ReadShape {
+ public:
+  // Throws Refusal where they cannot be the axes of a tensor.
+  template <typename Dims>
+  ReadShape(const Tensor& tensor, const Dims& dims) : rank_(dims.nbDims) {
+    constexpr int32_t kMost = nvinfer1::Dims::MAX_DIMS;
+    if (rank_ < 0 || rank_ > kMost) {
+      throw Refusal(std::string(tensor.name) + " has " + std::to_string(rank_) +
+                    " axes, expected 0 to " + std::to_string(kMost));
     }
+    for (int32_t i = 0; i < rank_; ++i) sizes_[i] = size_at(dims, i);
   }
+
+  Shape view() const { return {sizes_, rank_}; }
+
+ private:
+  int64_t sizes_[nvinfer1::Dims::MAX_DIMS] = {};
+  int32_t rank_;
 };
 
 // The sizes that the shapes of all inputs give; throws Refusal where they do not fit.
 template <typename Dims>
 Sizes match_shapes(const Operator& op, const Dims* inputs) {
   Sizes sizes(op);
-  Shape shape{nvinfer1::Dims{}};
-  sizes.match([&](int32_t input, int32_t& rank) {
-    shape = Shape(inputs[input]);
-    rank = shape.rank;
-    return shape.sizes;
+  ReadShape shape{op.inputs[0], nvinfer1::Dims{}};
+  sizes.match([&](int32_t input) {
+    shape = ReadShape(op.inputs[input], inputs[input]);
+    return shape.view();
   });
   return sizes;
 }
@@ -90,6 +100,20 @@ std::string describe(const Operator& op, const Attributes& attributes) {
 }
 
 }  // namespace
+
+void log_caught(const char* operator_name, const char* layer) noexcept {
+  try {
+    try {
+      throw;
+    } catch (const std::exception& error) {
+      log_error(operator_name, layer, text_of(error).c_str());
+    }
+  } catch (const std::bad_alloc&) {  // while the text was put together
+    log_error(operator_name, layer, "failed to allocate memory");
+  } catch (...) {
+    log_error(operator_name, layer, "an unknown error");
+  }
+}
 
 Plugin::Plugin(const Operator& op, const Attributes& attributes, std::string layer)
     : op_(op),
@@ -115,10 +139,8 @@ template <typename Result, typename Body>
 Result Plugin::guarded(Result failed, Body body) const noexcept {
   try {
     return body();
-  } catch (const std::exception& error) {  // a Refusal, or no memory
-    log_error(op_.name, layer_.c_str(), error.what());
   } catch (...) {
-    log_error(op_.name, layer_.c_str(), "an unknown error");
+    log_caught(op_.name, layer_.c_str());
   }
   return failed;
 }
@@ -206,7 +228,7 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t i
     // agree with what it estimates for another.
     Sizes sizes(op_);
     for (int32_t i = 0; i < input_count; ++i) {
-      sizes.estimate(op_.inputs[i], Shape(inputs[i].max).sizes, inputs[i].max.nbDims);
+      sizes.estimate(op_.inputs[i], ReadShape(op_.inputs[i], inputs[i].max).view());
     }
     const Params largest = params(sizes, inputs[first_T(op_)].desc.type, nullptr, nullptr);
     return op_.kernels->cuda_workspace(largest.get());
@@ -222,8 +244,10 @@ const char* Plugin::getMetadataString() noexcept { return description_.c_str(); 
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   return guarded<IPluginV3*>(nullptr, [&] {
     int device = 0;
-    if (cudaError_t error = cudaGetDevice(&device)) throw Refusal(cudaGetErrorString(error));
-    if (mamba_cuda_check_device(device) != MAMBA_OK) throw Refusal(mamba_last_error());
+    if (cudaError_t error = cudaGetDevice(&device)) {
+      throw Failure(MAMBA_CUDA_ERROR, cudaGetErrorString(error));
+    }
+    check(mamba_cuda_check_device(device));
     return copy();
   });
 }
@@ -242,10 +266,11 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
                         const void* const* inputs, void* const* outputs, void* workspace,
                         cudaStream_t stream) noexcept {
   return guarded(kFailure, [&] {
+    if (!input_descs || !inputs || !outputs) throw Refusal("tensors are missing");
+    check_types(input_descs);
     const Params call =
         params(read_sizes(input_descs), input_descs[first_T(op_)].type, inputs, outputs);
-    const mamba_status status = op_.kernels->cuda(call.get(), workspace, stream);
-    if (status != MAMBA_OK) throw Refusal(mamba_last_error());
+    check(op_.kernels->cuda(call.get(), workspace, stream));
     return 0;
   });
 }

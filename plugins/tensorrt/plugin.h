@@ -35,6 +35,9 @@ nvinfer1::PluginFieldType field_type(const Attribute& attribute);
 Attributes read_fields(const Operator& op, const nvinfer1::PluginFieldCollection* fields,
                        bool from_engine);
 
+// Logs the exception that is being handled as an error of a node.
+void log_caught(const char* operator_name, const char* layer) noexcept;
+
 // Holds its attributes alone, so that clones are cheap and any number of threads may run them.
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,

@@ -16,8 +16,11 @@
 #include <string>
 #include <string_view>
 
-// Of the sanitizers' runtime, where the program has one.
+// Of the sanitizers' runtimes, where the program has them.
 extern "C" void __sanitizer_set_death_callback(void (*callback)()) __attribute__((weak));
+extern "C" __attribute__((weak, visibility("default"))) const char* __ubsan_default_options() {
+  return "abort_on_error=1:print_stacktrace=1";
+}
 
 namespace seeded {
 
@@ -127,16 +130,16 @@ template <typename RunCase>
 int run(int argc, char** argv, int64_t default_count, RunCase run_case) {
   const int64_t count = argc > 1 ? std::atoll(argv[1]) : default_count;
   const int64_t first = argc > 2 ? std::atoll(argv[2]) : 1;
-  if (__sanitizer_set_death_callback) {
+  const auto on_signal = [](int caught) {
+    name_case();
+    std::signal(caught, SIG_DFL);
+    std::raise(caught);
+  };
+  std::signal(SIGABRT, on_signal);
+  if (__sanitizer_set_death_callback) {  // AddressSanitizer has the other signals
     __sanitizer_set_death_callback(name_case);
   } else {
-    for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) {
-      std::signal(signal, [](int caught) {
-        name_case();
-        std::signal(caught, SIG_DFL);
-        std::raise(caught);
-      });
-    }
+    for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) std::signal(signal, on_signal);
   }
   for (current = first; current < first + count; ++current) {
     try {

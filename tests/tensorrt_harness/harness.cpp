@@ -3,6 +3,7 @@
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -82,10 +83,15 @@ nvinfer1::IPluginV3OneRuntime& runtime(void* plugin) {
   return capability<nvinfer1::IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
 }
 
+// Axes that there is room for: a rank may be any number, to try what a plugin does with it.
+int32_t axes_of(const harness_tensor& tensor) {
+  return std::min(tensor.rank, nvinfer1::Dims::MAX_DIMS);
+}
+
 PluginTensorDesc desc_of(const harness_tensor& tensor) {
   PluginTensorDesc desc{};
   desc.dims.nbDims = tensor.rank;
-  for (int32_t i = 0; i < tensor.rank; ++i) desc.dims.d[i] = tensor.sizes[i];
+  for (int32_t i = 0; i < axes_of(tensor); ++i) desc.dims.d[i] = tensor.sizes[i];
   desc.type = static_cast<DataType>(tensor.type);
   desc.format = static_cast<TensorFormat>(tensor.format);
   desc.scale = 1.0F;
@@ -320,7 +326,7 @@ int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_
   int64_t dynamic = 0;
   for (int32_t i = 0; i < count; ++i) {
     given[i].nbDims = inputs[i].rank;
-    for (int32_t k = 0; k < inputs[i].rank; ++k) {
+    for (int32_t k = 0; k < axes_of(inputs[i]); ++k) {
       const int64_t size = inputs[i].sizes[k];
       given[i].d[k] = size >= 0 ? builder.constant(size) : builder.dynamic(dynamic++);
     }

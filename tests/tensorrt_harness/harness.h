@@ -15,7 +15,7 @@ extern "C" {
 #define HARNESS_API __attribute__((visibility("default")))
 
 typedef struct {
-  int32_t rank;
+  int32_t rank;     /* sizes has room for 8: of another rank the plugin sees the number alone */
   int64_t sizes[8]; /* -1: not known while building */
   int32_t type;     /* nvinfer1::DataType */
   int32_t format;   /* nvinfer1::TensorFormat */

@@ -10,6 +10,7 @@ from typing import Any
 from bench.limits import layer_weights
 from bench.rows import LIMIT, OURS, Row, comparisons
 from mamba_export.errors import MambaExportError
+from mamba_export.files import new_file
 from mamba_export.models import MambaConfig
 
 TITLES = {
@@ -68,10 +69,9 @@ def write_plots(record: Path, rows: Sequence[Row]) -> list[Path]:
         axes.set_title(TITLES[name], fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         file = plot_file(record, name)
-        temporary = file.with_name(f".{file.name}.partial")
-        figure.savefig(temporary, dpi=_DPI, format="png")
+        with new_file(file) as temporary:
+            figure.savefig(temporary, dpi=_DPI, format="png")
         pyplot.close(figure)
-        temporary.replace(file)
         written.append(file)
     return written
 

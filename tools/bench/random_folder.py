@@ -18,10 +18,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import ExportError
 from mamba_export.export.graph import DEFAULT_OPSET, build
-from mamba_export.files import new_folder
+from mamba_export.files import new_file, new_folder, opened, write_bytes
 from mamba_export.folder.metadata import write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaConfig, MambaLM, cast
 from mamba_export.models.program import make_program
@@ -77,8 +77,10 @@ def write_graph(
             name=key,
         )
         offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    with new_folder(out) as folder:
-        ir.save(graph, folder / contract.MODEL_FILE)
+    out = given.path(out, "the output")
+    with new_folder(out, marker=contract.METADATA_FILE) as folder:
+        proto = ir.serde.serialize_model(graph)
+        write_bytes(folder / contract.MODEL_FILE, proto.SerializeToString())
         write_metadata(
             folder,
             program,
@@ -103,8 +105,7 @@ def fill_weights(folder: Path, seed: int = 0) -> int:
     model = onnx.load(folder / contract.MODEL_FILE, load_external_data=False)
     unit = np.random.default_rng(seed).uniform(-1, 1, _BLOCK).astype(np.float32)
     blocks: dict[tuple[float, np.dtype], np.ndarray] = {}
-    temporary = folder / f".{contract.WEIGHTS_FILE}.partial"
-    with temporary.open("wb") as file:
+    with new_file(folder / contract.WEIGHTS_FILE) as path, opened(path) as file:
         for initializer in model.graph.initializer:
             place = {entry.key: entry.value for entry in initializer.external_data}
             if "offset" not in place:
@@ -115,7 +116,6 @@ def fill_weights(folder: Path, seed: int = 0) -> int:
                 file.write(part.view(np.uint8).data)
         # The last tensor may end before the place that its alignment reserves.
         size = file.tell()
-    temporary.replace(folder / contract.WEIGHTS_FILE)
     return size
 
 

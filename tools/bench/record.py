@@ -14,6 +14,7 @@ from typing import Any
 from bench.rows import Row
 from bench.validity import RefusedRecordError, check_limits
 from mamba_export.errors import MambaExportError
+from mamba_export.files import new_file, write_text
 from mamba_export.versions import installed_versions
 
 REFUSED_SUFFIX = ".refused.json"
@@ -137,13 +138,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         MambaExportError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MambaExportError(f"{path}: cannot be written ({error.strerror})") from error
+    with new_file(path) as temporary:
+        write_text(temporary, text)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:

@@ -3,9 +3,10 @@
 from training.data import Split, read_text, split_lines
 from training.evaluate import bits_per_byte, generate
 from training.loop import Recipe, Trained, train
-from training.output import write_model
+from training.output import RECORD_FILE, write_model
 
 __all__ = [
+    "RECORD_FILE",
     "Recipe",
     "Split",
     "Trained",

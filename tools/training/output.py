@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
+from mamba_export.files import write_bytes, write_text
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.models import MambaConfig, checkpoints
 from training.card import model_card, plot_available, plot_losses
 from training.data import END_OF_TEXT, Split
 from training.evaluate import bits_per_byte, generate, gzip_bits_per_byte, xz_bits_per_byte
 from training.loop import Recipe, Trained
+
+RECORD_FILE = "training.json"
+"""What is known of the training; every folder that a training wrote holds it."""
 
 _SAMPLE_BYTES = 4096  # of held_out_sample.txt, at most
 _GENERATED_BYTES = 600
@@ -97,11 +101,11 @@ def write_model(
         },
     }
     text_record = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / "training.json").write_text(text_record, encoding="utf-8")
+    write_text(folder / RECORD_FILE, text_record)
     if record["plot"]:
         plot_losses(trained.log, record, folder / "loss.png")
-    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
-    (folder / "held_out_sample.txt").write_bytes(held_out_sample(split.held_out))
+    write_text(folder / "README.md", model_card(record))
+    write_bytes(folder / "held_out_sample.txt", held_out_sample(split.held_out))
     return record
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import resource
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Progress
 from mamba_export.backends.tensorrt.surgery import described_graph
 from mamba_export.errors import EngineError
+from mamba_export.files import new_files, opened, write_bytes, write_text
 from mamba_export.folder.metadata import Metadata, read_metadata, write_json
 
 _CHUNK = 1 << 24
@@ -72,9 +69,12 @@ def build(
     metadata = read_metadata(folder)
     folder = metadata.folder
     check_request(metadata, options)
-    if (folder / ENGINE_FILE).exists() and not force:
-        raise EngineError(f"{folder / ENGINE_FILE} exists: --force replaces it")
 
+    def check_new() -> None:
+        if (folder / ENGINE_FILE).exists() and not force:
+            raise EngineError(f"{folder / ENGINE_FILE} exists: --force replaces it")
+
+    check_new()
     library, plugin_library = check_installed(options)
 
     say: Progress = progress or (lambda *_: None)
@@ -92,7 +92,7 @@ def build(
     )
     say("writing", 0.0)
     tied = library.kind is not TENSORRT_RTX and not options.hardware_compatible
-    with _new_files(folder) as files:
+    with new_files(folder, last=DESCRIPTION_FILE, check=check_new, error=EngineError) as files:
         engine_sha256 = _write_engine(files / ENGINE_FILE, plan)
         description = describe(
             metadata,
@@ -112,8 +112,8 @@ def build(
                 "engine_bytes": (files / ENGINE_FILE).stat().st_size,
             },
         )
-        (files / GRAPH_FILE).write_bytes(graph.SerializeToString())
-        (files / DEPLOY_FILE).write_text(deploy_text(metadata, options), encoding="utf-8")
+        write_bytes(files / GRAPH_FILE, graph.SerializeToString())
+        write_text(files / DEPLOY_FILE, deploy_text(metadata, options))
         write_json(files / DESCRIPTION_FILE, description.to_json())
     return description
 
@@ -155,30 +155,9 @@ def _write_engine(path: Path, plan: Any) -> str:
     """Write the engine piece by piece, gigabytes as it may be; returns its sha256."""
     hashed = hashlib.sha256()
     content = memoryview(plan).cast("B")
-    with path.open("wb") as file:
+    with opened(path) as file:
         for start in range(0, len(content), _CHUNK):
             piece = content[start : start + _CHUNK]
             hashed.update(piece)
             file.write(piece)
     return hashed.hexdigest()
-
-
-@contextlib.contextmanager
-def _new_files(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside ``folder`` whose files move there when the block ends well.
-
-    engine.json moves last: a reader that finds it also finds the engine that it describes, and its sha256
-    tells where that was replaced meanwhile.
-    """
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=".engine.partial-", dir=folder))
-    except OSError as error:
-        raise EngineError(f"{folder}: cannot write there ({error.strerror})") from error
-    try:
-        yield temporary
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == DESCRIPTION_FILE):
-            path.replace(folder / path.name)
-    except OSError as error:
-        raise EngineError(f"{folder}: cannot write the engine ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

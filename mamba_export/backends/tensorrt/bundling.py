@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from mamba_export import given
+from mamba_export import contract, given
 from mamba_export.backends.tensorrt.deploy import PLUGIN_SOURCE, deploy_text, why_no_line
 from mamba_export.backends.tensorrt.description import describe
 from mamba_export.backends.tensorrt.names import (
@@ -17,7 +16,7 @@ from mamba_export.backends.tensorrt.names import (
 from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
 from mamba_export.backends.tensorrt.surgery import described_graph
 from mamba_export.errors import EngineError
-from mamba_export.files import new_folder
+from mamba_export.files import check_inside, copy_file, new_folder, write_bytes, write_text
 from mamba_export.folder.metadata import read_metadata, write_json
 from mamba_export.libraries import TRT_PLUGIN
 
@@ -41,7 +40,8 @@ def bundle(
         folder: what ``export`` wrote.
         out: folder to write; it appears whole or not at all.
         options: of the engine; ``runtime`` is TensorRT's, whatever they say.
-        force: replace an existing folder.
+        force: replace an existing folder that this or `export` wrote, or an empty one; never one that is,
+            holds or lies in ``folder``.
 
     Returns:
         The folder.
@@ -57,23 +57,27 @@ def bundle(
     if problem := why_no_line(metadata, options):
         raise EngineError(problem)
     sources = _sources() if options.plugin else None
-    graph, nodes = described_graph(metadata, plugin=options.plugin)
-    description = describe(
-        metadata,
-        runtime=TENSORRT.name,
-        profiles=options.profiles(metadata),
-        plugins=nodes if options.plugin else {},
-        plugin_library=TRT_PLUGIN.file if options.plugin else None,
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-    )
-    with new_folder(out, force=force) as target:
+    with new_folder(
+        out, marker=contract.METADATA_FILE, force=force, sources=[metadata.folder]
+    ) as target:
+        graph, nodes = described_graph(metadata, plugin=options.plugin)
+        description = describe(
+            metadata,
+            runtime=TENSORRT.name,
+            profiles=options.profiles(metadata),
+            plugins=nodes if options.plugin else {},
+            plugin_library=TRT_PLUGIN.file if options.plugin else None,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+        )
         for path in sorted(metadata.folder.iterdir()):
-            if path.suffix in _KEPT_SUFFIXES and path.name not in _NOT_WRITTEN_BY_EXPORT:
-                shutil.copyfile(path, target / path.name)
-        (target / GRAPH_FILE).write_bytes(graph.SerializeToString())
+            kept = path.suffix in _KEPT_SUFFIXES and path.name not in _NOT_WRITTEN_BY_EXPORT
+            if kept and path.is_file():
+                check_inside(path, metadata.folder, error=EngineError)
+                copy_file(path, target / path.name)
+        write_bytes(target / GRAPH_FILE, graph.SerializeToString())
         write_json(target / DESCRIPTION_FILE, description.to_json())
-        (target / DEPLOY_FILE).write_text(deploy_text(metadata, options), encoding="utf-8")
+        write_text(target / DEPLOY_FILE, deploy_text(metadata, options))
         if sources is not None:
             _copy_sources(sources, target / PLUGIN_SOURCE)
     return out
@@ -94,8 +98,13 @@ def _sources() -> Path:
 def _copy_sources(root: Path, target: Path) -> None:
     target.mkdir()
     for name in _SOURCES:
-        source = root / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("build", "__*__"))
-        else:
-            shutil.copyfile(source, target / name)
+        _copy(root / name, target / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        copy_file(source, target)
+    elif source.name != "build" and not source.match("__*__"):
+        target.mkdir()
+        for path in source.iterdir():
+            _copy(path, target / path.name)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
-from mamba_export.errors import EngineError, first_line
+from mamba_export.errors import EngineError
+from mamba_export.files import new_file, write_bytes
+from mamba_export.untrusted import read_bytes
 
 Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
 """For each profile: minimum, optimum and maximum shape of each input."""
@@ -88,8 +89,8 @@ def compile_graph(
     if plan is None:
         raise EngineError(f"{model_path}: {library} cannot build it: {library.reason()}")
     if cache is not None and timing_cache is not None:
-        with _beside(timing_cache) as path:
-            path.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        with new_file(timing_cache, error=EngineError) as path:
+            write_bytes(path, memoryview(config.get_timing_cache().serialize()))
     return plan, dict(plugins)
 
 
@@ -125,30 +126,10 @@ def _configure(library: Library, builder: Any, options: BuildOptions, *, plugin:
 def _timing_cache(library: Library, config: Any, path: Path | None) -> Any:
     if path is None:
         return None
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise EngineError(
-            f"{path}: cannot be read ({error.strerror or first_line(error)})"
-        ) from error
+    content = read_bytes(path, error=EngineError) if os.path.lexists(path) else b""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
             f"{path} is not a timing cache of {library} and this GPU ({library.reason()}): give another file"
         )
     return cache
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise EngineError(
-            f"{path}: cannot be written ({error.strerror or first_line(error)})"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

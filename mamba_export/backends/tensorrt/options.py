@@ -66,7 +66,8 @@ def parse_workspace(text: str) -> int:
     """MiB of a size such as "512", "512M" or "4G"; EngineError where it is none."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
     factor = {"M": 1, "G": 1 << 10}.get(unit)
-    if factor is None or not number.isdecimal() or int(number) == 0:
+    # Python reads no integer of thousands of digits; check_request knows the largest size.
+    if factor is None or not number.isdecimal() or len(number) > 20 or int(number) == 0:
         raise EngineError(f"--workspace {text}: give MiB or GiB, as in 512M or 4G")
     return int(number) * factor
 

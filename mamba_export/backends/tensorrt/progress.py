@@ -1,7 +1,7 @@
-"""TensorRT's progress reports as calls of ours, and Ctrl-C while it builds.
+"""TensorRT's progress reports as calls of ours, and Ctrl-C and other signals while it builds.
 
 The reports come from inside TensorRT's C++: an exception that left one, Python's KeyboardInterrupt included,
-would end the process. So Ctrl-C sets a flag while an engine is built, and the next report cancels the build.
+would end the process. So a signal sets a flag while an engine is built, and the next report cancels the build.
 """
 
 from __future__ import annotations
@@ -17,28 +17,36 @@ Progress = Callable[[str, float], None]
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed while ``watched``."""
+    """Whether a signal that ends the process came while ``watched``."""
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.number: int | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Note Ctrl-C instead of raising; raises KeyboardInterrupt at the end where it was pressed."""
+        """Note Ctrl-C, SIGTERM and SIGHUP; what their handlers raise comes at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread receives signals
             return
 
-        def note(*_: object) -> None:
-            self.pressed = True
+        def note(number: int, _: object) -> None:
+            self.number = number
 
-        before = signal.signal(signal.SIGINT, note)
+        # A signal without a handler in Python ends the process at once, or is ignored.
+        before = {
+            number: handler
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if callable(handler := signal.getsignal(number))
+        }
+        for number in before:
+            signal.signal(number, note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
-            if self.pressed:
-                raise KeyboardInterrupt
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self.number is not None:
+                signal.raise_signal(self.number)
 
 
 def make_monitor(trt: Any, progress: Progress, interrupt: Interrupt) -> Any:
@@ -60,7 +68,7 @@ def make_monitor(trt: Any, progress: Progress, interrupt: Interrupt) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._report(phase_name, (step + 1) / self._steps.get(phase_name, 1))
-            return not interrupt.pressed
+            return interrupt.number is None
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock, contextlib.suppress(ValueError):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mamba_export.errors import CheckpointError
+from mamba_export.errors import CheckpointError, first_line
+from mamba_export.files import new_files, write_text
 from mamba_export.models import MambaLM, cast
 from mamba_export.models.checkpoints.families import write_config
 from mamba_export.models.checkpoints.family import Family
@@ -45,20 +43,18 @@ def save(
     family, config = write_config(model.config, dtype or model.embeddings.weight.dtype)
     text = json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n"
     tensors = _tensors(model, family, dtype)
-    try:
-        with (
-            _folder(folder),
-            _replacing(folder, "config.json", "model.safetensors") as (
-                config_path,
-                weights_path,
-            ),
-        ):
-            config_path.write_text(text, encoding="utf-8")
-            save_file(tensors, weights_path, metadata={"format": "pt"})
-            weights_path.chmod(config_path.stat().st_mode)  # safetensors writes for the owner alone
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise CheckpointError(f"cannot write the checkpoint to {folder}: {reason}") from error
+
+    def failed(line: str) -> CheckpointError:
+        return CheckpointError(f"cannot write the checkpoint to {folder}: {line}")
+
+    with new_files(folder, last="config.json", error=failed) as new:
+        write_text(new / "config.json", text)
+        path = new / "model.safetensors"
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise failed(f"{path.name}: {first_line(error)}") from error
+        path.chmod((new / "config.json").stat().st_mode)  # safetensors writes for the owner alone
 
 
 def _tensors(model: MambaLM, family: Family, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -73,31 +69,3 @@ def _tensors(model: MambaLM, family: Family, dtype: torch.dtype | None) -> dict[
         family.file_name(name): parameter.detach().to("cpu", dtypes[name]).contiguous()
         for name, parameter in model.named_parameters()
     }
-
-
-@contextlib.contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """Create ``folder``; take it away again if what follows fails and it is new."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):  # not empty: someone else's file is in it by now
-                folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path, *names: str) -> Iterator[list[Path]]:
-    """Temporary paths beside ``names``, renamed to them at the end, removed if anything fails."""
-    paths = [folder / f".{name}.{os.getpid()}.tmp" for name in names]
-    try:
-        yield paths
-        for path, name in zip(paths, names, strict=True):
-            path.replace(folder / name)
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mamba_export.errors import CheckpointError, named_first_line
+from mamba_export.files import check_inside
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -141,6 +142,22 @@ def _quiet_hub() -> Iterator[None]:
             logging.set_verbosity(verbosity)
             if bars:
                 enable_progress_bars()
+
+
+def check_links(files: Iterable[Path]) -> None:
+    """Refuse tokenizer files that are links out of their folder, for they are copied.
+
+    Raises:
+        CheckpointError: one leads elsewhere than into its folder, or the hub's cache of its repository.
+    """
+    for file in files:
+        folder = file.parent
+        folders = [folder]
+        if (
+            folder.parent.name == "snapshots"
+        ):  # the hub's cache: models--OWNER--NAME/snapshots/REVISION
+            folders.append(folder.parent.parent / "blobs")
+        check_inside(file, *folders, error=CheckpointError)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

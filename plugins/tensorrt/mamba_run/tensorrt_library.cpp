@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "error.h"
+#include "files.h"
 #include "printing.h"
 #include "versions.h"
 
@@ -59,6 +60,8 @@ std::string Log::take_error() {
 TensorRt::TensorRt(const std::string& path, const EngineFiles& files) {
   const std::vector<std::string> names =
       path.empty() ? usual_names(files.is_rtx) : std::vector<std::string>{path};
+  // A bare name is looked for by the system; a FIFO of that path would keep the loader waiting.
+  if (path.find('/') != std::string::npos && is_there(path)) File{path};
   std::string opened, tried;
   for (const std::string& name : names) {
     opened = name;

@@ -2,8 +2,8 @@
 // sequence.
 #pragma once
 
+#include "common/checks.h"
 #include "common/cpu/simd.h"
-#include "common/errors.h"
 #include "mamba_kernels.h"
 
 namespace mamba {

@@ -1,9 +1,9 @@
 // Causal depthwise convolution: a thread walks a run of steps for some neighbouring channels (16
 // bytes of them where alignment allows), with the taps' window in registers.
+#include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
-#include "common/errors.h"
 
 namespace mamba {
 namespace {

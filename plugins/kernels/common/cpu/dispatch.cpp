@@ -1,7 +1,9 @@
 // The C interface of the CPU kernels: picks the instruction set, hands tasks to the caller's
 // threads.
+#include "common/checks.h"
 #include "common/cpu/kernels.h"
 #include "common/errors.h"
+#include "common/sizes.h"
 
 namespace {
 
@@ -47,17 +49,23 @@ const char* mamba_cpu_instruction_set(void) { return kernels().name; }
 mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params* params,
                                       mamba_parallel_for parallel_for, void* scheduler) {
   if (mamba_status bad = mamba::check(params)) return bad;
-  mamba_selective_scan_params p = *params;
-  const int64_t work = p.batch * p.length * p.d_inner * p.d_state;
-  run(kernels().scan_tasks(p), kernels().scan_task, &p, work, parallel_for, scheduler);
-  return MAMBA_OK;
+  const mamba_selective_scan_params& p = *params;
+  const int64_t work = mamba::product(p.batch, p.length, p.d_inner, p.d_state);
+  mamba::ScanCall call = {p, 0};
+  run(kernels().scan_tasks(p), kernels().scan_task, &call, work, parallel_for, scheduler);
+  if (!call.lacks_memory) return MAMBA_OK;
+  return mamba::fail(MAMBA_OUT_OF_MEMORY,
+                     "selective_scan: failed to allocate %lld bytes, which a thread works in at "
+                     "d_state %lld",
+                     static_cast<long long>(kernels().scan_scratch_bytes(p)),
+                     static_cast<long long>(p.d_state));
 }
 
 mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params* params,
                                      mamba_parallel_for parallel_for, void* scheduler) {
   if (mamba_status bad = mamba::check(params)) return bad;
   mamba_causal_conv1d_params p = *params;
-  const int64_t work = p.batch * p.length * p.channels * p.d_conv;
+  const int64_t work = mamba::product(p.batch, p.length, p.channels, p.d_conv);
   run(kernels().conv_tasks(p), kernels().conv_task, &p, work, parallel_for, scheduler);
   return MAMBA_OK;
 }

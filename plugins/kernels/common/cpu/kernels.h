@@ -6,10 +6,17 @@
 
 namespace mamba {
 
+// A scan under way, its tasks on any threads.
+struct ScanCall {
+  mamba_selective_scan_params params;
+  int lacks_memory;  // a task found no scratch memory: the others need not begin. Atomic
+};
+
 struct CpuKernels {
   const char* name;
   size_t (*scan_tasks)(const mamba_selective_scan_params& params);
-  void (*scan_task)(void* params, size_t task);
+  int64_t (*scan_scratch_bytes)(const mamba_selective_scan_params& params);  // of a task
+  void (*scan_task)(void* call, size_t task);                                // a ScanCall
   size_t (*conv_tasks)(const mamba_causal_conv1d_params& params);
   void (*conv_task)(void* params, size_t task);
 };

@@ -6,6 +6,7 @@
 
 namespace mamba {
 extern const CpuKernels kAvx2Kernels;
-const CpuKernels kAvx2Kernels = {"avx2", avx2::scan_tasks, avx2::run_scan_task, avx2::conv_tasks,
-                                 avx2::run_conv_task};
+const CpuKernels kAvx2Kernels = {
+    "avx2",           avx2::scan_tasks,   avx2::scan_scratch_bytes, avx2::run_scan_task,
+    avx2::conv_tasks, avx2::run_conv_task};
 }  // namespace mamba

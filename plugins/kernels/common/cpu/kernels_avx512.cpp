@@ -6,6 +6,7 @@
 
 namespace mamba {
 extern const CpuKernels kAvx512Kernels;
-const CpuKernels kAvx512Kernels = {"avx512", avx512::scan_tasks, avx512::run_scan_task,
-                                   avx512::conv_tasks, avx512::run_conv_task};
+const CpuKernels kAvx512Kernels = {
+    "avx512",           avx512::scan_tasks,   avx512::scan_scratch_bytes, avx512::run_scan_task,
+    avx512::conv_tasks, avx512::run_conv_task};
 }  // namespace mamba

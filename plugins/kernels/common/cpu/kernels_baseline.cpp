@@ -6,6 +6,10 @@
 
 namespace mamba {
 extern const CpuKernels kBaselineKernels;
-const CpuKernels kBaselineKernels = {"baseline", baseline::scan_tasks, baseline::run_scan_task,
-                                     baseline::conv_tasks, baseline::run_conv_task};
+const CpuKernels kBaselineKernels = {"baseline",
+                                     baseline::scan_tasks,
+                                     baseline::scan_scratch_bytes,
+                                     baseline::run_scan_task,
+                                     baseline::conv_tasks,
+                                     baseline::run_conv_task};
 }  // namespace mamba

@@ -118,7 +118,7 @@ static inline Vec exp(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.0f;
-  const VecI scale = ((VecI)shifted << 23) + 0x3f800000;
+  const VecU scale = ((VecU)shifted << 23) + 0x3f800000;  // of a NaN any number: p is one too
   return p * (Vec)scale;
 }
 

@@ -15,9 +15,9 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 namespace {
@@ -73,7 +73,7 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
     try {
       for (; threads_ < wanted; ++threads_) std::thread([this] { help(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no thread, or no memory for one
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }

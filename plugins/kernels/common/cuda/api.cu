@@ -4,15 +4,13 @@
 #include <cstdio>
 #include <cstring>
 
+#include "common/checks.h"
 #include "common/cuda/kernels.cuh"
-#include "common/errors.h"
+#include "common/cuda/status.h"
+#include "selective_scan/cuda/scan_parts.h"
 
 namespace mamba {
 namespace {
-
-mamba_status cuda_failure(const char* what, cudaError_t error) {
-  return fail(MAMBA_CUDA_ERROR, "%s: CUDA failed: %s", what, cudaGetErrorString(error));
-}
 
 // Machine code of one architecture runs on devices of its major version and the same or a later
 // minor one; PTX on everything later.
@@ -46,7 +44,7 @@ mamba_status mamba_cuda_check_device(int device) {
     return mamba::fail(MAMBA_NO_CUDA, "no NVIDIA GPU can be used: %s",
                        driver ? cudaGetErrorString(error) : "there is no NVIDIA driver");
   }
-  if (error != cudaSuccess) return mamba::cuda_failure("device", error);
+  if (error != cudaSuccess) return mamba::status_of("device", error);
   if (device < 0 || device >= count) {
     return mamba::fail(MAMBA_NO_CUDA, "there is no GPU %d: this machine has %d", device, count);
   }
@@ -64,7 +62,7 @@ mamba_status mamba_cuda_check_device(int device) {
 }
 
 size_t mamba_selective_scan_cuda_workspace(const mamba_selective_scan_params* params) {
-  return params ? mamba::scan_workspace(*params) : 0;
+  return mamba::check_sizes(params) == MAMBA_OK ? mamba::scan_workspace(*params) : 0;
 }
 
 mamba_status mamba_selective_scan_cuda(const mamba_selective_scan_params* params, void* workspace,
@@ -73,15 +71,14 @@ mamba_status mamba_selective_scan_cuda(const mamba_selective_scan_params* params
   if (!workspace && mamba::scan_workspace(*params) > 0) {
     return mamba::fail(MAMBA_INVALID, "selective_scan: workspace is null");
   }
-  const cudaError_t error =
-      mamba::launch_scan(*params, workspace, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? MAMBA_OK : mamba::cuda_failure("selective_scan", error);
+  return mamba::status_of(
+      "selective_scan", mamba::launch_scan(*params, workspace, static_cast<cudaStream_t>(stream)));
 }
 
 mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params* params, void* stream) {
   if (mamba_status bad = mamba::check(params)) return bad;
-  const cudaError_t error = mamba::launch_conv(*params, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? MAMBA_OK : mamba::cuda_failure("causal_conv1d", error);
+  return mamba::status_of("causal_conv1d",
+                          mamba::launch_conv(*params, static_cast<cudaStream_t>(stream)));
 }
 
 }  // extern "C"

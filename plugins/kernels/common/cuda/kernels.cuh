@@ -7,7 +7,6 @@
 
 namespace mamba {
 
-size_t scan_workspace(const mamba_selective_scan_params& params);
 cudaError_t launch_scan(const mamba_selective_scan_params& params, void* workspace,
                         cudaStream_t stream);
 cudaError_t launch_conv(const mamba_causal_conv1d_params& params, cudaStream_t stream);

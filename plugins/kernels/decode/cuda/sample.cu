@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "common/cuda/numeric.cuh"
-#include "common/errors.h"
+#include "common/cuda/status.h"
 #include "mamba_decode.h"
 
 namespace mamba {
@@ -205,7 +205,7 @@ extern "C" mamba_status mamba_choose_cuda(const mamba_choose_params* params, voi
   if (!params) return mamba::fail(MAMBA_INVALID, "choose: params is null");
   const mamba_choose_params& p = *params;
   constexpr int64_t most = int64_t(1) << 23;  // a row of equal logits still fits a Mass
-  if (p.batch < 1 || p.vocab_size < 1 || p.vocab_size > most) {
+  if (p.batch < 1 || p.batch > INT32_MAX || p.vocab_size < 1 || p.vocab_size > most) {
     return mamba::fail(MAMBA_INVALID, "choose: batch %lld or vocab_size %lld is out of range",
                        static_cast<long long>(p.batch), static_cast<long long>(p.vocab_size));
   }
@@ -218,7 +218,5 @@ extern "C" mamba_status mamba_choose_cuda(const mamba_choose_params* params, voi
         <<<static_cast<unsigned>(p.batch), mamba::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
             p);
   });
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return MAMBA_OK;
-  return mamba::fail(MAMBA_CUDA_ERROR, "choose: CUDA failed: %s", cudaGetErrorString(error));
+  return mamba::status_of("choose", cudaGetLastError());
 }

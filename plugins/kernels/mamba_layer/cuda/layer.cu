@@ -2,16 +2,14 @@
 // rows, which leave the large products to the caller.
 #include <algorithm>
 
+#include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
-#include "common/errors.h"
+#include "common/cuda/status.h"
 #include "mamba_layer/cuda/layer.cuh"
 
 namespace mamba {
 namespace {
-
-constexpr int64_t kAlignment = 256;
-constexpr int64_t kMaxWidth = int64_t{1} << 24;
 
 int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
 
@@ -21,7 +19,7 @@ class Parts {
   explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
   void* take(int64_t bytes) {
     void* part = start_ ? start_ + used_ : nullptr;
-    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    used_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
     return part;
   }
   size_t used() const { return static_cast<size_t>(used_); }
@@ -94,76 +92,14 @@ ManyRows describe_many(const mamba_layer_params& p, void* workspace) {
   return m;
 }
 
-mamba_status cuda_failure(cudaError_t error) {
-  return fail(MAMBA_CUDA_ERROR, "layer: CUDA failed: %s", cudaGetErrorString(error));
-}
-
-mamba_status check_sizes(const mamba_layer_params* params) {
-  if (!params) return fail(MAMBA_INVALID, "layer: params is null");
-  const mamba_layer_params& p = *params;
-  const struct {
-    const char* name;
-    int64_t value, most;
-  } sizes[] = {
-      {"batch", p.batch, INT32_MAX},     {"length", p.length, INT32_MAX},
-      {"d_model", p.d_model, kMaxWidth}, {"d_inner", p.d_inner, kMaxWidth},
-      {"d_state", p.d_state, kMaxWidth}, {"d_conv", p.d_conv, kMaxTaps},
-      {"dt_rank", p.dt_rank, kMaxWidth},
-  };
-  for (const auto& size : sizes) {
-    if (size.value < 1 || size.value > size.most) {
-      return fail(MAMBA_INVALID, "layer: %s is %lld, expected 1 to %lld", size.name,
-                  static_cast<long long>(size.value), static_cast<long long>(size.most));
-    }
-  }
-  if (p.dtype != MAMBA_FP32 && p.dtype != MAMBA_FP16 && p.dtype != MAMBA_BF16) {
-    return fail(MAMBA_INVALID, "layer: dtype %d is unknown", p.dtype);
-  }
-  if (p.hidden_dtype != MAMBA_FP32 && p.hidden_dtype != p.dtype) {
-    return fail(MAMBA_INVALID, "layer: hidden_dtype %d is neither fp32 nor dtype", p.hidden_dtype);
-  }
-  return MAMBA_OK;
-}
-
-mamba_status check_all(const mamba_layer_params* params, const void* workspace) {
-  if (mamba_status bad = check_sizes(params)) return bad;
-  const mamba_layer_params& p = *params;
-  const void* const tensors[] = {p.hidden,
-                                 p.norm_weight,
-                                 p.in_proj_weight,
-                                 p.conv_weight,
-                                 p.conv_bias,
-                                 p.x_proj_weight,
-                                 p.dt_proj_weight,
-                                 p.dt_bias,
-                                 p.A,
-                                 p.D,
-                                 p.out_proj_weight,
-                                 p.recurrent_state,
-                                 p.hidden_out,
-                                 p.last_recurrent_state,
-                                 workspace};
-  for (const void* tensor : tensors) {
-    if (!tensor) return fail(MAMBA_INVALID, "layer: a tensor's pointer, or workspace, is null");
-  }
-  if (p.d_conv > 1 && (!p.conv_state || !p.last_conv_state)) {
-    return fail(MAMBA_INVALID, "layer: conv_state's pointer is null");
-  }
-  if (reinterpret_cast<uintptr_t>(workspace) % kAlignment != 0) {
-    return fail(MAMBA_INVALID, "layer: workspace is not aligned to %lld bytes",
-                static_cast<long long>(kAlignment));
-  }
-  return MAMBA_OK;
-}
-
 // Programmatic dependent launch came with sm_90.
 bool can_overlap() { return current_gpu().major >= 9; }
 
+bool has_few_rows(const mamba_layer_params& p) { return p.batch * p.length <= kMaxStepRows; }
+
 // Whether the step's kernels can take these sizes.
 bool fits_step(const mamba_layer_params& p) {
-  // Not the product first: it may not fit.
-  if (p.batch > kMaxStepRows || p.length > kMaxStepRows) return false;
-  if (p.batch * p.length > kMaxStepRows) return false;
+  if (!has_few_rows(p)) return false;
   const LayerStep s = describe_step(p, nullptr, false, nullptr);
   const size_t shared = with_type(
       p.dtype, [&](auto* type) { return step_shared_bytes<std::decay_t<decltype(*type)>>(s); });
@@ -184,7 +120,7 @@ mamba_status run_step(const mamba_layer_params& p, void* workspace, cudaStream_t
   const LayerStep s = describe_step(p, workspace, can_overlap(), nullptr);
   const cudaError_t error = with_type(
       p.dtype, [&](auto* type) { return launch_step<std::decay_t<decltype(*type)>>(s, stream); });
-  return error == cudaSuccess ? MAMBA_OK : cuda_failure(error);
+  return status_of("layer", error);
 }
 
 // A large product: a (rows, depth), with a_stride numbers from row to row, times b.
@@ -207,10 +143,10 @@ class ManyRowsRun {
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    const cudaError_t error = launch_norm(p_, m_.x, stream_);
-    if (error != cudaSuccess) return cuda_failure(error);
-    mamba_status bad = product({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
-                               m_.xz, p_.dtype, false);
+    mamba_status bad = status_of("layer", launch_norm(p_, m_.x, stream_));
+    if (bad) return bad;
+    bad = product({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype,
+                  false);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
     if ((bad = product({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
@@ -316,7 +252,7 @@ int mamba_layer_is_step_cuda(const mamba_layer_params* params) {
 }
 
 size_t mamba_layer_step_cuda_workspace(const mamba_layer_params* params) {
-  if (mamba::check_sizes(params)) return 0;
+  if (mamba::check_sizes(params) || !mamba::has_few_rows(*params)) return 0;
   size_t bytes = 0;
   mamba::describe_step(*params, nullptr, false, &bytes);
   return bytes;
@@ -330,7 +266,7 @@ size_t mamba_layer_cuda_workspace(const mamba_layer_params* params) {
 
 mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
                                    void* stream) {
-  if (mamba_status bad = mamba::check_all(params, workspace)) return bad;
+  if (mamba_status bad = mamba::check(params, workspace)) return bad;
   if (!mamba::fits_step(*params)) {
     return mamba::fail(MAMBA_INVALID,
                        "layer: %lld sequences of %lld steps are too many rows for a step on this "
@@ -343,7 +279,7 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* works
 
 mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                               void* context, void* workspace, void* stream) {
-  if (mamba_status bad = mamba::check_all(params, workspace)) return bad;
+  if (mamba_status bad = mamba::check(params, workspace)) return bad;
   if (mamba::prefers_step(*params)) return mamba_layer_step_cuda(params, workspace, stream);
   if (!multiply) return mamba::fail(MAMBA_INVALID, "layer: multiply is null");
   return mamba::ManyRowsRun(*params, multiply, context, workspace,

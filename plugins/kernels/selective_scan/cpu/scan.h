@@ -5,13 +5,15 @@
 // exponentials are independent of one another and the state stays in a register. States and A are
 // transposed at the ends.
 //
-// A few steps (decode): lanes are states, which lie side by side in memory, so nothing is
-// transposed.
+// A few steps (decode), or very many states: lanes are states, which lie side by side in memory, so
+// nothing is transposed.
 #pragma once
 
 #include <cstdlib>
 
+#include "common/cpu/kernels.h"
 #include "common/cpu/simd.h"
+#include "common/sizes.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
@@ -20,6 +22,9 @@ namespace MAMBA_ISA {
 constexpr int kTile = 32;         // steps a tile: dt, dt u and y of a vector stay in the L1 cache
 constexpr int kVectorsATask = 4;  // a row of a task's channels is then 256 bytes with AVX-512
 constexpr int64_t kFewSteps = 4;  // up to here transposing the state costs more than the steps
+// Beyond, a task's states in lanes would leave the caches, and ask for memory far beyond that of
+// the tensors.
+constexpr int64_t kMostStatesInLanes = 16384;
 
 // Where a task's channels are.
 struct ScanBlock {
@@ -103,9 +108,15 @@ static inline void from_lanes(const float* from, float* to, int64_t channels, in
   }
 }
 
-// Numbers of scratch memory that a task of scan_long needs: A and h in lanes, B and C of a tile.
-static inline int64_t scan_scratch(const mamba_selective_scan_params& p) {
-  return 2 * (kVectorsATask * kLanes + kTile) * p.d_state;
+// Whether lanes are states.
+static inline bool walks_states(const mamba_selective_scan_params& p) {
+  return (p.length <= kFewSteps && p.d_state % kLanes == 0) || p.d_state > kMostStatesInLanes;
+}
+
+// Scratch memory that a task needs: B and C of a step, or A and h in lanes, and B and C of a tile.
+static int64_t scan_scratch_bytes(const mamba_selective_scan_params& p) {
+  const int64_t rows = walks_states(p) ? 2 : 2 * (kVectorsATask * kLanes + kTile);
+  return product(rows, p.d_state, sizeof(float));
 }
 
 template <typename T>
@@ -154,22 +165,25 @@ static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& blo
   from_lanes(h, p.last_state + (block.batch * p.d_inner + block.first) * N, block.count, N);
 }
 
-// One channel, one step: lanes are states. d_state is a multiple of kLanes.
+// One channel, one step: lanes are states. Without a tail d_state is a multiple of kLanes.
+template <bool kHasTail>
 static inline float step_channel(const float* A, const float* B, const float* C,
                                  const float* before, float* after, int64_t d_state, float dt,
                                  float dt_u) {
   Vec y = {};
   for (int64_t n = 0; n < d_state; n += kLanes) {
-    const Vec decay = exp(load<Fp32>(A + n, kLanes) * dt);
-    const Vec state = decay * load<Fp32>(before + n, kLanes) + load<Fp32>(B + n, kLanes) * dt_u;
-    store<Fp32>(after + n, state, kLanes);
-    y += state * load<Fp32>(C + n, kLanes);
+    const int count = kHasTail && d_state - n < kLanes ? static_cast<int>(d_state - n) : kLanes;
+    const Vec decay = exp(load<Fp32>(A + n, count) * dt);
+    const Vec state = decay * load<Fp32>(before + n, count) + load<Fp32>(B + n, count) * dt_u;
+    store<Fp32>(after + n, state, count);
+    y += state * load<Fp32>(C + n, count);
   }
   return sum(y);
 }
 
-template <typename T>
-static void scan_few(const mamba_selective_scan_params& p, const ScanBlock& block, float* scratch) {
+template <typename T, bool kHasTail>
+static void scan_states(const mamba_selective_scan_params& p, const ScanBlock& block,
+                        float* scratch) {
   const int64_t N = p.d_state;
   float* B = scratch;
   float* C = B + N;
@@ -188,16 +202,17 @@ static void scan_few(const mamba_selective_scan_params& p, const ScanBlock& bloc
       Vec y = {};
       for (int i = 0; i < count; ++i) {
         const int64_t at = state_at + (c + i) * N;
-        y[i] = step_channel(p.A + (channel + i) * N, B, C, before + at, p.last_state + at, N, dt[i],
-                            dt_u[i]);
+        y[i] = step_channel<kHasTail>(p.A + (channel + i) * N, B, C, before + at, p.last_state + at,
+                                      N, dt[i], dt_u[i]);
       }
       step_output<T>(p, block, t, channel, count, y, u);
     }
   }
 }
 
+// False where there is no memory to work in.
 template <typename T>
-static void scan_task(const mamba_selective_scan_params& p, size_t task) {
+static bool scan_task(const mamba_selective_scan_params& p, size_t task) {
   const int64_t channels = p.d_inner / p.n_groups;
   const int64_t size = kVectorsATask * kLanes;
   const int64_t blocks = (channels + size - 1) / size;
@@ -211,17 +226,21 @@ static void scan_task(const mamba_selective_scan_params& p, size_t task) {
 
   // Small models' scratch lies on the stack; 16 KiB of it is d_state 16 with AVX-512.
   alignas(64) float on_stack[4096];
-  const int64_t needed = scan_scratch(p);
-  float* scratch =
-      needed <= 4096
-          ? on_stack
-          : static_cast<float*>(aligned_alloc(64, (needed * sizeof(float) + 63) / 64 * 64));
-  if (p.length <= kFewSteps && p.d_state % kLanes == 0) {
-    scan_few<T>(p, block, scratch);
-  } else {
+  float* scratch = on_stack;
+  const uint64_t needed = static_cast<uint64_t>(scan_scratch_bytes(p));
+  if (needed > sizeof(on_stack)) {
+    scratch = static_cast<float*>(aligned_alloc(64, (needed + 63) / 64 * 64));
+    if (!scratch) return false;
+  }
+  if (!walks_states(p)) {
     scan_long<T>(p, block, scratch);
+  } else if (p.d_state % kLanes == 0) {
+    scan_states<T, false>(p, block, scratch);
+  } else {
+    scan_states<T, true>(p, block, scratch);
   }
   if (scratch != on_stack) free(scratch);
+  return true;
 }
 
 static size_t scan_tasks(const mamba_selective_scan_params& p) {
@@ -231,15 +250,22 @@ static size_t scan_tasks(const mamba_selective_scan_params& p) {
 }
 
 static void run_scan_task(void* context, size_t task) {
-  const mamba_selective_scan_params& p = *static_cast<const mamba_selective_scan_params*>(context);
+  ScanCall& call = *static_cast<ScanCall*>(context);
+  if (__atomic_load_n(&call.lacks_memory, __ATOMIC_RELAXED)) return;
+  const mamba_selective_scan_params& p = call.params;
+  bool done = false;
   switch (p.dtype) {
     case MAMBA_FP32:
-      return scan_task<Fp32>(p, task);
+      done = scan_task<Fp32>(p, task);
+      break;
     case MAMBA_FP16:
-      return scan_task<Fp16>(p, task);
+      done = scan_task<Fp16>(p, task);
+      break;
     case MAMBA_BF16:
-      return scan_task<Bf16>(p, task);
+      done = scan_task<Bf16>(p, task);
+      break;
   }
+  if (!done) __atomic_store_n(&call.lacks_memory, 1, __ATOMIC_RELAXED);
 }
 
 }  // namespace MAMBA_ISA

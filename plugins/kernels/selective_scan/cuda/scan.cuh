@@ -11,11 +11,11 @@
 
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
+#include "selective_scan/cuda/scan_parts.h"
 
 namespace mamba {
 
 constexpr int64_t kFewSteps = 8;
-constexpr int kMaxTileStates = 256;
 constexpr int kPipeStates = 128;
 
 // A length that is split: part i starts at step i * part_length of the walk.

@@ -1,4 +1,5 @@
 // Scan for a d_state that fits no thread's registers: a warp a channel, its state in device memory.
+#include "common/sizes.h"
 #include "selective_scan/cuda/scan.cuh"
 
 namespace mamba {
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const int64_t blocks = (p.batch * p.d_inner * kLanes + kThreads - 1) / kThreads;
+    const int64_t blocks = product(p.batch, p.d_inner, kLanes) / kThreads + 1;
     if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     scan_any_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
     return cudaGetLastError();

@@ -1,0 +1,75 @@
+"""The graph and its weights to files, each write checked, and the check of what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mamba_export import contract
+from mamba_export.errors import ExportError, first_line
+from mamba_export.files import opened, write_bytes
+
+_EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Write the graph, and beside it the weights. The model's tensors then refer to that file.
+
+    ``onnx_ir.save`` would write the weights with ``numpy.ndarray.tofile``, which reports no error where its
+    last buffer is not written.
+
+    Raises:
+        OSError: not all could be written.
+    """
+    with opened(folder / contract.WEIGHTS_FILE) as file:
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes <= _EXTERNAL_ABOVE:
+                    continue
+                value.const_value = ir.ExternalTensor(
+                    contract.WEIGHTS_FILE,
+                    file.tell(),
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=str(tensor.name or value.name),
+                    base_dir=folder,
+                )
+                file.write(tensor.tobytes())
+    proto = ir.serde.serialize_model(model)
+    write_bytes(folder / contract.MODEL_FILE, proto.SerializeToString())
+
+
+def check(path: Path) -> None:
+    """Run ONNX's full check, shape inference included.
+
+    Raises:
+        ExportError: the file is not valid ONNX.
+    """
+    try:
+        with _utf8(path.parent) as folder:
+            onnx.checker.check_model(f"{folder}/{path.name}", full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = first_line(error)
+        raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
+
+
+@contextlib.contextmanager
+def _utf8(folder: Path) -> Iterator[str]:
+    """A path of the folder in UTF-8, which is all that onnx opens; on Linux every folder has one."""
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(folder)

@@ -1,0 +1,150 @@
+"""Calls into the ``tokenizers`` library on files that others wrote: every failure is one line.
+
+The library is Rust. It panics on some files (a stride over the length, a missing special token, a regex that
+backtracks), which is no ``Exception`` in Python and prints itself to the process's standard error; and a few
+lines of a file can ask for a text that grows without bound, which it would begin to build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from mamba_export.errors import SessionError, first_line
+
+MOST_GROWTH = 1024
+"""How many times longer a part of a tokenizer may make a text. Those in use stay below 10."""
+MOST_CHARACTERS = 1 << 24
+"""Of a text that a part which lengthens texts may make: a minute and 3 GB in the library at the worst."""
+
+
+@contextlib.contextmanager
+def reporting(message: str) -> Iterator[None]:
+    """Turn what the library raises, panics too, into a SessionError.
+
+    Args:
+        message: with ``{reason}`` in the place of what the library says.
+
+    Raises:
+        SessionError: the library failed; one line.
+    """
+    with _STANDARD_ERROR.held() as held:
+        try:
+            yield
+        except Exception as error:  # the library raises plain Exception
+            raise SessionError(message.format(reason=first_line(error))) from error
+        except BaseException as error:
+            if type(error).__module__ != "pyo3_runtime":  # Ctrl-C, an exit
+                raise
+            held.forget()
+            raise SessionError(message.format(reason=first_line(error))) from error
+
+
+class _HeldStandardError:
+    """The process's standard error while calls run, which is written out afterwards but for a panic's own text.
+
+    Rust prints a panic to file descriptor 2 itself and offers Python no way to stop that. Threads share one
+    descriptor, so the first call to begin moves it aside, and the last to end brings it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._kept = self._real = -1  # file descriptors
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[_HeldStandardError]:
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                self._move_aside()
+        try:
+            yield self
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    self._bring_back()
+
+    def forget(self) -> None:
+        """Drop what was written since the calls began."""
+        with self._lock, contextlib.suppress(OSError):
+            os.ftruncate(self._kept, 0)
+            os.lseek(self._kept, 0, os.SEEK_SET)
+
+    def _move_aside(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # it is closed, or this is no Linux
+            if self._kept < 0:
+                self._kept = os.memfd_create("standard error", os.MFD_CLOEXEC)
+            self._real = os.dup(2)
+            os.dup2(self._kept, 2)
+
+    def _bring_back(self) -> None:
+        if self._real < 0:
+            return
+        os.dup2(self._real, 2)
+        os.close(self._real)
+        self._real = -1
+        if size := os.fstat(self._kept).st_size:
+            with contextlib.suppress(OSError):
+                os.write(2, os.pread(self._kept, size, 0))
+            os.ftruncate(self._kept, 0)
+            os.lseek(self._kept, 0, os.SEEK_SET)
+
+
+_STANDARD_ERROR = _HeldStandardError()
+
+
+def growth(part: Any) -> int:
+    """How many times longer a normalizer, post-processor or decoder may make a text; 1 where it cannot.
+
+    A bound for the worst text, from what the part says of itself: only ``Replace``, ``Prepend`` and templates
+    put content of the file into a text, and only a sequence of them multiplies it.
+
+    Args:
+        part: of a ``tokenizers.Tokenizer``, or None.
+    """
+    return 1 if part is None else _growth(json.loads(part.__getstate__()))
+
+
+def _growth(part: dict[str, Any]) -> int:
+    kind = part.get("type")
+    if kind == "Sequence":
+        product = 1
+        for key in ("normalizers", "decoders", "processors"):
+            for inner in part.get(key, ()):
+                product *= _growth(inner)
+        return product
+    if kind == "Prepend":  # once for each piece between added tokens
+        return max(1, len(part["prepend"]))
+    if kind == "Replace":
+        content = len(part["content"])
+        found = part["pattern"].get("String")
+        if found:
+            return max(1, -(-content // len(found)))
+        return 1 + content  # a regex, or the empty text, may match between any two characters
+    if kind == "TemplateProcessing":
+        return max(1, sum("Sequence" in piece for piece in part["single"]))
+    return 1
+
+
+def check_growth(characters: int, times: int, what: str) -> None:
+    """Refuse to build a text that may become too long.
+
+    Args:
+        characters: of the text before.
+        times: ``growth`` of what it goes through.
+        what: names the file and what is done.
+
+    Raises:
+        SessionError: it may have more than ``MOST_CHARACTERS``.
+    """
+    if times > 1 and characters * times > MOST_CHARACTERS:
+        raise SessionError(
+            f"{what} may lengthen a text {times} times, and this one has {characters} characters: give a "
+            "shorter one, or use a tokenizer that does not"
+        )

@@ -1,0 +1,204 @@
+#include "common/checks.h"
+
+#include <cfloat>
+#include <cstddef>
+#include <cstring>
+
+#include "common/errors.h"
+#include "common/sizes.h"
+
+namespace mamba {
+namespace {
+
+// A dtype as the number that the caller wrote: as an enumerator it would be undefined where it is
+// none of the three.
+int number_of(const mamba_dtype& dtype) {
+  static_assert(sizeof(mamba_dtype) == sizeof(int));
+  int number = 0;
+  std::memcpy(&number, &dtype, sizeof number);
+  return number;
+}
+
+bool known(int dtype) { return dtype == MAMBA_FP32 || dtype == MAMBA_FP16 || dtype == MAMBA_BF16; }
+
+// Name and value of what must be at least 1.
+struct Size {
+  const char* name;
+  int64_t value;
+};
+
+template <size_t Count>
+mamba_status check_positive(const char* op, const Size (&sizes)[Count], int dtype) {
+  for (const Size& size : sizes) {
+    if (size.value < 1) {
+      return fail(MAMBA_INVALID, "%s: %s is %lld, expected at least 1", op, size.name,
+                  static_cast<long long>(size.value));
+    }
+  }
+  if (!known(dtype)) return fail(MAMBA_INVALID, "%s: dtype %d is unknown", op, dtype);
+  return MAMBA_OK;
+}
+
+constexpr int64_t kElementBytes = 4;  // at most
+
+// Name and number of elements of a tensor.
+struct Elements {
+  const char* tensor;
+  int64_t count;
+};
+
+template <size_t Count>
+mamba_status check_fit(const char* op, const Elements (&tensors)[Count]) {
+  for (const Elements& one : tensors) {
+    if (product(one.count, kElementBytes) == kTooMany) {
+      return fail(MAMBA_INVALID,
+                  "%s: the sizes of %s are too large: a 64-bit number holds no such "
+                  "number of bytes",
+                  op, one.tensor);
+    }
+  }
+  return MAMBA_OK;
+}
+
+template <size_t Count>
+bool has_null(const void* const (&tensors)[Count]) {
+  for (const void* tensor : tensors) {
+    if (!tensor) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+// --- Selective scan
+
+mamba_status check_sizes(const mamba_selective_scan_params* params) {
+  constexpr char kName[] = "selective_scan";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba_selective_scan_params& p = *params;
+  const Size sizes[] = {{"batch", p.batch},
+                        {"length", p.length},
+                        {"d_inner", p.d_inner},
+                        {"d_state", p.d_state},
+                        {"n_groups", p.n_groups}};
+  if (mamba_status bad = check_positive(kName, sizes, number_of(p.dtype))) return bad;
+  if (p.d_inner % p.n_groups) {
+    return fail(MAMBA_INVALID, "%s: n_groups %lld does not divide d_inner %lld", kName,
+                static_cast<long long>(p.n_groups), static_cast<long long>(p.d_inner));
+  }
+  const Elements tensors[] = {{"u", product(p.batch, p.length, p.d_inner)},
+                              {"B", product(p.batch, p.length, p.n_groups, p.d_state)},
+                              {"initial_state", product(p.batch, p.d_inner, p.d_state)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba_selective_scan_params* params) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_selective_scan_params& p = *params;
+  const void* const tensors[] = {p.u.data, p.delta.data, p.B.data,        p.C.data, p.A,
+                                 p.D,      p.delta_bias, p.initial_state, p.y,      p.last_state};
+  if (has_null(tensors)) return fail(MAMBA_INVALID, "selective_scan: a tensor's pointer is null");
+  return MAMBA_OK;
+}
+
+// --- Causal convolution
+
+mamba_status check_sizes(const mamba_causal_conv1d_params* params) {
+  constexpr char kName[] = "causal_conv1d";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba_causal_conv1d_params& p = *params;
+  const Size sizes[] = {
+      {"batch", p.batch}, {"length", p.length}, {"channels", p.channels}, {"d_conv", p.d_conv}};
+  if (mamba_status bad = check_positive(kName, sizes, number_of(p.dtype))) return bad;
+  if (p.d_conv > kMaxTaps) {
+    return fail(MAMBA_INVALID, "%s: d_conv %lld is not supported, at most %lld", kName,
+                static_cast<long long>(p.d_conv), static_cast<long long>(kMaxTaps));
+  }
+  const Elements tensors[] = {{"x", product(p.batch, p.length, p.channels)},
+                              {"weight", product(p.channels, p.d_conv)},
+                              {"initial_state", product(p.batch, p.channels, p.d_conv)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba_causal_conv1d_params* params) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_causal_conv1d_params& p = *params;
+  const bool lacks_state = p.d_conv > 1 && (!p.initial_state || !p.last_state);
+  const void* const tensors[] = {p.x.data, p.weight, p.bias, p.y};
+  if (lacks_state || has_null(tensors)) {
+    return fail(MAMBA_INVALID, "causal_conv1d: a tensor's pointer is null");
+  }
+  return MAMBA_OK;
+}
+
+// --- A whole layer
+
+mamba_status check_sizes(const mamba_layer_params* params) {
+  if (!params) return fail(MAMBA_INVALID, "layer: params is null");
+  const mamba_layer_params& p = *params;
+  const struct {
+    const char* name;
+    int64_t value, most;
+  } sizes[] = {
+      {"batch", p.batch, INT32_MAX},     {"length", p.length, INT32_MAX},
+      {"d_model", p.d_model, kMaxWidth}, {"d_inner", p.d_inner, kMaxWidth},
+      {"d_state", p.d_state, kMaxWidth}, {"d_conv", p.d_conv, kMaxTaps},
+      {"dt_rank", p.dt_rank, kMaxWidth},
+  };
+  for (const auto& size : sizes) {
+    if (size.value < 1 || size.value > size.most) {
+      return fail(MAMBA_INVALID, "layer: %s is %lld, expected 1 to %lld", size.name,
+                  static_cast<long long>(size.value), static_cast<long long>(size.most));
+    }
+  }
+  // Rows are counted in 32 bits, by cuBLAS too.
+  if (p.batch * p.length > INT32_MAX) {
+    return fail(MAMBA_INVALID, "layer: batch %lld times length %lld is more than %lld rows",
+                static_cast<long long>(p.batch), static_cast<long long>(p.length),
+                static_cast<long long>(INT32_MAX));
+  }
+  const int dtype = number_of(p.dtype), hidden_dtype = number_of(p.hidden_dtype);
+  if (!known(dtype)) return fail(MAMBA_INVALID, "layer: dtype %d is unknown", dtype);
+  if (hidden_dtype != MAMBA_FP32 && hidden_dtype != dtype) {
+    return fail(MAMBA_INVALID, "layer: hidden_dtype %d is neither fp32 nor dtype", hidden_dtype);
+  }
+  if (!(p.epsilon >= 0 && p.epsilon <= FLT_MAX)) {  // NaN too
+    return fail(MAMBA_INVALID, "layer: epsilon is %g, expected a finite number of at least 0",
+                static_cast<double>(p.epsilon));
+  }
+  const Elements tensors[] = {{"recurrent_state", product(p.batch, p.d_inner, p.d_state)}};
+  return check_fit("layer", tensors);
+}
+
+mamba_status check(const mamba_layer_params* params, const void* workspace) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_layer_params& p = *params;
+  const void* const tensors[] = {p.hidden,
+                                 p.norm_weight,
+                                 p.in_proj_weight,
+                                 p.conv_weight,
+                                 p.conv_bias,
+                                 p.x_proj_weight,
+                                 p.dt_proj_weight,
+                                 p.dt_bias,
+                                 p.A,
+                                 p.D,
+                                 p.out_proj_weight,
+                                 p.recurrent_state,
+                                 p.hidden_out,
+                                 p.last_recurrent_state,
+                                 workspace};
+  if (has_null(tensors)) {
+    return fail(MAMBA_INVALID, "layer: a tensor's pointer, or workspace, is null");
+  }
+  if (p.d_conv > 1 && (!p.conv_state || !p.last_conv_state)) {
+    return fail(MAMBA_INVALID, "layer: conv_state's pointer is null");
+  }
+  if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
+    return fail(MAMBA_INVALID, "layer: workspace is not aligned to %lld bytes",
+                static_cast<long long>(kWorkspaceAlignment));
+  }
+  return MAMBA_OK;
+}
+
+}  // namespace mamba
