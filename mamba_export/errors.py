@@ -32,16 +32,16 @@ class UnknownOptionError(SessionError, TypeError):
     """A keyword argument that names no option; the message lists those that there are."""
 
 
-_LONGEST = 500
-"""Characters of another library's message: some quote the whole file that they could not read."""
-
-
 class ImplementationError(MambaExportError, ValueError):
     """An implementation of the operators was asked for that is unknown, absent, or cannot take a tensor."""
 
 
 class MambaExportWarning(UserWarning):
     """Something that a user may not expect of what was done as asked; one line. The command line prints it."""
+
+
+_LONGEST = 500
+"""Characters of another library's message: some quote the whole file that they could not read."""
 
 
 def first_line(error: BaseException, after: str | None = None) -> str:
