@@ -61,7 +61,8 @@ class Tokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._name = name
-        self._encoding_growth = growth(tokenizer.normalizer) * growth(tokenizer.post_processor)
+        before_model = growth(tokenizer.normalizer, tokenizer.pre_tokenizer)
+        self._encoding_growth = before_model * growth(tokenizer.post_processor)
         self._decoding_growth = growth(tokenizer.decoder)
         if max(self._encoding_growth, self._decoding_growth) > MOST_GROWTH:
             raise SessionError(
