@@ -8,6 +8,7 @@ the API's lookup and around a command.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 from mamba_export.errors import MissingPackageError
@@ -31,6 +32,16 @@ COMMANDS = {
 
 _PACKAGES_OF_MODULES = {"cuda": "cuda-bindings"}
 """Where the name that is imported is not the package's."""
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not.
+
+    A folder of that name without code, such as ``tensorrt`` in the current one, is no package, though Python
+    would import it as an empty namespace.
+    """
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def how_to_install(package: str) -> str:

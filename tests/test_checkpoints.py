@@ -561,7 +561,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "billion_layers": (
         lambda f: edit_config(f, num_hidden_layers=10**9),
-        r"lacks tensors that its config\.json asks for: backbone\.layers\.999999999\.norm\.weight",
+        r"lacks tensors that its config\.json asks for: backbone\.layers\.3\.norm\.weight",
     ),
     "flag_is_a_number": (
         lambda f: edit_config(f, use_bias=1),
@@ -611,7 +611,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_tensors(
             f, lambda state: state.update({NORM: torch.ones(24, dtype=torch.int8)})
         ),
-        rf"tensor {NORM} is torch\.int8, expected fp32.*; quantised weights are not supported",
+        rf"tensor {NORM} is I8, expected fp32.*; quantised weights are not supported",
     ),
 }
 

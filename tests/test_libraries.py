@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import site
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mamba_export.libraries import CUSTOM_OPS, KERNELS, TRT_PLUGIN, CompiledFile, installed
+from mamba_export.requirements import is_installed
 
 each = pytest.mark.parametrize("library", [KERNELS, CUSTOM_OPS, TRT_PLUGIN], ids=lambda x: x.file)
 
@@ -149,3 +151,18 @@ def test_entries_of_sys_path_alone_are_not_looked_at(
     monkeypatch.chdir(planted)
     monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
     assert installed(PLANTED) is None
+
+
+@pytest.mark.parametrize("name", ["absent_package", "tensorrt_absent"])
+def test_a_folder_of_data_named_as_a_package_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As repositories of users have folders named tensorrt and triton, and Python looks there first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert not is_installed(name)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.plan").touch()
+    importlib.invalidate_caches()
+    assert not is_installed(name)
+    assert is_installed("numpy")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import json
 import os
 import platform
@@ -77,7 +76,7 @@ def _onnxruntime() -> Finding:
 
 def _gpu() -> Finding:
     has_driver = Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists()
-    if importlib.util.find_spec("torch") is None:
+    if not requirements.is_installed("torch"):
         if has_driver:
             return Finding(
                 "NVIDIA GPU", "ok", "there is a driver; without torch, its GPUs are not named"
@@ -120,7 +119,7 @@ def _kernels() -> Finding:
 
 def _gpu_count() -> int:
     """At least 1: where torch is absent or counts no GPU, having no CUDA, the library looks for itself."""
-    if importlib.util.find_spec("torch") is None:
+    if not requirements.is_installed("torch"):
         return 1
     import torch
 

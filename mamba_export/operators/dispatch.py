@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import lru_cache
-from importlib.util import find_spec
 
 from torch import Tensor
 
+from mamba_export import requirements
 from mamba_export.operators import native
 
 BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
@@ -93,4 +93,4 @@ def _triton_takes(tensor: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def _triton_present() -> bool:
-    return find_spec("triton") is not None
+    return requirements.is_installed("triton")

@@ -17,7 +17,7 @@ from typing import Any
 
 from attacks.watch import drain
 
-HANGS_AFTER = 120.0
+HANGS_AFTER = 60.0
 """Seconds of an attempt, after which its process is ended and the attempt is a finding."""
 
 _TOOLS = Path(__file__).resolve().parents[1]
@@ -85,6 +85,7 @@ def run(
     left = list(numbers)
     with tempfile.TemporaryDirectory(prefix="attack-") as temporary:
         root = Path(temporary if keep is None else keep).resolve()
+        root.chmod(0o755)  # some attempts are made by a user who may do nothing
         _make_material(root)
         while left:
             for result in _worker(left, seed, root, keep is not None):

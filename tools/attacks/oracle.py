@@ -1,8 +1,8 @@
 """What a right answer is. Every attempt is judged here, and nowhere else.
 
-A command exits with 0, with 1 where it is a verification that printed a failed check, or with 2 and one line on
-standard error ("error: ..."), or typer's box about its usage. A call of the API returns, or raises a
-MambaExportError. Nothing but what was asked for changes; no socket; no code of a folder; within bounds.
+A command exits with 0, with 1 where it is a verification that printed a failed check, or with 2 and one line
+on standard error ("error: ..."). A call of the API returns, or raises a MambaExportError. Nothing but what was
+asked for changes; no socket; no code of a folder; within bounds.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ def _command(attempt: Attempt, outcome: Outcome) -> Iterator[str]:
     elif code == 1:
         if not _failed_table(attempt, outcome):
             yield "exit code 1, and no failed check printed"
-        elif attempt.refuse:
-            yield "exit code 1, expected 2"
     elif code == 2:
-        yield from _message(outcome.stderr)
+        yield from () if outcome.stdout.lstrip().startswith("Usage:") else _message(outcome.stderr)
     else:
         yield f"exit code {code}"
 
@@ -82,9 +80,6 @@ def _message(stderr: str) -> Iterator[str]:
     lines = [line for line in stderr.split("\n") if line.strip()]
     if not lines:
         yield "exit code 2 without a message"
-    elif lines[0].startswith("Usage:"):
-        if not any("Error" in line for line in lines):
-            yield "exit code 2 with the usage alone"
     elif len(lines) > 1:
         yield f"{len(lines)} lines on standard error: {' | '.join(line[:80] for line in lines)[:300]}"
     elif not lines[0].startswith("error: ") or len(lines[0]) < len("error: ") + 4:

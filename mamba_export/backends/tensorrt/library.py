@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mamba_export import given
+from mamba_export import given, requirements
 from mamba_export.backends.tensorrt.names import KINDS, TENSORRT, TENSORRT_RTX, Kind
 from mamba_export.errors import EngineError, first_line
 
@@ -59,7 +59,7 @@ class Library:
 
 def is_installed(kind: Kind) -> bool:
     """Whether a runtime can be imported; it is not."""
-    return importlib.util.find_spec(kind.module) is not None
+    return requirements.is_installed(kind.module)
 
 
 def choose(option: str | None, gpu_present: bool) -> Kind:

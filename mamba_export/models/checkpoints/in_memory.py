@@ -13,7 +13,7 @@ from mamba_export.models.checkpoints.families import match
 from mamba_export.models.checkpoints.family import Description
 from mamba_export.models.checkpoints.generation_config import with_content
 from mamba_export.models.checkpoints.loading import assemble
-from mamba_export.models.checkpoints.weights import StoredTensor
+from mamba_export.models.checkpoints.stored import StoredTensor
 from mamba_export.models.language_model import MambaLM
 
 
@@ -51,6 +51,6 @@ def load_module(model: Any, *, dtype: torch.dtype = torch.float32) -> tuple[Mamb
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
             raise CheckpointError(f"{name}: the weight {key} is not loaded: load the model first")
         stored[family.our_name(key)] = StoredTensor(
-            Path(name), key, tuple(tensor.shape), tensor.detach
+            Path(name), key, tuple(tensor.shape), tensor.dtype, tensor.detach
         )
     return assemble(Path(name), family, description.config, stored, dtype, None), description

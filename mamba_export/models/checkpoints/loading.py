@@ -15,7 +15,9 @@ from mamba_export.models.checkpoints.families import read_config
 from mamba_export.models.checkpoints.family import Family
 from mamba_export.models.checkpoints.naming import EMBEDDING, HEAD
 from mamba_export.models.checkpoints.source import locate, tokenizer_files
-from mamba_export.models.checkpoints.weights import StoredTensor, open_weights
+from mamba_export.models.checkpoints.stored import StoredTensor
+from mamba_export.models.checkpoints.weights import open_weights
+from mamba_export.printing import printable
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -74,7 +76,7 @@ def load(
     try:
         folder = locate(source, progress)
         family, description = read_config(folder)
-        stored = {family.our_name(tensor.name): tensor for tensor in open_weights(folder)}
+        stored = _by_our_names(family, open_weights(folder))
         model = assemble(folder, family, description.config, stored, dtype, progress)
     except OSError as error:
         where = error.filename or source
@@ -92,6 +94,19 @@ def load(
     )
 
 
+def _by_our_names(family: Family, tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by MambaLM's names. CheckpointError where two stand for one parameter."""
+    stored: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        other = stored.setdefault(family.our_name(tensor.name), tensor)
+        if other is not tensor:
+            raise CheckpointError(
+                f"{tensor.file}: tensors {other.name} and {tensor.name} both stand for "
+                f"{family.file_name(family.our_name(tensor.name))}: leave one of them out"
+            )
+    return stored
+
+
 def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaConfig:
     """Drop a tied head from ``stored``. As in transformers the files overrule the config:
 
@@ -102,8 +117,9 @@ def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaC
     if EMBEDDING not in stored:
         stored[EMBEDDING] = stored.pop(HEAD)
         return config
-    embedding, head = stored[EMBEDDING].read(), stored[HEAD].read()
-    if embedding.dtype != head.dtype or not torch.equal(embedding, head):
+    embedding, head = stored[EMBEDDING], stored[HEAD]
+    comparable = embedding.dtype == head.dtype and embedding.dtype in _DTYPES
+    if not comparable or not torch.equal(embedding.read(), head.read()):
         return config.replace(tie_embeddings=False)
     del stored[HEAD]
     return config
@@ -130,9 +146,10 @@ def assemble(
         CheckpointError: a tensor is missing, unknown, or of another shape or an unknown dtype.
     """
     config = _settle_head(config, stored)
-    last_layer = f"backbone.layers.{config.n_layer - 1}.norm.weight"
-    if last_layer not in stored:  # before a model of a billion layers is built
-        raise _missing(folder, family, [last_layer])
+    for layer in range(config.n_layer):  # before a model of a billion layers is built
+        norm = f"backbone.layers.{layer}.norm.weight"
+        if norm not in stored:
+            raise _missing(folder, family, [norm])
     try:
         with torch.device("meta"):
             model = MambaLM(config)
@@ -176,6 +193,11 @@ def _check(
                 f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape}, expected "
                 f"{expected} from config.json; is the config of another model?"
             )
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}, expected fp32, fp16, bf16 or "
+                "float64; quantised weights are not supported"
+            )
 
 
 def _missing(folder: Path, family: Family, names: list[str]) -> CheckpointError:
@@ -188,17 +210,12 @@ def _missing(folder: Path, family: Family, names: list[str]) -> CheckpointError:
 def _few(names: Iterable[str]) -> str:
     names = list(names)
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest
+    return ", ".join(printable(name)[:120] for name in names[:3]) + rest
 
 
 def _read(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     """The tensor in ``dtype``, in memory of its own: the file may change or go once it is read."""
     tensor = stored.read()
-    if tensor.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{stored.file}: tensor {stored.name} is {tensor.dtype}, expected fp32, fp16, bf16 or "
-            "float64; quantised weights are not supported"
-        )
     return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
 

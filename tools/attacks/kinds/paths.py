@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from attacks.attempt import Attempt
+from attacks.attempt import Attempt, Outcome
 from attacks.material import CHECKPOINT, EXPORTED, Place
 from attacks.odd import HOSTILE_TEXTS, short
 
@@ -149,50 +149,65 @@ def _odd_name(place: Place) -> Attempt:
 def standing_output(place: Place) -> Attempt:
     """OUT stands already: the source, its parent, the user's files, a link, an export of ours."""
     rng, folder = place.rng, place.folder
-    source = place.copy(CHECKPOINT, "source")
-    exported = place.copy(EXPORTED, "exported")
-    other = folder / "letters"
-    other.mkdir()
-    (other / "novel.txt").write_text("years of work")
+    place.copy(CHECKPOINT, "source")
+    place.copy(EXPORTED, "exported")
+    place.copy(EXPORTED, "older")
+    letters, source = folder / "letters", folder / "source"
+    letters.mkdir()
+    (letters / "novel.txt").write_text("years of work")
+    shutil.copy(source / "tokenizer.json", letters)
     (folder / "empty").mkdir()
-    (folder / "link").symlink_to(rng.choice(("source", "letters", "exported", "nothing")))
-    ours = rng.choice(("exported", "empty", "new", "a/b/new"))
-    refused = rng.choice(
+    (folder / "link").symlink_to(rng.choice(("source", "letters", "exported", "older", "nothing")))
+    out = rng.choice(
         (
-            "source",
-            "source/.",
-            "source/inside",
-            ".",
-            "",
-            "letters",
-            "link",
-            "./source",
-            "..",
-            str(source),
-            "letters/novel.txt",
-            "link/inside",
+            *(
+                "older",
+                "empty",
+                "new",
+                "a/b/new",
+                "link",
+                "link/inside",
+                "exported",
+                "exported/inside",
+            ),
+            *("source", "source/.", "source/inside", "./source", str(source), "letters/../source"),
+            *(".", "..", "", "letters", "letters/novel.txt", "letters/inside"),
         )
     )
-    out = rng.choice((ours, refused, refused))
     force = rng.random() < 0.75
     if rng.random() < 0.5:
         arguments = ["export", "source", "--output", out]
+        sources = [source]
         if rng.random() < 0.2:
             arguments += ["--tokenizer", "letters"]
+            sources.append(letters)
     else:
         arguments = ["build", "exported", "--bundle", out]
-        if out == "exported":
-            out = "into itself"
+        sources = [folder / "exported"]
+    real = Path(os.path.realpath(folder / out))
+    refuse = not out or _may_not_be(real, sources, force) or not real.is_relative_to(folder)
+    writes = () if refuse else (folder / real.relative_to(folder).parts[0],)
+
+    def plain(outcome: Outcome) -> Iterator[str]:
+        must_work = out in ("new", "a/b/new") or (out == "older" and force)
+        if must_work and outcome.code != 0:
+            yield f"refused: {outcome.stderr.strip()}"
+
     arguments += ["--force"] if force else []
-    allowed = out == ours and (out not in ("exported",) or force)
-    writes = (folder / Path(out).parts[0],) if out == ours else ()
-    del exported
-    return Attempt(
-        " ".join(map(short, arguments)),
-        arguments,
-        writes=writes,
-        refuse=not allowed and out != "empty",
-    )
+    what = " ".join(short(one.replace(str(folder), "FOLDER")) for one in arguments)
+    return Attempt(what, arguments, writes=writes, refuse=refuse, check=plain)
+
+
+def _may_not_be(real: Path, sources: list[Path], force: bool) -> bool:
+    """Whether a path may not become OUT: where a source is, holds or is held by it, and the user's files."""
+    if any(one == real or one in real.parents or real in one.parents for one in sources):
+        return True
+    if not real.exists():
+        return False
+    if not real.is_dir():
+        return True
+    ours = (real / "mamba_export.json").is_file()
+    return any(real.iterdir()) and not (ours and force)
 
 
 def permissions(place: Place) -> Attempt:
