@@ -434,6 +434,20 @@ def test_a_full_disk(volume: Path, tmp_path: Path) -> None:
     assert len(names(volume)) == 4, "nothing of the failed runs stays"
 
 
+def test_a_volume_that_is_read_only(volume: Path) -> None:
+    make(volume / "old", "one")
+    subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
+    for out in (volume / "old", volume / "new", volume / "a" / "b", volume):
+        with pytest.raises(MambaExportError, match=r"cannot be written \(Read-only|holds no"):
+            make(out, "two", force=True)
+    with (
+        pytest.raises(MambaExportError, match=r"file: cannot be written \(Read-only"),
+        new_file(volume / "file"),
+    ):
+        pytest.fail("the refusal comes first")
+    assert names(volume) == ["old"]
+
+
 def test_a_folder_that_holds_a_volume_stays(volume: Path, tmp_path: Path) -> None:
     (volume / "mine.txt").write_text("mine")
     (tmp_path / MARKER).write_text("")
