@@ -102,6 +102,8 @@ def _call(attempt: Attempt, outcome: Outcome) -> Iterator[str]:
     if error is None:
         if attempt.refuse:
             yield f"accepted: {outcome.value!r:.100}"
+    elif isinstance(error, attempt.may_raise):
+        yield from () if str(error).strip() else ("an error without a message",)
     elif not isinstance(error, MambaExportError):
         yield f"raw error: {type(error).__name__}: {str(error)[:200]}"
     elif "\n" in str(error) or not str(error):
