@@ -7,8 +7,10 @@ leave the same to their runtime.
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,7 +54,8 @@ def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto.FromString(content)
         # Of the file, not of the bytes: its weights are looked for beside it.
-        onnx.checker.check_model(str(path))
+        with utf8_path(path) as readable:
+            onnx.checker.check_model(readable)
         _check_texts(model)
     except Exception as reason:  # protobuf's own and the checker's exceptions share no other base
         raise error(
@@ -64,6 +67,21 @@ def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
     if problem:
         raise error(f"{path} is damaged ({problem}): {_AGAIN}")
     return model
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[str]:
+    """The path of a file in UTF-8, which is all that onnx opens; on Linux every folder has one."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}/{path.name}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(path)
 
 
 def check_weights(path: Path, model: onnx.ModelProto, *, error: type[MambaExportError]) -> None:
