@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mamba_export import given
 from mamba_export.backends import registry
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, QuickOption, one_of
 from mamba_export.cli.streams import results
-from mamba_export.errors import MambaExportError
 from mamba_export.printing import as_text
+from mamba_export.untrusted import read_text
 
 _WHAT_RUNS = "; ".join(f"{option}: {what}" for option, what in registry.variants().items())
 
@@ -67,7 +68,4 @@ def command(
 def _read_text(path: Path | None) -> str | None:
     if path is None:
         return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MambaExportError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    return read_text(given.path(path, "--text"))

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.errors import CheckpointError, named_first_line
 from mamba_export.files import check_inside
+from mamba_export.untrusted import check_file, is_folder, is_there
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -64,12 +66,10 @@ def _locate(
 ) -> Path:
     if not str(source):
         raise CheckpointError("the checkpoint's path is empty: pass a folder or a Hugging Face id")
-    path = Path(source)
-    with contextlib.suppress(RuntimeError):  # "~unknown-user": left as it is, a missing folder
-        path = path.expanduser()
-    if path.is_dir():
+    path = given.path(source, "the checkpoint", CheckpointError)
+    if is_folder(path, error=CheckpointError):
         return path
-    if path.exists():
+    if is_there(path, error=CheckpointError):
         raise CheckpointError(f"{source} is a file: pass the folder that holds config.json")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(
@@ -161,5 +161,13 @@ def check_links(files: Iterable[Path]) -> None:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order.
+
+    Raises:
+        CheckpointError: one is no regular file, or cannot be read.
+    """
+    paths = [folder / name for name in TOKENIZER_FILES]
+    found = [path for path in paths if is_there(path, error=CheckpointError)]
+    for path in found:
+        check_file(path, error=CheckpointError)
+    return found
