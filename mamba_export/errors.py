@@ -32,6 +32,14 @@ class UnknownOptionError(SessionError, TypeError):
     """A keyword argument that names no option; the message lists those that there are."""
 
 
+class ImplementationError(MambaExportError, ValueError):
+    """An implementation of the operators was asked for that is unknown, absent, or cannot take a tensor."""
+
+
+class MambaExportWarning(UserWarning):
+    """Something that a user may not expect of what was done as asked; one line. The command line prints it."""
+
+
 def first_line(error: BaseException, after: str | None = None) -> str:
     """The first line of what an error says, for a message of one line; never empty, never raises.
 

@@ -93,6 +93,20 @@ def is_folder(path: str | Path, *, error: type[MambaExportError] = MambaExportEr
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
+def paths_in(folder: Path, *, error: type[MambaExportError] = MambaExportError) -> list[Path]:
+    """What a folder holds, sorted; nothing where there is no such folder.
+
+    Raises:
+        MambaExportError: it may not be read; of type ``error``.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as reason:
+        raise error(f"{folder} cannot be read ({reason.strerror})") from reason
+
+
 def _status(
     path: str | Path,
     ask: Callable[[str | Path], os.stat_result],

@@ -206,7 +206,11 @@ def test_a_library_of_another_version_is_one_line(fake_library: Callable[..., Pa
 
 @needs_compiler
 @uses_native
-@pytest.mark.parametrize(("status", "kind"), [(1, ValueError), (3, RuntimeError)])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(1, ValueError), (2, RuntimeError), (3, RuntimeError), (4, RuntimeError), (5, RuntimeError)],
+    ids=["invalid", "no CUDA", "CUDA error", "out of memory", "internal"],
+)
 def test_a_failing_call_raises_the_librarys_line(
     fake_library: Callable[..., Path], status: int, kind: type
 ) -> None:

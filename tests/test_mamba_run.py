@@ -144,6 +144,7 @@ def test_a_damaged_description(folder: Callable[..., Path]) -> None:
         ({"runtime": "onnxruntime"}, 'is damaged (runtime "onnxruntime" is unknown)'),
         ({"profiles": []}, "is damaged (inputs, outputs, states and profiles do not"),
         ({"states": []}, "is of a program that takes more than tokens, which mamba_run does not drive"),
+        ({"version_compatible": True}, "of --version-compatible, which carries a library for the host, which"),
         ({"vocab_size": 0}, "is of a program without tokens, which mamba_run does not drive: use TrtSession"),
         ({"inputs": [*DESCRIPTION["inputs"][:2], {**DESCRIPTION["inputs"][2], "shape": [-1, -1, 16]}]},
          "is of a program whose state past_key_values.0.recurrent_state grows, which mamba_run does not drive"),

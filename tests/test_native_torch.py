@@ -84,6 +84,8 @@ def test_version_and_dtypes_mirror_the_header() -> None:
         assert f"{names[dtype]} = {number}" in text
     assert f"MAMBA_OK = {kernel_library.OK}" in text
     assert f"MAMBA_INVALID = {kernel_library.INVALID}" in text
+    statuses = ("NO_CUDA = 2", "CUDA_ERROR = 3", "OUT_OF_MEMORY = 4", "INTERNAL = 5")
+    assert all(f"MAMBA_{status}" in text for status in statuses), "part of the interface for ever"
 
 
 @installed

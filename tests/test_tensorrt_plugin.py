@@ -399,6 +399,62 @@ def test_the_workspace_of_the_largest_shape_serves_the_smaller(harness: Harness,
         assert op != CONV or most == 0
 
 
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("rank", [-(2**31), -1, 0, 5, 6, 7, 8, 9, 100, 2**31 - 1])
+def test_a_number_of_axes_that_no_tensor_of_ours_has(harness: Harness, op: str, rank: int) -> None:
+    """Every call that reads shapes, for every input; a Dims has room for 8 axes, a row for 4."""
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    memory = torch.zeros(64)
+    data = [memory.data_ptr()] * len(inputs)
+    results = [memory.data_ptr()] * len(outputs)
+    for position, name in enumerate(SIGNATURES[op][0]):
+        wrong = [*inputs]
+        shape = (*inputs[position].shape, *[1] * 8)[: max(0, min(rank, 8))]
+        wrong[position] = replace(inputs[position], shape=shape, rank=rank)
+        fits = 0 <= rank <= 8
+        answers = {
+            "shapes": lambda wrong=wrong: plugin.output_shapes(wrong) is None,
+            "configure": lambda wrong=wrong: plugin.configure(wrong, outputs) != 0,
+            "change": lambda wrong=wrong: plugin.shape_change(wrong, outputs) != 0,
+            "workspace": lambda wrong=wrong: plugin.workspace(wrong, outputs) == 0,
+            "run": lambda wrong=wrong: plugin.enqueue(wrong, outputs, data, results) != 0,
+        }
+        for call, is_refused in answers.items():
+            assert is_refused(), (call, name)
+            expected = (
+                f"has shape {list(shape)}, expected ("
+                if fits
+                else f"has {rank} axes, expected 0 to 8"
+            )
+            assert f": {name} {expected}" in (log := harness.log()), call
+            assert "\n" not in log
+        assert plugin.supports(position, [*wrong, *outputs], len(inputs)), "it reads types alone"
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("size", [-(2**63), -2, 2**31, 2**62, 2**63 - 1])
+def test_sizes_that_no_number_of_bytes_holds(harness: Harness, op: str, size: int) -> None:
+    """The workspace is of no more than sizes that run; a call is refused, or fails for want of a GPU."""
+    plugin = make(harness, op)
+    inputs, outputs = described(op)
+    for position, tensor in enumerate(inputs):
+        for axis in range(len(tensor.shape)):
+            wrong = [*inputs]
+            shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+            wrong[position] = replace(tensor, shape=shape)
+            assert 0 <= plugin.workspace(wrong, outputs) <= 1 << 30
+            plugin.configure(wrong, outputs)
+            plugin.shape_change(wrong, outputs)
+            harness.log()
+
+
+def test_names_from_a_model_stay_one_line_of_the_log(harness: Harness) -> None:
+    bad = [*fields(CONV), Field("a\nb\x1b[31m", 1)]
+    assert harness.create(CONV, bad, layer="x\r\ny") is None
+    assert 'CausalConv1d "x??y": field a?b?[31m is unknown' in harness.log()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("op", OPERATORS)
 def test_without_a_gpu_running_is_refused_with_the_reason(harness: Harness, op: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,7 +29,7 @@ from mamba_export.cli.options import (
 )
 from mamba_export.cli.streams import print_lines, results
 from mamba_export.cli.streams import say as say_line
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, MambaExportWarning
 from mamba_export.printing import printable
 
 if TYPE_CHECKING:
@@ -107,7 +109,10 @@ def command(
     plain = not (engine or verify)  # the result of an export alone is one line
     description: EngineDescription | None = None
     report: Report | None = None
-    with progress_bars(Console(stderr=True), transient=plain, in_logs=not plain) as progress:
+    with (
+        _noted() as notes,
+        progress_bars(Console(stderr=True), transient=plain, in_logs=not plain) as progress,
+    ):
         from mamba_export.export import export
 
         say = _stage(progress, "export", None)
@@ -127,6 +132,8 @@ def command(
             description = _build(out, options, _stage(progress, "engine", 1.0))
         if verify:
             report = _verify(out, quick, _stage(progress, "verify", None))
+    for note in notes:
+        say_line(f"note: {note}")
     if description is not None:
         from mamba_export.cli.build import summary
 
@@ -142,6 +149,23 @@ def command(
     if not report.passed:
         raise typer.Exit(1)
     say_line(f"{out} is ready: mamba-export run {shlex.quote(str(out))} --prompt '...'")
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Our own warnings inside, gathered for lines of the command's; those of others go their way."""
+    notes: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, MambaExportWarning):
+            notes.append(str(message))
+        else:
+            others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MambaExportWarning)
+        others, warnings.showwarning = warnings.showwarning, show
+        yield notes
 
 
 def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:

@@ -112,7 +112,7 @@ class Attribute:
 
     Args:
         name: in the torch signature and in the file.
-        kind: "flag" (bool in torch, int 0 or 1 in the file), "float" or "ints".
+        kind: "flag" (bool in torch, int 0 or 1 in the file), "float" (finite, at least 0) or "ints".
         default: in torch; the file always holds the attribute.
         derived: how the exporter fills it from sizes, as axes; torch has no such argument.
     """

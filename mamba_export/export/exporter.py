@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +16,7 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
-from mamba_export.errors import ExportError
+from mamba_export.errors import ExportError, MambaExportWarning
 from mamba_export.export import graph
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
@@ -107,7 +108,8 @@ def export(
         force: replace an existing folder that `export` wrote, or an empty one; never one that is, holds or lies
             in the checkpoint or the tokenizer.
         tokenizer: folder or Hugging Face id whose tokenizer is copied beside the graph; None for the
-            checkpoint's own, where it has one (those in state-spaces' format do not).
+            checkpoint's own. Where it has none (those in state-spaces' format, a tokenizer.model alone), a
+            ``MambaExportWarning`` says so.
         progress: called with a line at each stage.
 
     Returns:
@@ -171,7 +173,10 @@ def export(
         if tokenizer is not None:
             if not isinstance(tokenizer, str):  # a text may be an id on a hub
                 tokenizer = given.path(tokenizer, "tokenizer", ExportError)
-            tokenizer_files = checkpoints.locate_tokenizer(tokenizer, say)
+            own = [file for file in tokenizer_files if file.name == checkpoints.GENERATION_CONFIG]
+            tokenizer_files = [*own, *checkpoints.locate_tokenizer(tokenizer, say)]
+        elif subject.no_tokenizer is not None:
+            warnings.warn(subject.no_tokenizer, MambaExportWarning, stacklevel=2)
         checkpoints.check_links(tokenizer_files)
         program = subject.program
         if last_logits_only and program.tokens is None:
@@ -207,7 +212,9 @@ def export(
                 ),
             )
         for file in tokenizer_files:
-            copy_file(file, folder / file.name)
+            target = folder / checkpoints.name_in_output(file)
+            target.parent.mkdir(exist_ok=True)
+            copy_file(file, target)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out

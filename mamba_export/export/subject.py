@@ -34,6 +34,8 @@ class Subject:
         config: of a model of this package.
         exported: PyTorch's graph, where the program was found by tracing.
         tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
+        no_tokenizer: why a checkpoint has none that can be taken over, one line; None where it has, or for
+            another subject.
     """
 
     program: Program
@@ -44,6 +46,7 @@ class Subject:
     tokenizer_files: list[Path] = field(default_factory=list)
     bos_token_id: int | None = None
     pad_token_id: int | None = None
+    no_tokenizer: str | None = None
 
 
 def from_model(
@@ -65,6 +68,7 @@ def from_model(
             "tokenizer_files": checkpoint.tokenizer_files,
             "bos_token_id": checkpoint.bos_token_id,
             "pad_token_id": checkpoint.pad_token_id,
+            "no_tokenizer": checkpoints.missing_tokenizer(checkpoint.folder),
         }
         source = {
             "kind": checkpoint.format,

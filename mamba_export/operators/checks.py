@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mamba_export.contract.spec import FP32, Operator, R, T
 from mamba_export.operators.dtypes import accumulation_dtype
 
 _MAX_REMEMBERED = 4096
+_MAX_FLOAT = torch.finfo(torch.float32).max  # what the compiled kernels and the file hold
 
 
 class Check:
@@ -29,6 +31,8 @@ class Check:
         # The tensor that has the length is the sequence: others are said to differ from it.
         self._sequence = self._sources.get(LENGTH, (0, 0))[0]
         self._passed: set[tuple] = set()
+        given = [one for one in spec.attributes if not one.derived]
+        self._floats = [(i, one.name) for i, one in enumerate(given) if one.kind == "float"]
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> None:
         """Check a call's inputs, in the row's order; None stands for an absent optional one."""
@@ -39,6 +43,23 @@ class Check:
         if len(self._passed) >= _MAX_REMEMBERED:
             self._passed.clear()
         self._passed.add(key)
+
+    def check_attributes(self, values: Sequence[Any]) -> None:
+        """Check a call's attributes, in the row's order; those after the last have their defaults."""
+        for index, name in self._floats:
+            if index >= len(values) or not isinstance(value := values[index], float | int):
+                continue  # the default, or a symbol of a traced graph
+            if not 0 <= value <= _MAX_FLOAT:
+                raise ValueError(
+                    f"{self._spec.torch_name}: {name} is {value}, expected a finite number of at least 0"
+                )
+
+    def check_fake(self, tensors: Sequence[Tensor | None]) -> None:
+        """What is known of tensors without data: all of it, but where a traced size is a symbol."""
+        if all(type(size) is int for t in tensors if t is not None for size in t.shape):
+            self(tensors)
+        else:
+            self.check_ranks(tensors)
 
     def _check(self, tensors: Sequence[Tensor | None]) -> None:
         sizes = self._sizes(tensors)
@@ -63,8 +84,13 @@ class Check:
                 )
 
     def check_ranks(self, tensors: Sequence[Tensor | None]) -> None:
-        """The part that holds while a graph is traced, where sizes are symbols: the number of axes."""
+        """The part that holds where sizes are symbols: the number of axes, and that inputs are there."""
         name, spec = self._spec.torch_name, self._spec
+        for index, row in enumerate(
+            spec.inputs
+        ):  # PyTorch lets None through where it wants a tensor
+            if row.without is None:
+                self._present(tensors, index)
         givers = {index for index, _ in self._sources.values()} - {self._sequence}
         for index in (self._sequence, *sorted(givers)):
             tensor, row = self._present(tensors, index), spec.inputs[index]

@@ -101,6 +101,7 @@ def _forward(definition: OperatorDefinition, check: Check) -> Any:
     def forward(*args: Any) -> Any:
         tensors = args[:count]
         check(tensors)
+        check.check_attributes(args[count:])
         native = has_native and (takes is None or takes(*tensors))
         backend = choose_backend(args[typed], native_takes=native)
         # PyTorch leaves out what has its default's value, from the end on.
@@ -114,7 +115,8 @@ def _fake(spec: Operator, check: Check) -> Any:
     count = len(spec.inputs)
 
     def fake(*args: Any) -> Any:
-        check.check_ranks(args[:count])
+        check.check_fake(args[:count])
+        check.check_attributes(args[count:])
         sizes = {size: args[index].shape[axis] for size, (index, axis) in sources.items()}
         outputs = []
         for output in spec.outputs:

@@ -76,11 +76,15 @@ class CField(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Tensor:
-    """Shape, type and format of a tensor; a size of -1 is not known while building."""
+    """Shape, type and format of a tensor; a size of -1 is not known while building.
+
+    rank: of a tensor that lies about its number of axes.
+    """
 
     shape: tuple[int, ...]
     type: int = FLOAT
     format: int = LINEAR
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class Field:
 def tensors(values: Sequence[Tensor]) -> Any:
     array = (CTensor * max(1, len(values)))()
     for place, value in zip(array, values, strict=False):
-        place.rank, place.type, place.format = len(value.shape), value.type, value.format
+        place.rank = len(value.shape) if value.rank is None else value.rank
+        place.type, place.format = value.type, value.format
         place.sizes[: len(value.shape)] = value.shape
     return array
 

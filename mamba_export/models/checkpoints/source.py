@@ -11,18 +11,23 @@ from pathlib import Path
 from mamba_export import given
 from mamba_export.errors import CheckpointError, named_first_line
 from mamba_export.files import check_inside
-from mamba_export.untrusted import check_file, is_folder, is_there
+from mamba_export.models.checkpoints.generation_config import FILE as GENERATION_CONFIG
+from mamba_export.untrusted import check_file, is_folder, is_there, paths_in
 
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
 )
 """What an exported folder takes over from the checkpoint's, where it exists."""
+_TEMPLATES = "additional_chat_templates"
+"""A folder beside them, of templates with names; see ``name_in_output``."""
 
+_TOKENIZER_PATTERNS = [*TOKENIZER_FILES, f"{_TEMPLATES}/*.jinja"]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
@@ -45,15 +50,31 @@ def locate_tokenizer(
 ) -> list[Path]:
     """Tokenizer files of a folder or a Hugging Face repository, whatever model it holds.
 
+    A path of a tokenizer.json stands for its folder. Which token ends a text is the checkpoint's, so its
+    generation_config.json is none of them.
+
     Raises:
         CheckpointError: no such folder, the download failed, or there is no tokenizer.json.
         OSError: the path cannot be looked at.
     """
+    if not str(source):
+        raise CheckpointError(
+            "the tokenizer's path is empty: pass a folder that holds a tokenizer.json, or a "
+            "Hugging Face id"
+        )
+    path = given.path(source, "the tokenizer", CheckpointError)
+    if is_there(path, error=CheckpointError) and not is_folder(path, error=CheckpointError):
+        if path.name != TOKENIZER_FILES[0]:
+            raise CheckpointError(
+                f"{source} is a file: pass the folder that holds {TOKENIZER_FILES[0]}"
+            )
+        source = path.parent
 
     def download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
-        return _snapshot(hub_id, list(TOKENIZER_FILES), progress)
+        return _snapshot(hub_id, _TOKENIZER_PATTERNS, progress)
 
     files = tokenizer_files(_locate(source, download, progress))
+    files = [file for file in files if file.name != GENERATION_CONFIG]
     if not any(file.name == TOKENIZER_FILES[0] for file in files):
         raise CheckpointError(f"{source} holds no {TOKENIZER_FILES[0]}: pass a folder that does")
     return files
@@ -80,7 +101,7 @@ def _locate(
 
 def _download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
     """Snapshot of a Hugging Face repository: safetensors, or pickles where it has none."""
-    wanted = ["config.json", *TOKENIZER_FILES]
+    wanted = ["config.json", *_TOKENIZER_PATTERNS]
     folder = _snapshot(hub_id, [*wanted, *_SAFETENSORS], progress)
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(hub_id, [*wanted, *_PICKLES], progress)
@@ -151,7 +172,7 @@ def check_links(files: Iterable[Path]) -> None:
         CheckpointError: one leads elsewhere than into its folder, or the hub's cache of its repository.
     """
     for file in files:
-        folder = file.parent
+        folder = file.parents[len(name_in_output(file).parts) - 1]
         folders = [folder]
         if (
             folder.parent.name == "snapshots"
@@ -161,13 +182,21 @@ def check_links(files: Iterable[Path]) -> None:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order.
+    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order, and its named chat templates.
 
     Raises:
         CheckpointError: one is no regular file, or cannot be read.
     """
-    paths = [folder / name for name in TOKENIZER_FILES]
-    found = [path for path in paths if is_there(path, error=CheckpointError)]
+    named = [folder / name for name in TOKENIZER_FILES]
+    found = [path for path in named if is_there(path, error=CheckpointError)]
+    templates = paths_in(folder / _TEMPLATES, error=CheckpointError)
+    found += [path for path in templates if path.suffix == ".jinja"]
     for path in found:
         check_file(path, error=CheckpointError)
     return found
+
+
+def name_in_output(file: Path) -> Path:
+    """Where one of ``tokenizer_files`` lies in an exported folder, as in the checkpoint's."""
+    is_template = file.parent.name == _TEMPLATES and file.suffix == ".jinja"
+    return Path(_TEMPLATES, file.name) if is_template else Path(file.name)

@@ -104,11 +104,18 @@ EngineFiles parse(const Json& json) {
   return found;
 }
 
-// mamba_run drives language models whose states keep their size. Throws Error for other programs.
+// mamba_run drives language models whose states keep their size, and lets no engine bring code for
+// the host. Throws Error for others.
 void check_program(const std::string& path, const Json& json) {
   const std::string program = path + " is of a program ";
   const std::string instead = ", which mamba_run does not drive: use TrtSession of mamba_export";
   if (json.at("vocab_size").integer() == 0) throw Error(program + "without tokens" + instead);
+  const Json* carries_library = json.find("version_compatible");
+  if (carries_library && carries_library->boolean()) {
+    throw Error(path +
+                " is of an engine of --version-compatible, which carries a library for the host" +
+                instead + ", or build it again without");
+  }
   const auto& inputs = json.at("inputs").list();
   if (inputs.size() > json.at("states").list().size() + 1) {
     throw Error(program + "that takes more than tokens" + instead);
