@@ -6,6 +6,7 @@ the file and the field.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from mamba_export.errors import MambaExportError
-from mamba_export.given import shown
 
 LARGEST_SIZE = 2**31 - 1
 """Of an axis, a count or an option: what the runtimes' 32-bit integers hold."""
@@ -208,6 +208,19 @@ TOKEN_ID = Integer(-LARGEST_SIZE)
 
 END_TOKENS: Rule[int | list[int] | None] = OrNone(Either(TOKEN_ID, ListOf(TOKEN_ID)))
 """Token that ends a text, several of which any one does, or null."""
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, in one line, and never slow."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an integer of some {math.ceil(value.bit_length() * 0.30103)} digits"
+    if isinstance(value, list | dict) and len(value) > 8:
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = repr(value)
+    except ValueError:  # it holds an integer too long to print
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Fields:

@@ -20,6 +20,7 @@ from mamba_export.fields import (
     OrNone,
     Rule,
     Text,
+    shown,
 )
 from mamba_export.models import MambaConfig
 
@@ -77,6 +78,12 @@ def test_no_rule_takes_the_absurd_or_raises(rule: Rule[Any], taken: list[Any]) -
     assert found == taken
 
 
+def test_any_value_is_shown_in_one_short_line() -> None:
+    for value in (*ABSURD, HUGE, [HUGE], {"a": HUGE}, "x" * 10**6, [1] * 10**6, "a\nb"):
+        assert 0 < len(shown(value)) <= 80
+        assert "\n" not in shown(value)
+
+
 def fields(data: Any) -> Fields:
     return Fields(data, lambda problem: SessionError(f"file.json: {problem}"))
 
@@ -85,10 +92,10 @@ def fields(data: Any) -> Fields:
     ("data", "message"),
     [
         ({}, "file.json: a is missing"),
-        ([], "file.json: the content is [] (of type list), expected an object"),
+        ([], "file.json: the content is [], expected an object"),
         ({"a": 3}, "file.json: a is 3, expected an object"),
         ({"a": {}}, "file.json: a.b is missing"),
-        ({"a": {"b": {}}}, "file.json: a.b is {} (of type dict), expected a list"),
+        ({"a": {"b": {}}}, "file.json: a.b is {}, expected a list"),
         ({"a": {"b": [{"c": 1}, 2]}}, "file.json: a.b[1] is 2, expected an object"),
         ({"a": {"b": [{"c": 1}, {}]}}, "file.json: a.b[1].c is missing"),
         (

@@ -18,8 +18,7 @@ from mamba_export.export.axes import DynamicShapes, axis_name, declared_axes, fi
 from mamba_export.export.called_module import CalledModule
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
-from mamba_export.fields import Number
-from mamba_export.given import shown
+from mamba_export.fields import Number, shown
 
 
 @dataclass(frozen=True)

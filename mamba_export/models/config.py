@@ -19,8 +19,8 @@ from mamba_export.fields import (
     Number,
     OrNone,
     Rule,
+    shown,
 )
-from mamba_export.given import shown
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from mamba_export.fields import (
     Object,
     OrNone,
     Text,
+    shown,
 )
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
-from mamba_export.given import shown
 from mamba_export.untrusted import is_there, read_json
 
 _AGAIN = "build the engine again"

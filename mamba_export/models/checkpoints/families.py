@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mamba_export.errors import CheckpointError, MambaExportError
-from mamba_export.given import shown
+from mamba_export.fields import shown
 from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family

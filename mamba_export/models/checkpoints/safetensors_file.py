@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mamba_export.errors import CheckpointError
-from mamba_export.given import shown
+from mamba_export.fields import shown
 from mamba_export.models.checkpoints.stored import StoredTensor, damaged
 from mamba_export.untrusted import open_file, utf8_name
 

@@ -5,8 +5,7 @@ The ports kept the names and put the block's options beside d_model, where the a
 
 from __future__ import annotations
 
-from mamba_export.fields import Boolean, Integer
-from mamba_export.given import shown
+from mamba_export.fields import Boolean, Integer, shown
 from mamba_export.models import MambaConfig
 from mamba_export.models.checkpoints.family import MAMBA, Description, Family
 from mamba_export.models.checkpoints.fields import ConfigFields
