@@ -83,9 +83,30 @@ def test_record_of_something_else_is_refused(record: dict, tmp_path: Path, name:
 
 def test_bad_record_is_named(record: dict, tmp_path: Path) -> None:
     file = tmp_path / "r.json"
-    for text in ("{", "[]", '{"rows": [{"speed": 1}]}', '{"rows": []}'):
+    for text in ("{", "\0", "[" * 10**5, '{"date": ' + "9" * 5000 + "}"):
         file.write_text(text)
-        with pytest.raises(MambaExportError, match=r"r\.json is not a record"):
+        with pytest.raises(MambaExportError, match=r"r\.json"):
+            read_record(file)
+    file.write_text(json.dumps(record))
+    assert read_record(file) == record
+    for field, value in [
+        *((name, bad) for name in record for bad in (None, 3, [None], [3], [[]])),
+        ("date", "2026-13-45"),
+        ("date", "yesterday"),
+        ("rows", [{"speed": 1}]),
+        ("rows", [{**record["rows"][0], "speed": 1}]),
+        *(
+            ("rows", [{**record["rows"][0], name: bad}])
+            for name in record["rows"][0]
+            for bad in ([1], True)
+        ),
+    ]:
+        file.write_text(json.dumps({**record, field: value}))
+        with pytest.raises(MambaExportError, match=rf"r\.json is not a record .*\({field}"):
+            read_record(file)
+    for field in ("date", "device", "versions", "command", "rows"):
+        file.write_text(json.dumps({name: record[name] for name in record if name != field}))
+        with pytest.raises(MambaExportError, match=rf"r\.json is not a record .*\({field}"):
             read_record(file)
     with pytest.raises(MambaExportError, match="cannot be written"):
         RecordFile(tmp_path / "none" / "r.json", record)
@@ -280,7 +301,7 @@ def test_figures_are_ranges_over_all_that_was_measured(record: dict) -> None:
     again = with_figures(text, Records([{**record, "device": "another"}]))
     assert "another" in again
     assert "On an a GPU" not in again
-    with pytest.raises(ValueError, match="lacks the line"):
+    with pytest.raises(MambaExportError, match="lacks the line"):
         with_figures("no figures", Records())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -35,6 +36,15 @@ TEMPLATE: dict[str, Any] = {
     "pair": [],
     "special_tokens": {},
 }  # fmt: skip
+
+
+def precompiled(text: bytes) -> dict[str, Any]:
+    """SentencePiece's table, whose one text stands for what an empty trie never finds."""
+    trie = bytes(4)
+    table = len(trie).to_bytes(4, "little") + trie + text + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
 BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 
 
@@ -110,6 +120,15 @@ HOSTILE = {
     "a template of many texts": (
         {"post_processor": {**TEMPLATE, "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 5000}},
         "lengthen",
+    ),
+    "bytes of bytes of bytes": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ] * 20}}, "lengthen",
+    ),
+    "a table of pages": ({"normalizer": precompiled(b"a" * 5000)}, "lengthen"),
+    "a table that is run again and again": (
+        {"normalizer": {"type": "Sequence", "normalizers": [precompiled(b"aa")] * 12}}, "lengthen",
     ),
     "a decoder that doubles": ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 40}}, "lengthen"),
 }  # fmt: skip

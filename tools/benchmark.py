@@ -120,9 +120,10 @@ def main(
     kinds = tuple(options.one_of("--what", name, KINDS) for name in options.names(what))
     sizes = options.sizes(size, SIZES if on_gpu or prepare else SIZES[:1])
     lengths = options.numbers("--length", length, LENGTHS if on_gpu else LENGTHS[:1])
+    limit = options.seconds("--budget", budget)
     if plots and record is None:
         raise MambaExportError("--plots draws a record: add --record FILE")
-    if not on_gpu and (long or graphs or batch or prefill_batch or shape or budget):
+    if not on_gpu and (long or graphs or batch or prefill_batch or shape or limit):
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
@@ -154,7 +155,7 @@ def main(
         if on_gpu:
             dtypes = options.dtypes("--operator-dtypes", operator_dtypes)
             shapes = options.shapes(shape)
-            run = GpuRun(cases, "operator" in kinds, dtypes, shapes, long, budget)
+            run = GpuRun(cases, "operator" in kinds, dtypes, shapes, long, limit)
             run_gpu(run, destination, _say)
         else:
             with console.status("operators") as status:

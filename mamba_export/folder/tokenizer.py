@@ -20,7 +20,7 @@ from mamba_export.folder.detokenizer import (
     Detokenizer,
 )
 from mamba_export.folder.tokenizer_calls import MOST_GROWTH, check_growth, growth, reporting
-from mamba_export.untrusted import read_text
+from mamba_export.untrusted import JSON_LIMIT, read_text
 
 _PROMPT_CONTEXT = 64  # tokens of a prompt that a continuation's text may depend on
 
@@ -36,7 +36,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise SessionError(
             f"{folder} has no {contract.TOKENIZER_FILE}: pass token ids instead of text"
         )
-    content = read_text(path, error=SessionError)
+    content = read_text(path, error=SessionError, limit=JSON_LIMIT)
     with reporting(f"{path} is damaged ({{reason}}): export the model again"):
         tokenizer = tokenizers.Tokenizer.from_str(content)
     return Tokenizer(tokenizer, str(path))
@@ -61,7 +61,8 @@ class Tokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._name = name
-        self._encoding_growth = growth(tokenizer.normalizer) * growth(tokenizer.post_processor)
+        before_model = growth(tokenizer.normalizer, tokenizer.pre_tokenizer)
+        self._encoding_growth = before_model * growth(tokenizer.post_processor)
         self._decoding_growth = growth(tokenizer.decoder)
         if max(self._encoding_growth, self._decoding_growth) > MOST_GROWTH:
             raise SessionError(

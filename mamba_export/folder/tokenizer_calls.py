@@ -7,6 +7,7 @@ lines of a file can ask for a text that grows without bound, which it would begi
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ MOST_GROWTH = 1024
 """How many times longer a part of a tokenizer may make a text. Those in use stay below 10."""
 MOST_CHARACTERS = 1 << 24
 """Of a text that a part which lengthens texts may make: a minute and 3 GB in the library at the worst."""
+_LONGEST_HONEST = 64  # bytes; NFKC's longest has 33
 
 
 @contextlib.contextmanager
@@ -99,26 +101,37 @@ class _HeldStandardError:
 _STANDARD_ERROR = _HeldStandardError()
 
 
-def growth(part: Any) -> int:
-    """How many times longer a normalizer, post-processor or decoder may make a text; 1 where it cannot.
+def growth(*parts: Any) -> int:
+    """How many times longer the parts of a tokenizer, one after another, may make a text; 1 where they cannot.
 
-    A bound for the worst text, from what the part says of itself: only ``Replace``, ``Prepend`` and templates
-    put content of the file into a text, and only a sequence of them multiplies it.
+    A bound for the worst text, from what the parts say of themselves. Of what each kind does once to a text of
+    Unicode (NFKD, bytes as characters, SentencePiece's table) nothing is counted: it is bounded and honest.
 
     Args:
-        part: of a ``tokenizers.Tokenizer``, or None.
+        parts: normalizers, pre-tokenizers, post-processors or decoders of ``tokenizers``, or None.
     """
-    return 1 if part is None else _growth(json.loads(part.__getstate__()))
+    product = 1
+    seen: set[str] = set()
+    for part in parts:
+        if part is not None:
+            for one in _flat(json.loads(part.__getstate__())):
+                product *= _growth(one, one["type"] in seen)
+                seen.add(one["type"])
+    return product
 
 
-def _growth(part: dict[str, Any]) -> int:
-    kind = part.get("type")
-    if kind == "Sequence":
-        product = 1
-        for key in ("normalizers", "decoders", "processors"):
-            for inner in part.get(key, ()):
-                product *= _growth(inner)
-        return product
+def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a sequence, in order, and of sequences in it."""
+    if part["type"] != "Sequence":
+        yield part
+        return
+    for key in ("normalizers", "pretokenizers", "processors", "decoders"):
+        for inner in part.get(key, ()):
+            yield from _flat(inner)
+
+
+def _growth(part: dict[str, Any], is_again: bool) -> int:
+    kind = part["type"]
     if kind == "Prepend":  # once for each piece between added tokens
         return max(1, len(part["prepend"]))
     if kind == "Replace":
@@ -129,7 +142,18 @@ def _growth(part: dict[str, Any]) -> int:
         return 1 + content  # a regex, or the empty text, may match between any two characters
     if kind == "TemplateProcessing":
         return max(1, sum("Sequence" in piece for piece in part["single"]))
+    if kind == "ByteLevel":  # its characters for bytes have two bytes
+        return 2 if is_again else 1
+    if kind == "Precompiled":
+        longest = _longest_replacement(base64.b64decode(part["precompiled_charsmap"]))
+        return longest if is_again or longest > _LONGEST_HONEST else 1
     return 1
+
+
+def _longest_replacement(table: bytes) -> int:
+    """Bytes of the longest text in SentencePiece's table: a trie after its size, then texts with NULs."""
+    size = int.from_bytes(table[:4], "little")
+    return max(map(len, table[4 + size :].split(b"\0")))
 
 
 def check_growth(characters: int, times: int, what: str) -> None:

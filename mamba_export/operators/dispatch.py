@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from mamba_export import requirements
+from mamba_export import given, requirements
+from mamba_export.errors import ImplementationError
 from mamba_export.operators import native
 
 BACKEND_VARIABLE = "MAMBA_EXPORT_BACKEND"
@@ -51,8 +52,8 @@ def choose_backend(tensor: Tensor, *, native_takes: bool = True) -> str:
             implementation is then taken, even where the variable forces "native".
 
     Raises:
-        ValueError: the variable holds an unknown name, forces an implementation that is not installed, or
-            forces one on a tensor that it cannot take.
+        ImplementationError: the variable holds an unknown name, forces an implementation that is not
+            installed, or forces one on a tensor that it cannot take.
     """
     if (decided := _FORCED.get()) is not None:
         return decided
@@ -62,12 +63,12 @@ def choose_backend(tensor: Tensor, *, native_takes: bool = True) -> str:
             return "native"
     elif wanted == "native":
         if why := _why_not_native(tensor):
-            raise ValueError(f"{BACKEND_VARIABLE}=native: {why}")
+            raise ImplementationError(f"{BACKEND_VARIABLE}=native: {why}")
         if native_takes:
             return "native"
     elif wanted == "triton":
         if not _triton_takes(tensor):
-            raise ValueError(
+            raise ImplementationError(
                 f"{BACKEND_VARIABLE}=triton needs Triton and CUDA tensors of fp32, fp16 or bf16; "
                 f"got {tensor.dtype} on {tensor.device}"
             )
@@ -75,8 +76,8 @@ def choose_backend(tensor: Tensor, *, native_takes: bool = True) -> str:
     elif wanted in _BACKENDS:
         return wanted
     else:
-        raise ValueError(
-            f"{BACKEND_VARIABLE}={wanted!r} is unknown: use one of {', '.join(_BACKENDS)}"
+        raise ImplementationError(
+            f"{BACKEND_VARIABLE} is {given.shown(wanted)}: use one of {', '.join(_BACKENDS)}"
         )
     return "triton" if _triton_takes(tensor) else "cpu"
 

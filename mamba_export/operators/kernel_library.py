@@ -18,7 +18,7 @@ from mamba_export.contract import OPERATORS
 from mamba_export.contract.layout import INTERFACE_VERSION
 from mamba_export.contract.layout import stem as stem_of
 from mamba_export.cuda_queries import declare_cuda_queries, why_not_on_gpu
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import ImplementationError, MambaExportError
 from mamba_export.libraries import KERNELS
 
 LIBRARY_VARIABLE = KERNELS.variable
@@ -127,9 +127,9 @@ def library() -> Library:
     """The loaded library.
 
     Raises:
-        ValueError: there is none; the message says why.
+        ImplementationError: there is none; the message says why.
     """
     loaded = _load(KERNELS.setting)
     if isinstance(loaded, str):
-        raise ValueError(loaded)
+        raise ImplementationError(loaded)
     return loaded

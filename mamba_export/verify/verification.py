@@ -17,8 +17,11 @@ from torch import nn
 from mamba_export import contract, given
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
+from mamba_export.contract.program import Tokens
 from mamba_export.errors import ExportError, MambaExportError, SessionError
 from mamba_export.export.module_program import module_program
+from mamba_export.folder.graph import interface, open_graph
+from mamba_export.folder.interface import difference
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
@@ -80,8 +83,19 @@ def verify(
     if wanted and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
+    graph = open_graph(metadata.model_path, error=SessionError)
     source = _source(metadata, model)
     _check_source(metadata, source)
+    differs = difference(metadata, interface(graph))
+    if differs:  # then the metadata tells nothing of how to ask the graph
+        check = Check("file", "interface", math.inf, 0.0, contract.METADATA_FILE, differs)
+        reason = "the graph is not the one that the metadata describes"
+        report = Report(
+            str(folder), metadata.dtype, "its metadata", [check], {"all other checks": reason}
+        )
+        if on_check is not None:
+            on_check(check)
+        return report
     truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
     report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
@@ -90,6 +104,9 @@ def verify(
         if on_check is not None:
             on_check(check)
 
+    if not _ends_as_exported(metadata):
+        failure = "tokens.eos_token_id is not that of the model that was exported"
+        note(Check("file", "end of text", math.inf, 0.0, contract.METADATA_FILE, failure))
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
     cases, refused = program_cases(
@@ -124,6 +141,14 @@ def verify(
         if tokens is not None:
             note(comparison.text(tokens))
     return report
+
+
+def _ends_as_exported(metadata: Metadata) -> bool:
+    """Whether texts end at the tokens of the model's own configuration, where the folder tells it."""
+    if metadata.tokens is None or metadata.model is None:
+        return True
+    config = MambaConfig.from_fields(metadata.model)
+    return Tokens(config.vocab_size, config.eos_token_id).end_tokens == metadata.end_tokens
 
 
 def _graph_runner(backend: Backend) -> RunGraph:

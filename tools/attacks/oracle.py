@@ -63,7 +63,10 @@ def _command(attempt: Attempt, outcome: Outcome) -> Iterator[str]:
         if not _failed_table(attempt, outcome):
             yield "exit code 1, and no failed check printed"
     elif code == 2:
-        yield from () if outcome.stdout.lstrip().startswith("Usage:") else _message(outcome.stderr)
+        if not outcome.stdout.lstrip().startswith(
+            "Usage:"
+        ):  # the help of a command without arguments
+            yield from _message(outcome.stderr, attempt.arguments or [])
     else:
         yield f"exit code {code}"
 
@@ -75,7 +78,7 @@ def _failed_table(attempt: Attempt, outcome: Outcome) -> bool:
     return bool(re.search(r"FAIL|fail|\"passed\": false|no check", outcome.stdout + outcome.stderr))
 
 
-def _message(stderr: str) -> Iterator[str]:
+def _message(stderr: str, arguments: list[str]) -> Iterator[str]:
     """What is wrong with the message of exit code 2."""
     lines = [line for line in stderr.split("\n") if line.strip()]
     if not lines:
@@ -84,7 +87,7 @@ def _message(stderr: str) -> Iterator[str]:
         yield f"{len(lines)} lines on standard error: {' | '.join(line[:80] for line in lines)[:300]}"
     elif not lines[0].startswith("error: ") or len(lines[0]) < len("error: ") + 4:
         yield f"no message: {lines[0][:200]}"
-    elif len(lines[0]) > 2000:
+    elif len(lines[0]) > 2000 + len("".join(arguments)):
         yield f"a message of {len(lines[0])} characters"
     for character in sorted(set(stderr) - {"\n"}):
         if (

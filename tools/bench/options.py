@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from mamba_export.errors import MambaExportError
+
+MOST = 2**31 - 1
+_DIGITS = re.compile(r"[0-9]{1,10}")
 
 
 def names(text: str) -> list[str]:
@@ -29,9 +35,29 @@ def numbers(option: str, text: str | None, default: tuple[int, ...]) -> tuple[in
     """
     if text is None:
         return default
-    found = tuple(int(part) if part.isdigit() else 0 for part in names(text))
-    if not found or min(found) < 1:
-        raise MambaExportError(f"{option} {text!r}: expected whole numbers above 0, with commas")
+    found = tuple(int(part) if _DIGITS.fullmatch(part) else 0 for part in names(text))
+    if not found or min(found) < 1 or max(found) > MOST:
+        raise MambaExportError(
+            f"{option} {text!r}: expected whole numbers from 1 to {MOST}, with commas"
+        )
+    return found
+
+
+def seconds(option: str, value: float | None) -> float | None:
+    """A time above 0, or None.
+
+    Raises:
+        MambaExportError: it is none.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise MambaExportError(f"{option} {value}: expected seconds above 0")
+    return value
+
+
+def _some(option: str, text: str) -> list[str]:
+    found = names(text)
+    if not found:
+        raise MambaExportError(f"{option} {text!r}: name at least one")
     return found
 
 
@@ -43,7 +69,7 @@ def dtypes(option: str, text: str) -> tuple[str, ...]:
     """
     from mamba_export.contract import DTYPES
 
-    return tuple(one_of(option, name, DTYPES) for name in names(text))
+    return tuple(one_of(option, name, DTYPES) for name in _some(option, text))
 
 
 def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -56,7 +82,7 @@ def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
 
     if text is None:
         return default
-    return tuple(one_of("--size", name, tuple(PUBLISHED_SIZES)) for name in names(text))
+    return tuple(one_of("--size", name, tuple(PUBLISHED_SIZES)) for name in _some("--size", text))
 
 
 def shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:
@@ -70,4 +96,4 @@ def shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:
     if text is None:
         return SHAPES
     known = {"x".join(map(str, shape)): shape for shape in SHAPES}
-    return tuple(known[one_of("--shape", name, tuple(known))] for name in names(text))
+    return tuple(known[one_of("--shape", name, tuple(known))] for name in _some("--shape", text))

@@ -14,6 +14,7 @@ from bench.record import read_record, rows_of, write_whole
 from bench.rows import Row
 from bench.tables import grids, markdown
 from bench.validity import RefusedRecordError, check_limits
+from mamba_export.errors import MambaExportError
 
 README, PAGE, RECORDS = "README.md", "docs/performance.md", "tools/records"
 _BEGIN = "<!-- figures: written by tools/benchmark.py --docs -->"
@@ -112,12 +113,12 @@ def with_figures(readme: str, records: Records) -> str:
     """The README with its figures replaced by those of the records.
 
     Raises:
-        ValueError: it lacks the comments between which the figures stand.
+        MambaExportError: it lacks the comments between which the figures stand.
     """
     before, begin, rest = readme.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ValueError(f"{README} lacks the line {_BEGIN} or {_END}")
+        raise MambaExportError(f"{README} lacks the line {_BEGIN} or {_END}")
     return f"{before}{begin}\n\n{figures(records.valid)}\n\n{end}{after}"
 
 
@@ -125,8 +126,7 @@ def generated(root: Path) -> dict[Path, str]:
     """The texts that the records make, by file.
 
     Raises:
-        MambaExportError: a record is none.
-        ValueError: the README lacks the comments between which its figures stand.
+        MambaExportError: a record is none, or the README lacks the comments between which its figures stand.
     """
     records = load_records(root)
     readme = root / README

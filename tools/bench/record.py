@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from bench.rows import Row
 from bench.validity import RefusedRecordError, check_limits
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_file, write_text
+from mamba_export.untrusted import read_json
 from mamba_export.versions import installed_versions
 
 REFUSED_SUFFIX = ".refused.json"
@@ -152,15 +154,51 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         MambaExportError: the file cannot be read or is no record.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        known = {one.name for one in dataclasses.fields(Row)}
-        if any(set(row) - known for row in record["rows"]):
-            raise ValueError
-        for name in ("date", "device", "versions", "command"):
-            record[name]
-    except OSError as error:
-        raise MambaExportError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise MambaExportError(f"{path} is not a record of tools/benchmark.py") from error
+    record = read_json(path)
+    wrong = _wrong(record)
+    if wrong:
+        raise MambaExportError(f"{path} is not a record of tools/benchmark.py ({wrong})")
     return record
+
+
+_TEXTS = ("date", "device", "command")
+_TEXTS_OR_ABSENT = ("commit", "driver", "method", "note")
+_ROW_TYPES: dict[str, type | tuple[type, ...]] = {
+    "what": str,
+    "implementation": str,
+    "milliseconds": (int, float, NoneType),
+    "note": str,
+    "kind": str,
+    "sizes": dict,
+}
+"""Of the fields of ``Row``."""
+
+
+def _wrong(record: Any) -> str:
+    """The first field that is missing or of a wrong type; empty for a record."""
+    if not isinstance(record, dict):
+        return "no object"
+    for name in (*_TEXTS, *(one for one in _TEXTS_OR_ABSENT if one in record)):
+        if not isinstance(record.get(name), str):
+            return name
+    try:
+        datetime.date.fromisoformat(record["date"])
+    except ValueError:
+        return "date"
+    for name in ("versions", "ceilings"):
+        if not isinstance(record.get(name, {}), dict):
+            return name
+    if "versions" not in record or not isinstance(record.get("rows"), list):
+        return "versions" if "versions" not in record else "rows"
+    needed = {
+        field.name
+        for field in dataclasses.fields(Row)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    for index, row in enumerate(record["rows"]):
+        if not isinstance(row, dict) or needed - set(row) or set(row) - set(_ROW_TYPES):
+            return f"rows[{index}]"
+        for name, value in row.items():
+            if not isinstance(value, _ROW_TYPES[name]) or isinstance(value, bool):
+                return f"rows[{index}].{name}"
+    return ""

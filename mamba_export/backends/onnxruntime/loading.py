@@ -27,6 +27,7 @@ from mamba_export.backends.onnxruntime.providers import (
     with_defaults,
 )
 from mamba_export.errors import SessionError, first_line
+from mamba_export.folder.interface import Interface, difference
 from mamba_export.folder.metadata import Metadata
 
 THREADS_PER_CORE = 4
@@ -128,8 +129,21 @@ def open_session(
         model = _open_given(
             metadata, make_options(), checked_providers(providers), available, native
         )
-    _check_interface(metadata, model.session)
+    problem = difference(metadata, _interface(model.session))
+    if problem:
+        raise SessionError(problem)
     return model
+
+
+def _interface(session: ort.InferenceSession) -> Interface:
+    inputs, outputs = (
+        {
+            value.name: (_TYPE_NAMES.get(value.type, value.type), tuple(value.shape))
+            for value in values
+        }
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return Interface(inputs, outputs)
 
 
 def _check_threads(threads: Any) -> int:
@@ -284,19 +298,3 @@ def plain_reason(error: Exception) -> str:
     line = first_line(error)
     line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     return re.sub(r"\S+\.cc:\d+ \w+ ", "", line)
-
-
-def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
-    """A graph that was swapped for another must not be fed by the metadata's shapes."""
-    for kind, values, expected in (
-        ("input", session.get_inputs(), metadata.graph_inputs),
-        ("output", session.get_outputs(), metadata.graph_outputs),
-    ):
-        found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
-        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
-        if found != wanted:
-            name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
-            raise SessionError(
-                f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
-                f"describes ({kind} {name} differs): export the model again"
-            )

@@ -180,7 +180,7 @@ def check_links(files: Iterable[Path]) -> None:
         folders = [folder]
         if (
             folder.parent.name == "snapshots"
-        ):  # the hub's cache: models--OWNER--NAME/snapshots/REVISION
+        ):  # of the hub's cache: models--OWNER--NAME/snapshots/REVISION
             folders.append(folder.parent.parent / "blobs")
         check_inside(file, *folders, error=CheckpointError)
 

@@ -47,7 +47,18 @@ KINDS = (
     Kind("full disk, and limits of file size", 14, disk.full),
     Kind("standard output closed or full", 4, disk.standard_output),
     Kind("signals at random moments", 2, signals.signal_at_random),
+    Kind("two runs to one OUT", 1, signals.two_at_once),
 )
+
+
+def kind_of(seed: int, number: int) -> Kind:
+    """The kind of an attempt."""
+    return choose(randomness(seed, number))
+
+
+def randomness(seed: int, number: int) -> Random:
+    """All that is random in an attempt: its kind is drawn first."""
+    return Random(f"{seed}/{number}")
 
 
 def choose(rng: Random) -> Kind:
