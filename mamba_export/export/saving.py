@@ -10,7 +10,7 @@ import onnx_ir as ir
 from mamba_export import contract, given
 from mamba_export.errors import ExportError, first_line
 from mamba_export.files import opened, write_bytes
-from mamba_export.folder.graph import utf8_path
+from mamba_export.untrusted import utf8_name
 
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
@@ -54,8 +54,8 @@ def check(path: Path) -> None:
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
     try:
-        with utf8_path(path) as readable:
-            onnx.checker.check_model(readable, full_check=True)
+        with utf8_name(path, error=ExportError) as name:
+            onnx.checker.check_model(name, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = first_line(error)
         raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error

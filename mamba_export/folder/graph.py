@@ -7,10 +7,8 @@ leave the same to their runtime.
 
 from __future__ import annotations
 
-import contextlib
 import graphlib
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,9 +52,11 @@ def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto.FromString(content)
         # Of the file, not of the bytes: its weights are looked for beside it.
-        with utf8_path(path) as readable:
-            onnx.checker.check_model(readable)
+        with untrusted.utf8_name(path, error=error) as name:
+            onnx.checker.check_model(name)
         _check_texts(model)
+    except MambaExportError:
+        raise
     except Exception as reason:  # protobuf's own and the checker's exceptions share no other base
         raise error(
             f"{path} is damaged, or no ONNX file ({first_line(reason)}): {_AGAIN}"
@@ -67,21 +67,6 @@ def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
     if problem:
         raise error(f"{path} is damaged ({problem}): {_AGAIN}")
     return model
-
-
-@contextlib.contextmanager
-def utf8_path(path: Path) -> Iterator[str]:
-    """The path of a file in UTF-8, which is all that onnx opens; on Linux every folder has one."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            yield f"/proc/self/fd/{descriptor}/{path.name}"
-        finally:
-            os.close(descriptor)
-    else:
-        yield str(path)
 
 
 def check_weights(path: Path, model: onnx.ModelProto, *, error: type[MambaExportError]) -> None:
