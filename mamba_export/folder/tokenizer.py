@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import SessionError
 from mamba_export.folder.bytes_tokenizer import byte_characters
 from mamba_export.folder.detokenizer import (
@@ -26,7 +26,7 @@ from mamba_export.folder.tokenizer_calls import (
     growth,
     reporting,
 )
-from mamba_export.untrusted import JSON_LIMIT, read_text
+from mamba_export.untrusted import JSON_LIMIT, is_there, read_text
 
 _PROMPT_CONTEXT = 64  # tokens of a prompt that a continuation's text may depend on
 
@@ -37,8 +37,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         SessionError: there is none, or it cannot be read.
     """
-    path = Path(folder) / contract.TOKENIZER_FILE
-    if not path.is_file():
+    path = given.path(folder, "the folder", SessionError) / contract.TOKENIZER_FILE
+    if not is_there(path, error=SessionError):
         raise SessionError(
             f"{folder} has no {contract.TOKENIZER_FILE}: pass token ids instead of text"
         )
