@@ -24,6 +24,9 @@ PEAK_MIB = 1500.0
 SECRET = "the-secret-of-the-attack-suite"
 """Stands in a file outside of the attempt's folder: it must turn up nowhere."""
 
+_MOST_EVENTS = 5
+"""Of an attempt, in the report: one that writes a folder elsewhere has hundreds."""
+
 _NET = "MAMBA_EXPORT_TRACEBACK"
 """The command line's last net says how to see a traceback: a sign that no good line was written."""
 
@@ -32,7 +35,7 @@ def judge(attempt: Attempt, outcome: Outcome) -> list[str]:
     """What is wrong with an outcome, in words; empty where nothing is."""
     answer = _command if attempt.call is None else _call
     found = list(answer(attempt, outcome))
-    found += outcome.events
+    found += list(dict.fromkeys(outcome.events))[:_MOST_EVENTS]
     found += _changes(attempt, outcome)
     if SECRET in outcome.stdout or SECRET in outcome.stderr:
         found.append("prints a file from outside")

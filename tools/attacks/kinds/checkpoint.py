@@ -94,6 +94,8 @@ def config(place: Place) -> Attempt:
     if way < 0.3:
         names, values = rng.choice(((_SIZES, _NO_SIZE), (_FLOATS, _NO_FLOAT)))
         name, value = rng.choice(names), rng.choice(values)
+        if name == "time_step_rank" and value == 0:  # which is "auto"
+            value = -1
         set_json(path, **{name: value})
         return use(place, f"config.json: {name} is {short(value)}", refuse=True)
     return use(place, (damage_json_file if way < 0.85 else damage_file)(rng, path), export=0.06)
