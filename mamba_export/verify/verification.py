@@ -26,6 +26,7 @@ from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.models.program import make_program
+from mamba_export.untrusted import is_folder, is_there
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, program_cases
 from mamba_export.verify.operators import RunGraph, operator_checks
@@ -196,7 +197,7 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
             raise ExportError(
                 "the file was exported from a model in memory: pass the model (--model FOLDER) to compare with"
             )
-        if not Path(metadata.source_path).is_dir():
+        if not is_folder(metadata.source_path, error=ExportError):
             raise ExportError(
                 f"{metadata.source_path}: the source of this export is not there any more: "
                 "pass its folder with --model"
@@ -253,7 +254,9 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
 
 def _tokens(folder: Path, metadata: Metadata, text: str | None) -> Question | None:
     """The tokens of the text; None where there is no tokenizer, or no logits to compare."""
-    if metadata.last_logits_only or not (folder / contract.TOKENIZER_FILE).is_file():
+    if metadata.last_logits_only or not is_there(
+        folder / contract.TOKENIZER_FILE, error=SessionError
+    ):
         return None
     if text is None:
         text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")

@@ -29,6 +29,7 @@ from mamba_export.backends.onnxruntime.providers import (
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.interface import Interface, difference
 from mamba_export.folder.metadata import Metadata
+from mamba_export.untrusted import utf8_name
 
 THREADS_PER_CORE = 4
 """More only wait for each other: on two cores 500 took 35 s, and 2,000 never ended."""
@@ -262,7 +263,8 @@ def _open(
         # graph still reads: seen in modules that reshape by sizes, which models of this package do not.
         options.enable_mem_reuse = False
     try:
-        session = make_session(str(metadata.model_path), options, all_providers, enable_fallback=0)
+        with utf8_name(metadata.model_path, error=SessionError) as name:
+            session = make_session(name, options, all_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise SessionError(_explain(metadata, error, provider_name(providers[0]))) from error
     device = session_device(session)
