@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -151,17 +152,25 @@ def test_a_hostile_file_is_one_line(
     assert capfd.readouterr().err == ""  # Rust prints its panics to the descriptor itself
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
+        {"type": "Strip", "content": "!", "start": 0, "stop": 1000},
+    ],
+)
 def test_a_decoder_that_panics(
-    written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    decoder: dict[str, Any], written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    decoder = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
-    tokenizer = load_tokenizer(
-        written(decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}, decoder]})
-    )
+    decoders = {"type": "Sequence", "decoders": [{"type": "Fuse"}, decoder]}
+    tokenizer = load_tokenizer(written(decoder=decoders))
     _, letter, mark, _ = tokenizer.encode("aa!")
-    tokens = [letter] * 40 + [mark]
+    tokens = [mark] if decoder["type"] == "Strip" else [letter] * 40 + [mark]
     with pytest.raises(SessionError, match=r"tokenizer\.json cannot decode the model's tokens"):
         tokenizer.decode(tokens)
+    detokenizer = tokenizer.detokenizer()
+    with pytest.raises(SessionError, match=r"tokenizer\.json cannot decode the model's tokens"):
+        [detokenizer.push(token) for token in tokens]
     assert capfd.readouterr().err == ""
 
 
@@ -224,3 +233,21 @@ def test_a_byte_order_mark_is_no_damage(written: Callable[..., Path]) -> None:
     path = written() / "tokenizer.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert isinstance(load_tokenizer(path.parent), Tokenizer)
+
+
+def test_threads_share_one_standard_error(
+    written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = written(pre_tokenizer={"type": "FixedLength", "length": 0})
+    tokenizer = load_tokenizer(folder)
+
+    def fail(_: int) -> str:
+        with pytest.raises(SessionError) as error:
+            tokenizer.encode("the end")
+        return str(error.value)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        said = set(pool.map(fail, range(200)))
+    os.write(2, b"still there\n")
+    assert len(said) == 1
+    assert capfd.readouterr().err == "still there\n"

@@ -19,7 +19,13 @@ from mamba_export.folder.detokenizer import (
     ContextDetokenizer,
     Detokenizer,
 )
-from mamba_export.folder.tokenizer_calls import MOST_GROWTH, check_growth, growth, reporting
+from mamba_export.folder.tokenizer_calls import (
+    MOST_GROWTH,
+    check_growth,
+    decoder_may_panic,
+    growth,
+    reporting,
+)
 from mamba_export.untrusted import JSON_LIMIT, is_there, read_text
 
 _PROMPT_CONTEXT = 64  # tokens of a prompt that a continuation's text may depend on
@@ -72,6 +78,7 @@ class Tokenizer:
         self._special = frozenset(token for token, one in added.items() if one.special)
         kinds = _kinds(tokenizer.decoder)
         self._bytes = _TokenBytes(tokenizer, self._special) if kinds == ["ByteLevel"] else None
+        self._decoder_may_panic = decoder_may_panic(tokenizer.decoder)
         self._has_byte_tokens = "ByteFallback" in kinds
         self._anchor = self._find_anchor() if self._has_byte_tokens else None
 
@@ -141,7 +148,8 @@ class Tokenizer:
         if self._decoding_growth > 1:
             characters = sum(len(self._spelling(token) or "") for token in tokens)
             check_growth(characters, self._decoding_growth, self._name)
-        with reporting(f"{self._name} cannot decode the model's tokens ({{reason}})"):
+        message = f"{self._name} cannot decode the model's tokens ({{reason}})"
+        with reporting(message, hold_standard_error=self._decoder_may_panic):
             return str(self._tokenizer.decode(tokens))
 
     def _find_anchor(self) -> int | None:

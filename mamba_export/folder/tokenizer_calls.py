@@ -25,16 +25,18 @@ _LONGEST_HONEST = 64  # bytes; NFKC's longest has 33
 
 
 @contextlib.contextmanager
-def reporting(message: str) -> Iterator[None]:
+def reporting(message: str, *, hold_standard_error: bool = True) -> Iterator[None]:
     """Turn what the library raises, panics too, into a SessionError.
 
     Args:
         message: with ``{reason}`` in the place of what the library says.
+        hold_standard_error: keep a panic's own text from it. Not for calls that cannot panic and come with
+            every token: a signal's exception at the wrong moment would leave it moved aside.
 
     Raises:
         SessionError: the library failed; one line.
     """
-    with _STANDARD_ERROR.held() as held:
+    with _STANDARD_ERROR.held() if hold_standard_error else contextlib.nullcontext() as held:
         try:
             yield
         except Exception as error:  # the library raises plain Exception
@@ -42,7 +44,8 @@ def reporting(message: str) -> Iterator[None]:
         except BaseException as error:
             if type(error).__module__ != "pyo3_runtime":  # Ctrl-C, an exit
                 raise
-            held.forget()
+            if held is not None:
+                held.forget()
             raise SessionError(message.format(reason=first_line(error))) from error
 
 
@@ -60,17 +63,20 @@ class _HeldStandardError:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[_HeldStandardError]:
-        with self._lock:
-            self._calls += 1
-            if self._calls == 1:
-                self._move_aside()
-        try:
+        is_counted = False
+        try:  # from the first step on: a signal's exception may arrive between any two
+            with self._lock:
+                self._calls += 1
+                is_counted = True
+                if self._calls == 1:
+                    self._move_aside()
             yield self
         finally:
-            with self._lock:
-                self._calls -= 1
-                if self._calls == 0:
-                    self._bring_back()
+            if is_counted:
+                with self._lock:
+                    self._calls -= 1
+                    if self._calls == 0:
+                        self._bring_back()
 
     def forget(self) -> None:
         """Drop what was written since the calls began."""
@@ -89,8 +95,8 @@ class _HeldStandardError:
         if self._real < 0:
             return
         os.dup2(self._real, 2)
-        os.close(self._real)
-        self._real = -1
+        real, self._real = self._real, -1
+        os.close(real)
         if size := os.fstat(self._kept).st_size:
             with contextlib.suppress(OSError):
                 os.write(2, os.pread(self._kept, size, 0))
@@ -118,6 +124,12 @@ def growth(*parts: Any) -> int:
                 product *= _growth(one, one["type"] in seen)
                 seen.add(one["type"])
     return product
+
+
+def decoder_may_panic(decoder: Any) -> bool:
+    """Whether a decoder has a part that is known to: a regex that backtracks, more to strip than there is."""
+    parts = [] if decoder is None else _flat(json.loads(decoder.__getstate__()))
+    return any("Regex" in part.get("pattern", ()) or part.get("stop") for part in parts)
 
 
 def _flat(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
