@@ -87,6 +87,10 @@ def _run(command: Any, arguments: list[str] | None, name: str | None) -> Any:
         return command.main(args=arguments, prog_name=name, standalone_mode=False)
     except _HeldError as held:
         raise held.error from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # of --help and --version: code 1, too
+            raise stop.__context__ from None
+        raise
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from mamba_export import given
 from mamba_export.backends import registry
 from mamba_export.cli.bars import status
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, QuickOption, one_of
 from mamba_export.cli.streams import results
-from mamba_export.errors import MambaExportError
+from mamba_export.untrusted import read_text
 
 _WHAT_RUNS = "; ".join(f"{option}: {what}" for option, what in registry.variants().items())
 
@@ -64,9 +65,4 @@ def command(
 
 
 def _read_text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MambaExportError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    return None if path is None else read_text(given.path(path, "--text"))

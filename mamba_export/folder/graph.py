@@ -52,9 +52,11 @@ def open_graph(path: Path, *, error: type[MambaExportError]) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto.FromString(content)
         # Of the file, not of the bytes: its weights are looked for beside it.
-        with untrusted.utf8_name(Path(path), error=error) as name:
+        with untrusted.utf8_name(path, error=error) as name:
             onnx.checker.check_model(name)
         _check_texts(model)
+    except MambaExportError:
+        raise
     except Exception as reason:  # protobuf's own and the checker's exceptions share no other base
         raise error(
             f"{path} is damaged, or no ONNX file ({first_line(reason)}): {_AGAIN}"

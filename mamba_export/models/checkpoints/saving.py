@@ -38,9 +38,11 @@ def save(
         extra: more fields for config.json, or other values for its own.
 
     Raises:
-        CheckpointError: the files cannot be written.
+        CheckpointError: the model is none of ours, or the files cannot be written.
     """
-    folder = given.path(folder, "the folder", CheckpointError)
+    folder = given.path(folder, "the checkpoint's folder", CheckpointError)
+    if not isinstance(model, MambaLM):
+        raise CheckpointError(f"the model is {given.shown(model)}: give a MambaLM")
     family, config = write_config(model.config, dtype or model.embeddings.weight.dtype)
     text = json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n"
     tensors = _tensors(model, family, dtype)

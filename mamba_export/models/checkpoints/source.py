@@ -57,6 +57,8 @@ def locate_tokenizer(
         CheckpointError: no such folder, the download failed, or there is no tokenizer.json.
         OSError: the path cannot be looked at.
     """
+    if not isinstance(source, str):  # a text may be the id of a repository
+        source = given.path(source, "the tokenizer", CheckpointError)
     if not str(source):
         raise CheckpointError(
             "the tokenizer's path is empty: pass a folder that holds a tokenizer.json, or a "
@@ -85,6 +87,8 @@ def _locate(
     download: Callable[[str, Callable[[str], None] | None], Path],
     progress: Callable[[str], None] | None,
 ) -> Path:
+    if not isinstance(source, str):  # a text may be the id of a repository
+        source = given.path(source, "the checkpoint", CheckpointError)
     if not str(source):
         raise CheckpointError("the checkpoint's path is empty: pass a folder or a Hugging Face id")
     path = given.path(source, "the checkpoint", CheckpointError)
