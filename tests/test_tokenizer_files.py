@@ -251,3 +251,17 @@ def test_threads_share_one_standard_error(
     os.write(2, b"still there\n")
     assert len(said) == 1
     assert capfd.readouterr().err == "still there\n"
+
+
+def test_a_special_token_that_a_normalizer_changes(tmp_path: Path) -> None:
+    """The library decodes it to its changed text; pieces and the whole agree."""
+    KINDS["WordPiece"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"][0]["normalized"] = True
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    tokens = tokenizer.encode("the end")
+    detokenizer = tokenizer.detokenizer()
+    pieces = "".join([*map(detokenizer.push, tokens), detokenizer.finish()])
+    assert pieces == tokenizer.decode(tokens) == "[cls] the end"

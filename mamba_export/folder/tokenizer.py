@@ -75,7 +75,12 @@ class Tokenizer:
                 f"{name} may lengthen a text more than {MOST_GROWTH} times: use another tokenizer"
             )
         added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(token for token, one in added.items() if one.special)
+        # The library does not leave out those whose spelling a normalizer changes.
+        self._special = frozenset(
+            token
+            for token, one in added.items()
+            if one.special and tokenizer.id_to_token(token) == one.content
+        )
         kinds = _kinds(tokenizer.decoder)
         self._bytes = _TokenBytes(tokenizer, self._special) if kinds == ["ByteLevel"] else None
         self._decoder_may_panic = decoder_may_panic(tokenizer.decoder)
