@@ -130,6 +130,22 @@ struct TileOf256States : ScanTile<32> {
   static constexpr int kChannels = 2, kSteps = 8, kThreads = 256, kBlocks = 2;
 };
 
+// --- Chunks of the scan of few states (scan_narrow.cu) -------------------------------------------
+
+// A thread has kStates states of each of kChannels channels, a warp kSteps steps at a time, a block
+// kWarps such chunks; kThreads threads are to share a multiprocessor, which bounds their registers.
+// With kAhead the numbers of the next tile are fetched while this one is computed.
+template <int States, int Channels, int Steps, int Warps, int Threads, bool Ahead>
+struct NarrowChunk {
+  static constexpr int kStates = States, kChannels = Channels, kSteps = Steps;
+  static constexpr int kWarps = Warps, kThreads = Threads;
+  static constexpr bool kAhead = Ahead;
+};
+using NarrowOf1State = NarrowChunk<1, 1, 8, 4, 768, true>;
+using NarrowPairsOf1State = NarrowChunk<1, 2, 4, 8, 768, true>;
+using NarrowOf2States = NarrowChunk<2, 1, 8, 4, 512, true>;
+using NarrowOf4States = NarrowChunk<4, 1, 4, 8, 768, true>;
+
 // --- Lanes of a channel in the scan of a few steps (scan_step.cu) --------------------------------
 
 // kLanes neighbouring lanes share a channel, each with kQuads times 4 of its states.
