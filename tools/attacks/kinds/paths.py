@@ -134,7 +134,7 @@ def _odd_name(place: Place) -> Attempt:
     )
     writes = [place.folder / "out"]
     if command[:3] == ["build", "model", "--bundle"] or command[-1].startswith("--output="):
-        first = Path(name).parts[0] if name else ""
+        first = next(iter(Path(name).parts), "")
         if first not in ("", ".", "..", "/", "model"):
             writes.append(place.folder / first)
     home = place.root / "home"
