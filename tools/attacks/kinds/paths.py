@@ -88,7 +88,7 @@ _NAMES = (
     "model/../model",
     "model/model.onnx",
     "/",
-    "/nonexistent/a/b",
+    "/proc/nonexistent/a/b",
     "a/" * 200,
     "a" * 255,
     "a" * 256,
