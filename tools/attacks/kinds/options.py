@@ -40,13 +40,12 @@ def odd_options(place: Place) -> Attempt:
         flag = rng.choice((*option.opts, *option.secondary_opts))
         arguments.append(flag)
         if not option.is_flag or rng.random() < 0.05:
-            value = rng.choice(ODD_ARGUMENTS)
-            # An output that the user names may lie anywhere; here it lies in the attempt's folder.
-            arguments.append(value.replace("..", "up") if flag in _OUTPUTS else value)
+            # What the user names may lie anywhere; here it lies in the attempt's folder.
+            arguments.append(rng.choice(ODD_ARGUMENTS).replace("..", "up"))
     if rng.random() < 0.08:
-        arguments[rng.randrange(len(arguments))] = rng.choice(ODD_ARGUMENTS)
+        arguments[rng.randrange(len(arguments))] = rng.choice(ODD_ARGUMENTS).replace("..", "up")
     if rng.random() < 0.05:
-        arguments.append(rng.choice(ODD_ARGUMENTS))
+        arguments.append(rng.choice(ODD_ARGUMENTS).replace("..", "up"))
     # Names of files may be any of these words: what they make lies in the attempt's own folder.
     outputs = [arguments[at + 1] for at, word in enumerate(arguments[:-1]) if word in _OUTPUTS]
     writes = [place.folder / (one.split("/")[0] or one) for one in (*outputs, "model") if one]
@@ -64,6 +63,7 @@ _VARIABLES = (
     "MAMBA_EXPORT_KERNELS",
     "MAMBA_EXPORT_LIBRARY",
     "MAMBA_EXPORT_TRT_PLUGIN",
+    "MAMBA_EXPORT_ALLOW_ENGINE_CODE",
     "HF_HOME",
     "COLUMNS",
     "TERM",

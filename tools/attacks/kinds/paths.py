@@ -88,7 +88,7 @@ _NAMES = (
     "model/../model",
     "model/model.onnx",
     "/",
-    "/nonexistent/a/b",
+    "/proc/nonexistent/a/b",
     "a/" * 200,
     "a" * 255,
     "a" * 256,
@@ -134,7 +134,7 @@ def _odd_name(place: Place) -> Attempt:
     )
     writes = [place.folder / "out"]
     if command[:3] == ["build", "model", "--bundle"] or command[-1].startswith("--output="):
-        first = Path(name).parts[0] if name else ""
+        first = next(iter(Path(name).parts), "")
         if first not in ("", ".", "..", "/", "model"):
             writes.append(place.folder / first)
     home = place.root / "home"
