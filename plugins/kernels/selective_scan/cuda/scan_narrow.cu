@@ -16,22 +16,21 @@
 namespace mamba {
 namespace {
 
-constexpr int kLanes = 32;  // of a warp, each with kChannels channels
+constexpr int kLanes = 32;  // of a warp, a channel each
 constexpr size_t kMostSharedBytes = 48 * 1024;
 
 // What follows from the chunk's constants (tuning.cuh).
 template <typename Constants>
 struct NarrowShape : Constants {
-  using Constants::kStates, Constants::kChannels, Constants::kSteps, Constants::kWarps;
+  using Constants::kStates, Constants::kSteps, Constants::kWarps;
   static constexpr int kBlocks = Constants::kThreads / (kWarps * kLanes);
-  static constexpr int kWidth = kLanes * kChannels;  // channels of a block
   // B and C of a chunk, a number a lane at a time.
   static constexpr int kNumbers = kSteps * 2 * kStates;
   static constexpr int kItems = (kNumbers + kLanes - 1) / kLanes;
 
   // What one warp tells the others of its chunk.
   struct Chunk {
-    float2 decay_state[kStates][kChannels][kLanes];
+    float2 decay_state[kStates][kLanes];
   };
   // Chunks of two tiles, so that one barrier a tile does.
   struct alignas(16) Warp {
@@ -71,7 +70,7 @@ struct Walks {
 // Numbers of T on their way from device memory.
 template <typename T, typename S>
 struct Fetched {
-  Pack<T, S::kChannels> u[S::kSteps], delta[S::kSteps];
+  T u[S::kSteps], delta[S::kSteps];
   T BC[S::kItems];
 };
 
@@ -82,34 +81,28 @@ template <typename T, typename S>
 __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
     scan_narrow_kernel(const __grid_constant__ mamba_selective_scan_params p,
                        const __grid_constant__ Walks<T> walks) {
-  using Numbers = Pack<T, S::kChannels>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<typename S::Warp*>(memory);
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int states = static_cast<int>(p.d_state), length = static_cast<int>(p.length);
 
   const int group_width = static_cast<int>(p.d_inner / p.n_groups);
-  const unsigned blocks_a_group = (group_width + S::kWidth - 1) / S::kWidth;
+  const unsigned blocks_a_group = (group_width + kLanes - 1) / kLanes;
   const unsigned groups = static_cast<unsigned>(p.n_groups);
   const int group = blockIdx.x / blocks_a_group % groups;
   const int64_t batch = blockIdx.x / blocks_a_group / groups;
-  const int in_group = blockIdx.x % blocks_a_group * S::kWidth + lane * S::kChannels;
+  const int in_group = blockIdx.x % blocks_a_group * kLanes + lane;
   const bool exists = in_group < group_width;
-  // Lanes past the end work on the group's first channels, and store nothing.
+  // Lanes past the end work on the group's first channel, and store nothing.
   const int channel = group * group_width + (exists ? in_group : 0);
   const int64_t state_at = (batch * p.d_inner + channel) * states;
 
-  float A[S::kChannels][S::kStates], carry[S::kChannels][S::kStates];
-  float bias[S::kChannels], D[S::kChannels];
+  const float bias = p.delta_bias[channel], D = p.D[channel];
+  float A[S::kStates], carry[S::kStates];
 #pragma unroll
-  for (int c = 0; c < S::kChannels; ++c) {
-    bias[c] = p.delta_bias[channel + c];
-    D[c] = p.D[channel + c];
-#pragma unroll
-    for (int n = 0; n < S::kStates; ++n) {
-      A[c][n] = n < states ? p.A[int64_t{channel + c} * states + n] * kLog2e : 0.f;
-      carry[c][n] = n < states ? p.initial_state[state_at + c * states + n] : 0.f;
-    }
+  for (int n = 0; n < S::kStates; ++n) {
+    A[n] = n < states ? p.A[int64_t{channel} * states + n] * kLog2e : 0.f;
+    carry[n] = n < states ? p.initial_state[state_at + n] : 0.f;
   }
 
   // Where the steps of this warp's chunk begin.
@@ -137,8 +130,8 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
 #pragma unroll
       for (int t = 0; t < S::kSteps; ++t) {
         if (!decltype(whole)::value && t >= left) continue;
-        to.u[t] = *reinterpret_cast<const Numbers*>(u_row + t * walks.u.stride);
-        to.delta[t] = *reinterpret_cast<const Numbers*>(delta_row + t * walks.delta.stride);
+        to.u[t] = u_row[t * walks.u.stride];
+        to.delta[t] = delta_row[t * walks.delta.stride];
       }
     };
     if (left >= S::kSteps) {
@@ -161,27 +154,23 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
   int stage = 0;
   for (int tile = 0; tile < length; tile += kTileSteps, start += kTileSteps, stage ^= 1) {
     const int left = length - start;  // steps of this chunk and all after it; none past the end
-    float decay[S::kSteps][S::kChannels][S::kStates];
-    float u[S::kSteps][S::kChannels], du[S::kSteps][S::kChannels];
-    float dt_sum[S::kChannels] = {}, h[S::kChannels][S::kStates] = {};
+    float u[S::kSteps], du[S::kSteps], decay[S::kSteps][S::kStates];
+    float dt_sum = 0.f, h[S::kStates] = {};
     const auto prepare = [&](auto whole) {
 #pragma unroll
       for (int t = 0; t < S::kSteps; ++t) {
         const bool is_step = decltype(whole)::value || t < left;
+        u[t] = is_step ? to_float(fetched.u[t]) : 0.f;
+        const float plain = to_float(fetched.delta[t]) + bias;
+        const float soft = softplus<T>(plain);
+        float dt = has_softplus ? soft : plain;
+        if (!is_step) dt = 0.f;  // which leaves a state as it is
+        dt_sum += dt;
+        du[t] = dt * u[t];
 #pragma unroll
-        for (int c = 0; c < S::kChannels; ++c) {
-          u[t][c] = is_step ? to_float(fetched.u[t].values[c]) : 0.f;
-          const float plain = to_float(fetched.delta[t].values[c]) + bias[c];
-          const float soft = softplus<T>(plain);
-          float dt = has_softplus ? soft : plain;
-          if (!is_step) dt = 0.f;  // which leaves a state as it is
-          dt_sum[c] += dt;
-          du[t][c] = dt * u[t][c];
-#pragma unroll
-          for (int n = 0; n < S::kStates; ++n) {
-            decay[t][c][n] = exp2_fast(dt * A[c][n]);
-            h[c][n] = decay[t][c][n] * h[c][n] + du[t][c] * BC[t][0][n];
-          }
+        for (int n = 0; n < S::kStates; ++n) {
+          decay[t][n] = exp2_fast(dt * A[n]);
+          h[n] = decay[t][n] * h[n] + du[t] * BC[t][0][n];
         }
       }
     };
@@ -200,11 +189,11 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
         prepare(No{});
       }
     }
-    Numbers z[S::kSteps];
+    T z[S::kSteps];
     if (has_gate) {
 #pragma unroll
       for (int t = 0; t < S::kSteps; ++t) {
-        if (t < left) z[t] = *reinterpret_cast<const Numbers*>(z_row + t * walks.z.stride);
+        if (t < left) z[t] = z_row[t * walks.z.stride];
       }
     }
     u_row += int64_t{kTileSteps} * walks.u.stride;
@@ -218,45 +207,33 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
     if (S::kAhead && left > kTileSteps) fetch(left - kTileSteps, fetched);
 
 #pragma unroll
-    for (int c = 0; c < S::kChannels; ++c) {
-#pragma unroll
-      for (int n = 0; n < S::kStates; ++n) {
-        shared[warp].chunks[stage].decay_state[n][c][lane] =
-            make_float2(exp2_fast(dt_sum[c] * A[c][n]), h[c][n]);
-      }
+    for (int n = 0; n < S::kStates; ++n) {
+      shared[warp].chunks[stage].decay_state[n][lane] = make_float2(exp2_fast(dt_sum * A[n]), h[n]);
     }
     __syncthreads();
     // Every warp walks all chunks of the tile, so that each knows what the next tile starts from.
 #pragma unroll
     for (int other = 0; other < S::kWarps; ++other) {
 #pragma unroll
-      for (int c = 0; c < S::kChannels; ++c) {
-#pragma unroll
-        for (int n = 0; n < S::kStates; ++n) {
-          if (other == warp) h[c][n] = carry[c][n];
-          const float2 chunk = shared[other].chunks[stage].decay_state[n][c][lane];
-          carry[c][n] = chunk.x * carry[c][n] + chunk.y;
-        }
+      for (int n = 0; n < S::kStates; ++n) {
+        if (other == warp) h[n] = carry[n];
+        const float2 chunk = shared[other].chunks[stage].decay_state[n][lane];
+        carry[n] = chunk.x * carry[n] + chunk.y;
       }
     }
 
     const auto finish = [&](auto whole, auto gated) {
 #pragma unroll
       for (int t = 0; t < S::kSteps; ++t) {
-        Numbers y;
+        float y = D * u[t];
 #pragma unroll
-        for (int c = 0; c < S::kChannels; ++c) {
-          float sum = D[c] * u[t][c];
-#pragma unroll
-          for (int n = 0; n < S::kStates; ++n) {
-            h[c][n] = decay[t][c][n] * h[c][n] + du[t][c] * BC[t][0][n];
-            sum += BC[t][1][n] * h[c][n];
-          }
-          if (decltype(gated)::value) sum *= silu<T>(to_float(z[t].values[c]));
-          y.values[c] = from_float<T>(sum);
+        for (int n = 0; n < S::kStates; ++n) {
+          h[n] = decay[t][n] * h[n] + du[t] * BC[t][0][n];
+          y += BC[t][1][n] * h[n];
         }
+        if (decltype(gated)::value) y *= silu<T>(to_float(z[t]));
         if (exists && (decltype(whole)::value || t < left)) {
-          *reinterpret_cast<Numbers*>(y_row + t * walks.y.stride) = y;
+          y_row[t * walks.y.stride] = from_float<T>(y);
         }
       }
     };
@@ -270,35 +247,24 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
 
   if (warp != 0 || !exists) return;
 #pragma unroll
-  for (int c = 0; c < S::kChannels; ++c) {
-#pragma unroll
-    for (int n = 0; n < S::kStates; ++n) {
-      if (n < states) p.last_state[state_at + c * states + n] = carry[c][n];
-    }
+  for (int n = 0; n < S::kStates; ++n) {
+    if (n < states) p.last_state[state_at + n] = carry[n];
   }
 }
 
 static_assert(NarrowOf4States::kStates == kNarrowStates);
+static_assert(NarrowFewOf4States::kStates == kNarrowStates);
 
 template <typename T, typename Constants>
 cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
   using S = NarrowShape<Constants>;
   const int64_t group_width = p.d_inner / p.n_groups;
-  const int64_t blocks = (group_width + S::kWidth - 1) / S::kWidth * p.n_groups * p.batch;
+  const int64_t blocks = (group_width + kLanes - 1) / kLanes * p.n_groups * p.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   constexpr size_t kBytes = S::kWarps * sizeof(typename S::Warp);
   scan_narrow_kernel<T, S>
       <<<static_cast<unsigned>(blocks), S::kWarps * kLanes, kBytes, stream>>>(p, Walks<T>(p));
   return cudaGetLastError();
-}
-
-// Whether a thread may take two channels.
-template <typename T>
-bool pairs_fit(const mamba_selective_scan_params& p) {
-  constexpr int kBytes = 2 * sizeof(T);
-  const auto fits = [](const mamba_sequence& s) { return rows_aligned<kBytes>(s, sizeof(T)); };
-  return p.d_inner / p.n_groups % (2 * kLanes) == 0 && is_aligned<kBytes>(p.y, 0, 1) && fits(p.u) &&
-         fits(p.delta) && (!p.z.data || fits(p.z));
 }
 
 }  // namespace
@@ -314,11 +280,13 @@ bool narrow_fits(const mamba_selective_scan_params& p) {
 }
 
 cudaError_t launch_scan_narrow(const mamba_selective_scan_params& p, cudaStream_t stream) {
+  const bool few = p.batch * p.d_inner <= kFewNarrowChannels;
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (p.d_state == 1 && pairs_fit<T>(p)) return launch<T, NarrowPairsOf1State>(p, stream);
+    if (p.d_state == 1 && few) return launch<T, NarrowFewOf1State>(p, stream);
     if (p.d_state == 1) return launch<T, NarrowOf1State>(p, stream);
     if (p.d_state == 2) return launch<T, NarrowOf2States>(p, stream);
+    if (few) return launch<T, NarrowFewOf4States>(p, stream);
     return launch<T, NarrowOf4States>(p, stream);
   });
 }
