@@ -15,7 +15,7 @@ OUT := out/kjv-bytes
 
 # What the compiled libraries are made of: a change builds them again.
 NATIVE := CMakeLists.txt $(shell find plugins tests/tensorrt_harness -type f -not -name '*.pyc')
-CODE := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE)) $(wildcard tests/cpp/*.cpp)
+CODE := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE)) $(wildcard tests/cpp/*.cpp tests/cpp/*.h)
 # TensorRT's headers, from a wheel that carries NVIDIA's: the plugins are compiled against them where the
 # machine has none. No code of that wheel is used.
 TENSORRT_HEADERS := $(CURDIR)/build/tensorrt-headers

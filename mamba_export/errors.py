@@ -40,6 +40,10 @@ class MambaExportWarning(UserWarning):
     """Something that a user may not expect of what was done as asked; one line. The command line prints it."""
 
 
+_LONGEST = 500
+"""Characters of another library's message: some quote the whole file that they could not read."""
+
+
 def first_line(error: BaseException, after: str | None = None) -> str:
     """The first line of what an error says, for a message of one line; never empty, never raises.
 
@@ -49,12 +53,14 @@ def first_line(error: BaseException, after: str | None = None) -> str:
             occurrence counts.
 
     Returns:
-        The line without surrounding blanks; the name of the error's type where there is none.
+        The line without surrounding blanks, its end cut off where it is very long; the name of the error's type
+        where there is none.
     """
     text = str(error)
     if after is not None:
         text = text.rpartition(after)[2]
-    return (text.strip().splitlines() or [type(error).__name__])[0].strip()
+    line = (text.strip().splitlines() or [type(error).__name__])[0].strip()
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def named_first_line(error: BaseException) -> str:

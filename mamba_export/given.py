@@ -1,7 +1,7 @@
 """What callers of the Python API give: paths, numbers, choices, as what they should be or as one clear line.
 
 A user's value may be of any type: numpy's integers and floats are numbers, a path may be text, bytes or an
-``os.PathLike``; a bool is no number. Imports errors alone.
+``os.PathLike``; a bool is no number. Imports errors and fields alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from mamba_export import fields
 from mamba_export.errors import MambaExportError
 
 _SHOWN = 60
@@ -23,15 +24,15 @@ _SHOWN = 60
 def shown(value: object) -> str:
     """A value for an error: its text where that is short and of one line, and its type."""
     kind = type(value).__name__
-    if value is None:
-        return "None"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return fields.shown(value)
     try:
         text = repr(value)
-    except Exception:  # somebody else's __repr__, or an integer of more digits than Python writes
+    except Exception:  # somebody else's __repr__
         return f"of type {kind}"
     if len(text) > _SHOWN or not text.isprintable() or text.startswith("<"):
         return f"of type {kind}"
-    return text if isinstance(value, (bool, int, float, str)) else f"{text} (of type {kind})"
+    return f"{text} (of type {kind})"
 
 
 def path(value: Any, what: str, error: type[MambaExportError] = MambaExportError) -> Path:

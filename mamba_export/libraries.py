@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.errors import EngineError, MambaExportError, SessionError
 
 _SHOWN = 200
@@ -52,7 +53,7 @@ class CompiledFile:
             return None
         if not setting:
             return installed(self.file)
-        path = Path(setting)
+        path = given.path(setting, self.variable, self.error)
         if not _is_file(path):
             shown = setting if len(setting) <= _SHOWN else setting[:_SHOWN] + "..."
             raise self.error(f"{self.variable}={shown} is not a file: name {self.file}, or none")

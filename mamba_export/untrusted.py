@@ -6,16 +6,19 @@ one line that names the file and, where there is one, the JSON field.
 
 from __future__ import annotations
 
+import codecs
 import collections
+import contextlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mamba_export.errors import MambaExportError
+from mamba_export.printing import printable
 
 BYTES_LIMIT = 1 << 30
 JSON_LIMIT = 1 << 28
@@ -40,7 +43,12 @@ def open_file(path: str | Path, *, error: type[MambaExportError] = MambaExportEr
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
+        what = (
+            " is a link to a file that is not there"
+            if Path(path).is_symlink()
+            else ": no such file"
+        )
+        raise error(f"{path}{what}") from None
     except OSError as reason:
         raise error(f"{path} cannot be read ({reason.strerror})") from reason
     except ValueError as reason:  # a zero byte, or a surrogate that stands for no byte
@@ -59,6 +67,86 @@ def _kind(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a FIFO" if stat.S_ISFIFO(mode) else "a device"
+
+
+def check_file(path: str | Path, *, error: type[MambaExportError] = MambaExportError) -> None:
+    """Raise what ``open_file`` raises, before a library is given the path."""
+    open_file(path, error=error).close()
+
+
+def is_there(path: str | Path, *, error: type[MambaExportError] = MambaExportError) -> bool:
+    """Whether a path names anything, a link that leads nowhere too.
+
+    Raises:
+        MambaExportError: its folder may not be searched; of type ``error``.
+    """
+    return _status(path, os.lstat, error) is not None
+
+
+def is_folder(path: str | Path, *, error: type[MambaExportError] = MambaExportError) -> bool:
+    """Whether a path leads to a folder.
+
+    Raises:
+        MambaExportError: its folder may not be searched; of type ``error``.
+    """
+    status = _status(path, os.stat, error)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def paths_in(folder: Path, *, error: type[MambaExportError] = MambaExportError) -> list[Path]:
+    """What a folder holds, sorted; nothing where there is no such folder.
+
+    Raises:
+        MambaExportError: it may not be read; of type ``error``.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as reason:
+        raise error(f"{folder} cannot be read ({reason.strerror})") from reason
+
+
+def _status(
+    path: str | Path,
+    ask: Callable[[str | Path], os.stat_result],
+    error: type[MambaExportError],
+) -> os.stat_result | None:
+    try:
+        return ask(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no path at all
+        return None
+    except OSError as reason:
+        raise error(f"{path} cannot be read ({reason.strerror})") from reason
+
+
+@contextlib.contextmanager
+def utf8_name(path: Path, *, error: type[MambaExportError] = MambaExportError) -> Iterator[str]:
+    """A file's name for libraries that take names of UTF-8 alone; what lies beside the file stays beside it.
+
+    Args:
+        path: its folders' names may be any bytes.
+        error: class of what is raised.
+
+    Yields:
+        The path as it is, or where that is not UTF-8 one that leads there while the block runs.
+
+    Raises:
+        MambaExportError: the folder may not be read; of type ``error``.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        try:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as reason:
+            raise error(f"{path.parent} cannot be read ({reason.strerror})") from reason
+        try:
+            yield f"/proc/self/fd/{folder}/{path.name}"
+        finally:
+            os.close(folder)
+    else:
+        yield str(path)
 
 
 def read_bytes(
@@ -101,7 +189,7 @@ def read_text(
     """
     content = read_bytes(path, error=error, limit=limit)
     try:
-        return content.decode("utf-8-sig")
+        return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as reason:
         raise error(f"{path} is not UTF-8 text (byte {reason.start})") from reason
 
@@ -131,7 +219,7 @@ def read_json(
     content = read_bytes(path, error=error, limit=limit)
     advice = f": {remedy}" if remedy else ""
     try:
-        data = json.loads(content.decode("utf-8-sig"), parse_int=_integer)
+        data = json.loads(content.removeprefix(codecs.BOM_UTF8).decode(), parse_int=_integer)
     except RecursionError:
         raise error(f"{path} is nested too deeply{advice}") from None
     except UnicodeDecodeError as reason:
@@ -175,7 +263,7 @@ class _Field:
         before = "" if self._parent._parent is None else str(self._parent)
         if isinstance(self._key, int):
             return f"{before}[{self._key}]"
-        key = str(self._key)[:60]
+        key = printable(str(self._key))[:60]
         return f"{before}.{key}" if before else key
 
 

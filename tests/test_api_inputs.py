@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,20 @@ import torch
 from torch import nn
 
 import mamba_export
+from mamba_export import nn as nn_of_ours
 from mamba_export.backends import registry
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.tensorrt.options import BuildOptions, check_request
 from mamba_export.backends.tensorrt.profiles import check_range
+from mamba_export.contract.program import Program, Value
 from mamba_export.errors import MambaExportError, SessionError
-from mamba_export.export import State, export
+from mamba_export.export import State, build, export
+from mamba_export.export.program_checks import check_program
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.generation.sampling import Sampling
-from mamba_export.models import MambaBackbone, MambaConfig, MambaLM
+from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, checkpoints
 from mamba_export.verify import verify
 
 HUGE = 10**400
@@ -362,3 +366,31 @@ def test_another_model_of_transformers_is_one_line(tmp_path: Path) -> None:
     with torch.device("meta"), pytest.raises(MambaExportError, match="is not loaded"):
         export(transformers.MambaForCausalLM(mamba), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_odd_arguments_of_models_and_checkpoints(tiny_model: MambaLM, tmp_path: Path) -> None:
+    for module in (nn_of_ours.MambaLM, nn_of_ours.MambaBackbone, nn_of_ours.Mamba):
+        assert answers(module) == []
+    assert answers(MambaConfig.published) == []
+    for name in MambaConfig.__dataclass_fields__:
+        answers(lambda v, name=name: MambaConfig(d_model=8, n_layer=1).replace(**{name: v}))
+    assert answers(checkpoints.load) == []
+    assert answers(checkpoints.locate_tokenizer) == []
+    values = [value for value in ODD if not isinstance(value, (str, bytes, Path))]
+    assert answers(lambda value: checkpoints.save(tiny_model, value), values) == []
+    assert answers(lambda value: checkpoints.save(value, tmp_path / "saved")) == []
+
+
+def test_odd_programs() -> None:
+    value = Value("x", "fp32", ("batch", 2))
+    module = nn.Linear(2, 2)
+    good = Program(module, (value,), (Value("y", "fp32", ("batch", 2)),))
+    check_program(good)
+    assert answers(build) == []
+    for name in ("module", "inputs", "outputs", "states", "tokens"):
+        worked = answers(lambda v, name=name: check_program(dataclasses.replace(good, **{name: v})))
+        assert all(v is None or isinstance(v, nn.Module) or len(v) == 0 for v in worked)
+    for name in ("name", "dtype", "shape"):
+        for odd in ODD:
+            changed = dataclasses.replace(good, inputs=(dataclasses.replace(value, **{name: odd}),))
+            answers(lambda v: check_program(v), [changed])

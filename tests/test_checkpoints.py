@@ -866,7 +866,7 @@ def test_what_looks_local_never_reaches_the_network(
     calls: list[str] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: calls.append(name))
     monkeypatch.chdir(tmp_path)
-    refused(source, "no such folder|is empty|cannot read")
+    refused(source, "no such folder|is empty|cannot be read|has a NUL character")
     assert calls == []
 
 

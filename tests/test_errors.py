@@ -15,8 +15,9 @@ from mamba_export.errors import first_line, named_first_line
         (ValueError(""), "ValueError", "ValueError"),
         (KeyboardInterrupt(), "KeyboardInterrupt", "KeyboardInterrupt"),
         (RuntimeError(" \n\n "), "RuntimeError", "RuntimeError"),
+        (ValueError("x" * 10**6), "x" * 500 + "...", "ValueError: " + "x" * 500 + "..."),
     ],
-    ids=["plain", "many lines", "empty", "no arguments", "blank"],
+    ids=["plain", "many lines", "empty", "no arguments", "blank", "a whole file"],
 )
 def test_first_line(error: BaseException, line: str, named: str) -> None:
     assert first_line(error) == line

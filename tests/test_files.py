@@ -434,6 +434,20 @@ def test_a_full_disk(volume: Path, tmp_path: Path) -> None:
     assert len(names(volume)) == 4, "nothing of the failed runs stays"
 
 
+def test_a_volume_that_is_read_only(volume: Path) -> None:
+    make(volume / "old", "one")
+    subprocess.run(["mount", "-o", "remount,ro", str(volume)], check=True)
+    for out in (volume / "old", volume / "new", volume / "a" / "b", volume):
+        with pytest.raises(MambaExportError, match=r"cannot be written \(Read-only|holds no"):
+            make(out, "two", force=True)
+    with (
+        pytest.raises(MambaExportError, match=r"file: cannot be written \(Read-only"),
+        new_file(volume / "file"),
+    ):
+        pytest.fail("the refusal comes first")
+    assert names(volume) == ["old"]
+
+
 def test_a_folder_that_holds_a_volume_stays(volume: Path, tmp_path: Path) -> None:
     (volume / "mine.txt").write_text("mine")
     (tmp_path / MARKER).write_text("")
@@ -452,86 +466,116 @@ def test_a_parent_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 # ---- processes -------------------------------------------------------------------------------
 
-WRITE = """
-import sys, time
+RUNNER = """
+import os, sys, time
 from pathlib import Path
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder, write_text, renames
 from mamba_export.cli.signals import ending_well
-out, text, force, plain = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "force", sys.argv[4] == "plain"
-if plain:
-    def refuse(*_):
-        raise OSError(22, "Invalid argument")
-    renames._renameat2 = refuse
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with ending_well(), new_folder(out, marker="ours.json", force=force) as folder:
+
+def refuse(*_):
+    raise OSError(22, "Invalid argument")
+
+def write(out, text, force, renaming):
+    if renaming == "plain":
+        renames._renameat2 = refuse
+    with ending_well(), new_folder(out, marker="ours.json", force=force == "force") as folder:
         for name in ("a.txt", "b.txt", "c.txt", "ours.json"):
             write_text(folder / name, text)
             time.sleep(0.0005)
-except MambaExportError as error:
-    print(error)
-    sys.exit(2)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            write(*line.rstrip().split("|"))
+            code = 0
+        except MambaExportError:
+            code = 2
+        except KeyboardInterrupt:
+            code = 130
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            os._exit(code)
+    print("pid", child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print("code", os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
-def start(out: Path, text: str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITE, str(out), text, *options, "", ""]
-    process = subprocess.Popen(
-        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+class Runner:
+    """A process that runs writers, each in a process of its own: quick to start, and to kill."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def start(self, out: Path, text: str, force: str = "no", renaming: str = "exchange") -> int:
+        """Start a writer; returns its process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{out}|{text}|{force}|{renaming}\n")
+        self.process.stdin.flush()
+        return self._number("pid")
+
+    def finish(self) -> int:
+        """Wait for the writer's exit code."""
+        return self._number("code")
+
+    def _number(self, name: str) -> int:
+        assert self.process.stdout is not None
+        found, number = self.process.stdout.readline().split()
+        assert found == name  # never a signal to what is no process of this runner
+        return int(number)
 
 
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
+@pytest.fixture(scope="module")
+def runners() -> Iterator[list[Runner]]:
+    made = [Runner() for _ in range(3)]
+    yield made
+    for runner in made:
+        runner.process.communicate()
 
 
 @pytest.mark.parametrize("renaming", ["exchange", "plain"])
 @pytest.mark.parametrize("force", ["force", "no"])
-def test_several_runs_at_once(force: str, renaming: str, tmp_path: Path) -> None:
-    for round_ in range(2):
+def test_several_runs_at_once(
+    force: str, renaming: str, runners: list[Runner], tmp_path: Path
+) -> None:
+    for round_ in range(12):
         out = tmp_path / "made" / f"out{round_}"
-        runs = [start(out, f"text {index}", force, renaming) for index in range(3)]
-        for run in runs:
-            go(run)
-        messages = [run.communicate()[0] for run in runs]
-        codes = sorted(run.returncode for run in runs)
-        assert codes == ([0, 0, 0] if force == "force" else [0, 2, 2]), messages
+        for index, runner in enumerate(runners):
+            runner.start(out, f"text {index}", force, renaming)
+        codes = sorted(runner.finish() for runner in runners)
+        assert codes == ([0, 0, 0] if force == "force" else [0, 2, 2])
         assert len(names(out)) == 4
         assert len(texts(out)) == 1, "of one run alone"
-    assert len(names(tmp_path / "made")) == 2
+    assert len(names(tmp_path / "made")) == 12
 
 
 @pytest.mark.parametrize("renaming", ["exchange", "plain"])
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, None), (signal.SIGKILL, None)],
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
 )
 def test_a_signal_at_any_moment(
-    number: signal.Signals, code: int | None, renaming: str, tmp_path: Path
+    number: signal.Signals, code: int, renaming: str, runners: list[Runner], tmp_path: Path
 ) -> None:
     """The folder is the old one or the new one; what a kill left goes with the next run."""
     out = tmp_path / "out"
     seed = random.Random(0)
     ended = 0
-    for round_ in range(4):
+    for round_ in range(40):
         make(out, "old", force=True)
-        run = start(out, "new", "force", renaming)
-        go(run)
+        process = runners[0].start(out, "new", "force", renaming)
         time.sleep(seed.uniform(0, 0.012))
-        run.send_signal(number)
-        run.communicate()
-        ended += run.returncode != 0
-        if code is not None:
-            assert run.returncode in (0, code, -number), (
-                "before the handlers are set it is the system's"
-            )
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            os.kill(process, number)
+        found = runners[0].finish()
+        assert found in (0, code, -number), "before the handlers are set it is the system's"
+        ended += found != 0
         if number is signal.SIGKILL:
             sweep(tmp_path)
             sweep(out)
@@ -541,14 +585,12 @@ def test_a_signal_at_any_moment(
     assert ended, "at least one run was hit"
 
 
-def test_a_living_run_s_folder_stays(tmp_path: Path) -> None:
+def test_a_living_run_s_folder_stays(runners: list[Runner], tmp_path: Path) -> None:
     with new_folder(tmp_path / "one", marker=MARKER) as folder:
         fill(folder, "one")
         make(tmp_path / "two", "two")
-        run = start(tmp_path / "three", "three")
-        go(run)
-        run.communicate()
-        assert run.returncode == 0
+        runners[0].start(tmp_path / "three", "three")
+        assert runners[0].finish() == 0
         assert len([name for name in names(tmp_path) if name.startswith(PREFIX)]) == 1
     assert names(tmp_path) == ["one", "three", "two"]
     assert texts(tmp_path / "one") == {"one"}

@@ -335,9 +335,17 @@ def sizes(**changes: int) -> ctypes.Structure:
         (sizes(batch=0), "layer: batch is 0, expected 1 to 2147483647"),
         (sizes(dtype=7), "layer: dtype 7 is unknown"),
         (sizes(hidden_dtype=2), "layer: hidden_dtype 2 is neither fp32 nor dtype"),
+        (
+            sizes(batch=2**31 - 1, length=2**31 - 1),
+            "layer: batch 2147483647 times length 2147483647 is more than 2147483647 rows",
+        ),
+        (
+            sizes(epsilon=float("nan")),
+            "layer: epsilon is nan, expected a finite number of at least 0",
+        ),
         (sizes(), "layer: a tensor's pointer, or workspace, is null"),
     ],
-    ids=["taps", "batch", "dtype", "hidden dtype", "pointers"],
+    ids=["taps", "batch", "dtype", "hidden dtype", "rows", "epsilon", "pointers"],
 )
 def test_bad_calls_get_a_line(params: ctypes.Structure, message: str) -> None:
     library = functions()
@@ -357,3 +365,6 @@ def test_workspace_grows_with_the_rows() -> None:
     assert 0 < step(sizes()) < step(sizes(batch=8))
     whole = library.mamba_layer_cuda_workspace
     assert step(sizes(batch=8)) < whole(sizes(length=1000)) < whole(sizes(length=2000))
+    for refused in (sizes(batch=0), sizes(batch=2**31 - 1, length=2**31 - 1), sizes(d_state=2**40)):
+        assert step(refused) == whole(refused) == 0
+    assert step(sizes(batch=9)) == 0, "a step takes 8 rows"

@@ -87,6 +87,15 @@ SCANS = [
         Scan(2, length, gate=gate, reverse=r, softplus=False)
         for length in (1, 8, 65) for gate in (True, False) for r in (True, False)
     ),
+    # Few states: few channels; more of them; so many that a block has fewer warps; split lengths.
+    *(
+        Scan(2, length, 24, n, 4, gate=n % 2 == 0, reverse=length % 2 == 1)
+        for n in (1, 2, 3, 4) for length in (1, 2, 49, 63, 64, 65, 196, 1000)
+    ),
+    *(Scan(8, 1000, d, n, 4, gate=n == 1) for n in (1, 2, 3, 4) for d in (256, 384)),
+    *(Scan(64, 49, d, 1, 4, gate, reverse=gate) for d in (384, 1536) for gate in (True, False)),
+    *(Scan(64, 65, 136, n, 4, gate=n == 3, reverse=n == 4) for n in (2, 3, 4)),
+    *(Scan(1, 6144 // n + extra, 24, n, 2, reverse=n == 4) for n in (1, 4) for extra in (0, 1)),
     # Few channels and many steps, where the length is split over the GPU; then shapes that fill it.
     *(Scan(1, 20000, 64, reverse=r) for r in (False, True)),
     *(Scan(2, 4097, d, n) for d, n in ((1, 16), (7, 64), (32, 128), (64, 8), (16, 300))),
@@ -196,6 +205,9 @@ def test_split_equals_whole(parts: tuple[int, ...], reverse: bool, dtype: torch.
 @pytest.mark.parametrize(
     ("case", "times"),
     [
+        (Scan(8, 196, 256, 1, 4), 1000),
+        (Scan(8, 196, 96, 4), 1000),
+        (Scan(64, 65, 136, 1), 1000),
         (Scan(4, 1, 256), 1000),
         (Scan(4, 7, 256), 1000),
         (Scan(2, 300, 64), 10_000),
@@ -241,7 +253,12 @@ def raw_scan(inputs: list[Tensor | None], y: Tensor, last_state: Tensor) -> None
 
 @EVERY_DTYPE
 @pytest.mark.parametrize(
-    "case", [Scan(3, 1), Scan(3, 5), Scan(), Scan(1, 5000, 64), Scan(2, 65, 24, 300)], ids=str
+    "case",
+    [
+        *(Scan(3, 1), Scan(3, 5), Scan(), Scan(1, 5000, 64), Scan(2, 65, 24, 300)),
+        *(Scan(2, 65, 24, 1, 4), Scan(64, 65, 136, 1), Scan(2, 65, 24, 3)),
+    ],
+    ids=str,
 )
 def test_state_in_place(case: Scan, dtype: torch.dtype) -> None:
     """last_state may be initial_state, in the scan and in the convolution."""

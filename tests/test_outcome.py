@@ -167,6 +167,7 @@ def shell(line: str, script: Path, *more: str) -> subprocess.CompletedProcess[st
         ("$RUN <&-", 0, "the result\n", ""),
         # A reader that leaves.
         ("$RUN --what lines | head -1; exit ${PIPESTATUS[0]}", 141, "line\n", ""),
+        ("(sleep 1; $RUN --help) | true; exit ${PIPESTATUS[0]}", 141, "", ""),
         ("$RUN --what eof 2>&1 >&- | true; exit ${PIPESTATUS[0]}", 2, "", ""),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -292,6 +293,23 @@ def test_a_scan_that_is_no_plugin_fails(folder: Path, monkeypatch: pytest.Monkey
     with pytest.raises(MambaExportError, match="became plugins"):
         build(folder, BuildOptions(runtime="tensorrt-rtx"))
     assert not (folder / "model.engine").exists()
+
+
+@needs_rtx
+def test_a_build_that_cannot_be_written_leaves_the_old_engine(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = BuildOptions(plugin=False, runtime="tensorrt-rtx", batch=(1, 1, 1), length=(1, 8, 16))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(
+            MambaExportError, match=r"model\.engine: it would be larger than a file"
+        ):
+            build(folder, options, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def _change(folder: Path, **fields: object) -> None:

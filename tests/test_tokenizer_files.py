@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -35,6 +37,15 @@ TEMPLATE: dict[str, Any] = {
     "pair": [],
     "special_tokens": {},
 }  # fmt: skip
+
+
+def precompiled(text: bytes) -> dict[str, Any]:
+    """SentencePiece's table, whose one text stands for what an empty trie never finds."""
+    trie = bytes(4)
+    table = len(trie).to_bytes(4, "little") + trie + text + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
 BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 
 
@@ -111,6 +122,15 @@ HOSTILE = {
         {"post_processor": {**TEMPLATE, "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 5000}},
         "lengthen",
     ),
+    "bytes of bytes of bytes": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ] * 20}}, "lengthen",
+    ),
+    "a table of pages": ({"normalizer": precompiled(b"a" * 5000)}, "lengthen"),
+    "a table that is run again and again": (
+        {"normalizer": {"type": "Sequence", "normalizers": [precompiled(b"aa")] * 12}}, "lengthen",
+    ),
     "a decoder that doubles": ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 40}}, "lengthen"),
 }  # fmt: skip
 
@@ -132,17 +152,25 @@ def test_a_hostile_file_is_one_line(
     assert capfd.readouterr().err == ""  # Rust prints its panics to the descriptor itself
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
+        {"type": "Strip", "content": "!", "start": 0, "stop": 1000},
+    ],
+)
 def test_a_decoder_that_panics(
-    written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    decoder: dict[str, Any], written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    decoder = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
-    tokenizer = load_tokenizer(
-        written(decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}, decoder]})
-    )
+    decoders = {"type": "Sequence", "decoders": [{"type": "Fuse"}, decoder]}
+    tokenizer = load_tokenizer(written(decoder=decoders))
     _, letter, mark, _ = tokenizer.encode("aa!")
-    tokens = [letter] * 40 + [mark]
+    tokens = [mark] if decoder["type"] == "Strip" else [letter] * 40 + [mark]
     with pytest.raises(SessionError, match=r"tokenizer\.json cannot decode the model's tokens"):
         tokenizer.decode(tokens)
+    detokenizer = tokenizer.detokenizer()
+    with pytest.raises(SessionError, match=r"tokenizer\.json cannot decode the model's tokens"):
+        [detokenizer.push(token) for token in tokens]
     assert capfd.readouterr().err == ""
 
 
@@ -205,3 +233,35 @@ def test_a_byte_order_mark_is_no_damage(written: Callable[..., Path]) -> None:
     path = written() / "tokenizer.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert isinstance(load_tokenizer(path.parent), Tokenizer)
+
+
+def test_threads_share_one_standard_error(
+    written: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = written(pre_tokenizer={"type": "FixedLength", "length": 0})
+    tokenizer = load_tokenizer(folder)
+
+    def fail(_: int) -> str:
+        with pytest.raises(SessionError) as error:
+            tokenizer.encode("the end")
+        return str(error.value)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        said = set(pool.map(fail, range(200)))
+    os.write(2, b"still there\n")
+    assert len(said) == 1
+    assert capfd.readouterr().err == "still there\n"
+
+
+def test_a_special_token_that_a_normalizer_changes(tmp_path: Path) -> None:
+    """The library decodes it to its changed text; pieces and the whole agree."""
+    KINDS["WordPiece"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"][0]["normalized"] = True
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    tokens = tokenizer.encode("the end")
+    detokenizer = tokenizer.detokenizer()
+    pieces = "".join([*map(detokenizer.push, tokens), detokenizer.finish()])
+    assert pieces == tokenizer.decode(tokens) == "[cls] the end"

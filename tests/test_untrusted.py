@@ -56,7 +56,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, read: Callable[..., Any]) ->
     (tmp_path / "dangling").symlink_to("absent")
     started = time.monotonic()
     refused(read, tmp_path / "absent", "absent: no such file")
-    refused(read, tmp_path / "dangling", "dangling: no such file")
+    refused(read, tmp_path / "dangling", "dangling is a link to a file that is not there")
     refused(read, tmp_path, f"{tmp_path} is a folder, expected a file")
     refused(read, tmp_path / "fifo", "fifo is a FIFO, expected a file")
     refused(read, "/dev/zero", "/dev/zero is a device, expected a file")

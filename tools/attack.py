@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attacks import campaign, record
+from attacks.kinds import kind_of
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 
@@ -38,6 +39,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     start: Annotated[int, typer.Option(help="Number of the first attempt.", min=0)] = 0,
     only: Annotated[int | None, typer.Option(help="Make this attempt alone, and show it.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="Make only attempts whose kind's name holds this, as in tokenizer.")
+    ] = "",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the record to this file.")
     ] = None,
@@ -55,9 +59,9 @@ def main(
         return
     if only is not None:
         raise typer.Exit(_one(seed, only))
-    results = []
+    numbers = [n for n in range(start, start + count) if kind in kind_of(seed, n).name]
     with Progress(console=console) as progress:
-        task = progress.add_task("attempts", total=count)
+        task = progress.add_task("attempts", total=len(numbers))
 
         def show(result: campaign.Result) -> None:
             progress.advance(task)
@@ -65,7 +69,7 @@ def main(
                 line = f"{result.number} {result.kind}: {result.what}: {reason}"
                 progress.console.print(Text(ascii(line)[1:-1]), soft_wrap=True)
 
-        results = campaign.run(range(start, start + count), seed, on_result=show)
+        results = campaign.run(numbers, seed, on_result=show)
     content = record.make(results, seed=seed)
     _print(content)
     for path in (json_file, record_folder and record.path_in(record_folder)):

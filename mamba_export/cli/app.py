@@ -9,7 +9,6 @@ import typer
 from mamba_export import __version__
 from mamba_export.cli import build, doctor, export, library_path, run, verify
 from mamba_export.cli.outcome import EXIT_BAD_INPUT, exit_with
-from mamba_export.cli.signals import ending_well
 from mamba_export.cli.streams import print_lines
 from mamba_export.errors import MambaExportError
 
@@ -60,19 +59,12 @@ def run_app(
 ) -> NoReturn:
     """Run a typer application with our error and exit-code rules; the scripts in tools/ share it.
 
-    SIGTERM and SIGHUP end it as Ctrl-C does.
-
     Args:
         application: what to run.
         arguments: None for the process's own.
         name: of the program, in its help and for shell completion; None for the script's.
     """
-
-    def run() -> Any:
-        with ending_well():
-            return _run(typer.main.get_command(application), arguments, name)
-
-    exit_with(run)
+    exit_with(lambda: _run(typer.main.get_command(application), arguments, name))
 
 
 def _run(command: Any, arguments: list[str] | None, name: str | None) -> Any:
@@ -95,6 +87,10 @@ def _run(command: Any, arguments: list[str] | None, name: str | None) -> Any:
         return command.main(args=arguments, prog_name=name, standalone_mode=False)
     except _HeldError as held:
         raise held.error from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # of --help and --version: code 1, too
+            raise stop.__context__ from None
+        raise
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:

@@ -1,6 +1,7 @@
 """How the outcome of a command becomes an exit code and one line on standard error.
 
-0 is success, 1 a verification that failed, 2 bad input or a fault, 130 Ctrl-C, 141 a reader that left.
+0 is success, 1 a verification that failed, 2 bad input or a fault, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP,
+141 a reader that left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 from mamba_export import requirements
 from mamba_export.cli import streams
+from mamba_export.cli.signals import ending_well
 from mamba_export.errors import MambaExportError, named_first_line
 
 EXIT_BAD_INPUT = 2
@@ -40,7 +42,7 @@ def _code(work: Callable[[], Any]) -> int:
     try:
         streams.prepare()
         try:
-            with requirements.named():
+            with requirements.named(), ending_well():
                 code = _number(work())
         except SystemExit as stop:
             code = _number(stop.code)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from mamba_export import given
 from mamba_export.backends import registry
+from mamba_export.cli.bars import status
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, QuickOption, one_of
 from mamba_export.cli.streams import results
-from mamba_export.errors import MambaExportError
-from mamba_export.printing import as_text
+from mamba_export.untrusted import read_text
 
 _WHAT_RUNS = "; ".join(f"{option}: {what}" for option, what in registry.variants().items())
 
@@ -46,14 +46,14 @@ def command(
     from mamba_export.verify import verify
     from mamba_export.verify.table import print_report
 
-    with Console(stderr=True).status("loading") as status:
+    with status("loading") as say:
         report = verify(
             folder,
             model=model,
             text=_read_text(text),
             backends=None if AUTO in (backend or ()) else backend,
             quick=quick,
-            on_check=lambda check: status.update(as_text(f"{check.backend}: {check.check}")),
+            on_check=lambda check: say(f"{check.backend}: {check.check}"),
         )
     with results():
         if json_output:
@@ -65,9 +65,4 @@ def command(
 
 
 def _read_text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MambaExportError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    return None if path is None else read_text(given.path(path, "--text"))

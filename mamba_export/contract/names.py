@@ -26,8 +26,6 @@ BATCH = "batch"
 LENGTH = "length"
 """Names of the axes that every runtime and check knows: sequences, and their steps."""
 
-MAX_SIZE = 2**31 - 1
-"""Largest size of an axis: runtimes count in 32 bits."""
 
 DTYPES = ("fp32", "fp16", "bf16")
 """Values of T that an exported file may hold; the index is the kernels' ``mamba_dtype``."""

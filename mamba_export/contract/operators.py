@@ -67,6 +67,10 @@ SELECTIVE_SCAN = Operator(
         {"length": 3, "d_state": 128},
         {"length": 3, "d_state": 256},
         {"length": 3, "d_inner": 130},
+        # Many steps of few states, also in groups.
+        {"length": 130, "d_state": 1, "n_groups": 4},
+        {"length": 130, "d_state": 2},
+        {"length": 130, "d_state": 3, "n_groups": 2},
         # Many steps: many channels of all sequences, by how many; many states, more than registers hold;
         # groups with many states.
         {"length": 40, "batch": 3, "d_inner": 1536},

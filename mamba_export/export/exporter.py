@@ -22,6 +22,7 @@ from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
+from mamba_export.export.program_checks import check_program
 from mamba_export.export.saving import check, save
 from mamba_export.export.subject import from_model, from_module, from_program
 from mamba_export.files import copy_file, new_folder
@@ -232,7 +233,13 @@ def build(
     fuse_layers: bool = True,
 ) -> ir.Model:
     """The ONNX graph of a model or a program, in memory; see ``graph.build``."""
-    if not isinstance(model, Program):
+    if isinstance(model, Program):
+        check_program(model)
+    elif not isinstance(model, (MambaLM, MambaBackbone)):
+        raise ExportError(
+            f"the model is {given.shown(model)}: give a MambaLM, a MambaBackbone or a Program"
+        )
+    else:
         model = make_program(model, last_logits_only=last_logits_only)
     return graph.build(model, opset=opset, fuse_layers=fuse_layers)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import ExportError, first_line
 from mamba_export.files import opened, write_bytes
+from mamba_export.untrusted import utf8_name
 
 _EXTERNAL_ABOVE = 256  # bytes: smaller tensors stay in the graph's own file
 
@@ -50,26 +48,14 @@ def check(path: Path) -> None:
     """Run ONNX's full check, shape inference included.
 
     Raises:
-        ExportError: the file is not valid ONNX.
+        ExportError: the file is missing, or not valid ONNX.
     """
+    path = given.path(path, "the ONNX file", ExportError)
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
     try:
-        with _utf8(path.parent) as folder:
-            onnx.checker.check_model(f"{folder}/{path.name}", full_check=True)
+        with utf8_name(path, error=ExportError) as name:
+            onnx.checker.check_model(name, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = first_line(error)
         raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
-
-
-@contextlib.contextmanager
-def _utf8(folder: Path) -> Iterator[str]:
-    """A path of the folder in UTF-8, which is all that onnx opens; on Linux every folder has one."""
-    try:
-        str(folder).encode("utf-8")
-    except UnicodeEncodeError:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        yield str(folder)

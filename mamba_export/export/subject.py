@@ -25,6 +25,7 @@ from mamba_export.export.arguments import (
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.module_program import trace_module
+from mamba_export.export.program_checks import check_program
 from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.models.language_model import layers_as_nodes
 from mamba_export.models.program import make_program
@@ -134,11 +135,8 @@ def _check_every_step(last_logits_only: bool) -> None:
 
 
 def from_program(program: Program) -> Subject:
-    """A program as it is. ExportError where it has no module."""
-    if not isinstance(program.module, nn.Module):
-        raise ExportError(
-            f"the program's module is {given.shown(program.module)}: give an nn.Module"
-        )
+    """A program as it is. ExportError where a field of it is of another type."""
+    check_program(program)
     return Subject(program, module_dtype(program.module), _module_source(program.module))
 
 

@@ -225,5 +225,5 @@ def _one_line(
         reason = _FULL.get(cause.errno or 0)
         if reason is not None:
             raise error(f"{path}: {reason}; nothing was written") from cause
-        verb = "be written" if hidden or path == out else "be read or written"
+        verb = "be written" if hidden or path in (out, *out.parents) else "be read or written"
         raise error(f"{path}: cannot {verb} ({cause.strerror or cause})") from cause

@@ -27,7 +27,7 @@ from mamba_export.fields import (
 from mamba_export.files import write_text
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.old_metadata import from_format_1
-from mamba_export.untrusted import read_json
+from mamba_export.untrusted import check_file, is_folder, is_there, read_json
 
 _AGAIN = "export the model again"
 _MOST_AXES = 32  # numpy 1's limit
@@ -159,15 +159,15 @@ def read_metadata(folder: str | Path) -> Metadata:
             that is damaged or of a format that this version does not read.
     """
     folder = given.path(folder, "the folder", SessionError)
-    if not folder.exists():
+    if not is_there(folder, error=SessionError):
         raise SessionError(f"{folder}: no such folder")
-    if not folder.is_dir():
+    if not is_folder(folder, error=SessionError):
         raise SessionError(
             f"{folder} is a file: give the folder that `mamba-export export` wrote, which holds "
             f"{contract.MODEL_FILE} and {contract.METADATA_FILE}"
         )
     path = folder / contract.METADATA_FILE
-    if not path.exists():
+    if not is_there(path, error=SessionError):
         raise SessionError(
             f"{folder} was not written by mamba-export: it has no {contract.METADATA_FILE}"
         )
@@ -182,8 +182,11 @@ def read_metadata(folder: str | Path) -> Metadata:
     if found == 1:
         fields = Fields(from_format_1(fields), damaged)
     metadata = _parse(folder, fields)
-    if not metadata.model_path.is_file():
+    if not is_there(metadata.model_path, error=SessionError):
         raise SessionError(f"{folder} has no {contract.MODEL_FILE}: {_AGAIN}")
+    for name in (contract.MODEL_FILE, contract.WEIGHTS_FILE):  # a runtime's own message says less
+        if is_there(folder / name, error=SessionError):  # small models have no file of weights
+            check_file(folder / name, error=SessionError)
     return metadata
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from mamba_export import contract
+from mamba_export import contract, given
 from mamba_export.errors import SessionError
 from mamba_export.folder.bytes_tokenizer import byte_characters
 from mamba_export.folder.detokenizer import (
@@ -19,8 +19,14 @@ from mamba_export.folder.detokenizer import (
     ContextDetokenizer,
     Detokenizer,
 )
-from mamba_export.folder.tokenizer_calls import MOST_GROWTH, check_growth, growth, reporting
-from mamba_export.untrusted import read_text
+from mamba_export.folder.tokenizer_calls import (
+    MOST_GROWTH,
+    check_growth,
+    decoder_may_panic,
+    growth,
+    reporting,
+)
+from mamba_export.untrusted import JSON_LIMIT, is_there, read_text
 
 _PROMPT_CONTEXT = 64  # tokens of a prompt that a continuation's text may depend on
 
@@ -31,12 +37,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         SessionError: there is none, or it cannot be read.
     """
-    path = Path(folder) / contract.TOKENIZER_FILE
-    if not path.is_file():
+    path = given.path(folder, "the folder", SessionError) / contract.TOKENIZER_FILE
+    if not is_there(path, error=SessionError):
         raise SessionError(
             f"{folder} has no {contract.TOKENIZER_FILE}: pass token ids instead of text"
         )
-    content = read_text(path, error=SessionError)
+    content = read_text(path, error=SessionError, limit=JSON_LIMIT)
     with reporting(f"{path} is damaged ({{reason}}): export the model again"):
         tokenizer = tokenizers.Tokenizer.from_str(content)
     return Tokenizer(tokenizer, str(path))
@@ -61,16 +67,23 @@ class Tokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._name = name
-        self._encoding_growth = growth(tokenizer.normalizer) * growth(tokenizer.post_processor)
+        before_model = growth(tokenizer.normalizer, tokenizer.pre_tokenizer)
+        self._encoding_growth = before_model * growth(tokenizer.post_processor)
         self._decoding_growth = growth(tokenizer.decoder)
         if max(self._encoding_growth, self._decoding_growth) > MOST_GROWTH:
             raise SessionError(
                 f"{name} may lengthen a text more than {MOST_GROWTH} times: use another tokenizer"
             )
         added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(token for token, one in added.items() if one.special)
+        # The library does not leave out those whose spelling a normalizer changes.
+        self._special = frozenset(
+            token
+            for token, one in added.items()
+            if one.special and tokenizer.id_to_token(token) == one.content
+        )
         kinds = _kinds(tokenizer.decoder)
         self._bytes = _TokenBytes(tokenizer, self._special) if kinds == ["ByteLevel"] else None
+        self._decoder_may_panic = decoder_may_panic(tokenizer.decoder)
         self._has_byte_tokens = "ByteFallback" in kinds
         self._anchor = self._find_anchor() if self._has_byte_tokens else None
 
@@ -140,7 +153,8 @@ class Tokenizer:
         if self._decoding_growth > 1:
             characters = sum(len(self._spelling(token) or "") for token in tokens)
             check_growth(characters, self._decoding_growth, self._name)
-        with reporting(f"{self._name} cannot decode the model's tokens ({{reason}})"):
+        message = f"{self._name} cannot decode the model's tokens ({{reason}})"
+        with reporting(message, hold_standard_error=self._decoder_may_panic):
             return str(self._tokenizer.decode(tokens))
 
     def _find_anchor(self) -> int | None:

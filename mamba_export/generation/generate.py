@@ -16,6 +16,7 @@ from mamba_export.generation.results import Generation, Generations
 from mamba_export.generation.sampling import Sampling
 from mamba_export.generation.session import Session
 from mamba_export.generation.values import as_array, check_inputs, check_tokens_alone
+from mamba_export.untrusted import is_there
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 MOST_TOKENS = 2**31 - 1
@@ -212,7 +213,7 @@ def _listed(values: Any, name: str) -> list[Any]:
 
 
 def _tokenizer_or_none(session: Session[Any]) -> Tokenizer | None:
-    has_one = (session.metadata.folder / contract.TOKENIZER_FILE).is_file()
+    has_one = is_there(session.metadata.folder / contract.TOKENIZER_FILE, error=SessionError)
     return session.tokenizer if has_one else None
 
 

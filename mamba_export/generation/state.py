@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from mamba_export import given
-from mamba_export.contract.names import MAX_SIZE
 from mamba_export.contract.program import State
 from mamba_export.errors import SessionError
+from mamba_export.fields import LARGEST_SIZE
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
 from mamba_export.generation.values import as_array, is_numeric
@@ -60,7 +60,7 @@ def batch_sizes(metadata: Metadata, batch: int) -> dict[str, int]:
     Raises:
         SessionError: the batch is no integer, or below 1, or above what any axis can have.
     """
-    batch = given.integer(batch, "batch", 1, MAX_SIZE, SessionError)
+    batch = given.integer(batch, "batch", 1, LARGEST_SIZE, SessionError)
     firsts = (state.past.shape[0] for state in metadata.states)
     return {size: batch for size in firsts if isinstance(size, str)}
 

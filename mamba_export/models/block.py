@@ -62,7 +62,7 @@ class Mamba(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = MambaConfig.of(config)
         d_inner, d_state, rank = config.inner, config.d_state, config.rank
         self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=config.bias)
         self.conv1d = DepthwiseConv(d_inner, config.d_conv, config.conv_bias)

@@ -19,8 +19,8 @@ from mamba_export.fields import (
     Number,
     OrNone,
     Rule,
-    shown,
 )
+from mamba_export.given import shown
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ class MambaConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     @classmethod
+    def of(cls, config: object) -> MambaConfig:
+        """A configuration, checked to be one. MambaExportError for anything else."""
+        if not isinstance(config, MambaConfig):
+            raise MambaExportError(f"config is of type {type(config).__name__}: give a MambaConfig")
+        return config
+
+    @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> MambaConfig:
         """A configuration from its fields, as ``dataclasses.asdict`` gives them.
 
@@ -115,9 +122,9 @@ class MambaConfig:
         Raises:
             MambaExportError: the size is unknown.
         """
-        if size not in PUBLISHED_SIZES:
+        if not isinstance(size, str) or size not in PUBLISHED_SIZES:
             raise MambaExportError(
-                f"unknown size {size!r}: the published ones are {', '.join(PUBLISHED_SIZES)}"
+                f"unknown size {shown(size)}: the published ones are {', '.join(PUBLISHED_SIZES)}"
             )
         return PUBLISHED_SIZES[size]
 

@@ -97,7 +97,7 @@ class MambaBackbone(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = MambaConfig.of(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
         initialise(self)
@@ -134,6 +134,7 @@ class MambaLM(nn.Module):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
+        config = MambaConfig.of(config)
         if config.vocab_size < 1:
             raise ValueError(
                 "a language model needs vocab_size >= 1; use MambaBackbone without tokens"

@@ -33,6 +33,7 @@ class Check:
         self._passed: set[tuple] = set()
         given = [one for one in spec.attributes if not one.derived]
         self._floats = [(i, one.name) for i, one in enumerate(given) if one.kind == "float"]
+        self.reads_attributes = bool(self._floats)  # flags are PyTorch's to check
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> None:
         """Check a call's inputs, in the row's order; None stands for an absent optional one."""

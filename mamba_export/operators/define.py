@@ -101,7 +101,8 @@ def _forward(definition: OperatorDefinition, check: Check) -> Any:
     def forward(*args: Any) -> Any:
         tensors = args[:count]
         check(tensors)
-        check.check_attributes(args[count:])
+        if check.reads_attributes:
+            check.check_attributes(args[count:])
         native = has_native and (takes is None or takes(*tensors))
         backend = choose_backend(args[typed], native_takes=native)
         # PyTorch leaves out what has its default's value, from the end on.

@@ -21,7 +21,9 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from mamba_export import contract
-from mamba_export.errors import first_line
+from mamba_export.contract import DEFAULT_OPSET
+from mamba_export.errors import SessionError, first_line
+from mamba_export.folder.graph import open_graph
 from mamba_export.models import TORCH_DTYPES
 from mamba_export.operators import find
 from mamba_export.verify.bounds import (
@@ -140,9 +142,12 @@ def operator_checks(
         run_graph: runs a one-node graph.
         layers: False leaves out operators whose functions call others: for a backend that cannot run
             whole models of this dtype.
+
+    Raises:
+        SessionError: the file is no valid ONNX file.
     """
-    model = onnx.load(str(model_file), load_external_data=False)
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    model = open_graph(model_file, error=SessionError)
+    opset = next((one.version for one in model.opset_import if not one.domain), DEFAULT_OPSET)
     functions = [one for one in model.functions if one.domain == contract.DOMAIN]
     # What calls others comes after them: the first failure is the operator that is wrong.
     for function in sorted(functions, key=lambda one: (bool(_called(one)), one.name)):

@@ -18,12 +18,16 @@ from mamba_export import contract, given
 from mamba_export.adapters import transformers
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
+from mamba_export.contract.program import Tokens
 from mamba_export.errors import ExportError, MambaExportError, SessionError
 from mamba_export.export.module_program import module_program
+from mamba_export.folder.graph import interface, open_graph
+from mamba_export.folder.interface import difference
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
 from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
 from mamba_export.models.program import make_program
+from mamba_export.untrusted import is_folder, is_there
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, program_cases
 from mamba_export.verify.operators import RunGraph, operator_checks
@@ -81,8 +85,19 @@ def verify(
     if wanted and missing:
         name, reason = next(iter(missing.items()))
         raise SessionError(f"{name} was asked for and is not here: {reason}")
+    graph = open_graph(metadata.model_path, error=SessionError)
     source = _source(metadata, model)
     _check_source(metadata, source)
+    differs = difference(metadata, interface(graph))
+    if differs:  # then the metadata tells nothing of how to ask the graph
+        check = Check("file", "interface", math.inf, 0.0, contract.METADATA_FILE, differs)
+        reason = "the graph is not the one that the metadata describes"
+        report = Report(
+            str(folder), metadata.dtype, "its metadata", [check], {"all other checks": reason}
+        )
+        if on_check is not None:
+            on_check(check)
+        return report
     truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
     report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
@@ -91,6 +106,9 @@ def verify(
         if on_check is not None:
             on_check(check)
 
+    if not _ends_as_exported(metadata):
+        failure = "tokens.eos_token_id is not that of the model that was exported"
+        note(Check("file", "end of text", math.inf, 0.0, contract.METADATA_FILE, failure))
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
     note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
     cases, refused = program_cases(
@@ -126,6 +144,14 @@ def verify(
         if tokens is not None:
             note(comparison.text(tokens))
     return report
+
+
+def _ends_as_exported(metadata: Metadata) -> bool:
+    """Whether texts end at the tokens of the model's own configuration, where the folder tells it."""
+    if metadata.tokens is None or metadata.model is None:
+        return True
+    config = MambaConfig.from_fields(metadata.model)
+    return Tokens(config.vocab_size, config.eos_token_id).end_tokens == metadata.end_tokens
 
 
 def _graph_runner(backend: Backend) -> RunGraph:
@@ -176,7 +202,7 @@ def _source(metadata: Metadata, model: str | Path | nn.Module | None) -> nn.Modu
             raise ExportError(
                 "the file was exported from a model in memory: pass the model (--model FOLDER) to compare with"
             )
-        if not Path(metadata.source_path).is_dir():
+        if not is_folder(metadata.source_path, error=ExportError):
             raise ExportError(
                 f"{metadata.source_path}: the source of this export is not there any more: "
                 "pass its folder with --model"
@@ -235,7 +261,9 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
 
 def _tokens(folder: Path, metadata: Metadata, text: str | None) -> Question | None:
     """The tokens of the text; None where there is no tokenizer, or no logits to compare."""
-    if metadata.last_logits_only or not (folder / contract.TOKENIZER_FILE).is_file():
+    if metadata.last_logits_only or not is_there(
+        folder / contract.TOKENIZER_FILE, error=SessionError
+    ):
         return None
     if text is None:
         text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
-from mamba_export.errors import first_line
+from mamba_export.errors import SessionError, first_line
+from mamba_export.folder.graph import check_weights, open_graph
 from mamba_export.models import MambaBackbone, MambaLM
 from mamba_export.verify.bounds import Check, compare
 
@@ -39,13 +40,17 @@ def weight_checks(model_file: Path, model: nn.Module) -> Check:
 
     Returns:
         One check: the first parameter that differs, or success. Parameters are stored exactly, but for A.
+
+    Raises:
+        SessionError: the file is no valid ONNX file.
     """
+    graph = open_graph(model_file, error=SessionError)
     try:
-        return _compare(ir.load(model_file).graph.initializers, model)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # truncated or missing: a file that a verifier must report
+        check_weights(model_file, graph, error=SessionError)
+        opened = ir.from_proto(graph)
+        ir.external_data.set_base_dir(opened.graph, model_file.parent)
+        return _compare(opened.graph.initializers, model)
+    except Exception as error:  # truncated or missing: what a verifier must report
         reason = first_line(error)
         return Check("file", "weights", math.inf, 0.0, contract.WEIGHTS_FILE, reason)
 

@@ -49,6 +49,7 @@ class Attempt:
         fails: nothing but exit code 1 is right: a verification that must see the damage, or code 2.
         around: what holds while it runs, such as a limit of the file size.
         check: after the fact: what is wrong with the outcome, in words.
+        may_raise: what a call may raise beside our errors, such as a torch operator's ValueError.
         any_code: the exit code is what the shell or a signal makes it.
     """
 
@@ -61,4 +62,5 @@ class Attempt:
     fails: bool = False
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     check: Callable[[Outcome], Iterable[str]] = field(default=lambda _: ())
+    may_raise: tuple[type[Exception], ...] = ()
     any_code: bool = False

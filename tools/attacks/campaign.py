@@ -85,7 +85,7 @@ def run(
     left = list(numbers)
     with tempfile.TemporaryDirectory(prefix="attack-") as temporary:
         root = Path(temporary if keep is None else keep).resolve()
-        root.chmod(0o755)  # some attempts are made by a user who may do nothing
+        root.chmod(0o755)  # some attempts are made by a user who may do nothing there
         _make_material(root)
         while left:
             for result in _worker(left, seed, root, keep is not None):

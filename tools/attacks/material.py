@@ -61,6 +61,7 @@ def make_material(root: Path) -> None:
 
     for name in ("outside", "tmp", "home"):
         (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o777)
     (root / "outside" / "secret.txt").write_text(SECRET)
     torch.manual_seed(0)
     model = MambaLM(MambaConfig(d_model=16, n_layer=1, vocab_size=256, eos_token_id=0)).eval()

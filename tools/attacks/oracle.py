@@ -24,6 +24,9 @@ PEAK_MIB = 1500.0
 SECRET = "the-secret-of-the-attack-suite"
 """Stands in a file outside of the attempt's folder: it must turn up nowhere."""
 
+_MOST_EVENTS = 5
+"""Of an attempt, in the report: one that writes a folder elsewhere has hundreds."""
+
 _NET = "MAMBA_EXPORT_TRACEBACK"
 """The command line's last net says how to see a traceback: a sign that no good line was written."""
 
@@ -32,7 +35,7 @@ def judge(attempt: Attempt, outcome: Outcome) -> list[str]:
     """What is wrong with an outcome, in words; empty where nothing is."""
     answer = _command if attempt.call is None else _call
     found = list(answer(attempt, outcome))
-    found += outcome.events
+    found += list(dict.fromkeys(outcome.events))[:_MOST_EVENTS]
     found += _changes(attempt, outcome)
     if SECRET in outcome.stdout or SECRET in outcome.stderr:
         found.append("prints a file from outside")
@@ -63,7 +66,10 @@ def _command(attempt: Attempt, outcome: Outcome) -> Iterator[str]:
         if not _failed_table(attempt, outcome):
             yield "exit code 1, and no failed check printed"
     elif code == 2:
-        yield from () if outcome.stdout.lstrip().startswith("Usage:") else _message(outcome.stderr)
+        if not outcome.stdout.lstrip().startswith(
+            "Usage:"
+        ):  # the help of a command without arguments
+            yield from _message(outcome.stderr, attempt.arguments or [])
     else:
         yield f"exit code {code}"
 
@@ -75,7 +81,7 @@ def _failed_table(attempt: Attempt, outcome: Outcome) -> bool:
     return bool(re.search(r"FAIL|fail|\"passed\": false|no check", outcome.stdout + outcome.stderr))
 
 
-def _message(stderr: str) -> Iterator[str]:
+def _message(stderr: str, arguments: list[str]) -> Iterator[str]:
     """What is wrong with the message of exit code 2."""
     lines = [line for line in stderr.split("\n") if line.strip()]
     if not lines:
@@ -84,7 +90,7 @@ def _message(stderr: str) -> Iterator[str]:
         yield f"{len(lines)} lines on standard error: {' | '.join(line[:80] for line in lines)[:300]}"
     elif not lines[0].startswith("error: ") or len(lines[0]) < len("error: ") + 4:
         yield f"no message: {lines[0][:200]}"
-    elif len(lines[0]) > 2000:
+    elif len(lines[0]) > 2000 + len("".join(arguments)):
         yield f"a message of {len(lines[0])} characters"
     for character in sorted(set(stderr) - {"\n"}):
         if (
@@ -99,6 +105,8 @@ def _call(attempt: Attempt, outcome: Outcome) -> Iterator[str]:
     if error is None:
         if attempt.refuse:
             yield f"accepted: {outcome.value!r:.100}"
+    elif isinstance(error, attempt.may_raise):
+        yield from () if str(error).strip() else ("an error without a message",)
     elif not isinstance(error, MambaExportError):
         yield f"raw error: {type(error).__name__}: {str(error)[:200]}"
     elif "\n" in str(error) or not str(error):

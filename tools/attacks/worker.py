@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from attacks import watch
 from attacks.attempt import Attempt, Outcome
-from attacks.kinds import choose
+from attacks.kinds import choose, randomness
 from attacks.material import Place
 from attacks.oracle import judge
 
@@ -31,7 +30,7 @@ _MEMORY = 6 << 30
 
 def attempt_of(seed: int, number: int, root: Path) -> tuple[str, Attempt, Path]:
     """The kind, the attempt of a seed and a number, always the same, and its folder, with its files written."""
-    rng = Random(f"{seed}/{number}")
+    rng = randomness(seed, number)
     kind = choose(rng)
     folder = root / f"attempt-{number}"
     folder.mkdir()

@@ -34,7 +34,7 @@ def load(path: Path) -> ctypes.CDLL:
         library.mamba_last_error.restype = ctypes.c_char_p
         library.mamba_cuda_architectures.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
-        raise SessionError(f"{path} cannot be loaded ({error}): {_REMEDY}") from error
+        raise SessionError(f"{path} cannot be loaded ({first_line(error)}): {_REMEDY}") from error
     return library
 
 

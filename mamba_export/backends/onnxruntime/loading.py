@@ -27,7 +27,9 @@ from mamba_export.backends.onnxruntime.providers import (
     with_defaults,
 )
 from mamba_export.errors import SessionError, first_line
+from mamba_export.folder.interface import Interface, difference
 from mamba_export.folder.metadata import Metadata
+from mamba_export.untrusted import utf8_name
 
 THREADS_PER_CORE = 4
 """More only wait for each other: on two cores 500 took 35 s, and 2,000 never ended."""
@@ -128,8 +130,21 @@ def open_session(
         model = _open_given(
             metadata, make_options(), checked_providers(providers), available, native
         )
-    _check_interface(metadata, model.session)
+    problem = difference(metadata, _interface(model.session))
+    if problem:
+        raise SessionError(problem)
     return model
+
+
+def _interface(session: ort.InferenceSession) -> Interface:
+    inputs, outputs = (
+        {
+            value.name: (_TYPE_NAMES.get(value.type, value.type), tuple(value.shape))
+            for value in values
+        }
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return Interface(inputs, outputs)
 
 
 def _check_threads(threads: Any) -> int:
@@ -248,7 +263,8 @@ def _open(
         # graph still reads: seen in modules that reshape by sizes, which models of this package do not.
         options.enable_mem_reuse = False
     try:
-        session = make_session(str(metadata.model_path), options, all_providers, enable_fallback=0)
+        with utf8_name(metadata.model_path, error=SessionError) as name:
+            session = make_session(name, options, all_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise SessionError(_explain(metadata, error, provider_name(providers[0]))) from error
     device = session_device(session)
@@ -284,19 +300,3 @@ def plain_reason(error: Exception) -> str:
     line = first_line(error)
     line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     return re.sub(r"\S+\.cc:\d+ \w+ ", "", line)
-
-
-def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
-    """A graph that was swapped for another must not be fed by the metadata's shapes."""
-    for kind, values, expected in (
-        ("input", session.get_inputs(), metadata.graph_inputs),
-        ("output", session.get_outputs(), metadata.graph_outputs),
-    ):
-        found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
-        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
-        if found != wanted:
-            name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
-            raise SessionError(
-                f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
-                f"describes ({kind} {name} differs): export the model again"
-            )

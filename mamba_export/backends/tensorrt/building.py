@@ -27,7 +27,7 @@ from mamba_export.backends.tensorrt.options import BuildOptions, as_options, che
 from mamba_export.backends.tensorrt.plugin import load_plugin
 from mamba_export.backends.tensorrt.profiles import Profile
 from mamba_export.backends.tensorrt.progress import Progress
-from mamba_export.backends.tensorrt.surgery import prepare
+from mamba_export.backends.tensorrt.surgery import described_graph
 from mamba_export.errors import EngineError
 from mamba_export.files import new_files, opened, write_bytes, write_text
 from mamba_export.folder.metadata import Metadata, read_metadata, write_json
@@ -79,7 +79,7 @@ def build(
 
     say: Progress = progress or (lambda *_: None)
     say("reading the graph", 0.0)
-    graph, nodes = prepare(metadata.model_path, plugin=options.plugin)
+    graph, nodes = described_graph(metadata, plugin=options.plugin)
     start = time.perf_counter()
     plan, plugins = compile_graph(
         library,

@@ -14,7 +14,7 @@ from mamba_export.backends.tensorrt.names import (
     TENSORRT,
 )
 from mamba_export.backends.tensorrt.options import BuildOptions, as_options, check_request
-from mamba_export.backends.tensorrt.surgery import prepare
+from mamba_export.backends.tensorrt.surgery import described_graph
 from mamba_export.errors import EngineError
 from mamba_export.files import check_inside, copy_file, new_folder, write_bytes, write_text
 from mamba_export.folder.metadata import read_metadata, write_json
@@ -60,7 +60,7 @@ def bundle(
     with new_folder(
         out, marker=contract.METADATA_FILE, force=force, sources=[metadata.folder]
     ) as target:
-        graph, nodes = prepare(metadata.model_path, plugin=options.plugin)
+        graph, nodes = described_graph(metadata, plugin=options.plugin)
         description = describe(
             metadata,
             runtime=TENSORRT.name,

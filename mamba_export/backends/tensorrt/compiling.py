@@ -65,7 +65,6 @@ def compile_graph(
             f"{model_path}: {library} cannot parse it: node {first.node_name() or '?'}: "
             f"{' '.join(first.desc().split())}"
         )
-    _check_network(network, shapes[0], model_path)
     plugins = _plugin_layers(trt, network)
     if plugins != expected:
         raise EngineError(
@@ -93,17 +92,6 @@ def compile_graph(
         with new_file(timing_cache, error=EngineError) as path:
             write_bytes(path, memoryview(config.get_timing_cache().serialize()))
     return plan, dict(plugins)
-
-
-def _check_network(network: Any, shapes: dict[str, Any], model_path: Path) -> None:
-    """The graph must be the one that the metadata describes, or the profiles are for another."""
-    found = {network.get_input(index).name for index in range(network.num_inputs)}
-    if found != set(shapes):
-        name = sorted(found ^ set(shapes))[0]
-        raise EngineError(
-            f"{model_path} is not the file that its folder's metadata describes (input {name} differs): "
-            "export the model again"
-        )
 
 
 def _plugin_layers(trt: Any, network: Any) -> Counter[str]:

@@ -32,7 +32,7 @@ from mamba_export.fields import (
 )
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
-from mamba_export.untrusted import read_json
+from mamba_export.untrusted import is_there, read_json
 
 _AGAIN = "build the engine again"
 
@@ -172,7 +172,7 @@ def describe_tensors(tensors: Sequence[Value]) -> list[dict[str, Any]]:
 def is_byte_tokenizer(folder: Path) -> bool:
     """Whether the folder's tokenizer maps each byte of a text to the token of its value."""
     path = folder / contract.TOKENIZER_FILE
-    if not path.exists():
+    if not is_there(path, error=EngineError):
         return False
     from mamba_export.folder.bytes_tokenizer import byte_characters
 
@@ -191,7 +191,7 @@ def read_description(folder: Path) -> EngineDescription:
         EngineError: there is none, it is damaged, or of a layout that this version does not read.
     """
     path = folder / DESCRIPTION_FILE
-    if not path.exists():
+    if not is_there(path, error=EngineError):
         raise EngineError(f"{folder} has no engine: run `mamba-export build {folder}`")
     content = read_json(path, error=EngineError, remedy=_AGAIN)
     found = content.get("format") if isinstance(content, dict) else None

@@ -17,8 +17,11 @@ from mamba_export.backends.tensorrt.engine_checks import (
 )
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.plugin import load_plugin
-from mamba_export.errors import SessionError
+from mamba_export.errors import EngineError, SessionError
 from mamba_export.folder.metadata import Metadata
+from mamba_export.untrusted import read_bytes
+
+_LARGEST_ENGINE = 1 << 40  # bytes: it holds the weights, and memory on the GPU was compared before
 
 
 class Execution:
@@ -190,7 +193,9 @@ def _deserialise(path: Path, library: Library, gpu: Gpu, version_compatible: boo
     runtime = library.module.Runtime(library.logger)
     if version_compatible:  # and check_host_code has found that the user allows it
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(
+        read_bytes(path, error=EngineError, limit=_LARGEST_ENGINE)
+    )
     if engine is None:
         raise SessionError(f"{path} cannot be loaded by {library}: {library.reason()}")
     return engine

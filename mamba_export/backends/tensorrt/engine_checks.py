@@ -11,6 +11,7 @@ from mamba_export.backends.tensorrt.fingerprint import fingerprint, sha256
 from mamba_export.backends.tensorrt.names import DESCRIPTION_FILE, ENGINE_FILE, KINDS
 from mamba_export.errors import EngineError
 from mamba_export.folder.metadata import Metadata
+from mamba_export.untrusted import is_there, open_file
 
 _VERSION_AT = 24  # in an engine file: four bytes, major, minor, patch, build
 
@@ -46,9 +47,9 @@ def check_engine_file(folder: Path, description: EngineDescription) -> Path:
     """
     path = folder / ENGINE_FILE
     again = f"run `mamba-export build {folder} --force`"
-    if not path.is_file():
+    if not is_there(path, error=EngineError):
         raise EngineError(f"{folder} has no {ENGINE_FILE}: {again}")
-    with path.open("rb") as file:
+    with open_file(path, error=EngineError) as file:
         head = file.read(_VERSION_AT + 4)
     kind = next((kind for kind in KINDS if head.startswith(kind.tag)), None)
     if kind is None or len(head) < _VERSION_AT + 4:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 from mamba_export import contract
+from mamba_export.errors import EngineError
+from mamba_export.untrusted import is_there, open_file
 
 _CHUNK = 1 << 22
 _SAMPLES = 64
@@ -21,10 +24,10 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     """
     weights = folder / contract.WEIGHTS_FILE
     digest: str | None = None
-    if weights.is_file():
-        size = weights.stat().st_size
-        hashed = hashlib.sha256(str(size).encode())
-        with weights.open("rb") as file:
+    if is_there(weights, error=EngineError):
+        with open_file(weights, error=EngineError) as file:
+            size = os.fstat(file.fileno()).st_size
+            hashed = hashlib.sha256(str(size).encode())
             for index in range(_SAMPLES):
                 file.seek(index * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
                 hashed.update(file.read(_SAMPLE_BYTES))
@@ -35,7 +38,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
     hashed = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, error=EngineError) as file:
         while chunk := file.read(_CHUNK):
             hashed.update(chunk)
     return hashed.hexdigest()

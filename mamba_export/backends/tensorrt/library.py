@@ -132,10 +132,15 @@ def _link_rtx() -> None:
                 "it, or put a link of that name on LD_LIBRARY_PATH"
             ) from None
         return
-    links = Path(tempfile.mkdtemp(prefix="mamba_export-rtx-"))
-    atexit.register(shutil.rmtree, links, ignore_errors=True)
-    for name, target in ((_RTX_CORE, core), (core.name, core), (parser.name, parser)):
-        (links / name).symlink_to(target)
+    try:
+        links = Path(tempfile.mkdtemp(prefix="mamba_export-rtx-"))
+        atexit.register(shutil.rmtree, links, ignore_errors=True)
+        for name, target in ((_RTX_CORE, core), (core.name, core), (parser.name, parser)):
+            (links / name).symlink_to(target)
+    except OSError as error:
+        raise EngineError(
+            f"no temporary folder can be made ({error.strerror}): set TMPDIR to one that can be written"
+        ) from error
     # The wheel's own import finds both loaded already: a library is known by its file, not by its path.
     for name in (core.name, parser.name):
         ctypes.CDLL(str(links / name))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mamba_export import given
-from mamba_export.contract.names import BATCH, LENGTH, MAX_SIZE
+from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import EngineError, SessionError
+from mamba_export.fields import LARGEST_SIZE
 
 if TYPE_CHECKING:  # they load numpy, and the command line reads these defaults for its help
     from mamba_export.folder.metadata import Metadata
@@ -106,10 +107,10 @@ def parse_range(text: str, option: str, minimum: int = 1) -> Range:
 def check_range(
     numbers: Sequence[int], option: str, text: str | None = None, minimum: int = 1
 ) -> Range:
-    """The numbers as a range in [minimum, MAX_SIZE]; EngineError, naming the option, where they are none."""
+    """The numbers as a range from ``minimum`` on; EngineError, naming the option, where they are none."""
     try:
         first, second, third = (
-            given.integer(number, option, minimum, MAX_SIZE, EngineError)
+            given.integer(number, option, minimum, LARGEST_SIZE, EngineError)
             for number in given.listed(numbers, option, "three numbers", EngineError)
         )
         fits = first <= second <= third

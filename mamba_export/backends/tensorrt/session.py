@@ -18,9 +18,10 @@ from mamba_export.backends.tensorrt.engine import Execution, open_engine
 from mamba_export.backends.tensorrt.profiles import check_grown, refusal
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.backends.tensorrt.stepper import GrowingStepper, TrtStepper
-from mamba_export.contract.names import BATCH, LENGTH, MAX_SIZE
+from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Value
 from mamba_export.errors import SessionError
+from mamba_export.fields import LARGEST_SIZE
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
 from mamba_export.generation.generate import GenerationMethods
@@ -62,7 +63,7 @@ class TrtSession(GenerationMethods):
 
     def __init__(self, folder: str | Path, *, device: int = 0) -> None:
         self.metadata = read_metadata(folder)
-        device = given.integer(device, "device", 0, MAX_SIZE, SessionError)
+        device = given.integer(device, "device", 0, LARGEST_SIZE, SessionError)
         self.engine = open_engine(self.metadata.folder, self.metadata, device)
         self._gpu = self.engine.gpu
         self._gpu.activate()

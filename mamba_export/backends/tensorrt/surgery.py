@@ -18,8 +18,24 @@ import onnx.inliner
 
 from mamba_export import contract
 from mamba_export.backends.tensorrt.plugin import OPERATORS
-from mamba_export.errors import EngineError
+from mamba_export.errors import EngineError, MambaExportError, first_line
+from mamba_export.folder.graph import check_weights, interface, open_graph
+from mamba_export.folder.interface import difference
+from mamba_export.folder.metadata import Metadata
 from mamba_export.requirements import named
+
+
+def described_graph(metadata: Metadata, *, plugin: bool) -> tuple[onnx.ModelProto, Counter[str]]:
+    """``prepare`` for an exported folder, whose graph has to be the one that its metadata describes.
+
+    Raises:
+        EngineError: as ``prepare``, or it is another graph, for which profiles would be wrong.
+    """
+    graph, count = prepare(metadata.model_path, plugin=plugin)
+    problem = difference(metadata, interface(graph))
+    if problem:
+        raise EngineError(problem)
+    return graph, count
 
 
 def prepare(model_file: Path, *, plugin: bool) -> tuple[onnx.ModelProto, Counter[str]]:
@@ -34,13 +50,18 @@ def prepare(model_file: Path, *, plugin: bool) -> tuple[onnx.ModelProto, Counter
         operators it had; the nodes are named after their operator ("SelectiveScan_0").
 
     Raises:
-        EngineError: the file is no ONNX file, or holds none of our operators.
+        EngineError: the file is no ONNX file or a damaged one, or holds none of our operators.
     """
+    model = open_graph(model_file, error=EngineError)
+    check_weights(model_file, model, error=EngineError)
     try:
-        model = onnx.load(str(model_file), load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions share no other base
-        raise EngineError(f"{model_file} is damaged: export the model again") from error
-    prepared, count = prepare_graph(model, plugin=plugin)
+        prepared, count = prepare_graph(model, plugin=plugin)
+    except MambaExportError:
+        raise
+    except Exception as error:  # of the inliner and of graphsurgeon, which share no other base
+        raise EngineError(
+            f"{model_file} is damaged ({first_line(error)}): export the model again"
+        ) from error
     if not count:
         raise EngineError(
             f"{model_file} holds none of our operators ({', '.join(OPERATORS)}): "

@@ -14,6 +14,7 @@ from mamba_export.models.checkpoints import state_spaces, transformers_mamba
 from mamba_export.models.checkpoints.family import Description, Family
 from mamba_export.models.checkpoints.fields import ConfigFields, read_object
 from mamba_export.models.checkpoints.generation_config import with_generation_config
+from mamba_export.untrusted import is_there
 
 FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
 """Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
@@ -32,7 +33,7 @@ def read_config(folder: Path) -> tuple[Family, Description]:
             an option that MambaLM lacks.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not is_there(path, error=CheckpointError):
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )

@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mamba_export.errors import CheckpointError
 from mamba_export.models.checkpoints.family import Description
 from mamba_export.models.checkpoints.fields import ConfigFields, read_object
+from mamba_export.untrusted import is_there
 
 FILE = "generation_config.json"
 
@@ -22,7 +24,9 @@ def with_generation_config(folder: Path, description: Description) -> Descriptio
         CheckpointError: the file is damaged, or a token in it is no integer.
     """
     path = folder / FILE
-    return with_content(path, read_object(path), description) if path.exists() else description
+    if not is_there(path, error=CheckpointError):
+        return description
+    return with_content(path, read_object(path), description)
 
 
 def with_content(path: Path, content: dict[str, Any], description: Description) -> Description:

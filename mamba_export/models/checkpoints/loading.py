@@ -76,6 +76,7 @@ def load(
     try:
         folder = locate(source, progress)
         family, description = read_config(folder)
+        tokenizer = tokenizer_files(folder)
         stored = _by_our_names(family, open_weights(folder))
         model = assemble(folder, family, description.config, stored, dtype, progress)
     except OSError as error:
@@ -88,7 +89,7 @@ def load(
         source=str(source),
         format=family.name,
         architecture=description.architecture,
-        tokenizer_files=tokenizer_files(folder),
+        tokenizer_files=tokenizer,
         bos_token_id=description.bos_token_id,
         pad_token_id=description.pad_token_id,
     )

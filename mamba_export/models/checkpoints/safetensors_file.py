@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from mamba_export.errors import CheckpointError
 from mamba_export.fields import shown
 from mamba_export.models.checkpoints.stored import StoredTensor, damaged
-from mamba_export.untrusted import open_file
+from mamba_export.untrusted import open_file, utf8_name
 
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
@@ -36,7 +37,7 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
     """
     _check_names(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             slices = {name: file.get_slice(name) for name in list(file.keys())}
             found = {
                 name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()
@@ -78,11 +79,18 @@ def _check_names(path: Path) -> None:
         json.loads(header, object_pairs_hook=once)
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """safetensors' reader of a file."""
+    with utf8_name(path, error=CheckpointError) as name, safe_open(name, framework="pt") as file:
+        yield file
+
+
 def _read(path: Path, name: str) -> Tensor:
     # The file is opened anew for each tensor: what an opening has read stays mapped, and counts as
     # ours, until the last of its tensors is gone. It costs a millisecond.
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             return file.get_tensor(name)
     except SafetensorError as error:  # it was whole a moment ago
         raise damaged(path, error) from error

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mamba_export import given
 from mamba_export.errors import CheckpointError, first_line
 from mamba_export.files import new_files, write_text
 from mamba_export.models import MambaLM, cast
@@ -37,9 +38,11 @@ def save(
         extra: more fields for config.json, or other values for its own.
 
     Raises:
-        CheckpointError: the files cannot be written.
+        CheckpointError: the model is none of ours, or the files cannot be written.
     """
-    folder = Path(folder)
+    folder = given.path(folder, "the checkpoint's folder", CheckpointError)
+    if not isinstance(model, MambaLM):
+        raise CheckpointError(f"the model is {given.shown(model)}: give a MambaLM")
     family, config = write_config(model.config, dtype or model.embeddings.weight.dtype)
     text = json.dumps({**config, **(extra or {})}, indent=2, sort_keys=True) + "\n"
     tensors = _tensors(model, family, dtype)

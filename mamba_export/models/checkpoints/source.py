@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mamba_export import given
 from mamba_export.errors import CheckpointError, named_first_line
 from mamba_export.files import check_inside
 from mamba_export.models.checkpoints.generation_config import FILE as GENERATION_CONFIG
+from mamba_export.untrusted import check_file, is_folder, is_there, paths_in
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -55,17 +57,20 @@ def locate_tokenizer(
         CheckpointError: no such folder, the download failed, or there is no tokenizer.json.
         OSError: the path cannot be looked at.
     """
+    if not isinstance(source, str):  # a text may be the id of a repository
+        source = given.path(source, "the tokenizer", CheckpointError)
     if not str(source):
         raise CheckpointError(
             "the tokenizer's path is empty: pass a folder that holds a tokenizer.json, or a "
             "Hugging Face id"
         )
-    if _expanded(source).is_file():
-        if _expanded(source).name != TOKENIZER_FILES[0]:
+    path = given.path(source, "the tokenizer", CheckpointError)
+    if is_there(path, error=CheckpointError) and not is_folder(path, error=CheckpointError):
+        if path.name != TOKENIZER_FILES[0]:
             raise CheckpointError(
                 f"{source} is a file: pass the folder that holds {TOKENIZER_FILES[0]}"
             )
-        source = _expanded(source).parent
+        source = path.parent
 
     def download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
         return _snapshot(hub_id, _TOKENIZER_PATTERNS, progress)
@@ -82,25 +87,20 @@ def _locate(
     download: Callable[[str, Callable[[str], None] | None], Path],
     progress: Callable[[str], None] | None,
 ) -> Path:
+    if not isinstance(source, str):  # a text may be the id of a repository
+        source = given.path(source, "the checkpoint", CheckpointError)
     if not str(source):
         raise CheckpointError("the checkpoint's path is empty: pass a folder or a Hugging Face id")
-    path = _expanded(source)
-    if path.is_dir():
+    path = given.path(source, "the checkpoint", CheckpointError)
+    if is_folder(path, error=CheckpointError):
         return path
-    if path.exists():
+    if is_there(path, error=CheckpointError):
         raise CheckpointError(f"{source} is a file: pass the folder that holds config.json")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(
             f"{source}: no such folder; pass an existing one, or a Hugging Face id (owner/name)"
         )
     return download(source, progress)
-
-
-def _expanded(source: str | Path) -> Path:
-    path = Path(source)
-    with contextlib.suppress(RuntimeError):  # "~unknown-user": left as it is, a missing folder
-        path = path.expanduser()
-    return path
 
 
 def _download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
@@ -180,16 +180,24 @@ def check_links(files: Iterable[Path]) -> None:
         folders = [folder]
         if (
             folder.parent.name == "snapshots"
-        ):  # the hub's cache: models--OWNER--NAME/snapshots/REVISION
+        ):  # of the hub's cache: models--OWNER--NAME/snapshots/REVISION
             folders.append(folder.parent.parent / "blobs")
         check_inside(file, *folders, error=CheckpointError)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order, and its named chat templates."""
-    templates = sorted((folder / _TEMPLATES).glob("*.jinja"))
-    files = [*(folder / name for name in TOKENIZER_FILES), *templates]
-    return [file for file in files if file.is_file()]
+    """Those of ``TOKENIZER_FILES`` that a folder holds, in that order, and its named chat templates.
+
+    Raises:
+        CheckpointError: one is no regular file, or cannot be read.
+    """
+    named = [folder / name for name in TOKENIZER_FILES]
+    found = [path for path in named if is_there(path, error=CheckpointError)]
+    templates = paths_in(folder / _TEMPLATES, error=CheckpointError)
+    found += [path for path in templates if path.suffix == ".jinja"]
+    for path in found:
+        check_file(path, error=CheckpointError)
+    return found
 
 
 def name_in_output(file: Path) -> Path:

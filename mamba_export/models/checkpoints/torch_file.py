@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mamba_export.errors import CheckpointError
 from mamba_export.models.checkpoints.stored import StoredTensor, damaged
-from mamba_export.untrusted import open_file
+from mamba_export.untrusted import open_file, utf8_name
 
 
 def read_torch_file(path: Path) -> list[StoredTensor]:
@@ -53,9 +53,9 @@ def _torch_load(path: Path) -> object:
         is_zip = file.read(4) == b"PK\x03\x04"  # older than PyTorch 1.6: no zip, cannot be mapped
     try:
         sizes = _zip_storages(path) if is_zip else None
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), utf8_name(path, error=CheckpointError) as name:
             warnings.simplefilter("ignore")  # torch warns of old protocols and of TorchScript
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=sizes is not None)
+            loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=sizes is not None)
         if sizes is not None:
             _check_storages(loaded, sizes)
         return loaded

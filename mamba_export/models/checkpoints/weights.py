@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mamba_export.errors import CheckpointError
@@ -10,6 +9,7 @@ from mamba_export.models.checkpoints.fields import read_object
 from mamba_export.models.checkpoints.safetensors_file import read_safetensors
 from mamba_export.models.checkpoints.stored import StoredTensor
 from mamba_export.models.checkpoints.torch_file import read_torch_file
+from mamba_export.untrusted import is_there
 
 # In the order in which transformers looks for them.
 _SINGLE_OR_INDEX = (
@@ -41,7 +41,7 @@ def _files(folder: Path) -> list[Path]:
     """The weight file, or the shards that the index names."""
     for name in _SINGLE_OR_INDEX:
         path = folder / name
-        if os.path.lexists(path):
+        if is_there(path, error=CheckpointError):
             return _shards(path) if path.suffix == ".json" else [path]
     expected = ", ".join(_SINGLE_OR_INDEX)
     raise CheckpointError(f"{folder} holds no weights: expected one of {expected}")
@@ -60,7 +60,7 @@ def _shards(index: Path) -> list[Path]:
                 f"{index} names the shard {name!r}, expected the plain name of a *{suffix} file"
             )
         shard = index.parent / name
-        if not os.path.lexists(shard):
+        if not is_there(shard, error=CheckpointError):
             raise CheckpointError(f"shard {shard} is missing, though {index.name} names it: add it")
         shards.append(shard)
     return shards

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from random import Random
 
 from attacks.attempt import Attempt
-from attacks.kinds import api, checkpoint, disk, exported, graphs, options, paths, signals
+from attacks.kinds import (
+    api,
+    checkpoint,
+    disk,
+    exported,
+    graphs,
+    operators,
+    options,
+    paths,
+    signals,
+)
 from attacks.material import Place
 
 
@@ -44,10 +54,22 @@ KINDS = (
     Kind("OUT: what is there already", 25, paths.standing_output),
     Kind("permissions", 12, paths.permissions),
     Kind("Python API: values", 50, api.values),
+    Kind("operators in PyTorch: tensors that do not fit", 40, operators.odd_tensors),
     Kind("full disk, and limits of file size", 14, disk.full),
     Kind("standard output closed or full", 4, disk.standard_output),
     Kind("signals at random moments", 2, signals.signal_at_random),
+    Kind("two runs to one OUT", 1, signals.two_at_once),
 )
+
+
+def kind_of(seed: int, number: int) -> Kind:
+    """The kind of an attempt."""
+    return choose(randomness(seed, number))
+
+
+def randomness(seed: int, number: int) -> Random:
+    """All that is random in an attempt: its kind is drawn first."""
+    return Random(f"{seed}/{number}")
 
 
 def choose(rng: Random) -> Kind:

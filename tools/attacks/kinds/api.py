@@ -3,95 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from attacks.attempt import Attempt, Outcome
 from attacks.material import CHECKPOINT, EXPORTED, Place
-from attacks.odd import HOSTILE_TEXTS
-
-
-def _numbers() -> tuple[Any, ...]:
-    import numpy as np
-
-    plain = (0, 1, -1, 2, 3.5, 2**31, 2**64, 10**12, 10**400, -0.0, 1e-40, True, None, 1 + 2j)
-    arrays = (
-        np.int64(2),
-        np.int32(-1),
-        np.float16(0.5),
-        np.float64("nan"),
-        np.array(3),
-        np.array([3]),
-    )
-    return (*plain, float("nan"), float("inf"), "1", b"1", [], {}, *arrays)
-
-
-def _things() -> tuple[Any, ...]:
-    import numpy as np
-    import torch
-
-    plain: tuple[Any, ...] = (
-        None,
-        0,
-        -1,
-        True,
-        1.5,
-        1 + 2j,
-        range(3),
-        set(),
-        object(),
-        Exception,
-        print,
-        (n for n in ([1], [3])),
-    )
-    texts = ("", "x", b"", b"x", bytearray(b"x"), *HOSTILE_TEXTS[:12], "\ud800")
-    paths = (pathlib.Path(), pathlib.Path("model"))
-    nested: tuple[Any, ...] = (
-        [],
-        [[]],
-        [[1], [1, 2]],
-        [[1, [2]]],
-        [None],
-        (),
-        ([[1]],),
-        {},
-        {"input_ids": [[1]]},
-        {"x": 1},
-    )
-    shapes = (
-        np.array(1),
-        np.array([1]),
-        np.zeros((1, 0), int),
-        np.zeros((0, 1), int),
-        np.zeros((1,) * 30, int),
-    )
-    tokens = (np.array([[1]]), np.array([[-1]]), np.array([[256]]), np.array([[2**63]], np.uint64))
-    layouts = (
-        np.array([[1]], ">i4"),
-        np.ones((2, 3), np.int8)[::-1],
-        np.array([[1, 2]], order="F"),
-    )
-    dtypes = (
-        *(np.array([[one]]) for one in (1.0, np.nan, 1 + 1j, "a", None)),
-        np.array([["2020-01-01"]], "datetime64[D]"),
-        np.zeros(3, [("a", int)]),
-        np.ma.masked_array([[1]], [[True]]),
-    )
-    tensors = (
-        torch.tensor([1, 2]),
-        torch.tensor([[1, 2]]),
-        torch.ones(1, 1, requires_grad=True),
-        torch.empty(1, 1, device="meta"),
-        torch.nn.Linear(2, 2),
-        torch.float32,
-    )
-    return (*plain, *texts, *paths, *nested, *shapes, *tokens, *layouts, *dtypes, *tensors)
-
-
-def shown(thing: Any) -> str:
-    """A value for a report: one line, not long, and the same in every run."""
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{thing!r}".replace("\n", " "))[:100]
+from attacks.objects import odd_numbers, odd_things, shown
 
 
 def values(place: Place) -> Attempt:
@@ -120,17 +37,17 @@ def _session(folder: pathlib.Path) -> Any:
 
 
 def _run(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     return f"{shown(thing)}", lambda: _session(folder).run(thing)
 
 
 def _run_state(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     return f"[[1]], {shown(thing)}", lambda: _session(folder).run([[1]], thing)
 
 
 def _generate(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     return f"{shown(thing)}", lambda: _session(folder).generate(thing, max_new_tokens=2)
 
 
@@ -146,7 +63,7 @@ def _generate_options(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[],
         "sampling",
         "on_token",
     )
-    options = {name: rng.choice(_numbers()) for name in rng.sample(names, rng.choice((1, 1, 2)))}
+    options = {name: rng.choice(odd_numbers()) for name in rng.sample(names, rng.choice((1, 1, 2)))}
     count = options.setdefault("max_new_tokens", 2)
     if isinstance(count, int) and count > 100:  # a right answer, and a long one
         options["max_new_tokens"] = -count
@@ -154,22 +71,22 @@ def _generate_options(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[],
 
 
 def _stream(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     return f"{shown(thing)}", lambda: list(_session(folder).stream(thing, max_new_tokens=2))
 
 
 def _initial_state(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    number = rng.choice(_numbers())
+    number = rng.choice(odd_numbers())
     return f"{shown(number)}", lambda: _session(folder).initial_state(number)
 
 
 def _select(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice((*_things(), [0.0], [10**30], [-1], [0, 0], [True], "0", [[0]]))
+    thing = rng.choice((*odd_things(), [0.0], [10**30], [-1], [0, 0], [True], "0", [[0]]))
     return f"{shown(thing)}", lambda: _session(folder).initial_state(2).select(thing)
 
 
 def _concatenate(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
 
     def call() -> Any:
         session = _session(folder)
@@ -184,7 +101,7 @@ def _concatenate(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]
 def _state_from_numpy(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
     import numpy as np
 
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
 
     def call() -> Any:
         session = _session(folder)
@@ -208,12 +125,12 @@ def _open(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
     from mamba_export import OrtSession
 
     if rng.random() < 0.5:
-        thing = rng.choice(_things())
+        thing = rng.choice(odd_things())
         return f"{shown(thing)}", lambda: OrtSession(thing)
     name = rng.choice(("providers", "threads", "native", "session_options"))
     value = rng.choice(
         (
-            *_numbers(),
+            *odd_numbers(),
             ["x"],
             [("CPUExecutionProvider", {"x": "y"})],
             ["CPUExecutionProvider"] * 3,
@@ -230,7 +147,7 @@ def _export(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
     import mamba_export
 
     export: Any = mamba_export.export  # its types forbid what is tried here
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     if rng.random() < 0.5:
         return f"{shown(thing)}, 'out'", lambda: export(thing, "out")
     name = rng.choice(
@@ -245,7 +162,7 @@ def _export(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
 def _verify(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
     from mamba_export import verify
 
-    thing = rng.choice(_things())
+    thing = rng.choice(odd_things())
     name = rng.choice(("folder", "folder", "model", "text", "backends"))
     if name == "folder":
         return f"{shown(thing)}", lambda: verify(thing, quick=True)
@@ -257,7 +174,15 @@ def _bundle(folder: pathlib.Path, rng: Any) -> tuple[str, Callable[[], Any]]:
     from mamba_export import BuildOptions, bundle
 
     thing = rng.choice(
-        (*_things(), *_numbers(), (1, 2, 3), (3, 2, 1), (1, 1), (1.0, 2.0, 3.0), (1, 1, 10**30))
+        (
+            *odd_things(),
+            *odd_numbers(),
+            (1, 2, 3),
+            (3, 2, 1),
+            (1, 1),
+            (1.0, 2.0, 3.0),
+            (1, 1, 10**30),
+        )
     )
     name = rng.choice(
         (

@@ -6,11 +6,11 @@ import io
 import json
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attacks.attempt import Attempt
+from attacks.attempt import Attempt, Outcome
 from attacks.material import CHECKPOINT, PICKLE, SHARDED, Place
 from attacks.mutations import damage_bytes, damage_file, damage_json, damage_json_file, set_json
 from attacks.odd import Raw, odd_json, short
@@ -23,7 +23,9 @@ def use(place: Place, what: str, *, export: float = 0.06, refuse: bool = False) 
         arguments = ["export", "model", "-o", "out"]
         if rng.random() < 0.1:
             arguments += ["--dtype", rng.choice(("fp16", "bf16"))]
-        return Attempt(what, arguments, writes=(out,), refuse=refuse)
+        return Attempt(
+            what, arguments, writes=(out,), refuse=refuse, check=lambda outcome: runs(out, outcome)
+        )
     if rng.random() < 0.03:
         exported = place.copy("exported", "exported")
         arguments = ["verify", str(exported), "--model", "model", "--quick", "--backend", "native"]
@@ -35,6 +37,18 @@ def use(place: Place, what: str, *, export: float = 0.06, refuse: bool = False) 
         return checkpoints.load(place.folder / "model")
 
     return Attempt(what, call=load, refuse=refuse)
+
+
+def runs(out: Path, outcome: Outcome) -> Iterator[str]:
+    """What is wrong with an export that was reported as done: it opens, and reads tokens."""
+    if outcome.code != 0 or "bf16" in out.joinpath("mamba_export.json").read_text(encoding="utf-8"):
+        return  # ONNX Runtime's CPU provider has no bf16
+    from mamba_export import OrtSession
+
+    try:
+        OrtSession(out).run([[1, 2, 3]])
+    except Exception as error:
+        yield f"exported, and does not run: {type(error).__name__}: {str(error)[:200]}"
 
 
 _SIZES = (
@@ -80,6 +94,8 @@ def config(place: Place) -> Attempt:
     if way < 0.3:
         names, values = rng.choice(((_SIZES, _NO_SIZE), (_FLOATS, _NO_FLOAT)))
         name, value = rng.choice(names), rng.choice(values)
+        if name == "time_step_rank" and value == 0:  # which is "auto"
+            value = -1
         set_json(path, **{name: value})
         return use(place, f"config.json: {name} is {short(value)}", refuse=True)
     return use(place, (damage_json_file if way < 0.85 else damage_file)(rng, path), export=0.06)

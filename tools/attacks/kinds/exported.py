@@ -11,7 +11,16 @@ from attacks.material import ENGINE, EXPORTED, Place
 from attacks.mutations import damage_file, damage_json_file, set_json
 from attacks.odd import Raw, short
 
-RUN = ["run", "model", "--prompt", "In the", "--max-new-tokens", "3"]
+RUN = ["run", "model", "--max-new-tokens", "3", "--prompt"]
+PROMPTS = (
+    "In the",
+    "In the",
+    "a" * 3000,
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac",
+    "\U0001f40d é\u0301",
+    " ",
+    "\n",
+)
 
 
 def use(place: Place, what: str, *, verify: float = 0.015, refuse: bool = False) -> Attempt:
@@ -31,12 +40,15 @@ def use(place: Place, what: str, *, verify: float = 0.015, refuse: bool = False)
         return Attempt(what, ["build", "model"], writes=(place.folder / "model",), refuse=refuse)
     if way < verify + 0.32:
         return Attempt(what, call=lambda: _drive(place.folder / "model"), refuse=refuse)
-    arguments = [*RUN]
+    prompt = rng.choice(PROMPTS)
+    arguments = [*RUN, prompt]
     if rng.random() < 0.2:
         arguments += ["--json"]
     if rng.random() < 0.2:
         arguments += ["--temperature", "0.8", "--top-k", "5", "--top-p", "0.9"]
-    return Attempt(what, arguments, refuse=refuse, check=_prompt_first)
+    return Attempt(
+        what, arguments, refuse=refuse, check=lambda outcome: _prompt_first(outcome, prompt)
+    )
 
 
 def _drive(folder: Path) -> object:
@@ -47,8 +59,8 @@ def _drive(folder: Path) -> object:
     return session.run([[4]], state)
 
 
-def _prompt_first(outcome: Outcome) -> Iterable[str]:
-    if outcome.code == 0 and "In the" not in outcome.stdout:
+def _prompt_first(outcome: Outcome, prompt: str) -> Iterable[str]:
+    if outcome.code == 0 and prompt not in outcome.stdout and '"prompt"' not in outcome.stdout:
         yield f"exit code 0, and no text: {outcome.stdout[:80]!r}"
 
 
@@ -132,6 +144,7 @@ _PADDING = {
     "pad_type_id": 0,
     "pad_token": "x",
 }
+_DOUBLING = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
 _ODD_TOKENIZERS: tuple[tuple[str, Any], ...] = (
     ("padding", _PADDING),
     ("padding", {**_PADDING, "strategy": {"Fixed": 2**63}}),
@@ -169,6 +182,13 @@ _ODD_TOKENIZERS: tuple[tuple[str, Any], ...] = (
         {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
     ),
     ("added_tokens", [{"id": 2**32 - 1, "content": "\x1b[2J", "special": True}]),
+    ("normalizer", {"type": "Sequence", "normalizers": [_DOUBLING] * 40}),
+    ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFKD"}, *[_DOUBLING] * 25]}),
+    (
+        "pre_tokenizer",
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+    ),
+    ("normalizer", {"type": "Replace", "pattern": {"Regex": "(a|aa)+b"}, "content": "x"}),
     ("model", {"type": "WordLevel", "vocab": {}, "unk_token": "<missing>"}),
     (
         "model",

@@ -18,6 +18,7 @@ _BASE = {
     "doctor": [],
     "library-path": [],
 }
+_OUTPUTS = ("-o", "--output", "--bundle", "--timing-cache")
 _SELDOM = ("--engine", "--verify")  # they take seconds where they are accepted
 
 
@@ -39,17 +40,14 @@ def odd_options(place: Place) -> Attempt:
         flag = rng.choice((*option.opts, *option.secondary_opts))
         arguments.append(flag)
         if not option.is_flag or rng.random() < 0.05:
-            arguments.append(rng.choice(ODD_ARGUMENTS))
+            # What the user names may lie anywhere; here it lies in the attempt's folder.
+            arguments.append(rng.choice(ODD_ARGUMENTS).replace("..", "up"))
     if rng.random() < 0.08:
-        arguments[rng.randrange(len(arguments))] = rng.choice(ODD_ARGUMENTS)
+        arguments[rng.randrange(len(arguments))] = rng.choice(ODD_ARGUMENTS).replace("..", "up")
     if rng.random() < 0.05:
-        arguments.append(rng.choice(ODD_ARGUMENTS))
+        arguments.append(rng.choice(ODD_ARGUMENTS).replace("..", "up"))
     # Names of files may be any of these words: what they make lies in the attempt's own folder.
-    outputs = [
-        arguments[at + 1]
-        for at, word in enumerate(arguments[:-1])
-        if word in ("-o", "--output", "--bundle", "--timing-cache")
-    ]
+    outputs = [arguments[at + 1] for at, word in enumerate(arguments[:-1]) if word in _OUTPUTS]
     writes = [place.folder / (one.split("/")[0] or one) for one in (*outputs, "model") if one]
     if name in ("export", "build"):
         writes.append(place.folder / "model")
@@ -65,6 +63,7 @@ _VARIABLES = (
     "MAMBA_EXPORT_KERNELS",
     "MAMBA_EXPORT_LIBRARY",
     "MAMBA_EXPORT_TRT_PLUGIN",
+    "MAMBA_EXPORT_ALLOW_ENGINE_CODE",
     "HF_HOME",
     "COLUMNS",
     "TERM",

@@ -35,7 +35,7 @@ def odd_paths(place: Place) -> Attempt:
 
 def _odd_file(place: Place) -> Attempt:
     rng = place.rng
-    name = rng.choice((CHECKPOINT, EXPORTED, EXPORTED))
+    name = rng.choice((CHECKPOINT, EXPORTED, EXPORTED, EXPORTED))
     path = place.copy(name) / rng.choice(_FILES[name])
     way = rng.choice(
         (
@@ -88,8 +88,8 @@ _NAMES = (
     "model/../model",
     "model/model.onnx",
     "/",
-    "/nonexistent/a/b",
-    "a/" * 2000,
+    "/proc/nonexistent/a/b",
+    "a/" * 200,
     "a" * 255,
     "a" * 256,
     "\udcff\udcfe",
@@ -134,7 +134,7 @@ def _odd_name(place: Place) -> Attempt:
     )
     writes = [place.folder / "out"]
     if command[:3] == ["build", "model", "--bundle"] or command[-1].startswith("--output="):
-        first = Path(name).parts[0] if name else ""
+        first = next(iter(Path(name).parts), "")
         if first not in ("", ".", "..", "/", "model"):
             writes.append(place.folder / first)
     home = place.root / "home"
@@ -175,7 +175,7 @@ def standing_output(place: Place) -> Attempt:
         )
     )
     force = rng.random() < 0.75
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         arguments = ["export", "source", "--output", out]
         sources = [source]
         if rng.random() < 0.2:
@@ -199,8 +199,10 @@ def standing_output(place: Place) -> Attempt:
 
 
 def _may_not_be(real: Path, sources: list[Path], force: bool) -> bool:
-    """Whether a path may not become OUT: where a source is, holds or is held by it, and the user's files."""
-    if any(one == real or one in real.parents or real in one.parents for one in sources):
+    """Whether a path may not become OUT: a source, what holds it or lies in it, and the user's files."""
+    if any(
+        one == real or real in one.parents or (one in real.parents and force) for one in sources
+    ):
         return True
     if not real.exists():
         return False

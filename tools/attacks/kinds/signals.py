@@ -81,6 +81,38 @@ def signal_at_random(place: Place) -> Attempt:
     return attempt
 
 
+def two_at_once(place: Place) -> Attempt:
+    """Two runs to one OUT: where it does not stand, exactly one may say that it wrote it."""
+    rng, out = place.rng, place.folder / "out"
+    place.copy(CHECKPOINT, "source")
+    place.copy(EXPORTED)
+    force = rng.random() < 0.3
+    arguments = rng.choice(
+        (["export", "source", "-o", "out"], ["build", "model", "--bundle", "out"])
+    )
+    arguments = [*arguments, *(["--force"] if force else [])]
+    delay = rng.random() * 0.05
+
+    def run() -> list[int]:
+        children = []
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                _child(arguments)
+            children.append(child)
+            time.sleep(delay)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def check(outcome: Outcome) -> Iterator[str]:
+        codes = sorted(outcome.value or ())
+        if codes not in ([0, 2], *([[0, 0]] if force else [])):
+            yield f"exit codes {codes}: {outcome.stderr.strip()[:200]}"
+        yield from _whole(out, bundle="--bundle" in arguments)
+
+    what = f"twice at once: {' '.join(arguments)}"
+    return Attempt(what, call=run, writes=(out,), check=check)
+
+
 def _child(arguments: list[str]) -> None:
     from mamba_export.cli.app import main
 

@@ -130,6 +130,35 @@ struct TileOf256States : ScanTile<32> {
   static constexpr int kChannels = 2, kSteps = 8, kThreads = 256, kBlocks = 2;
 };
 
+// --- Chunks of the scan of few states (scan_narrow.cu) -------------------------------------------
+
+// A thread has kStates states of one channel, a warp kSteps steps at a time, a block kWarps such
+// chunks; kThreads threads are to share a multiprocessor, which bounds their registers. With kAhead
+// the numbers of the next tile are fetched while this one is computed.
+template <int States, int Steps, int Warps, int Threads, bool Ahead>
+struct NarrowChunk {
+  static constexpr int kStates = States, kSteps = Steps, kWarps = Warps, kThreads = Threads;
+  static constexpr bool kAhead = Ahead;
+};
+// With one state nothing is fetched ahead, for which 768 threads lack registers: at 64 x 384
+// channels of 784 steps in fp16 it would take 66.6 us instead of 55.6 (H200).
+using NarrowOf1State = NarrowChunk<1, 8, 4, 768, false>;
+using NarrowOf2States = NarrowChunk<2, 8, 8, 512, true>;
+using NarrowOf4States = NarrowChunk<4, 8, 4, 512, true>;
+
+// Up to this many channels of all sequences there are so few blocks that each needs more warps, and
+// with them longer tiles: at 1 x 1536 channels of 784 steps and one state in fp16 they take 13.8 us
+// instead of 34.9 (H200).
+constexpr int64_t kFewNarrowChannels = 8192;
+using NarrowFewOf1State = NarrowChunk<1, 8, 16, 512, true>;
+using NarrowFewOf4States = NarrowChunk<4, 8, 8, 512, true>;
+
+// Up to this many steps times d_state, the scan of few states is quicker than a split length, which
+// computes everything twice in three kernels. One sequence of 384 channels in fp16, unsplit and
+// split: d_state 1: 43 and 77 us at 3136 steps, 243 and 151 at 16384; d_state 4: 24 and 74 at 784,
+// 83 and 78 at 3136 (H200).
+constexpr int64_t kNarrowSteps = 6144;
+
 // --- Lanes of a channel in the scan of a few steps (scan_step.cu) --------------------------------
 
 // kLanes neighbouring lanes share a channel, each with kQuads times 4 of its states.

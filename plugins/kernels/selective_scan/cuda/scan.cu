@@ -47,8 +47,11 @@ cudaError_t launch_scan(const mamba_selective_scan_params& p, void* workspace,
                         cudaStream_t stream) {
   if (p.d_state > kMaxTileStates) return launch_scan_any(p, stream);
   if (p.length <= kFewSteps) return launch_scan_step(p, stream);
+  const bool is_narrow = narrow_fits(p);
+  if (is_narrow && p.length * p.d_state <= kNarrowSteps) return launch_scan_narrow(p, stream);
   const int64_t parts = count_parts(p, p.batch, current_tuning());
   if (parts > 1) return launch_split(p, parts, workspace, stream);
+  if (is_narrow) return launch_scan_narrow(p, stream);
   if (pipe_fits(p)) return launch_scan_pipe(p, stream);
   return launch_scan_tile(p, {kWhole, 1, p.length, nullptr, nullptr}, stream);
 }

@@ -1,9 +1,10 @@
 // What the files of the selective scan share. scan.cu picks among:
 //
-//   scan_step.cu  a few steps (decode): one read and one write of the state
-//   scan_pipe.cu  d_state up to 128, one group: scan warps and helper warps side by side
-//   scan_tile.cu  any other shape with d_state up to 256; also the two passes of a split length
-//   scan_any.cu   larger d_state
+//   scan_step.cu    a few steps (decode): one read and one write of the state
+//   scan_narrow.cu  d_state up to 4: chunks of neighbouring steps side by side
+//   scan_pipe.cu    d_state up to 128, one group: scan warps and helper warps side by side
+//   scan_tile.cu    any other shape with d_state up to 256; also the two passes of a split length
+//   scan_any.cu     larger d_state
 //
 // The recurrence (Gu and Dao 2023, "Mamba", section 3.2), with zero-order hold for A and Euler's
 // rule for B: h = exp(dt A) h + dt u B, y = C h + D u, then y silu(z).
@@ -16,6 +17,7 @@
 namespace mamba {
 
 constexpr int64_t kFewSteps = 8;
+constexpr int kNarrowStates = 4;
 constexpr int kPipeStates = 128;
 
 // A length that is split: part i starts at step i * part_length of the walk.
@@ -33,9 +35,11 @@ struct ScanParts {
   float* dt_sums;  // (count, batch, d_inner)
 };
 
+bool narrow_fits(const mamba_selective_scan_params& p);
 bool pipe_fits(const mamba_selective_scan_params& p);
 
 cudaError_t launch_scan_step(const mamba_selective_scan_params& p, cudaStream_t stream);
+cudaError_t launch_scan_narrow(const mamba_selective_scan_params& p, cudaStream_t stream);
 cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream);
 cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanParts& parts,
                              cudaStream_t stream);

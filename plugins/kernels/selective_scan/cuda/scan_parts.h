@@ -35,6 +35,7 @@ struct Workspace {
 };
 
 // Bytes of workspace for these sizes, which were checked, and every smaller batch and length.
+// More than is used where the scan of few states takes a length that could be split.
 inline size_t scan_workspace(const mamba_selective_scan_params& p) {
   // An engine may be built on another GPU than it runs on.
   constexpr Tuning kTuning = most_splits();
