@@ -116,9 +116,11 @@ def check_range(
     except (EngineError, ValueError):  # ValueError: not three
         fits = False
     if not fits:
-        shown = given.shown(numbers) if text is None else text
+        if text is None:
+            plain = isinstance(numbers, tuple | list) and len(numbers) == 3
+            text = ",".join(map(given.shown, numbers if plain else [numbers]))
         raise EngineError(
-            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
+            f"{option} {text}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
             f"{minimum} and below 2^31"
         )
     return first, second, third
