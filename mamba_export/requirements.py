@@ -21,6 +21,7 @@ COMMANDS = {
     "huggingface_hub": _EXPORT,
     "onnx": _EXPORT,
     "onnx_graphsurgeon": _TENSORRT,
+    "onnx_ir": _EXPORT,
     "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu for NVIDIA GPUs",
     "onnxscript": _EXPORT,
     "safetensors": _EXPORT,

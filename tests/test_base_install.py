@@ -133,7 +133,7 @@ LINE = "error: this needs {package}, which is not installed: {command}\n"
 @pytest.mark.parametrize(
     ("arguments", "packages"),
     [
-        (["export", "models/kjv-bytes", "-o", "{out}"], {"torch", "onnx"}),
+        (["export", "models/kjv-bytes", "-o", "{out}"], {"torch", "onnx", "onnx_ir"}),
         (["verify", "{folder}"], {"torch", "onnx"}),
         (["build", "{folder}"], {"onnx"}),
     ],

@@ -483,9 +483,12 @@ def test_json(exported: Path, session: OrtSession, capsys: pytest.CaptureFixture
     assert content["timings"]["decode_tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("prompts", [[], [""], ["x", ""]])
-def test_an_empty_prompt_on_the_command_line(exported: Path, prompts: list[str]) -> None:
-    with pytest.raises(SessionError, match="the prompt is empty"):
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [([], "no prompt was given"), ([""], "the prompt is empty"), (["x", ""], "prompt 2 is empty")],
+)
+def test_an_empty_prompt_on_the_command_line(exported: Path, prompts: list[str], said: str) -> None:
+    with pytest.raises(SessionError, match=said):
         command(exported, prompts)
 
 

@@ -288,7 +288,7 @@ def test_a_scan_that_is_no_plugin_fails(folder: Path, monkeypatch: pytest.Monkey
     from mamba_export.backends.tensorrt import building
 
     bodies = prepare(folder / "model.onnx", plugin=False)
-    monkeypatch.setattr(building, "prepare", lambda *_, **__: bodies)
+    monkeypatch.setattr(building, "described_graph", lambda *_, **__: bodies)
     monkeypatch.setattr(building, "load_plugin", lambda _: Path("libmamba_export_trt.so"))
     with pytest.raises(MambaExportError, match="became plugins"):
         build(folder, BuildOptions(runtime="tensorrt-rtx"))
