@@ -294,9 +294,25 @@ def _check_interface(metadata: Metadata, session: ort.InferenceSession) -> None:
     ):
         found = {v.name: (_TYPE_NAMES.get(v.type, v.type), tuple(v.shape)) for v in values}
         wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
-        if found != wanted:
-            name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        for name in {**wanted, **found}:
+            if name in found and name in wanted and _agree(found[name], wanted[name]):
+                continue
             raise SessionError(
                 f"{metadata.model_path} is not the file that {metadata.folder.name}'s metadata "
                 f"describes ({kind} {name} differs): export the model again"
             )
+
+
+def _agree(found: tuple[str, tuple[Any, ...]], wanted: tuple[str, tuple[Any, ...]]) -> bool:
+    """Whether dtype and sizes are the metadata's; of a size that it computes from others, ONNX Runtime may
+    know the number."""
+    (dtype, shape), (wanted_dtype, sizes) = found, wanted
+    return (
+        dtype == wanted_dtype
+        and len(shape) == len(sizes)
+        and all(
+            one == size
+            or (isinstance(one, int) and isinstance(size, str) and not size.isidentifier())
+            for one, size in zip(shape, sizes, strict=True)
+        )
+    )
