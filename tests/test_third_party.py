@@ -111,3 +111,45 @@ def test_no_loop_is_unrolled(name: str) -> None:
         return Counter(str(node.target) for node in traced.exported.graph.nodes)
 
     assert nodes(style.traced) == nodes(style.others[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("Mamba4Rec", {}),  # it counts items: 0 of them is no sequence
+        ("PointMamba", {}),  # an axis of one input is twice an axis of another
+        ("SEMamba", {"extreme: inputs of 0": "rounding decides"}),  # a norm of a constant image
+    ],
+)
+def test_verify_asks_what_the_model_takes(
+    name: str, left_out: dict[str, str], exported: Callable[[str], Exported]
+) -> None:
+    one = exported(name)
+    report = mamba_export.verify(one.folder, model=one.model, quick=True, backends=["cpu"])
+    assert report.passed, [check for check in report.checks if not check.passed]
+    for check, reason in left_out.items():
+        assert report.not_run[check].startswith(reason)
+
+
+def test_gradients_through_a_wrapper_of_their_own() -> None:
+    """VMamba's autograd.Function over the compiled modules: gradients against a difference of losses."""
+    torch.manual_seed(0)
+    model = STYLES["VMamba"].make().double().eval()
+    image, weight = torch.randn(2, 3, 8, 12).double(), torch.randn(2, 5).double()
+
+    def loss() -> Tensor:
+        return (model(image) * weight).sum()
+
+    loss().backward()
+    rounded = ("A_logs", "Ds", "dt_projs_bias")  # to fp32, by the model
+    parameters = [one for name, one in model.named_parameters() if not name.endswith(rounded)]
+    steps = [1e-5 * torch.randn_like(one) for one in parameters]
+    slope = sum((one.grad * step).sum() for one, step in zip(parameters, steps, strict=True))
+    with torch.no_grad():
+        for one, step in zip(parameters, steps, strict=True):
+            one += step
+        ahead = loss()
+        for one, step in zip(parameters, steps, strict=True):
+            one -= 2 * step
+        difference = (ahead - loss()) / 2
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import random
+import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -174,6 +178,76 @@ def test_random_draws_are_said_and_are_no_error_of_the_file(tmp_path: Path) -> N
     report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
     assert report.passed, [check for check in report.checks if not check.passed]
     assert "it draws random numbers in eval mode" in report.not_run["whole model"]
+
+
+class Jittered(nn.Module):
+    """Its draw is Python's own: the file holds the number of the day that it was traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = Mamba(WIDTH, d_state=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x) * random.random()
+
+
+def test_draws_that_no_graph_shows_are_said_by_verify(tmp_path: Path) -> None:
+    model = Jittered()
+    out = mamba_export.export(model, (X,), output=tmp_path / "out", dynamic_shapes=DYNAMIC)
+    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+    assert report.passed
+    assert "it draws random numbers in eval mode" in report.not_run["whole model"]
+
+
+FALLBACK = """
+import torch
+from torch import nn
+
+WITH_SELECTIVESCAN_OFLEX = True
+try:
+    import selective_scan_cuda_oflex
+except ImportError:
+    WITH_SELECTIVESCAN_OFLEX = False
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.A = nn.Parameter(-torch.rand(4, 1))
+
+    def forward(self, x):  # (batch, 4, length)
+        B = C = x[:, :1]
+        if WITH_SELECTIVESCAN_OFLEX:
+            return selective_scan_cuda_oflex.fwd(x, x, self.A, B, C, None, None, True, 1, True)[0]
+        state, ys = torch.zeros(x.shape[0], 4), []
+        for t in range(x.shape[2]):
+            delta = nn.functional.softplus(x[:, :, t])
+            state = torch.exp(delta * self.A[:, 0]) * state + delta * B[:, :, t] * x[:, :, t]
+            ys.append(state * C[:, :, t])
+        return torch.stack(ys, -1)
+"""
+
+
+def test_the_adapters_after_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said twice, with what to do; and that works."""
+    (tmp_path / "early_fallback.py").write_text(FALLBACK, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    early = importlib.import_module("early_fallback")
+    x = torch.randn(2, 4, 9)
+    with warnings.catch_warnings(record=True) as said, adapters.installed():
+        unrolled = early.Model().eval()
+        expected = unrolled(x)
+        mamba_export.export(unrolled, (x,), output=tmp_path / "unrolled")
+        early = importlib.reload(early)
+    words = " ".join(str(one.message) for one in said)
+    assert re.search("early_fallback was imported before the adapters .*importlib.reload", words)
+    assert "the graph of Model holds no scan of ours" in words
+    model = early.Model().eval()
+    model.load_state_dict(unrolled.state_dict())
+    out = mamba_export.export(model, (x,), output=tmp_path / "out", dynamic_shapes=({2: "length"},))
+    found, _ = mamba_export.OrtSession(out).run(x.numpy())
+    torch.testing.assert_close(torch.from_numpy(found), expected.detach())
+    del sys.modules["early_fallback"]
 
 
 def test_a_model_without_draws_is_exported_without_a_word(tmp_path: Path) -> None:

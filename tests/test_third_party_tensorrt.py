@@ -13,6 +13,9 @@ from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.libraries import TRT_PLUGIN
 
+AXES = {"EfficientVMamba": ("rows", "columns")}
+"""Names of the axes of images that a model takes in multiples of these."""
+
 
 @pytest.mark.skipif(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
@@ -21,14 +24,15 @@ from mamba_export.libraries import TRT_PLUGIN
     TRT_PLUGIN.path() is None,
     reason="the TensorRT plugin was not built (no CUDA toolkit or headers)",
 )
-@pytest.mark.parametrize("name", ["VMamba", "Vim"])
+@pytest.mark.parametrize("name", ["VMamba", "Vim", "EfficientVMamba"])
 def test_engine_of_any_image_size(name: str, tmp_path: Path) -> None:
     style = STYLES[name]
     folder = mamba_export.export(
         style.make(), style.inputs(*style.traced), output=tmp_path / name, dynamic_shapes=style.axes
     )
     _, height, width = style.traced
-    sizes = {"height": (8, height, 4 * height), "width": (8, width, 4 * width)}
+    rows, columns = AXES.get(name, ("height", "width"))
+    sizes = {rows: (8, height, 4 * height), columns: (8, width, 4 * width)}
     build(folder, BuildOptions(runtime=TENSORRT_RTX.option, batch=(1, 2, 4), sizes=sizes))
     description = read_description(folder)
     assert description.plugins == style.nodes

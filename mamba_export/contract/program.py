@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def step_of(axis: str) -> int:
-    """What the sizes of a dynamic axis are multiples of: 4 for "4*rows", 1 for "rows"."""
-    factor, times, _ = axis.partition("*")
-    return int(factor) if times and factor.isdecimal() else 1
+def split_axis(axis: str) -> tuple[int, str]:
+    """A dynamic axis as a multiple of a named size: (4, "rows") of "4*rows", (1, "rows") of "rows"."""
+    factor, times, name = axis.partition("*")
+    return (
+        (int(factor), name) if times and factor.isdecimal() and name.isidentifier() else (1, axis)
+    )
+
+
+def _number(axis: str, sizes: Mapping[str, int]) -> int:
+    factor, name = (1, axis) if axis in sizes else split_axis(axis)
+    return factor * sizes[name]
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,8 @@ class Value:
     Args:
         name: in the graph.
         dtype: "fp32", "fp16", "bf16", "int64" or another of ``folder.dtypes``.
-        shape: numbers, and names where a size is dynamic ("batch", "length", or any other); "4*rows" is a size
-            that 4 divides.
+        shape: numbers, and names where a size is dynamic ("batch", "length", or any other); "4*rows" is four
+            times the size "rows".
     """
 
     name: str
@@ -35,7 +42,7 @@ class Value:
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers. KeyError for a dynamic size without one."""
-        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+        return tuple(_number(size, sizes) if isinstance(size, str) else size for size in self.shape)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def check_devices(module: nn.Module, arguments: Mapping[str, Tensor]) -> None:
         *module.named_buffers(),
         *((f"argument {name}", tensor) for name, tensor in arguments.items()),
     ):
-        first.setdefault(tensor.device, name)
+        if tensor.dim() or tensor.device.type != "cpu":  # a number on the CPU goes with any device
+            first.setdefault(tensor.device, name)
     if len(first) > 1:
         named = ", ".join(f"{name} is on {device}" for device, name in first.items())
         raise ExportError(

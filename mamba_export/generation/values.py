@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mamba_export import given as user
-from mamba_export.contract.program import Value, step_of
+from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
@@ -179,13 +179,14 @@ def _check_shape(array: np.ndarray, value: Value, sizes: dict[str, int]) -> None
         names = " and ".join(dict.fromkeys(size for size, _ in dynamic))
         raise SessionError(f"{found} with {names} at least 1")
     for size, length in dynamic:
-        known = sizes.setdefault(size, length)
+        factor, name = split_axis(size)
+        if length % factor:
+            raise SessionError(
+                f"{found}, and {factor} does not divide {length}: pad it to the next multiple"
+            )
+        known = factor * sizes.setdefault(name, length // factor)
         if known != length:
             raise SessionError(f"{found} with {size} {known}, as another input has it")
-        if length % step_of(size):
-            raise SessionError(
-                f"{found}, and {step_of(size)} does not divide {length}: pad it to the next multiple"
-            )
     if array.shape != value.resolve(sizes):
         raise SessionError(found)
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from mamba_export import contract
 from mamba_export.contract.names import BATCH, LENGTH
-from mamba_export.contract.program import Value, step_of
+from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import ExportError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
-from mamba_export.verify.bounds import Check, bound, compare, worst
+from mamba_export.verify.bounds import FP32_BOUND, Check, bound, compare, worst
 from mamba_export.verify.truth import Question, Result, Truth, name_result
 
 _SPLIT_LENGTH = 130
@@ -38,6 +38,8 @@ _GROWN = 7
 """Steps that a growing state has read in the extreme case."""
 _INTEGERS = 2
 """Integers that are no tokens are drawn below this: 0 and 1 are indices of nearly anything."""
+_ROUNDING = 1e-6
+"""Relative change of inputs that a module must not magnify beyond the bound, for an extreme to be judged."""
 _DRAWS = (
     "two runs of the module itself on one input differ: it draws random numbers in eval mode, and there is no "
     "truth to compare with"
@@ -121,7 +123,11 @@ class Comparison:
             found = self._session_run(case.question, case.parts)
         except Exception as error:  # a backend may raise anything; a verifier reports it
             return Check(self.backend, case.what, math.inf, 0.0, "", first_line(error))
-        answer = self.truth.answer(case.question)
+        try:
+            answer = self.truth.answer(case.question)
+        except Exception as error:  # a user's module may raise anything
+            refused = f"the module refuses it: {first_line(error)}"
+            return Check(self.backend, case.what, math.inf, 0.0, "", refused)
         checks = []
         for name, exact in answer.exact.items():
             allowed = bound("model", self.metadata.dtype, answer.rounding[name])
@@ -165,15 +171,20 @@ class Drawing:
     Args:
         metadata: of the folder.
         usual: size of axes other than batch and length where none is asked for.
+        lowest: of integers that are no tokens; 1 where they count something.
     """
 
-    def __init__(self, metadata: Metadata, usual: int = _USUAL_SIZE) -> None:
+    def __init__(self, metadata: Metadata, usual: int = _USUAL_SIZE, lowest: int = 0) -> None:
         self.metadata = metadata
         self.usual = usual
+        self.lowest = lowest
         self.rng = np.random.default_rng(0)
         self.axes = list(
             dict.fromkeys(
-                axis for value in metadata.inputs for axis in value.shape if isinstance(axis, str)
+                split_axis(axis)[1]
+                for value in metadata.inputs
+                for axis in value.shape
+                if isinstance(axis, str)
             )
         )
 
@@ -190,16 +201,15 @@ class Drawing:
 
     def _sizes(self, asked: dict[str, int]) -> dict[str, int]:
         usual = {BATCH: _USUAL_SIZE, LENGTH: _USUAL_SIZE}
-        return {
-            axis: step_of(axis) * asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes
-        }
+        return {axis: asked.get(axis, usual.get(axis, self.usual)) for axis in self.axes}
 
     def _draw(self, value: Value, sizes: dict[str, int], scale: float) -> np.ndarray:
         shape, dtype = value.resolve(sizes), NUMPY_DTYPES[value.dtype]
         if dtype.kind in "iub":
             is_tokens = self.metadata.takes_tokens and value is self.metadata.inputs[0]
-            limit = self.metadata.vocab_size if is_tokens else _INTEGERS
-            return self.rng.integers(0, limit, shape).astype(dtype)
+            if is_tokens:
+                return self.rng.integers(0, self.metadata.vocab_size, shape).astype(dtype)
+            return self.rng.integers(self.lowest, _INTEGERS, shape).astype(dtype)
         return np.float32(scale) * self.rng.standard_normal(shape, dtype=np.float32)
 
 
@@ -214,13 +224,13 @@ def program_cases(
         lengths, batches: the grid, as far as the program has these axes.
 
     Returns:
-        The cases, and what is left out, each with the reason: sizes that the module itself refuses, and
-        everything of a module of which two runs differ.
+        The cases, and what is left out, each with the reason: sizes that the module itself refuses, extremes
+        where rounding decides, and everything of a module of which two runs differ.
 
     Raises:
         ExportError: the module takes none of the sizes that are tried.
     """
-    drawing = Drawing(metadata, _usual_size(metadata, truth))
+    drawing = _usual_drawing(metadata, truth)
     if metadata.model is None and truth.draws(Question(drawing.inputs())):
         return [], {"whole model": _DRAWS}
     cases: list[Case] = []
@@ -236,24 +246,36 @@ def program_cases(
     if _can_be_cut(metadata):
         whole = Question(drawing.inputs(**{BATCH: 1, LENGTH: _SPLIT_LENGTH}))
         cases += [Case(f"split: {what}", whole, parts) for what, parts in _SPLITS.items()]
-    return cases + list(_extremes(metadata, truth, drawing)), refused
+    for case in _extremes(metadata, truth, drawing):
+        change = truth.change(case.question, _ROUNDING) if metadata.model is None else 0.0
+        if change > FP32_BOUND["model"]:  # such as a norm of a constant image
+            refused[case.what] = (
+                f"rounding decides there: the module turns a change of its inputs by {_ROUNDING:.0e} into one "
+                f"of {change:.0e}"
+            )
+        else:
+            cases.append(case)
+    return cases, refused
 
 
-def _usual_size(metadata: Metadata, truth: Truth) -> int:
-    """A size that the module takes of every axis that is neither batch nor length."""
+def _usual_drawing(metadata: Metadata, truth: Truth) -> Drawing:
+    """Inputs that the module takes, of some size of every axis that is neither batch nor length.
+
+    Raises:
+        ExportError: it takes none of those that are tried.
+    """
+    if metadata.model is not None:
+        return Drawing(metadata)
     reason = ""
-    for usual in _USUAL_OTHER_SIZES:
-        drawing = Drawing(metadata, usual)
-        others = [axis for axis in drawing.axes if axis not in (BATCH, LENGTH)]
-        if not others:
-            return usual
+    for lowest, usual in itertools.product((0, 1), _USUAL_OTHER_SIZES):
+        drawing = Drawing(metadata, usual, lowest)
         reason = _refusal(truth, Question(drawing.inputs()))
         if not reason:
-            return usual
+            return Drawing(metadata, usual, lowest)
+    others = [axis for axis in drawing.axes if axis not in (BATCH, LENGTH)]
     tried = ", ".join(map(str, _USUAL_OTHER_SIZES))
-    raise ExportError(
-        f"the module takes none of the sizes {tried} of {' and '.join(others)}: {reason}"
-    )
+    of_sizes = f", of the sizes {tried} of {' and '.join(others)}" if others else ""
+    raise ExportError(f"the module takes no inputs drawn at random{of_sizes}: {reason}")
 
 
 def _refusal(truth: Truth, question: Question) -> str:

@@ -155,6 +155,23 @@ class Truth:
         first, second = self._exact_run(question), self._exact_run(question)
         return any(not np.array_equal(first[name], second[name], equal_nan=True) for name in first)
 
+    def change(self, question: Question, share: float) -> float:
+        """Relative change of the result where every float of the inputs changes by a share of the largest."""
+        rng = np.random.default_rng(0)
+
+        def changed(array: np.ndarray) -> np.ndarray:
+            if array.dtype.kind in "iub":
+                return array
+            size = np.float32(share * (float(np.abs(array).max(initial=0.0)) or 1.0))
+            return array + size * rng.standard_normal(array.shape, dtype=np.float32)
+
+        inputs = {name: changed(array) for name, array in question.inputs.items()}
+        exact, found = (
+            self.answer(question).exact,
+            self._exact_run(Question(inputs, question.states)),
+        )
+        return max(relative_error(found[name], array) for name, array in exact.items())
+
     def _exact_run(self, question: Question) -> Result:
         """In float64; from the first question that the module takes in fp32 alone on, in fp32."""
         try:

@@ -48,6 +48,7 @@ def _image(name: str = "image") -> Callable[..., dict[str, Tensor]]:
     return lambda *sizes: {name: torch.randn(sizes[0], 3, *sizes[1:])}
 
 
+_POINTS = Dim("points")
 _ANY_IMAGE = {"image": {0: "batch", 2: "height", 3: "width"}}
 
 
@@ -181,7 +182,7 @@ STYLES: dict[str, Style] = {
     "PointMamba": Style(
         PointMambaLike,
         _points,
-        {"pts": {0: "batch", 1: "points"}, "order": {0: "batch", 1: "steps"}},
+        {"pts": {0: "batch", 1: _POINTS}, "order": {0: "batch", 1: 2 * _POINTS}},
         (2, 6),
         ((1, 3), (3, 19)),
         {"CausalConv1d": 2, "SelectiveScan": 2},

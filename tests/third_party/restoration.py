@@ -74,7 +74,9 @@ class MambaIRLike(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.45, 0.44, 0.4]).view(1, 3, 1, 1))
+        self.mean = torch.Tensor((0.45, 0.44, 0.4)).view(
+            1, 3, 1, 1
+        )  # no buffer, and assigned in forward
         self.conv_first = nn.Conv2d(3, width, 3, padding=1)
         self.norm, self.mixer = nn.LayerNorm(width), SS2D(width)
         self.skip_scale = nn.Parameter(torch.rand(width))
@@ -82,6 +84,7 @@ class MambaIRLike(nn.Module):
         self.upsample = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
         x = self.conv_first(x - self.mean)
         x_size = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)

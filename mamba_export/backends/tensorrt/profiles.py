@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mamba_export import given
 from mamba_export.contract.names import BATCH, LENGTH, MAX_SIZE
-from mamba_export.contract.program import Value
+from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import EngineError, SessionError
 
 if TYPE_CHECKING:  # they load numpy, and the command line reads these defaults for its help
@@ -53,10 +53,11 @@ class Profile:
         """
         ranges = {BATCH: self.batch, LENGTH: self.length, **self.sizes}
         for size in tensor.shape:
-            if isinstance(size, str) and size not in ranges:
+            name = split_axis(size)[1] if isinstance(size, str) else ""
+            if name and name not in ranges:
                 raise EngineError(
                     f"input {tensor.name} has an axis {size} without a range: "
-                    f"--size {size}=minimum,optimum,maximum"
+                    f"--size {name}=minimum,optimum,maximum"
                 )
         return tuple(
             tensor.resolve({name: three[index] for name, three in ranges.items()})
@@ -115,9 +116,11 @@ def check_range(
     except (EngineError, ValueError):  # ValueError: not three
         fits = False
     if not fits:
-        shown = given.shown(numbers) if text is None else text
+        if text is None:
+            plain = isinstance(numbers, tuple | list) and len(numbers) == 3
+            text = ",".join(map(given.shown, numbers if plain else [numbers]))
         raise EngineError(
-            f"{option} {shown}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
+            f"{option} {text}: give minimum,optimum,maximum, as in 1,4,16, or one number, each at least "
             f"{minimum} and below 2^31"
         )
     return first, second, third
