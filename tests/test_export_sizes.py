@@ -104,3 +104,22 @@ def test_operator_at_several_lengths_runs_without_our_library(tmp_path: Path) ->
         with torch.no_grad():
             expected = model(x)
         np.testing.assert_allclose(session.run(x.numpy())[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def padded(x: Tensor) -> Tensor:
+    """SPMamba pads to whole windows and cuts again: PyTorch does not see that 3 channels remain 3."""
+    length = x.shape[1]
+    whole = math.ceil((length - 4) / 1) + 4
+    return nn.functional.pad(x, (0, 0, 0, whole - length))[:, :length].reshape(
+        x.shape[0], length, -1
+    )
+
+
+def test_size_that_onnx_runtime_knows_better_is_taken(tmp_path: Path) -> None:
+    x = torch.randn(2, 9, 3)
+    length = torch.export.Dim("length", min=4, max=99)
+    out = mamba_export.export(
+        Of(padded), (x,), output=tmp_path / "out", dynamic_shapes=({1: length},)
+    )
+    x = torch.randn(2, 30, 3)
+    np.testing.assert_array_equal(mamba_export.OrtSession(out).run(x.numpy())[0], x)

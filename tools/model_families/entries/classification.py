@@ -28,6 +28,11 @@ def square(batch: int, size: int) -> dict[str, int]:
     return {"batch": batch, "height": size, "width": size}
 
 
+def multiples(name: str, of: int, maximum: int) -> Any:
+    """A dimension that is a multiple: of a model that halves it again and again."""
+    return of * Dim(f"{name}_by_{of}", min=1, max=maximum)
+
+
 @family("MzeroMiko/VMamba", "vmamba.VSSM")
 def _vmamba(root: Path) -> Trial:
     on_path(root / "classification" / "models")
@@ -141,7 +146,8 @@ def _efficientvmamba(root: Path) -> Trial:
     "lewandofskee/MobileMamba",
     "model.mobilemamba.mobilemamba.MobileMamba",
     note="For tensors on a CPU it asks for its loop over the length in Python, whatever is installed; "
-    "the entry asks for the kernel in its place.",
+    "the entry asks for the kernel in its place. Height and width are fixed: each stage pads odd sizes in a "
+    "branch of Python, which a trace takes once.",
 )
 def _mobilemamba(root: Path) -> Trial:
     on_path(root)
@@ -164,8 +170,8 @@ def _mobilemamba(root: Path) -> Trial:
         model,
         images,
         traced=square(2, 192),
-        swept=(square(1, 192), {"batch": 2, "height": 256, "width": 224}),
-        axes=({0: BATCH, 2: Dim("height", min=65, max=1024), 3: Dim("width", min=65, max=1024)},),
+        swept=(square(1, 192), square(3, 192)),
+        axes=({0: BATCH},),
         reduced="three stages of 1 block, widths 48, 64, 80",
     )
 
@@ -262,7 +268,7 @@ def _tinyvim(root: Path) -> Trial:
         model,
         images,
         traced=square(2, 128),
-        swept=(square(1, 128), square(2, 192), square(1, 224)),
-        axes=({0: BATCH, 2: HEIGHT, 3: WIDTH},),
+        swept=(square(1, 128), {"batch": 2, "height": 192, "width": 128}, square(1, 224)),
+        axes=({0: BATCH, 2: multiples("height", 32, 32), 3: multiples("width", 32, 32)},),
         reduced="four stages of 1 block, widths 16 to 64",
     )

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from model_families.entries.classification import BATCH, HEIGHT, WIDTH, images, square
+from model_families.entries.classification import (
+    BATCH,
+    HEIGHT,
+    WIDTH,
+    images,
+    multiples,
+    square,
+)
 from model_families.family import Trial, definitions, family, on_path, package_of, stand_in
 
 
 def _size(batch: int, height: int, width: int) -> dict[str, int]:
     return {"batch": batch, "height": height, "width": width}
-
-
-def _multiples(name: str, of: int, maximum: int) -> Any:
-    """A dimension that is a multiple: a U-Net halves it again and again."""
-    return of * Dim(f"{name}_{of}", min=1, max=maximum)
 
 
 def _mambair_packages(root: Path) -> None:
@@ -55,8 +57,8 @@ def _without_noise(logits: Tensor, *_: Any, dim: int = -1, **__: Any) -> Tensor:
     "csguoh/MambaIR",
     "basicsr.archs.mambairv2_arch.MambaIRv2",
     name="MambaIRv2",
-    note="Its eval mode draws Gumbel noise, so that two runs in PyTorch differ: the likeliest class is taken "
-    "in its place, in PyTorch and in the file.",
+    note="Two choices of its eval mode are made definite, in PyTorch and in the file: in place of Gumbel "
+    "noise, which differs from run to run, the likeliest class; in place of an unstable sort, a stable one.",
 )
 def _mambairv2(root: Path) -> Trial:
     _mambair_packages(root)
@@ -68,6 +70,10 @@ def _mambairv2(root: Path) -> Trial:
     from basicsr.archs.mambairv2_arch import MambaIRv2
 
     torch.nn.functional.gumbel_softmax = _without_noise
+    unstable = torch.sort
+    setattr(  # noqa: B010 mypy holds torch's functions to be of one type
+        torch, "sort", lambda values, **options: unstable(values, **{**options, "stable": True})
+    )
 
     model = MambaIRv2(
         img_size=32, embed_dim=32, depths=(1, 1), num_heads=(2, 2), window_size=8, num_tokens=16,
@@ -96,7 +102,7 @@ def _vmunet(root: Path) -> Trial:
         images,
         traced=square(1, 32),
         swept=(square(2, 32), _size(1, 64, 96), square(1, 224)),
-        axes=({0: BATCH, 2: _multiples("height", 8, 64), 3: _multiples("width", 8, 64)},),
+        axes=({0: BATCH, 2: multiples("height", 8, 64), 3: multiples("width", 8, 64)},),
         reduced="2 stages of 1 block down and up, widths 16 and 32",
     )
 
@@ -114,8 +120,8 @@ def _medmamba(root: Path) -> Trial:
         model,
         images,
         traced=square(2, 64),
-        swept=(square(1, 64), square(2, 96), square(1, 224)),
-        axes=({0: BATCH, 2: HEIGHT, 3: WIDTH},),
+        swept=(square(1, 64), _size(2, 96, 64), square(1, 224)),
+        axes=({0: BATCH, 2: multiples("height", 32, 32), 3: multiples("width", 32, 32)},),
         reduced="4 blocks, widths 16 to 128",
     )
 
@@ -160,7 +166,7 @@ def _swinumamba(root: Path) -> Trial:
         images,
         traced=square(1, 64),
         swept=(square(2, 64), square(1, 128)),
-        axes=({0: BATCH, 2: _multiples("height", 32, 16), 3: _multiples("width", 32, 16)},),
+        axes=({0: BATCH, 2: multiples("height", 32, 16), 3: multiples("width", 32, 16)},),
         reduced="4 stages of 1 block, widths 16 to 128",
     )
 
@@ -185,7 +191,7 @@ def _umamba(root: Path) -> Trial:
         images,
         traced=square(1, 32),
         swept=(square(2, 32), _size(1, 48, 64)),
-        axes=({0: BATCH, 2: _multiples("height", 4, 128), 3: _multiples("width", 4, 128)},),
+        axes=({0: BATCH, 2: multiples("height", 4, 128), 3: multiples("width", 4, 128)},),
         reduced="U-Mamba Bot in 2-D, 3 stages, widths 8 to 32",
     )
 
