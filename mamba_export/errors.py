@@ -59,7 +59,11 @@ def first_line(error: BaseException, after: str | None = None) -> str:
     text = str(error)
     if after is not None:
         text = text.rpartition(after)[2]
-    line = (text.strip().splitlines() or [type(error).__name__])[0].strip()
+    return shortened((text.strip().splitlines() or [type(error).__name__])[0].strip())
+
+
+def shortened(line: str) -> str:
+    """A line of another library's, its end cut off where it is very long."""
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
