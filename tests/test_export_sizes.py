@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mamba_export
+from mamba_export.backends.onnxruntime import loading
 from mamba_export.errors import ExportError
 from mamba_export.nn import Mamba, MambaConfig
 
@@ -115,11 +116,29 @@ def padded(x: Tensor) -> Tensor:
     )
 
 
-def test_size_that_onnx_runtime_knows_better_is_taken(tmp_path: Path) -> None:
+def test_equation_that_pytorch_cannot_prove_is_no_fixed_size(tmp_path: Path) -> None:
     x = torch.randn(2, 9, 3)
     length = torch.export.Dim("length", min=4, max=99)
     out = mamba_export.export(
-        Of(padded), (x,), output=tmp_path / "out", dynamic_shapes=({1: length},)
+        Of(lambda x: padded(x) + x), (x,), output=tmp_path / "out", dynamic_shapes=({1: length},)
     )
     x = torch.randn(2, 30, 3)
-    np.testing.assert_array_equal(mamba_export.OrtSession(out).run(x.numpy())[0], x)
+    np.testing.assert_array_equal(mamba_export.OrtSession(out).run(x.numpy())[0], 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("known", "declared", "same"),
+    [
+        ((2, "n"), (2, "n"), True),
+        ((2, 33), (2, "33*n//n"), True),
+        ((2, 33), (2, "n"), False),
+        ((2, 33), (2, 34), False),
+        ((2,), (2, "33*n//n"), False),
+    ],
+)
+def test_size_that_onnx_runtime_knows_better_is_taken(
+    known: tuple, declared: tuple, same: bool
+) -> None:
+    """Of SPMamba's last axis the metadata has a formula, and ONNX Runtime its number."""
+    assert loading._agree(("fp32", known), ("fp32", declared)) is same
+    assert not loading._agree(("fp16", known), ("fp32", declared))

@@ -11,6 +11,8 @@ from torch.utils._sympy.functions import Mod, PythonMod
 from mamba_export.errors import ExportError
 from mamba_export.export.user_code import FixedSizes
 
+_OTHER_SIZES = (61, 64, 96, 1000)
+
 HOW_TO_VARY = "leave it out of dynamic_shapes, or compute with its size as a variable"
 """What to do about an axis that a module fixes."""
 
@@ -36,7 +38,7 @@ def check_derived_sizes(
             continue
         condition = getattr(node.args[0], "meta", {}).get("val")
         expression = getattr(getattr(condition, "node", None), "expr", None)
-        if expression is None or not expression.is_Equality:
+        if expression is None or not expression.is_Equality or _holds_elsewhere(expression):
             continue
         size, number = expression.args
         if size.is_Integer:
@@ -48,6 +50,14 @@ def check_derived_sizes(
             raise ExportError(
                 f"the module fixes a size that it computes from {named} to {value}{line}: {HOW_TO_VARY}"
             )
+
+
+def _holds_elsewhere(equation: Any) -> bool:
+    """Whether an equation is one that PyTorch could not prove, rather than one that fixes a size."""
+    return all(
+        equation.subs(dict.fromkeys(equation.free_symbols, size)) == True  # noqa: E712 sympy's true
+        for size in _OTHER_SIZES
+    )
 
 
 def _names(exported: Any, symbols: set[Any], axes: Sequence[Mapping[int, Any]]) -> list[str]:
