@@ -70,20 +70,24 @@ def test_median_repeats() -> None:
 # The GPU's part, without one
 
 
-def test_peers_get_the_same_numbers() -> None:
+@pytest.mark.parametrize("form", [{}, {"n_groups": 2, "gated": False}], ids=["text", "vision"])
+def test_peers_get_the_same_numbers(form: dict[str, Any]) -> None:
     """Our operator on its inputs equals the recurrence over the arguments that mamba_ssm gets."""
-    [inputs] = gpu_operators.scan_inputs(1, 2, 6, 5, 3, "fp32", "cpu")
+    [inputs] = gpu_operators.scan_inputs(1, 2, 6, 5, 3, "fp32", "cpu", **form)
     inputs["initial_state"].zero_()
     y, last = torch.ops.mamba_export.selective_scan(**inputs)
     theirs = peer_operators.scan_arguments(**inputs)
     delta = torch.nn.functional.softplus(theirs["delta"] + theirs["delta_bias"][:, None])
     state, ys = torch.zeros(2, 6, 3), []
+    times = 6 // theirs["B"].shape[1]
+    B, C = (theirs[name].repeat_interleave(times, dim=1) for name in ("B", "C"))
     for t in range(5):
         dt, u = delta[..., t, None], theirs["u"][..., t, None]
-        state = torch.exp(dt * theirs["A"]) * state + dt * u * theirs["B"][:, :, :, t]
-        ys.append((state * theirs["C"][:, :, :, t]).sum(-1))
+        state = torch.exp(dt * theirs["A"]) * state + dt * u * B[..., t]
+        ys.append((state * C[..., t]).sum(-1))
     out = torch.stack(ys, -1) + theirs["D"][:, None] * theirs["u"]
-    out *= torch.nn.functional.silu(theirs["z"])
+    if theirs["z"] is not None:
+        out *= torch.nn.functional.silu(theirs["z"])
     torch.testing.assert_close(y.transpose(1, 2), out)
     torch.testing.assert_close(last, state)
 

@@ -7,7 +7,7 @@ benchmark's bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 T = "T"
@@ -215,15 +215,23 @@ class Operator:
                 return tensor
         raise KeyError(output.name)
 
-    def bytes_moved(self, sizes: Mapping[str, int], item_bytes: Mapping[str, int]) -> int:
+    def bytes_moved(
+        self,
+        sizes: Mapping[str, int],
+        item_bytes: Mapping[str, int],
+        absent: Collection[str] = (),
+    ) -> int:
         """Bytes of every input read once and every output written once.
 
         Args:
             sizes: numbers of the sizes.
             item_bytes: bytes of an element, by dtype class (T, R, FP32).
+            absent: names of optional inputs that are not there.
         """
         total = 0
         for tensor in (*self.inputs, *self.outputs):
+            if tensor.name in absent:
+                continue
             count = 1
             for number in tensor.shape(sizes):
                 count *= number

@@ -23,7 +23,7 @@ def figures(records: Sequence[dict[str, Any]]) -> str:
     Args:
         records: valid, newest first.
     """
-    gpu = next((one for one in records if any(row.kind for row in rows_of(one))), None)
+    gpu = next((one for one in records if any(row.kind in _KINDS for row in rows_of(one))), None)
     if gpu is None:
         lines = ["No valid record of an NVIDIA GPU exists yet."]
         lines += [f"On {record['device']}:\n\n{_cpu_lines(record)}" for record in records[:1]]

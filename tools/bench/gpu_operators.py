@@ -31,17 +31,32 @@ SHAPES = (
 WIDE_SHAPES = ((1, 1536, 2048), (8, 4096, 2048))
 """Shapes of the scan with 128 states."""
 STEP_SHAPES = tuple((batch, d_inner) for d_inner in (1536, 5120) for batch in (1, 8, 64))
+VISION_SHAPES = tuple(
+    (64, channels, length) for channels in (384, 768, 1536) for length in (196, 784, 3136)
+)
+"""The scan of vision models: channels of four directions, patches of an image; no gate."""
+VISION_STATES = (1, 8, 16)
+_DIRECTIONS = 4
 _D_CONV = 4
 _MAX_SETS = 1024
 _AGREE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """Relative error under which two implementations compute the same thing; mamba_ssm is built with fast
 approximate functions. What is exact enough is the tests' business, not this one's."""
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]
 
 
 def scan_inputs(
-    sets: int, batch: int, d_inner: int, length: int, d_state: int, dtype: str, device: str = "cuda"
+    sets: int,
+    batch: int,
+    d_inner: int,
+    length: int,
+    d_state: int,
+    dtype: str,
+    device: str = "cuda",
+    *,
+    n_groups: int = 1,
+    gated: bool = True,
 ) -> list[Inputs]:
     """Random inputs of a scan in our layout, ``sets`` times; the names are the operator's arguments."""
     low = TORCH_DTYPES[dtype]
@@ -53,14 +68,17 @@ def scan_inputs(
         "u": rows(batch, length, d_inner),
         "delta": rows(batch, length, d_inner),
         "A": rows(d_inner, d_state, of=torch.float32).exp_().neg_(),
-        "B": rows(batch, length, 1, d_state),
-        "C": rows(batch, length, 1, d_state),
+        "B": rows(batch, length, n_groups, d_state),
+        "C": rows(batch, length, n_groups, d_state),
         "D": rows(d_inner, of=torch.float32),
-        "z": rows(batch, length, d_inner),
+        "z": rows(batch, length, d_inner) if gated else None,
         "delta_bias": rows(d_inner, of=torch.float32).sub_(4),  # softplus of it is about 0.02
         "initial_state": rows(batch, d_inner, d_state, of=torch.float32),
     }
-    return [{name: tensor[index] for name, tensor in stacked.items()} for index in range(sets)]
+    return [
+        {name: None if tensor is None else tensor[index] for name, tensor in stacked.items()}
+        for index in range(sets)
+    ]
 
 
 def conv_inputs(
@@ -119,32 +137,36 @@ def _scan_rows(
     d_state: int,
     dtype: str,
     progress: Callable[[str], None],
+    kind: str = "scan",
+    **form: Any,
 ) -> Iterator[Row]:
+    """Rows of one shape; ``form``: n_groups and gated, where they are not 1 and True."""
     sizes = {
         "dtype": dtype, "batch": batch, "d_inner": d_inner, "length": length, "d_state": d_state,
     }  # fmt: skip
-    progress(f"scan {sizes}")
-    moved = limits.scan_bytes(batch, d_inner, length, d_state, dtype)
+    progress(f"{kind} {sizes}")
+    moved = limits.scan_bytes(batch, d_inner, length, d_state, dtype, **form)
     sets = gpu.sets_to_rotate(moved)
-    limit = limits.scan(ceilings, batch, d_inner, length, d_state, dtype)
-    inputs = scan_inputs(sets, batch, d_inner, length, d_state, dtype)
-    yield _time("scan", sizes, _scan, inputs)
+    limit = limits.scan(ceilings, batch, d_inner, length, d_state, dtype, **form)
+    inputs = scan_inputs(sets, batch, d_inner, length, d_state, dtype, **form)
+    yield _time(kind, sizes, _scan, inputs)
     if peers.mamba_ssm_absent():
-        yield Row.of("scan", sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
+        yield Row.of(kind, sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
     else:
         error = _difference(inputs[0])
         theirs = [peer_operators.scan_arguments(**one) for one in inputs]
         del inputs
         note = "" if error <= _AGREE[dtype] else f"results differ by {error:.1e}: one is wrong"
-        yield _time("scan", sizes, peer_operators.scan, theirs, peers.MAMBA_SSM, note)
+        yield _time(kind, sizes, peer_operators.scan, theirs, peers.MAMBA_SSM, note)
         del theirs
-    yield Row.of("scan", sizes, LIMIT, limit.milliseconds, limit.bound)
+    yield Row.of(kind, sizes, LIMIT, limit.milliseconds, limit.bound)
     gpu.release_memory()
 
 
 def _difference(inputs: Inputs) -> float:
     """Relative error between our scan and mamba_ssm's, which starts from a state of zeros."""
-    from_zero = {**inputs, "initial_state": torch.zeros_like(inputs["initial_state"])}
+    state = inputs["initial_state"]
+    from_zero = {**inputs, "initial_state": torch.zeros_like(state)}
     try:
         with torch.no_grad(), _native():
             ours = _scan(from_zero)[0].float()
@@ -154,6 +176,27 @@ def _difference(inputs: Inputs) -> float:
         peer_operators.scan(peer_operators.scan_arguments(**from_zero))[0].transpose(1, 2).float()
     )
     return float((ours - theirs).norm() / theirs.norm())
+
+
+def vision_rows(
+    ceilings: Ceilings, dtypes: Sequence[str], progress: Callable[[str], None] = lambda _: None
+) -> Iterator[Row]:
+    """Time the scan at the shapes of vision models; arguments as in ``operator_rows``."""
+    for dtype in dtypes:
+        for d_state in VISION_STATES:
+            for batch, channels, length in VISION_SHAPES:
+                yield from _scan_rows(
+                    ceilings,
+                    batch,
+                    channels,
+                    length,
+                    d_state,
+                    dtype,
+                    progress,
+                    kind="vision",
+                    n_groups=_DIRECTIONS,
+                    gated=False,
+                )
 
 
 def _step_rows(

@@ -7,6 +7,7 @@ A limit is the largest of the times, not their sum.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
@@ -16,10 +17,9 @@ from mamba_export.models import MambaConfig
 _SPECIAL_FUNCTIONS = 16
 """Special functions (exponential, reciprocal, logarithm) that a multiprocessor starts each clock
 (CUDA programming guide, arithmetic instructions: compute capability 5.0 to 12.x)."""
-_SCAN_EXTRA = 4
-"""Of an element of the scan beside one exponential a state: softplus (exponential, logarithm) and SiLU
-(exponential, reciprocal)."""
-_CONV_EXTRA = 2  # SiLU
+_SOFTPLUS = 2  # exponential, logarithm
+_SILU = 2  # exponential, reciprocal
+"""Special functions of an element; the scan has one exponential a state beside them."""
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -56,28 +56,46 @@ def _largest(**seconds: float) -> Limit:
     return Limit(1e3 * seconds[bound], bound)
 
 
-def _moved(operator: Operator, dtype: str, **sizes: int) -> int:
+def _moved(operator: Operator, dtype: str, absent: Collection[str] = (), **sizes: int) -> int:
     """Bytes of an operator's inputs and outputs, each once, from the contract."""
     items = {T: ITEM_BYTES[dtype], FP32: ITEM_BYTES["fp32"]}
-    return operator.bytes_moved(sizes, items)
+    return operator.bytes_moved(sizes, items, absent)
 
 
-def scan_bytes(batch: int, d_inner: int, length: int, d_state: int, dtype: str) -> int:
-    """Bytes that a gated selective scan of one group must move."""
+def scan_bytes(
+    batch: int,
+    d_inner: int,
+    length: int,
+    d_state: int,
+    dtype: str,
+    *,
+    n_groups: int = 1,
+    gated: bool = True,
+) -> int:
+    """Bytes that a selective scan must move."""
     return _moved(
-        SELECTIVE_SCAN, dtype,
-        batch=batch, length=length, d_inner=d_inner, d_state=d_state, n_groups=1,
+        SELECTIVE_SCAN, dtype, () if gated else ("z",),
+        batch=batch, length=length, d_inner=d_inner, d_state=d_state, n_groups=n_groups,
     )  # fmt: skip
 
 
 def scan(
-    ceilings: Ceilings, batch: int, d_inner: int, length: int, d_state: int, dtype: str
+    ceilings: Ceilings,
+    batch: int,
+    d_inner: int,
+    length: int,
+    d_state: int,
+    dtype: str,
+    *,
+    n_groups: int = 1,
+    gated: bool = True,
 ) -> Limit:
-    """Limit of a gated selective scan; of a step, where the length is 1."""
-    functions = batch * length * d_inner * (d_state + _SCAN_EXTRA)
+    """Limit of a selective scan; of a step, where the length is 1."""
+    extra = _SOFTPLUS + (_SILU if gated else 0)
+    moved = scan_bytes(batch, d_inner, length, d_state, dtype, n_groups=n_groups, gated=gated)
     return _largest(
-        memory=scan_bytes(batch, d_inner, length, d_state, dtype) / ceilings.bandwidth,
-        exponentials=functions / ceilings.special_rate,
+        memory=moved / ceilings.bandwidth,
+        exponentials=batch * length * d_inner * (d_state + extra) / ceilings.special_rate,
     )
 
 
@@ -94,7 +112,7 @@ def conv(
     """Limit of a causal convolution with SiLU."""
     return _largest(
         memory=conv_bytes(batch, channels, length, d_conv, dtype) / ceilings.bandwidth,
-        exponentials=batch * channels * length * _CONV_EXTRA / ceilings.special_rate,
+        exponentials=batch * channels * length * _SILU / ceilings.special_rate,
     )
 
 

@@ -30,6 +30,7 @@ the CPU, `python tools/benchmark.py --device cuda --long --plots --record tools/
 """
 _TITLES = {
     "scan": "Selective scan, gate and last state included",
+    "vision": "Selective scan of vision models: four directions as groups, no gate, last state included",
     "step": "Step of the scan (length 1)",
     "convolution": "Causal convolution with SiLU",
     "prefill": "Prefill, until the last logits are on the host",

@@ -15,7 +15,7 @@ from bench import ceilings as ceilings_module
 from bench import gpu, peers, provenance
 from bench.cases import Cases
 from bench.gpu_models import long_rows, model_rows
-from bench.gpu_operators import operator_rows
+from bench.gpu_operators import operator_rows, vision_rows
 from bench.limits import Ceilings
 from bench.plots import write_plots
 from bench.record import RecordFile, new_record, read_record, rows_of
@@ -72,6 +72,7 @@ class GpuRun:
     Args:
         cases: models.
         operators: whether to time the operators, too.
+        vision: whether to time the scan at the shapes of vision models.
         dtypes, shapes: of the operators.
         long: whether to time decoding after a long text, too.
         budget: seconds after which nothing more is begun; None for all of it.
@@ -79,6 +80,7 @@ class GpuRun:
 
     cases: Cases
     operators: bool
+    vision: bool
     dtypes: Sequence[str]
     shapes: Sequence[tuple[int, int, int]]
     long: bool = False
@@ -88,6 +90,8 @@ class GpuRun:
         """All rows, one after the other."""
         if self.operators:
             yield from operator_rows(ceilings, self.dtypes, self.shapes, progress)
+        if self.vision:
+            yield from vision_rows(ceilings, self.dtypes, progress)
         if self.long:
             yield from long_rows(ceilings, self.cases, progress)
         if self.cases.prefill or self.cases.decode:

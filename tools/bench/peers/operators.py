@@ -23,7 +23,7 @@ def scan_arguments(
     B: Tensor,
     C: Tensor,
     D: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     delta_bias: Tensor,
     initial_state: Tensor,
 ) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def scan_arguments(
         "B": B.permute(0, 2, 3, 1).contiguous(),  # (batch, groups, d_state, length)
         "C": C.permute(0, 2, 3, 1).contiguous(),
         "D": D,
-        "z": _channels_first(z),
+        "z": None if z is None else _channels_first(z),
         "delta_bias": delta_bias,
         "delta_softplus": True,
         "return_last_state": True,
