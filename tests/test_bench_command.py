@@ -113,6 +113,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, tiny_config: MambaConfig) -> Ceiling
     monkeypatch.setattr(gpu_operators, "STEP_SHAPES", ((2, 32),))
     monkeypatch.setattr(gpu_operators, "SHAPES", ((1, 32, 8),))
     monkeypatch.setattr(gpu_operators, "WIDE_SHAPES", ((1, 32, 8),))
+    monkeypatch.setattr(gpu_operators, "VISION_SHAPES", ((2, 16, 9),))
     monkeypatch.setattr(gpu_models, "_PROVIDERS", ["CPUExecutionProvider"])
     monkeypatch.setattr(gpu_models, "_LONG", (10, 30))
     monkeypatch.setattr(MambaConfig, "published", lambda size: tiny_config)
@@ -134,7 +135,8 @@ def test_gpu_run_from_end_to_end_with_the_gpu_taken_out(tmp_path: Path) -> None:
     [file] = tmp_path.glob("*-no-gpu.json")
     record = read_record(file)
     kinds = dict.fromkeys(row["kind"] for row in record["rows"])
-    assert list(kinds) == ["scan", "step", "convolution", "long", "prefill", "decode"]
+    order = ["scan", "step", "convolution", "vision", "long", "prefill", "decode"]
+    assert list(kinds) == order
     assert record["ceilings"]["launch_milliseconds"] == 0.001
     assert "CUDA graph" in record["method"]
     assert record["commit"] == "abc (a copy)"
