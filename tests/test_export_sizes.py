@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import mamba_export
-from mamba_export.backends.onnxruntime import loading
 from mamba_export.errors import ExportError
+from mamba_export.folder import interface
 from mamba_export.nn import Mamba, MambaConfig
 
 IMAGES = {0: "batch", 2: "height", 3: "width"}
@@ -140,5 +140,5 @@ def test_size_that_onnx_runtime_knows_better_is_taken(
     known: tuple, declared: tuple, same: bool
 ) -> None:
     """Of SPMamba's last axis the metadata has a formula, and ONNX Runtime its number."""
-    assert loading._agree(("fp32", known), ("fp32", declared)) is same
-    assert not loading._agree(("fp16", known), ("fp32", declared))
+    assert interface._same(("fp32", declared), ("fp32", known)) is same
+    assert not interface._same(("fp32", declared), ("fp16", known))

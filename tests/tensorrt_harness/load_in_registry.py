@@ -54,7 +54,7 @@ def address(instance: Any) -> int:
 
 
 def tensors(values: list[list[Any]]) -> list[Tensor]:
-    return [Tensor(tuple(shape), type_, format_) for shape, type_, format_ in values]
+    return [Tensor(tuple(shape), *others) for shape, *others in values]
 
 
 def seen(trt: Any, harness: Harness, op: str, asked: dict[str, Any]) -> dict[str, Any]:
