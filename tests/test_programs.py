@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -284,7 +285,13 @@ def test_ranges_of_what_was_read_before(exported: Path) -> None:
         EngineError, match="input image has an axis height without a range: --size height="
     ):
         prefill.shapes(image)
-    (prefill, _) = BuildOptions(sizes=parse_sizes(["height=1,2,3"])).profiles(metadata)
+    options = BuildOptions(sizes=parse_sizes(["height=1,2,3"]))
+    with pytest.raises(EngineError, match=r"--size height: .* has no such axis .* there is none"):
+        options.profiles(metadata)
+    of_images = dataclasses.replace(metadata, inputs=(image,))
+    with pytest.raises(EngineError, match=r"--size width: .* those there are: height"):
+        BuildOptions(sizes={"width": (1, 2, 3)}).profiles(of_images)
+    (prefill, _) = options.profiles(of_images)
     assert prefill.shapes(image) == ((1, 3, 1), (4, 3, 2), (16, 3, 3))
     for text in ("height", "=1,2,3", "height=3,2,1"):
         with pytest.raises(EngineError, match="--size"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from mamba_export import contract, given
 from mamba_export.backends.tensorrt.profiles import Profile, check_range, make_profiles, parse_range
+from mamba_export.contract.names import BATCH, LENGTH
+from mamba_export.contract.program import split_axis
 from mamba_export.errors import EngineError
 
 if TYPE_CHECKING:  # it loads numpy, and the command line reads these defaults for its help
@@ -55,11 +57,26 @@ class BuildOptions:
         if not isinstance(self.sizes, Mapping):
             raise EngineError(f"sizes is {given.shown(self.sizes)}: give ranges by axis, a dict")
         sizes = {name: check_range(three, f"--size {name}=") for name, three in self.sizes.items()}
+        axes = _other_axes(metadata)
+        for name in sizes:
+            if name not in axes:
+                known = f"those there are: {', '.join(axes)}" if axes else "there is none"
+                raise EngineError(
+                    f"--size {name}: {metadata.folder} has no such axis beside batch and length; {known}"
+                )
         longest = max(check_range(self.length, "--length"))
         usual = (0, max(1, longest // 8), longest)
         past = check_range(usual if self.past is None else self.past, "--past", minimum=0)
         grown = {state.grown_axis: past for state in metadata.states if state.grown_axis}
         return make_profiles(self.batch, self.length, {**sizes, **grown})
+
+
+def _other_axes(metadata: Metadata) -> list[str]:
+    """Symbolic axes that are neither batch nor length nor grow, by name."""
+    grown = {state.grown_axis for state in metadata.states}
+    values = (*metadata.inputs, *(state.past for state in metadata.states))
+    names = [split_axis(size)[1] for v in values for size in v.shape if isinstance(size, str)]
+    return [name for name in dict.fromkeys(names) if name not in (BATCH, LENGTH, *grown)]
 
 
 def parse_workspace(text: str) -> int:
