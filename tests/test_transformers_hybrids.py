@@ -11,7 +11,7 @@ import torch
 
 import mamba_export
 from mamba_export import OrtSession
-from mamba_export.errors import ExportError
+from mamba_export.errors import ExportError, SessionError
 
 transformers = pytest.importorskip("transformers")
 
@@ -115,6 +115,14 @@ def test_greedy_text_is_that_of_generate(exported: tuple[Any, Path, Path]) -> No
     found = OrtSession(out).generate(ids.numpy(), max_new_tokens=30).sequences[0].tokens
     assert list(found) == [token for token in expected if token not in (1, 2)][: len(found)]
     assert len(found) in (len(expected), len(expected) - 1)  # with or without the end token
+
+
+def test_what_generation_cannot_do_is_one_line(exported: tuple[Any, Path, Path]) -> None:
+    session = OrtSession(exported[1])
+    with pytest.raises(SessionError, match="no option 'num_beams'"):
+        session.generate([[3, 4]], num_beams=4)
+    with pytest.raises(SessionError, match="prompts of 2 and 3 tokens in one call"):
+        session.generate([[3, 4, 5], [6, 7]], max_new_tokens=2)
 
 
 def test_it_verifies_and_a_folder_gives_the_same(

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mamba_export.errors import SessionError
 from mamba_export.generation.results import END_OF_TEXT, INTERRUPTED, LENGTH, Timings
 from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.generation.session import Session, Stepper
@@ -94,6 +95,16 @@ class Decoding:
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
 
+    def _check_lengths(self) -> None:
+        """Raise SessionError where prompts differ in length and a state grows: such states do not join."""
+        lengths = sorted({len(prompt) for prompt in self._prompts})
+        states = self._session.metadata.states
+        if len(lengths) > 1 and any(state.grows is not None for state in states):
+            raise SessionError(
+                f"prompts of {' and '.join(map(str, lengths))} tokens in one call: states of this model "
+                "grow with the text; give prompts of one length a call"
+            )
+
     def events(self) -> Generator[tuple[int, int | None], None, None]:
         """Generate: yields (row, token) for each token, and (row, None) when a row has ended.
 
@@ -101,6 +112,7 @@ class Decoding:
         """
         start = time.perf_counter()
         first_at: float | None = None
+        self._check_lengths()
         try:
             state = _prefill(self._session, self._prompts)
             sampler = Sampler(self._sampling, self._prompts, self._session.metadata.vocab_size)
