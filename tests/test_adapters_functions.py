@@ -95,6 +95,17 @@ def test_selective_scan_without(absent: str) -> None:
     assert_close(y, definitions.selective_scan(*wide(*inputs.values()))[0])
 
 
+def test_the_first_package_of_vmamba_has_no_gate() -> None:
+    from selective_scan import selective_scan_fn, selective_scan_ref
+
+    inputs = scan_inputs(2, 6, 9, 4)
+    arguments = [inputs[name] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
+    *others, bias = wide(*arguments)
+    exact, _ = definitions.selective_scan(*others, None, bias, True)
+    assert_close(selective_scan_fn(*arguments, True, 1), exact)
+    assert_close(selective_scan_ref(*arguments, delta_softplus=True), exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits_give_their_dtype_and_oflex_gives_fp32(dtype: torch.dtype) -> None:
     import selective_scan_cuda_core

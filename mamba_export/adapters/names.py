@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,15 @@ from mamba_export.adapters import (
 )
 from mamba_export.adapters.stand_ins import absent, absent_class
 
+
+def _of_einops(*names: str) -> dict[str, Any]:
+    """Functions of einops, where it is installed: models that use them bring it."""
+    if importlib.util.find_spec("einops") is None:
+        return {}
+    einops = importlib.import_module("einops")
+    return {name: getattr(einops, name) for name in names}
+
+
 _MAMBA2 = "Mamba-2 comes with the operator of state space duality"
 _INTERFACE = {
     "selective_scan_fn": scan.selective_scan_fn,
@@ -31,6 +42,7 @@ _INTERFACE = {
     "mamba_inner_fn_no_out_proj": inner.mamba_inner_fn_no_out_proj,
     "bimamba_inner_fn": inner.bimamba_inner_fn,
     "bimamba_inner_ref": inner.bimamba_inner_fn,
+    **_of_einops("rearrange", "repeat"),  # which models take from here, too
 }
 _OLD_NORMS = {
     "RMSNorm": norms.RMSNorm,
@@ -112,6 +124,10 @@ MODULES: dict[str, Mapping[str, Any]] = {
     **{
         name: {"selective_scan_cuda_core": SimpleNamespace(**_CORE)}
         for name in ("selective_scan_vmamba", "selective_scan_vmamba_pt202")  # EfficientVMamba
+    },
+    "selective_scan": {
+        "selective_scan_fn": scan.ungated_scan_fn,
+        "selective_scan_ref": scan.ungated_scan_ref,
     },
     "selective_scan_cuda": {"fwd": extensions.mamba_fwd, "bwd": extensions.mamba_bwd},
     "selective_scan_cuda_core": _CORE,

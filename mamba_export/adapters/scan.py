@@ -137,3 +137,36 @@ def selective_scan_ref(
         return selective_scan_fn(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
         )
+
+
+def ungated_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    nrows: int = 1,
+) -> Tensor:
+    """``selective_scan_fn`` of VMamba's first package, ``selective_scan``: no gate, no last state."""
+    return scan(u, delta, A, B, C, D, None, delta_bias, delta_softplus=delta_softplus)[0].to(
+        u.dtype
+    )
+
+
+def ungated_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    nrows: int = 1,
+) -> Tensor:
+    """The same by the definition."""
+    with forced("reference"):
+        return ungated_scan_fn(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows)
