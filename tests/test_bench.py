@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench import (
     operators,
     peer_rows,
     peers,
+    vision_models,
 )  # fmt: skip
 from bench.cases import Cases
 from bench.limits import Ceilings
@@ -39,11 +41,31 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_operators_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "SHAPES", ((1, 32, 8),))
+    monkeypatch.setattr(operators, "SHAPES", ((1, 32, 8, 16, 1), (1, 16, 9, 1, 4)))
     monkeypatch.setattr(operators, "median_milliseconds", lambda call: (call(), 1.0)[1])
     names = [row.implementation for row in operators.operator_rows()]
     assert names[0] == "PyTorch, vectorised"
     assert "ONNX Runtime, function body" in names
+
+
+def test_vision_models_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them, small; every form computes the same."""
+    vmamba = next(iter(vision_models.styled_models().values()))
+    small = functools.partial(type(vmamba()), width=8)
+    scan = type(vmamba().blocks[0]["op"])
+    monkeypatch.setattr(vision_models, "IMAGE", 16)
+    monkeypatch.setattr(vision_models, "styled_models", lambda: {"small": lambda: small(scan)})
+    results: list[Any] = []
+
+    def once(call: Any, **_: Any) -> float:
+        results.append(call())
+        return 1.0
+
+    monkeypatch.setattr(vision_models, "median_milliseconds", once)
+    names = [row.implementation for row in vision_models.vision_model_rows(lambda _: None)]
+    assert names[:2] == ["PyTorch, reference scan", "ONNX Runtime, function bodies"]
+    for found, _ in results[1:]:
+        np.testing.assert_allclose(found, results[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [("prefill",), ("decode",)])

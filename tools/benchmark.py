@@ -40,9 +40,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     what: Annotated[
         str,
-        typer.Option(
-            help="Any of operator, vision (GPU), prefill, decode, with commas; empty for none."
-        ),
+        typer.Option(help="Any of operator, vision, prefill, decode, with commas; empty for none."),
     ] = ",".join(KINDS),
     long: Annotated[
         bool,
@@ -175,9 +173,12 @@ def main(
 def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> Iterator[Any]:
     from bench.models import model_rows
     from bench.operators import operator_rows
+    from bench.vision_models import vision_model_rows
 
     if "operator" in kinds:
         yield from operator_rows()
+    if "vision" in kinds:
+        yield from vision_model_rows(progress)
     if {"prefill", "decode"} & set(kinds):
         yield from model_rows(size, length, progress, kinds)
 

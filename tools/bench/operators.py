@@ -20,31 +20,32 @@ from mamba_export.operators.dispatch import BACKEND_VARIABLE
 from mamba_export.verify.cases import Case
 from mamba_export.verify.operators import one_node_model
 
-SHAPES = ((1, 1536, 512), (1, 1536, 2048))
-"""(batch, d_inner, length), with d_state 16: one layer of the 130M model."""
-_D_STATE = 16
+SHAPES = ((1, 1536, 512, 16, 1), (1, 1536, 2048, 16, 1), (1, 384, 3136, 1, 4), (1, 384, 784, 8, 4))
+"""(batch, d_inner, length, d_state, n_groups): a layer of the 130M model, and stages of a vision model."""
 
 
-def _inputs(batch: int, d_inner: int, length: int) -> list[Tensor]:
-    sequence, per_step = (batch, length, d_inner), (batch, length, 1, _D_STATE)
+def _inputs(batch: int, d_inner: int, length: int, d_state: int, n_groups: int) -> list[Tensor]:
+    sequence, per_step = (batch, length, d_inner), (batch, length, n_groups, d_state)
     return [
         torch.randn(sequence),
         torch.randn(sequence),
-        -torch.exp(torch.randn(d_inner, _D_STATE)),
+        -torch.exp(torch.randn(d_inner, d_state)),
         torch.randn(per_step),
         torch.randn(per_step),
         torch.randn(d_inner),
         torch.randn(sequence),
         torch.randn(d_inner),
-        torch.randn(batch, d_inner, _D_STATE),
+        torch.randn(batch, d_inner, d_state),
     ]
 
 
 def operator_rows() -> Iterator[Row]:
     """Time every implementation that is present at every shape."""
-    for batch, d_inner, length in SHAPES:
+    for batch, d_inner, length, d_state, n_groups in SHAPES:
         what = f"scan, fp32, batch {batch}, {d_inner} channels, {length} steps"
-        inputs = _inputs(batch, d_inner, length)
+        if n_groups > 1:
+            what += f", d_state {d_state}, {n_groups} groups"
+        inputs = _inputs(batch, d_inner, length, d_state, n_groups)
         for name in ("cpu", "native"):
             if name == "native" and not native.available():
                 yield Row(what, "PyTorch, native kernels", None, native.why_absent())
@@ -53,7 +54,14 @@ def operator_rows() -> Iterator[Row]:
             with mock.patch.dict(os.environ, {BACKEND_VARIABLE: name}), torch.no_grad():
                 operator = torch.ops.mamba_export.selective_scan
                 yield Row(what, label, median_milliseconds(lambda: operator(*inputs)))  # noqa: B023
-        case = Case.of(SELECTIVE_SCAN.name, batch=batch, length=length, d_inner=d_inner)
+        case = Case.of(
+            SELECTIVE_SCAN.name,
+            batch=batch,
+            length=length,
+            d_inner=d_inner,
+            d_state=d_state,
+            n_groups=n_groups,
+        )
         model = one_node_model(case, "fp32", function_protos(DEFAULT_OPSET), DEFAULT_OPSET)
         names = [row.name for row in SELECTIVE_SCAN.inputs]
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
