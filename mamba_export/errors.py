@@ -3,9 +3,23 @@
 The command line prints them without a traceback and exits with code 2. Imports nothing.
 """
 
+from typing import Any
+
 
 class MambaExportError(Exception):
-    """Bad input or a missing requirement; the message is one clear line."""
+    """Bad input or a missing requirement; the message is one clear line.
+
+    A path or name in it may hold ends of lines: they are spelt out.
+    """
+
+    def __init__(self, *arguments: object, **keywords: Any) -> None:
+        super().__init__(*map(_in_one_line, arguments), **keywords)
+
+
+def _in_one_line(argument: object) -> object:
+    if not isinstance(argument, str):
+        return argument
+    return argument.replace("\r", "\\r").replace("\n", "\\n")
 
 
 class CheckpointError(MambaExportError):

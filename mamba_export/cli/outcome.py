@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -88,6 +89,8 @@ def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         names = [name for name in (error.filename, error.filename2) if name is not None]
         return f"{' and '.join(map(_shown, names))}: {error.strerror} ({see})"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # what writes files names them
+        return f"standard output cannot be written: {error.strerror}"
     return f"unexpected {named_first_line(error)} ({see})"
 
 

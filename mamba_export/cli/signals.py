@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+_SOON = 0.02  # seconds: when the callback has ended
 
 
 @contextlib.contextmanager
@@ -22,16 +25,30 @@ def ending_well() -> Iterator[None]:
         yield
         return
     ours = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    raised: dict[int, SystemExit] = {}  # by the signal's number
+    report = sys.unraisablehook
 
     def end(number: int, _: FrameType | None) -> None:
         for one in ours:  # a terminal that closes sends several: the first one is being answered
             signal.signal(one, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raised[number] = SystemExit(128 + number)
+        raise raised[number]
+
+    def again(swallowed: sys.UnraisableHookArgs) -> None:
+        """Python called something that may not raise, such as a weak reference's callback: ask once more."""
+        for number, stop in raised.items():
+            if swallowed.exc_value is stop:
+                signal.signal(number, end)
+                threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
+                return
+        report(swallowed)
 
     for number in ours:
         signal.signal(number, end)
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number in ours:
             signal.signal(number, signal.SIG_DFL)

@@ -258,7 +258,7 @@ def _tokens(fields: Fields, ids: Value, logits: Value) -> Tokens | None:
 
 
 def _shape(fields: Fields) -> tuple[int | str, ...]:
-    size = Either(Integer(), Text(described="a name"))
+    size = Either(Integer(), Text(r"(?!\d+$)(?s:.+)", described="a name"))
     sizes: list[int | str] = fields.take("shape", ListOf(size, longest=_MOST_AXES))
     return tuple(sizes)
 

@@ -11,6 +11,9 @@ class Raw(str):
     """JSON text that json.dumps would not write: NaN, 1e400, a number of 400 digits."""
 
 
+OUTSIDE = "../../outside/secret.txt"
+"""A path that leads out of an attempt's folder: what an attempt names itself it may read."""
+
 HOSTILE_TEXTS = (
     "",
     "x",
@@ -22,7 +25,7 @@ HOSTILE_TEXTS = (
     "[bold]markup[/nope]",
     "[/]",
     "a\nerror: b",
-    "../../outside/secret.txt",
+    OUTSIDE,
     "/proc/self/mem",
     "/dev/zero",
     "$(touch planted)",

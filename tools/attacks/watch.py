@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attacks import odd
+
 ROOT = Path(__file__).resolve().parents[2]
 
 _READABLE = tuple(
@@ -107,7 +109,9 @@ class Audit:
         real = os.path.realpath(os.fsdecode(path))
         if not os.path.exists(real):  # noqa: PTH110  # nothing to read: an option named it
             return
-        if not any(_below(real, known) for known in (folder, self._scratch, *_READABLE)):
+        named = os.path.realpath(os.path.join(folder, odd.OUTSIDE))  # noqa: PTH118
+        known = (folder, self._scratch, named, *_READABLE)
+        if real != os.sep and not any(_below(real, one) for one in known):
             self._events.append(f"reads outside: {real}")
 
     def _outside(self, folder: str, what: str, path: Any) -> None:
