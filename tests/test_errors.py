@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mamba_export.errors import first_line, named_first_line
+from mamba_export.errors import (
+    MambaExportError,
+    MissingPackageError,
+    UnknownOptionError,
+    first_line,
+    named_first_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,3 +34,8 @@ def test_first_line_after_advice() -> None:
     error = ValueError("do not heed this. reason: the file is short\nmore")
     assert first_line(error, after="reason:") == "the file is short"
     assert first_line(error, after="no such text") == first_line(error)
+
+
+@pytest.mark.parametrize("kind", [MambaExportError, MissingPackageError, UnknownOptionError])
+def test_ends_of_lines_in_a_name_are_spelt_out(kind: type[MambaExportError]) -> None:
+    assert str(kind("a\nerror: b\r: no such folder")) == "a\\nerror: b\\r: no such folder"

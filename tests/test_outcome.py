@@ -157,7 +157,7 @@ def shell(line: str, script: Path, *more: str) -> subprocess.CompletedProcess[st
         ("$RUN >&-", 2, "", "error: standard output is closed"),
         ("unset PYTHONUNBUFFERED; $RUN >/dev/full", 2, "", "error: standard output cannot be written: "),
         ("PYTHONUNBUFFERED=1 $RUN >/dev/full", 2, "", "error: standard output cannot be written: "),
-        ("$RUN --help >/dev/full", 2, "", "No space left on device"),
+        ("$RUN --help >/dev/full", 2, "", "error: standard output cannot be written: No space left"),
         ("$RUN --what lines >/dev/full", 2, "", "standard output cannot be written: No space left"),
         ("$RUN --what fails >/dev/full", 2, "", "standard output cannot be written: No space left"),
         ("$RUN 2>&-", 0, "the result\n", ""),

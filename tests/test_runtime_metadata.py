@@ -217,6 +217,8 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("inputs.0.dtype", "fp32", "tokens are of shape (batch, length), and input_ids is "),
         ("inputs.0.shape.0", -1, "inputs[0].shape is [-1, 'length'], expected a list"),
         ("inputs.0.shape.0", 10**30, "inputs[0].shape is [1000000000000000000000000000000, "),
+        ("states.0.shape.1", "32", "states[0].shape is ['batch', '32', "),
+        ("inputs.0.shape.0", "", "inputs[0].shape is ['', 'length'], expected a list"),
         ("inputs.0.name", None, "inputs[0].name is None, expected a text"),
         ("states.1.dtype", "fp33", "states[1].dtype is 'fp33', expected one of fp32, "),
         ("states.1.shape", [2] * 33, "states[1].shape is a list of 33, expected a list of 0 to 32"),
