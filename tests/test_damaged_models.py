@@ -7,6 +7,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,3 +338,22 @@ def test_one_flipped_bit_of_the_weights_is_seen(damaged: Path, seed: int) -> Non
     assert not report.passed
     assert not report.checks[0].passed
     assert report.checks[0].check == "weights"
+
+
+def test_onnx_runtimes_own_log_stays_off_standard_error(damaged: Path) -> None:
+    """It tells a shape for which there is no memory in lines of its own."""
+
+    def swell(model: onnx.ModelProto) -> None:
+        one = next(one for one in model.graph.initializer if one.name.endswith(".D"))
+        one.dims[:] = [1 << 62]
+
+    edited(damaged, swell)
+    result = subprocess.run(
+        [sys.executable, "-m", "mamba_export", "run", str(damaged), "--prompt", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1

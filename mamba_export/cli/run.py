@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mamba_export.backends import registry
+from mamba_export.backends.onnxruntime.own_log import leave_messages_to_errors
 from mamba_export.cli import streams
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
 from mamba_export.cli.outcome import EXIT_INTERRUPTED
@@ -68,6 +69,7 @@ def command(
     """Generate text, as it comes; tokens per second at the end."""
     from mamba_export.generation.sampling import Sampling
 
+    leave_messages_to_errors()
     code = run_command(
         folder,
         gather(prompt or (), prompt_file or ()),

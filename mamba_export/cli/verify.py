@@ -10,6 +10,7 @@ import typer
 
 from mamba_export import given
 from mamba_export.backends import registry
+from mamba_export.backends.onnxruntime.own_log import leave_messages_to_errors
 from mamba_export.cli.bars import status
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, QuickOption, one_of
 from mamba_export.cli.streams import results
@@ -45,6 +46,8 @@ def command(
     """Compare every backend that is present with the PyTorch model; exit with 1 if anything fails."""
     from mamba_export.verify import verify
     from mamba_export.verify.table import print_report
+
+    leave_messages_to_errors()
 
     with status("loading") as say:
         report = verify(
