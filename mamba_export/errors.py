@@ -73,7 +73,16 @@ def first_line(error: BaseException, after: str | None = None) -> str:
     text = str(error)
     if after is not None:
         text = text.rpartition(after)[2]
-    return shortened((text.strip().splitlines() or [type(error).__name__])[0].strip())
+    return shortened(_first(text, error))
+
+
+def whole_first_line(error: BaseException) -> str:
+    """``first_line`` of any length, for one who takes something off it: what is left goes to ``shortened``."""
+    return _first(str(error), error)
+
+
+def _first(text: str, error: BaseException) -> str:
+    return (text.strip().splitlines() or [type(error).__name__])[0].strip()
 
 
 def shortened(line: str) -> str:

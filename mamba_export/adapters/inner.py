@@ -6,13 +6,12 @@ sequence of its parts; an exporter that fuses layers finds them in the graph.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_export.adapters.convolution import convolve
 from mamba_export.adapters.scan import scan
-from mamba_export.operators.dtypes import accumulation_dtype
+from mamba_export.models.block import rms
 
 
 def mamba_inner_fn(
@@ -188,6 +187,4 @@ def _projected(
 
 
 def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    wide = x.to(accumulation_dtype(x.dtype))
-    scale = torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
-    return (wide / scale * weight).to(x.dtype)
+    return (rms(x, epsilon) * weight).to(x.dtype)

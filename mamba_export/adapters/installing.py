@@ -143,8 +143,8 @@ def installed() -> Iterator[None]:
     replaced too. A module that fell back because nothing was installed is to be imported again.
     """
     installation = Installation()
-    installation.do()
     try:
+        installation.do()
         yield
     finally:
         installation.undo()

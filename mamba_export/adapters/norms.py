@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_export.adapters.unsupported import refuse
+from mamba_export.models.block import rms
 from mamba_export.operators.dtypes import accumulation_dtype
 
 Normed = Tensor | tuple[Tensor, Tensor]
@@ -47,8 +48,7 @@ def add_and_norm(
         total = total + residual.to(wide)
         kept = residual.dtype
     if is_rms_norm:
-        # A division by a square root, not rsqrt: the form that graph optimisers recognise as one node.
-        y = total / torch.sqrt(total.pow(2).mean(-1, keepdim=True) + eps) * weight.to(wide)
+        y = rms(total, eps) * weight.to(wide)
         if bias is not None:
             y = y + bias.to(wide)
     else:

@@ -25,7 +25,7 @@ from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import CheckpointError, ExportError, first_line
 from mamba_export.models.program import SharedParameters
-from mamba_export.operators.dtypes import TORCH_DTYPES
+from mamba_export.operators.dtypes import DTYPE_NAMES
 from mamba_export.untrusted import read_json
 
 MODEL_TYPES = ("jamba", "zamba")
@@ -37,7 +37,6 @@ KIND = "transformers-module"
 _GROWS = 2
 """Axis of steps of keys and values (batch, heads, steps, head_dim)."""
 _CHANNEL_PARAMETERS = (".A_log", ".mamba.D", ".dt_proj.bias", ".dt_proj_bias")
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _MASKED = -30000.0
 """A number that fp16 holds: softmax makes 0 of it."""
 
@@ -180,7 +179,7 @@ def make_program(model: Any) -> Program:
     Raises:
         ExportError: a state that is not known here.
     """
-    dtype = _NAMES[dtype_of(model)]
+    dtype = DTYPE_NAMES[dtype_of(model)]
     shapes = _state_shapes(model)
     states, layers = [], {}
     for index, layer in shapes.items():
@@ -216,11 +215,14 @@ def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]
             if len(layer.conv_states) != 1:
                 raise ExportError(f"layer {index} has {len(layer.conv_states)} convolution states")
             batch, channels, taps = layer.conv_states[0].shape
-            shapes["conv_state"] = ((batch, channels, taps - 1), _NAMES[layer.conv_states[0].dtype])
+            shapes["conv_state"] = (
+                (batch, channels, taps - 1),
+                DTYPE_NAMES[layer.conv_states[0].dtype],
+            )
             shapes["recurrent_state"] = (tuple(layer.recurrent_states[0].shape), "fp32")
         if getattr(layer, "keys", None) is not None and layer.keys.numel():
             for name, tensor in (("key", layer.keys), ("value", layer.values)):
-                shapes[name] = (tuple(tensor.shape), _NAMES[tensor.dtype])
+                shapes[name] = (tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
         if shapes:
             found[index] = shapes
     return found

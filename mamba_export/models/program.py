@@ -9,9 +9,7 @@ from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.models.block import LayerState
 from mamba_export.models.language_model import MambaBackbone, MambaLM
-from mamba_export.operators.dtypes import TORCH_DTYPES
-
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+from mamba_export.operators.dtypes import DTYPE_NAMES
 
 
 class SharedParameters(nn.Module):
@@ -61,11 +59,11 @@ def make_program(model: MambaLM | MambaBackbone, *, last_logits_only: bool = Fal
         (batch, length, d_model) -> last_hidden_state of that shape; and two states a layer.
     """
     config = model.config
-    dtype = _NAMES[model.backbone_dtype]
+    dtype = DTYPE_NAMES[model.backbone_dtype]
     past, present = contract.state_names(config.n_layer)
     tensors = [tensor for layer in model.initial_state(1) for tensor in layer]
     states = tuple(
-        State.of(name, name, after, _NAMES[tensor.dtype], (BATCH, *tensor.shape[1:]))
+        State.of(name, name, after, DTYPE_NAMES[tensor.dtype], (BATCH, *tensor.shape[1:]))
         for name, after, tensor in zip(past, present, tensors, strict=True)
     )
     module = _Positional(model, last_logits_only)

@@ -26,7 +26,7 @@ from mamba_export.backends.onnxruntime.providers import (
     session_device,
     with_defaults,
 )
-from mamba_export.errors import SessionError, shortened
+from mamba_export.errors import SessionError, shortened, whole_first_line
 from mamba_export.folder.interface import Interface, difference
 from mamba_export.folder.metadata import Metadata
 from mamba_export.untrusted import utf8_name
@@ -297,6 +297,5 @@ def _explain(metadata: Metadata, error: Exception, provider: str) -> str:
 
 def plain_reason(error: Exception) -> str:
     """First line of an ONNX Runtime error, without its codes and places in the source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
-    line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    line = re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : ", "", whole_first_line(error))
     return shortened(re.sub(r"\S+\.cc:\d+ \S+ ", "", line))
