@@ -25,6 +25,7 @@ from mamba_export.adapters.generation import GenerationMixin
 from mamba_export.adapters.mamba import Mamba
 from mamba_export.adapters.norms import RMSNorm, add_and_norm
 from mamba_export.adapters.unsupported import refuse
+from mamba_export.files import new_files, write_text
 
 
 @dataclass
@@ -305,8 +306,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write config.json and pytorch_model.bin into a folder."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.state_dict(), folder / "pytorch_model.bin")
         text = json.dumps(asdict(self.config), indent=4)
-        (folder / "config.json").write_text(text, encoding="utf-8")
+        with new_files(save_directory, last="config.json") as folder:
+            torch.save(self.state_dict(), folder / "pytorch_model.bin")
+            write_text(folder / "config.json", text)
