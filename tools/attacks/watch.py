@@ -51,11 +51,17 @@ _CHANGES = {
 """Events that change a path, and which of their arguments it is."""
 
 _SOCKETS = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"}
+_LOCAL = {"socket.connect", "socket.bind"}
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
 
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _named(folder: str) -> str:
+    """The path out of an attempt's folder that the attempt may name itself."""
+    return os.path.realpath(os.path.join(folder, odd.OUTSIDE))  # noqa: PTH118
 
 
 class Audit:
@@ -88,6 +94,8 @@ class Audit:
         if event == "open":
             self._opened(folder, arguments)
         elif event in _SOCKETS:
+            if event in _LOCAL and isinstance(arguments[1], (str, bytes)):
+                return  # a file's name: how a process talks to its own children
             self._events.append(f"socket: {event} {arguments[1:]!r:.80}")
         elif event in _PROGRAMS:
             self._events.append(f"program: {event} {arguments[0]!r:.80}")
@@ -109,8 +117,7 @@ class Audit:
         real = os.path.realpath(os.fsdecode(path))
         if not os.path.exists(real):  # noqa: PTH110  # nothing to read: an option named it
             return
-        named = os.path.realpath(os.path.join(folder, odd.OUTSIDE))  # noqa: PTH118
-        known = (folder, self._scratch, named, *_READABLE)
+        known = (folder, self._scratch, _named(folder), *_READABLE)
         if real != os.sep and not any(_below(real, one) for one in known):
             self._events.append(f"reads outside: {real}")
 
@@ -121,6 +128,9 @@ class Audit:
         path = Path(name).absolute()
         real = f"{os.path.realpath(path.parent)}/{path.name}"
         if any(_below(real, known) for known in (folder, self._scratch)):
+            return
+        # What is asked to write there may look for a place beside it; what it leaves, ``snapshot`` sees.
+        if _below(real, str(Path(_named(folder)).parent)):
             return
         if not real.startswith(_HARMLESS):
             self._events.append(f"{what} outside: {real}")

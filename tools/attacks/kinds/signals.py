@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from attacks.attempt import Attempt, Outcome
@@ -14,10 +17,36 @@ from attacks.material import CHECKPOINT, EXPORTED, Place
 
 _PATIENCE = 30.0
 
+_LOADED = ("torch", "onnxscript", "onnxruntime", "mamba_export.cli.app", "mamba_export.export")
+"""What a command has loaded before it does anything, so that a signal soon after meets its work."""
+
+
+@functools.cache
+def _processes() -> ForkServerContext:
+    """Where children come from: a process with one thread. The worker has several, and a fork of one may wait
+    for ever for a lock that another held."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_LOADED))
+    first = context.Process(target=_nothing)  # its imports are not an attempt's time
+    first.start()
+    first.join()
+    return context
+
+
+def _nothing() -> None:
+    """Of the first child, which is started so that the server of children has loaded everything."""
+
+
+def _start(arguments: list[str]) -> BaseProcess:
+    child = _processes().Process(target=_child, args=(arguments,))
+    child.start()
+    return child
+
 
 def signal_at_random(place: Place) -> Attempt:
-    """A child of this process runs the command, and gets the signal."""
+    """A process runs the command, and gets the signal."""
     rng, folder = place.rng, place.folder
+    _processes()
     place.copy(CHECKPOINT, "source")
     place.copy(EXPORTED)
     stands = rng.random() < 0.5
@@ -35,21 +64,13 @@ def signal_at_random(place: Place) -> Attempt:
     number = rng.choice((signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL))
     delay = rng.random() * (0.15 if "--bundle" in arguments else 0.9)
 
-    def run() -> tuple[int, bool]:
-        child = os.fork()
-        if child == 0:
-            _child(arguments)
+    def run() -> tuple[int | None, bool]:
+        child = _start(arguments)
         time.sleep(delay)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-        end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status), True
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1], False
+        if child.is_alive() and child.pid is not None:
+            os.kill(child.pid, number)
+        code = _code(child)
+        return code, code is not None
 
     def check(outcome: Outcome) -> Iterator[str]:
         if not isinstance(outcome.value, tuple):
@@ -57,6 +78,7 @@ def signal_at_random(place: Place) -> Attempt:
         code, ended = outcome.value
         if not ended:
             yield f"does not end within {_PATIENCE:.0f} s of the signal"
+            return
         if "Traceback" in outcome.stderr:
             yield f"traceback: {outcome.stderr.strip()[-200:]}"
         if code not in (0, 2, -number, 128 + number):
@@ -92,25 +114,33 @@ def two_at_once(place: Place) -> Attempt:
     )
     arguments = [*arguments, *(["--force"] if force else [])]
     delay = rng.random() * 0.05
+    _processes()
 
-    def run() -> list[int]:
+    def run() -> list[int | None]:
         children = []
         for _ in range(2):
-            child = os.fork()
-            if child == 0:
-                _child(arguments)
-            children.append(child)
+            children.append(_start(arguments))
             time.sleep(delay)
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return [_code(child) for child in children]
 
     def check(outcome: Outcome) -> Iterator[str]:
-        codes = sorted(outcome.value or ())
+        codes = sorted(outcome.value or (), key=str)
         if codes not in ([0, 2], *([[0, 0]] if force else [])):
             yield f"exit codes {codes}: {outcome.stderr.strip()[:200]}"
         yield from _whole(out, bundle="--bundle" in arguments)
 
     what = f"twice at once: {' '.join(arguments)}"
     return Attempt(what, call=run, writes=(out,), check=check)
+
+
+def _code(child: BaseProcess) -> int | None:
+    """A child's exit code; None where it does not end, and it is ended."""
+    child.join(_PATIENCE)
+    code = child.exitcode
+    if code is None:
+        child.kill()
+        child.join()
+    return code
 
 
 def _child(arguments: list[str]) -> None:
