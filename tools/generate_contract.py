@@ -128,7 +128,8 @@ def names_header() -> str:
 
 def table_header() -> str:
     """``plugins/contract/table.h``."""
-    forms = [(op, form) for op in OPERATORS for form in op.forms()]
+    compiled = [op for op in OPERATORS if op.kernels]
+    forms = [(op, form) for op in compiled for form in op.forms()]
     return "\n".join(
         [
             f"// {NOTE}",
@@ -145,9 +146,9 @@ def table_header() -> str:
             "namespace mamba_contract {",
             "",
             "// kernels.cpp has each.",
-            *(f"extern const Kernels k{op.name}Kernels;" for op in OPERATORS),
+            *(f"extern const Kernels k{op.name}Kernels;" for op in compiled),
             "",
-            *(line for op in OPERATORS for line in _tables(op)),
+            *(line for op in compiled for line in _tables(op)),
             "constexpr Operator kOperators[] = {",
             *(_row(op, form) for op, form in forms),
             "};",

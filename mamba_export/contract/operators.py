@@ -15,6 +15,9 @@ from mamba_export.contract.spec import (
     axes,
 )
 
+LARGEST = 3.4028234663852886e38
+"""The largest fp32 number: an upper limit that limits nothing."""
+
 _BATCH = Size("batch", 2, (1, 3))
 _LENGTH = Size("length", 65, (1, 2, 63, 64, 1000))
 _REVERSE = Attribute("reverse", "flag", False)
@@ -40,9 +43,7 @@ SELECTIVE_SCAN = Operator(
         Tensor("B", axes("batch, length, n_groups, d_state"), T, strided=True),
         Tensor("C", axes("batch, length, n_groups, d_state"), T, strided=True),
         Tensor("D", axes("d_inner"), FP32, weight=True),
-        Tensor(
-            "z", axes("batch, length, d_inner"), T, strided=True, without="SelectiveScanUngated"
-        ),
+        Tensor("z", axes("batch, length, d_inner"), T, strided=True, without="Ungated"),
         Tensor("delta_bias", axes("d_inner"), FP32, weight=True, positive_unless="delta_softplus"),
         Tensor("initial_state", axes("batch, d_inner, d_state"), FP32),
     ),
@@ -107,6 +108,98 @@ CAUSAL_CONV1D = Operator(
 _SMALLEST = {"d_model": 768, "d_inner": 1536, "dt_rank": 48}
 """Sizes of the smallest published model."""
 
+STATE_SPACE_DUAL = Operator(
+    name="StateSpaceDual",
+    torch_name="state_space_dual",
+    inputs=(
+        Tensor("x", axes("batch, length, heads, head_dim"), T, strided=True),
+        Tensor(
+            "dt",
+            axes("batch, length, heads"),
+            T,
+            strided=True,
+            positive_unless="dt_softplus",
+            extremes=((20.0, 10.0), (-20.0, 10.0)),  # decays underflow to 0; dt vanishes
+        ),
+        Tensor("A", axes("heads"), FP32, weight=True, values=NEGATIVE),
+        Tensor("B", axes("batch, length, n_groups, d_state"), T, strided=True),
+        Tensor("C", axes("batch, length, n_groups, d_state"), T, strided=True),
+        Tensor("D", axes("heads, d_skip"), FP32, weight=True),  # one of a head, or of each channel
+        Tensor(
+            "z",
+            axes("batch, length, heads, head_dim"),
+            T,
+            strided=True,
+            without="",
+            within="Gated",
+        ),
+        # Of the decay, beside dt A: at most 0.
+        Tensor(
+            "log_decay",
+            axes("batch, length, heads"),
+            FP32,
+            without="",
+            within="WithDecay",
+            values=NEGATIVE,
+        ),
+        Tensor("dt_bias", axes("heads"), FP32, weight=True, positive_unless="dt_softplus"),
+        Tensor("initial_state", axes("batch, heads, head_dim, d_state"), R),
+    ),
+    outputs=(
+        Tensor("y", axes("batch, length, heads, head_dim"), T),
+        Tensor("last_state", axes("batch, heads, head_dim, d_state"), R, continues="initial_state"),
+    ),
+    attributes=(
+        Attribute("dt_softplus", "flag", True),
+        Attribute("dt_min", "float", 0.0),  # limits of dt, after its bias and softplus
+        Attribute("dt_max", "float", LARGEST),
+        _REVERSE,
+    ),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("heads", 4, (1, 24)),
+        Size("head_dim", 16, (1, 64, 80, 128)),
+        Size("d_state", 16, (1, 8, 64, 128, 256)),
+        Size("n_groups", 1, (2, 4), divides="heads"),
+        Size("d_skip", 1, (16,), divides="head_dim"),
+    ),
+    cases=(
+        # The shapes of published models, around the chunks of a kernel.
+        {"length": 1, "heads": 24, "head_dim": 64, "d_state": 128},
+        {"length": 130, "batch": 1, "heads": 5, "head_dim": 64, "d_state": 128},
+        {"length": 257, "batch": 1, "heads": 8, "head_dim": 64, "d_state": 128, "n_groups": 2},
+        {"length": 70, "heads": 6, "head_dim": 80, "d_state": 64, "n_groups": 3, "d_skip": 80},
+        {"length": 300, "batch": 1, "heads": 2, "head_dim": 64, "d_state": 256},
+        {"length": 66, "heads": 3, "head_dim": 10, "d_state": 6},
+        # A length that is cut into parts.
+        {"length": 4099, "batch": 1, "heads": 2, "head_dim": 64, "d_state": 128},
+    ),
+)
+"""State space duality (Mamba-2): h = exp(dt A + log_decay) h + dt x B, y = C h + D x, then y silu(z)."""
+
+GATED_RMS_NORM = Operator(
+    name="GatedRmsNorm",
+    torch_name="gated_rms_norm",
+    inputs=(
+        Tensor("x", axes("batch, length, groups, group_width"), T, strided=True),
+        Tensor("z", axes("batch, length, groups, group_width"), T, strided=True),
+        Tensor("weight", axes("groups, group_width"), FP32, weight=True),
+    ),
+    outputs=(Tensor("y", axes("batch, length, groups, group_width"), T),),
+    attributes=(
+        Attribute("epsilon", "float", 1e-5),
+        Attribute("norm_before_gate", "flag", False),
+    ),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("groups", 1, (2, 8)),
+        Size("group_width", 24, _WIDTHS),
+    ),
+)
+"""The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
+
 MAMBA_LAYER = Operator(
     name="MambaLayer",
     torch_name="mamba_layer",
@@ -170,5 +263,5 @@ MAMBA_LAYER = Operator(
 """A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function
 calls the operators above, so a runtime without a kernel for it loses nothing."""
 
-OPERATORS = (SELECTIVE_SCAN, CAUSAL_CONV1D, MAMBA_LAYER)
+OPERATORS = (SELECTIVE_SCAN, CAUSAL_CONV1D, STATE_SPACE_DUAL, GATED_RMS_NORM, MAMBA_LAYER)
 """Every operator that the package ships, in the order of the C++ table."""

@@ -7,13 +7,14 @@ benchmark's bytes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 T = "T"
 """Dtype class: the operator's own dtype, fp32, fp16 or bf16, the same for all tensors of the class."""
 R = "R"
-"""Dtype class: the residual stream's dtype, fp32 or T."""
+"""Dtype class: fp32 or T, as the file chooses: a residual stream, or states that every step reads."""
 FP32 = "fp32"
 """Dtype class: fp32 whatever T is (float64 where a definition is computed in float64)."""
 
@@ -75,8 +76,9 @@ class Tensor:
         name: in the operator's signature, in the file's function and in the kernels' struct.
         axes: its shape.
         dtype: its class: T, R or FP32.
-        without: of an optional input, the ONNX name of the operator's form that lacks it; None where the input
-            is always there.
+        without: of an optional input, what the ONNX name of a form that lacks it has behind the operator's;
+            "" where its name has nothing more, and ``within`` is there. None where the input is always there.
+        within: of an optional input, what the name of a form that has it has behind the operator's.
         strided: a kernel takes any strides over its first two axes, batch and length; the others are dense.
         weight: it is stored in the file, and does not change between calls.
         continues: of an output, the input of the next call that takes it: a state.
@@ -89,6 +91,7 @@ class Tensor:
     axes: tuple[Axis, ...]
     dtype: str
     without: str | None = None
+    within: str = ""
     strided: bool = False
     weight: bool = False
     continues: str | None = None
@@ -202,11 +205,17 @@ class Operator:
         return "cuda" in self.kernels and not self.calls_products
 
     def forms(self) -> Iterator[Form]:
-        """The nodes that a file may hold: with all inputs, and without each optional one."""
-        yield Form(self.name, self.inputs)
-        for tensor in self.inputs:
-            if tensor.without is not None:
-                yield Form(tensor.without, tuple(one for one in self.inputs if one is not tensor))
+        """The nodes that a file may hold: with all inputs, and without some or all of the optional ones."""
+        optional = [tensor for tensor in self.inputs if tensor.without is not None]
+        for there in itertools.product((True, False), repeat=len(optional)):
+            absent = {
+                one.name for one, is_there in zip(optional, there, strict=True) if not is_there
+            }
+            name = self.name + "".join(
+                one.within if is_there else one.without or ""
+                for one, is_there in zip(optional, there, strict=True)
+            )
+            yield Form(name, tuple(one for one in self.inputs if one.name not in absent))
 
     def like(self, output: Tensor) -> Tensor:
         """The first input of an output's shape and dtype class, which it follows. KeyError without one."""

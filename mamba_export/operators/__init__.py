@@ -5,12 +5,24 @@ from mamba_export.operators.causal_conv1d.reference import causal_conv1d_referen
 from mamba_export.operators.causal_conv1d.torch_op import causal_conv1d
 from mamba_export.operators.define import define, withdraw
 from mamba_export.operators.definition import OperatorDefinition, definitions, find
+from mamba_export.operators.gated_rms_norm import DEFINITION as _GATED_RMS_NORM
+from mamba_export.operators.gated_rms_norm.reference import gated_rms_norm_reference
+from mamba_export.operators.gated_rms_norm.torch_op import gated_rms_norm
 from mamba_export.operators.mamba_layer import DEFINITION as _MAMBA_LAYER
 from mamba_export.operators.selective_scan import DEFINITION as _SELECTIVE_SCAN
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
 from mamba_export.operators.selective_scan.torch_op import selective_scan
+from mamba_export.operators.state_space_dual import DEFINITION as _STATE_SPACE_DUAL
+from mamba_export.operators.state_space_dual.reference import state_space_dual_reference
+from mamba_export.operators.state_space_dual.torch_op import state_space_dual
 
-for _definition in (_SELECTIVE_SCAN, _CAUSAL_CONV1D, _MAMBA_LAYER):
+for _definition in (
+    _SELECTIVE_SCAN,
+    _CAUSAL_CONV1D,
+    _STATE_SPACE_DUAL,
+    _GATED_RMS_NORM,
+    _MAMBA_LAYER,
+):
     define(_definition)
 
 __all__ = [
@@ -20,7 +32,11 @@ __all__ = [
     "define",
     "definitions",
     "find",
+    "gated_rms_norm",
+    "gated_rms_norm_reference",
     "selective_scan",
     "selective_scan_reference",
+    "state_space_dual",
+    "state_space_dual_reference",
     "withdraw",
 ]

@@ -62,6 +62,50 @@ typedef struct {
   void* last_state;           /* (batch, channels, d_conv - 1), T, may be initial_state */
 } mamba_causal_conv1d_params;
 
+/* StateSpaceDual */
+typedef struct {
+  int64_t batch;
+  int64_t length;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t d_state;
+  int64_t n_groups;                 /* divides heads */
+  int64_t d_skip;                   /* divides head_dim */
+  mamba_dtype dtype;                /* T */
+  mamba_dtype initial_state_dtype;  /* R */
+  int dt_softplus;                  /* 0 or 1 */
+  float dt_min;
+  float dt_max;
+  int reverse;                      /* 0 or 1 */
+  mamba_sequence x;                 /* (batch, length, heads, head_dim), T */
+  mamba_sequence dt;                /* (batch, length, heads), T */
+  mamba_sequence B;                 /* (batch, length, n_groups, d_state), T */
+  mamba_sequence C;                 /* (batch, length, n_groups, d_state), T */
+  mamba_sequence z;                 /* (batch, length, heads, head_dim), T, data is NULL where it is absent */
+  const float* A;                   /* (heads,), fp32 */
+  const float* D;                   /* (heads, d_skip), fp32 */
+  const float* log_decay;           /* (batch, length, heads), fp32, NULL where it is absent */
+  const float* dt_bias;             /* (heads,), fp32 */
+  const void* initial_state;        /* (batch, heads, head_dim, d_state), R */
+  void* y;                          /* (batch, length, heads, head_dim), T */
+  void* last_state;                 /* (batch, heads, head_dim, d_state), R, may be initial_state */
+} mamba_state_space_dual_params;
+
+/* GatedRmsNorm */
+typedef struct {
+  int64_t batch;
+  int64_t length;
+  int64_t groups;
+  int64_t group_width;
+  mamba_dtype dtype;     /* T */
+  float epsilon;
+  int norm_before_gate;  /* 0 or 1 */
+  mamba_sequence x;      /* (batch, length, groups, group_width), T */
+  mamba_sequence z;      /* (batch, length, groups, group_width), T */
+  const float* weight;   /* (groups, group_width), fp32 */
+  void* y;               /* (batch, length, groups, group_width), T */
+} mamba_gated_rms_norm_params;
+
 /* MambaLayer */
 typedef struct {
   int64_t batch;
