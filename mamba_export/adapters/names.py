@@ -59,7 +59,7 @@ _KERNELS = {
         "chunk_scan", "chunk_scan_ref",
     ),
 }  # fmt: skip
-"""Parts of mamba_ssm's scan of heads and of its fused mixer, by their modules: they can be imported, as vendored copies of it do."""
+"""Parts of mamba_ssm's scan of heads and fused mixer, by their modules: vendored copies of it import them."""
 _SSD_PARTS = {
     module: {name: absent(name, _PART_OF_A_SCAN) for name in names}
     for module, names in _KERNELS.items()
