@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mamba_export import contract
 from mamba_export.contract import layout
-from mamba_export.contract.spec import Operator, R, T
+from mamba_export.contract.spec import Operator, R, S, T
 from mamba_export.operators.dtypes import TORCH_DTYPES
 from mamba_export.operators.kernel_library import (
     INVALID,
@@ -107,8 +107,8 @@ def compiled(spec: Operator) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     dense = tuple(index[tensor.name] for tensor in spec.inputs if not tensor.strided)
     followed = tuple(index[spec.like(output).name] for output in spec.outputs)
     states = tuple(output.continues is not None for output in spec.outputs)
-    classes = [R] if any(tensor.dtype == R for tensor in spec.inputs) else []
-    dtypes_of = tuple(layout.dtype_source(spec, one) for one in (T, *classes))
+    chosen = [one for one in (T, R, S) if any(tensor.dtype == one for tensor in spec.inputs)]
+    dtypes_of = tuple(layout.dtype_source(spec, one) for one in chosen)
     on_cpu, on_cuda, workspace_of = f"{stem}_cpu", f"{stem}_cuda", f"{stem}_cuda_workspace"
 
     def forward(*args: Any) -> Tensor | tuple[Tensor, ...]:
