@@ -68,6 +68,13 @@ def test_a_letter_of_nemotron_that_is_not_known(tmp_path: Path) -> None:
         mamba_export.export(folder, tmp_path / "out")
 
 
+def test_rotary_frequencies_that_follow_the_length(tmp_path: Path) -> None:
+    model = make(granite)
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ExportError, match="rope_type 'dynamic' changes the keys"):
+        mamba_export.export(model, tmp_path / "out")
+
+
 def test_a_modelling_file_of_another_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ _LAYER_TYPES = {
     "mamba",  # names of older configurations
     "attention",
 }
+_OF_THE_LENGTH = ("dynamic", "longrope")
 _LISTS = ("layer_types", "layers_block_type")
 _PATTERN, _LETTERS = "hybrid_override_pattern", "M*-E"
 """Nemotron-H's own list: a letter a layer."""
@@ -57,13 +58,20 @@ def check_folder(folder: Path) -> None:
 
 
 def check_model(model: Any) -> None:
-    """The same of a model in memory.
+    """Refuse what a graph of any length cannot hold.
 
     Raises:
-        ExportError: a layer of another type.
+        ExportError: a layer of a type that is not known, or rotary frequencies that change with the length.
     """
-    fields = {name: getattr(model.config, name, None) for name in _LISTS}
-    _check(fields, type(model).__name__, ExportError)
+    config, name = model.config, type(model).__name__
+    _check({one: getattr(config, one, None) for one in _LISTS}, name, ExportError)
+    rotary = getattr(config, "rope_parameters", None)
+    scaling = rotary.get("rope_type") if isinstance(rotary, dict) else None
+    if scaling in _OF_THE_LENGTH:
+        raise ExportError(
+            f"{name}: rope_type {scaling!r} changes the keys that were kept with the length of the text: "
+            "export it with the rope_type that fits your texts (default, linear, llama3, yarn)"
+        )
 
 
 def _check(fields: dict[str, Any], where: str, error: type[MambaExportError]) -> None:
