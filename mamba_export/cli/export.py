@@ -43,8 +43,8 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
-            "Hugging Face id such as state-spaces/mamba-130m-hf.",
+            help="Folder of a checkpoint (transformers' Mamba, FalconMamba or Mamba2, or state-spaces), or a "
+            "Hugging Face id such as state-spaces/mamba2-130m.",
         ),
     ],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
@@ -52,9 +52,17 @@ def command(
         str,
         one_of(
             contract.DTYPES,
-            help="Matrices, activations and logits; states of the scan stay fp32.",
+            help="Matrices, activations and logits; states of the scan stay fp32 (see --state-dtype).",
         ),
     ] = DEFAULT_DTYPE,
+    state_dtype: Annotated[
+        str | None,
+        one_of(
+            contract.DTYPES,
+            help="States of Mamba-2's scan: fp32 (the default), or the DTYPE of --dtype, which halves "
+            "what every step reads and writes of them.",
+        ),
+    ] = None,
     opset: Annotated[
         int,
         typer.Option(
@@ -121,6 +129,7 @@ def command(
             out,
             dtype=dtype,
             opset=opset,
+            state_dtype=state_dtype,
             last_logits_only=last_logits_only,
             fuse_layers=fuse_layers,
             tokenizer=tokenizer,
