@@ -150,7 +150,7 @@ def test_state_dtypes_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Pa
     words = "--state-dtype is bf16: recurrent states of mamba2 in fp16 may be fp32 or fp16"
     refused(words, dtype="fp16", state_dtype="bf16")
     refused("--state-dtype is fp16: .* of mamba2 in fp32 may be fp32", state_dtype="fp16")
-    refused("state_dtype is 'int8'", state_dtype="int8")
+    refused("state_dtype 'int8' is unknown", state_dtype="int8")
     mamba1 = MambaLM(MambaConfig(d_model=8, n_layer=1, vocab_size=16))
     refused(
         "recurrent states of mamba in fp16 may be fp32", mamba1, dtype="fp16", state_dtype="fp16"

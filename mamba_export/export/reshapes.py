@@ -32,7 +32,7 @@ def settle_reshapes(model: ir.Model) -> None:
                 name=name,
                 const_value=tensor,
                 type=ir.TensorType(tensor.dtype),
-                shape=tensor.shape,
+                shape=ir.Shape([len(shape)]),
             )
             graph.register_initializer(constants[shape])
         node.replace_input_with(1, constants[shape])
