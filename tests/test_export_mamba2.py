@@ -17,11 +17,20 @@ from typer.testing import CliRunner
 from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli.app import app
+from mamba_export.contract import MAMBA2_LAYER
 from mamba_export.errors import ExportError, MambaExportError
 from mamba_export.export import export
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.folder.metadata import read_metadata
-from mamba_export.models import Mamba2Config, MambaBackbone, MambaConfig, MambaLM, ModelConfig
+from mamba_export.models import (
+    LayerState,
+    Mamba2Config,
+    MambaBackbone,
+    MambaConfig,
+    MambaLM,
+    ModelConfig,
+)
+from mamba_export.models.language_model import layers_as_nodes
 
 LENGTHS = (1, 7, 17, 64, 300)
 BYTES = {"vocab_size": 256, "eos_token_id": None, "pad_token_id": None, "bos_token_id": None}
@@ -90,8 +99,9 @@ def test_greedy_text_equals_transformers_generate(truth: Any, session: OrtSessio
 
 def test_graph_and_metadata(exported: Path) -> None:
     graph = onnx.load(exported / "model.onnx", load_external_data=False).graph
-    ours = Counter(node.op_type for node in graph.node if node.domain == "mamba_export")
-    assert ours == {"CausalConv1d": 2, "StateSpaceDual": 2, "GatedRmsNorm": 2}
+    assert our_nodes(exported) == {"Mamba2Layer": 2}
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read, "nothing is left over"
     metadata = read_metadata(exported)
     layout = {state.past.name: (state.past.dtype, state.past.shape) for state in metadata.states}
     assert layout["past_key_values.1.conv_state"] == ("fp32", ("batch", 48 + 2 * 2 * 8, 3))
@@ -102,10 +112,75 @@ def test_graph_and_metadata(exported: Path) -> None:
     assert (config.heads, config.n_groups, config.vocab_size) == (6, 2, 256)
 
 
-def test_sizes_are_no_nodes_of_the_graph(exported: Path) -> None:
-    """Heads are cut out of channels by constant shapes: nothing is computed of sizes at every step."""
+def our_nodes(folder: Path) -> Counter[str]:
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node if node.domain == "mamba_export")
+
+
+def test_inputs_of_a_layer_are_in_the_contracts_order(exported: Path) -> None:
     graph = onnx.load(exported / "model.onnx", load_external_data=False).graph
+    layer = [node for node in graph.node if node.op_type == "Mamba2Layer"][1]
+    prefix = "backbone.layers.1."
+    assert dict(zip([row.name for row in MAMBA2_LAYER.inputs], layer.input, strict=True)) == {
+        "hidden": layer.input[0],
+        "norm_weight": prefix + "norm.weight",
+        "in_proj_weight": prefix + "mixer.in_proj.weight",
+        "conv_weight": prefix + "mixer.conv1d.weight",
+        "conv_bias": prefix + "mixer.conv1d.bias",
+        "dt_bias": prefix + "mixer.dt_bias",
+        "A": prefix + "mixer.A",
+        "D": prefix + "mixer.D",
+        "gate_norm_weight": prefix + "mixer.norm.weight",
+        "out_proj_weight": prefix + "mixer.out_proj.weight",
+        "conv_state": "past_key_values.1.conv_state",
+        "recurrent_state": "past_key_values.1.recurrent_state",
+    }
+
+
+@torch.no_grad()
+def test_single_nodes_are_the_same_and_compute_no_sizes(
+    truth: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Heads are cut out of channels by constant shapes: nothing is computed of sizes at every step."""
+    folder = export(checkpoint, tmp_path / "out", fuse_layers=False)
+    assert our_nodes(folder) == {"CausalConv1d": 2, "StateSpaceDual": 2, "GatedRmsNorm": 2}
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     assert {"Shape", "Concat"}.isdisjoint({node.op_type for node in graph.node})
+    session = OrtSession(folder, threads=1)
+    for length, batch in ((1, 1), (17, 3)):
+        ids = tokens(length, batch, 256)
+        assert error(session.run(ids.numpy())[0], truth(ids).logits) < FP32_BOUND
+
+
+LAYERS: dict[str, tuple[dict[str, Any], bool]] = {
+    "default": ({}, True),
+    "no bias of the convolution": ({"conv_bias": False}, True),
+    "skip of each channel": ({"skip_per_channel": True}, True),
+    "limits": ({"dt_limit_min": 0.01, "dt_limit_max": 0.1}, True),
+    "residual in the weights' dtype": ({"residual_in_fp32": False}, True),
+    "projections with a bias": ({"bias": True}, False),
+    "gate alone": ({"gated_norm": False}, False),
+    "norm before the gate": ({"norm_before_gate": True}, False),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+@torch.no_grad()
+def test_a_layer_as_a_node_is_the_module(case: str) -> None:
+    options, fits = LAYERS[case]
+    config = Mamba2Config(
+        d_model=24, n_layer=2, vocab_size=64, d_state=8, head_dim=8, n_groups=2, **options
+    )
+    model = MambaLM(config).eval()
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    ids = tokens(9, 2, 64)
+    past = [LayerState(*(torch.randn_like(t) for t in one)) for one in model.initial_state(2)]
+    expected, from_zeros = model(ids, past), model(ids)
+    with layers_as_nodes(model):
+        assert all(layer.as_node == fits for layer in model.backbone.layers)
+        torch.testing.assert_close(model(ids, past), expected)
+        torch.testing.assert_close(model(ids), from_zeros)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mamba_export import operators
 from mamba_export.models.mamba_config import MambaConfig
 from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
-from mamba_export.models.norms import rms
+from mamba_export.models.norms import RMSNorm, rms
 
 
 class Mamba(Mixer):
@@ -40,6 +40,32 @@ class Mamba(Mixer):
         """Parameters that act on a channel alone; the operators take them in fp32."""
         parameters = [self.A_log, self.D, self.conv1d.weight, self.conv1d.bias, self.dt_proj.bias]
         return [parameter for parameter in parameters if parameter is not None]
+
+    @property
+    def has_layer_operator(self) -> bool:
+        """Whether the layer is of MambaLayer's form: no bias of a projection, no norms of dt, B and C."""
+        return not self.config.bias and self.config.bcdt_norm_epsilon is None
+
+    def run_layer(
+        self, hidden: Tensor, norm: RMSNorm, state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """The layer as one ``mamba_layer``; see ``Mixer.run_layer``."""
+        hidden, conv, recurrent = torch.ops.mamba_export.mamba_layer(
+            hidden,
+            norm.weight.float(),
+            self.in_proj.weight.t(),
+            *self.conv_parameters(),
+            self.x_proj.weight.t(),
+            self.dt_proj.weight.t(),
+            self.dt_proj.bias,
+            -torch.exp(self.A_log),
+            self.D,
+            self.out_proj.weight.t(),
+            state.conv,
+            state.recurrent,
+            norm.epsilon,
+        )
+        return hidden, LayerState(conv, recurrent)
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """Mix a sequence, or the next part of one.

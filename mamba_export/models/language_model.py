@@ -37,64 +37,33 @@ class Layer(nn.Module):
         self.mixer = make_mixer(config)
         self.residual_in_fp32 = config.residual_in_fp32
         self.as_node = False
-        """Whether forward is one call of ``mamba_layer``; see ``layers_as_nodes``."""
-
-    @property
-    def is_mamba_layer(self) -> bool:
-        """Whether it is of MambaLayer's form: Mamba-1, no bias of a projection, no norms of dt, B and C."""
-        if not isinstance(self.mixer, Mamba):
-            return False
-        config = self.mixer.config
-        return not config.bias and config.bcdt_norm_epsilon is None
+        """Whether forward is one operator; see ``layers_as_nodes``."""
 
     def forward(self, residual: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState]:
         """residual (batch, length, d_model) -> the same with the mixer's output added, and the state."""
         if self.as_node:
-            return self._forward_as_node(residual, state)
+            hidden = residual.float() if self.residual_in_fp32 else residual
+            if state is None:
+                state = self.mixer.initial_state(residual.shape[0])
+            return self.mixer.run_layer(hidden, self.norm, state)
         y, new_state = self.mixer(self.norm(residual), state)
         if self.residual_in_fp32 and residual.dtype != torch.float64:
             residual, y = residual.float(), y.float()
         return residual + y, new_state
 
-    def _forward_as_node(
-        self, residual: Tensor, state: LayerState | None
-    ) -> tuple[Tensor, LayerState]:
-        mixer = self.mixer
-        assert isinstance(mixer, Mamba)
-        if state is None:
-            state = mixer.initial_state(residual.shape[0])
-        bias = mixer.conv1d.bias
-        residual, conv, recurrent = torch.ops.mamba_export.mamba_layer(
-            residual.float() if self.residual_in_fp32 else residual,
-            self.norm.weight.float(),
-            mixer.in_proj.weight.t(),
-            mixer.conv1d.weight.squeeze(1),
-            mixer.D.new_zeros(mixer.D.shape) if bias is None else bias,
-            mixer.x_proj.weight.t(),
-            mixer.dt_proj.weight.t(),
-            mixer.dt_proj.bias,
-            -torch.exp(mixer.A_log),
-            mixer.D,
-            mixer.out_proj.weight.t(),
-            state.conv,
-            state.recurrent,
-            self.norm.epsilon,
-        )
-        return residual, LayerState(conv, recurrent)
-
 
 @contextlib.contextmanager
 def layers_as_nodes(model: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Context in which each layer of MambaLayer's form runs as one operator: what export traces.
+    """Context in which each layer of MambaLayer's or Mamba2Layer's form is one operator: what export traces.
 
-    A layer that is not of that form (Mamba-2, projections with a bias, FalconMamba's norms) keeps its single
-    operators.
+    A layer that is of neither form (projections with a bias, FalconMamba's norms) keeps its single operators.
 
     Args:
         model: any module; its ``Layer`` submodules are meant.
         wanted: False leaves all as they are.
     """
-    layers = [one for one in model.modules() if isinstance(one, Layer) and one.is_mamba_layer]
+    found = [one for one in model.modules() if isinstance(one, Layer)]
+    layers = [one for one in found if one.mixer.has_layer_operator]
     for layer in layers:
         layer.as_node = wanted
     try:

@@ -12,7 +12,7 @@ from mamba_export import operators
 from mamba_export.contract.operators import LARGEST
 from mamba_export.models.mamba2_config import Mamba2Config
 from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
-from mamba_export.models.norms import GatedRMSNorm
+from mamba_export.models.norms import GatedRMSNorm, RMSNorm
 
 _A_RANGE = (1.0, 16.0)
 """-A of a head is uniform there at initialisation, as in the released code (mamba_ssm's A_init_range)."""
@@ -52,6 +52,47 @@ class Mamba2(Mixer):
         parameters += [] if self.norm is None else [self.norm.weight]
         return [parameter for parameter in parameters if parameter is not None]
 
+    @property
+    def _dt_max(self) -> float:
+        limit = self.config.dt_limit_max
+        return LARGEST if limit is None else limit
+
+    def _skip(self) -> Tensor:
+        """D as the operators take it: (heads, 1), or (heads, head_dim)."""
+        return self.D.view(self.config.heads, -1)
+
+    @property
+    def has_layer_operator(self) -> bool:
+        """Whether the layer is of Mamba2Layer's form: no bias of a projection, the norm behind the gate."""
+        config = self.config
+        return config.gated_norm and not config.norm_before_gate and not config.bias
+
+    def run_layer(
+        self, hidden: Tensor, norm: RMSNorm, state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """The layer as one ``mamba2_layer``; see ``Mixer.run_layer``."""
+        assert self.norm is not None
+        config = self.config
+        of_groups = (config.n_groups, config.heads // config.n_groups, config.head_dim)
+        hidden, conv, recurrent = torch.ops.mamba_export.mamba2_layer(
+            hidden,
+            norm.weight.float(),
+            self.in_proj.weight.t(),
+            *self.conv_parameters(),
+            self.dt_bias,
+            -torch.exp(self.A_log),
+            self._skip(),
+            self.norm.weight.view(of_groups),
+            self.out_proj.weight.t(),
+            state.conv,
+            state.recurrent,
+            norm.epsilon,
+            self.norm.epsilon,
+            config.dt_limit_min,
+            self._dt_max,
+        )
+        return hidden, LayerState(conv, recurrent)
+
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """Mix a sequence, or the next part of one.
 
@@ -84,12 +125,12 @@ class Mamba2(Mixer):
             -torch.exp(self.A_log),
             B.unflatten(-1, groups),
             C.unflatten(-1, groups),
-            self.D.view(heads) if config.skip_per_channel else self.D,
+            self._skip(),
             z.unflatten(-1, heads) if self.norm is None else None,
             dt_bias=self.dt_bias,
             initial_state=state.recurrent,
             dt_min=config.dt_limit_min,
-            dt_max=LARGEST if config.dt_limit_max is None else config.dt_limit_max,
+            dt_max=self._dt_max,
         )
         y = y.flatten(-2)
         if self.norm is not None:

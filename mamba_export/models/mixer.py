@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export.models.config import ModelConfig
+from mamba_export.models.norms import RMSNorm
 
 
 class LayerState(NamedTuple):
@@ -56,6 +57,31 @@ class Mixer(nn.Module):
     def channel_parameters(self) -> list[nn.Parameter]:
         """Parameters that the operators take in fp32."""
         raise NotImplementedError
+
+    @property
+    def has_layer_operator(self) -> bool:
+        """Whether a layer around this block is of the form of ``run_layer``'s operator."""
+        raise NotImplementedError
+
+    def run_layer(
+        self, hidden: Tensor, norm: RMSNorm, state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """A whole pre-norm residual layer around this block as one operator: what export traces.
+
+        Args:
+            hidden: (batch, length, d_model), the residual stream.
+            norm: of the layer.
+            state: before it.
+
+        Returns:
+            The residual stream with the block's output added, and the state after.
+        """
+        raise NotImplementedError
+
+    def conv_parameters(self) -> tuple[Tensor, Tensor]:
+        """The convolution's weight (channels, d_conv) and bias (channels,), zeros where it has none."""
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
 
     def initial_state(self, batch: int, dtype: torch.dtype | None = None) -> LayerState:
         """Zeros: what a sequence starts from. ``dtype`` is the convolution state's, the weights' if None."""
