@@ -1,15 +1,17 @@
 // State space duality on Hopper's tensor cores: what fits, how the work is laid out, and the maps
 // that the copy engine reads. The kernels are compiled for sm_90a in files of their own; where they
 // are left out (MAMBA_SM90A is 0), nothing fits.
-#include "state_space_dual/cuda/ssd_hopper.cuh"
-
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "state_space_dual/cuda/ssd.cuh"
+#include "state_space_dual/cuda/ssd_hopper.cuh"
 
 namespace mamba {
+
+#if MAMBA_SM90A
+
 namespace {
 
 // Of every Hopper GPU, at most: the workspace must not depend on the GPU.
@@ -145,7 +147,6 @@ SsdHopperArguments arguments_of(const mamba_state_space_dual_params& p, const Ss
 }  // namespace
 
 bool ssd_hopper_fits(const mamba_state_space_dual_params& p) {
-#if MAMBA_SM90A
   const Gpu& gpu = current_gpu();
   if (gpu.major != 9 || gpu.minor != 0 || !encoder()) return false;
   if (!sizes_fit(p) || p.reverse || p.log_decay) return false;
@@ -155,10 +156,6 @@ bool ssd_hopper_fits(const mamba_state_space_dual_params& p) {
   return can_be_copied(p.x, p) && can_be_copied(p.B, p) && can_be_copied(p.C, p) &&
          (!p.z.data || can_be_copied(p.z, p)) && is_aligned<16>(p.y, 0, 2) &&
          is_aligned<16>(p.initial_state, 0, 2) && is_aligned<16>(p.last_state, 0, 2);
-#else
-  (void)p;
-  return false;
-#endif
 }
 
 SsdHopperPlan ssd_hopper_plan(const mamba_state_space_dual_params& p) {
@@ -172,7 +169,7 @@ SsdHopperPlan ssd_hopper_plan(const mamba_state_space_dual_params& p) {
   const int64_t most_parts = std::max<int64_t>(1, std::min(consumers / sequences, chunks));
   plan.part_chunks = static_cast<int>((chunks + most_parts - 1) / most_parts);
   plan.parts = static_cast<int>((chunks + plan.part_chunks - 1) / plan.part_chunks);
-  plan.persistent = pairs && 2 * sequences > consumers;
+  plan.persistent = pairs && sequences > consumers;
   // A block of two slices reads B and C half as often; two blocks of one start sooner.
   plan.slices_a_block = pairs && (plan.persistent || plan.part_chunks >= 32) ? 2 : 1;
   plan.state_slices_a_block = plan.slices_a_block;
@@ -194,16 +191,23 @@ cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, void* work
 
 cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, const SsdHopperPlan& plan,
                               void* workspace, cudaStream_t stream) {
-#if MAMBA_SM90A
   SsdHopperMaps maps;
   if (!encode_all(maps, p)) return cudaErrorInvalidValue;
   const SsdHopperArguments arguments = arguments_of(p, plan, workspace);
   const auto launch = p.dtype == MAMBA_FP16 ? launch_ssd_hopper_fp16 : launch_ssd_hopper_bf16;
   return launch(maps, arguments, plan, static_cast<int>(p.d_state), p.z.data != nullptr, stream);
-#else
-  (void)p, (void)plan, (void)workspace, (void)stream;
-  return cudaErrorNotSupported;
-#endif
 }
+
+#else
+
+bool ssd_hopper_fits(const mamba_state_space_dual_params&) { return false; }
+
+size_t ssd_hopper_workspace(const mamba_state_space_dual_params&) { return 0; }
+
+cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params&, void*, cudaStream_t) {
+  return cudaErrorNotSupported;
+}
+
+#endif
 
 }  // namespace mamba

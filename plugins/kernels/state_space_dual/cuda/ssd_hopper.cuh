@@ -2,11 +2,11 @@
 // and the kernels share; ssd.cuh declares what ssd.cu calls.
 //
 // The algorithm (Dao and Gu 2024, arXiv:2405.21060, section 6): the length is cut into chunks of 64
-// steps. Within a chunk, with a_i the exponent of step i's decay and L_i the sum of a over the steps
-// 1..i of the chunk, and h the state before the chunk,
+// steps. Within a chunk, with a_i the exponent of step i's decay and L_i the sum of a over the
+// steps 1..i of the chunk, and h the state before the chunk,
 //
-//   S_ij = (C_i . B_j) dt_j exp(L_i - L_j) for j <= i, D_h more on the diagonal     (quadratic form)
-//   y_i  = sum_j S_ij x_j + exp(L_i) h C_i                                          (outputs)
+//   S_ij = (C_i . B_j) dt_j exp(L_i - L_j) for j <= i, D_h more on the diagonal     (quadratic
+//   form) y_i  = sum_j S_ij x_j + exp(L_i) h C_i                                          (outputs)
 //   h    = exp(L_64) h + sum_j (dt_j exp(L_64 - L_j) x_j) B_j^T                     (chunk's state)
 //
 // One warpgroup, a consumer, walks the chunks of one slice of 64 channels of a head and keeps h
@@ -20,9 +20,9 @@
 //   ssd_hopper_tiles.cuh     what lies where in shared memory
 //   hopper_wgmma.cuh         products;  hopper_ptx.cuh: other instructions
 //
-// With few heads the length is split into parts, so that all multiprocessors have work. Two launches:
-// the first computes what each part adds to the state, the second starts each part from the initial
-// state and the parts before it.
+// With few heads the length is split into parts, so that all multiprocessors have work. Two
+// launches: the first computes what each part adds to the state, the second starts each part from
+// the initial state and the parts before it.
 #pragma once
 
 #include <cuda.h>
@@ -63,14 +63,15 @@ struct SsdHopperArguments {
   void* last_state;
   // Of a split length:
   int parts, part_chunks;
-  void* initial_copy;     // where last_state is initial_state: the first launch copies it there
-  uint4* part_states;     // (parts - 1, batch, slices): a state as its consumer holds it, as T
-  float* part_scales;     // (parts - 1, batch, slices, 128): what each thread's numbers count
-  float* part_decays;     // (parts - 1, batch, slices)
+  void* initial_copy;  // where last_state is initial_state: the first launch copies it there
+  uint4* part_states;  // (parts - 1, batch, slices): a state as its consumer holds it, as T
+  float* part_scales;  // (parts - 1, batch, slices, 128): what each thread's numbers count
+  float* part_decays;  // (parts - 1, batch, slices)
 };
 
-// The plan of the current GPU. Only what fits may be planned; a workspace of ssd_hopper_workspace(p)
-// bytes is enough for every plan whose parts of all sequences run at a time.
+// The plan of the current GPU. Only what fits may be planned; a workspace of
+// ssd_hopper_workspace(p) bytes is enough for every plan whose parts of all sequences run at a
+// time.
 SsdHopperPlan ssd_hopper_plan(const mamba_state_space_dual_params& p);
 cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, const SsdHopperPlan& plan,
                               void* workspace, cudaStream_t stream);

@@ -49,14 +49,14 @@ constexpr uint32_t kNextRows = 16 * 128;  // of the next 16 steps
 __device__ __forceinline__ void load_channels(uint32_t rows, uint32_t (&x)[16]) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    load_transposed(rows + k * kNextRows, reinterpret_cast<uint32_t(&)[4]>(x[4 * k]));
+    load_transposed(rows + k * kNextRows, reinterpret_cast<uint32_t (&)[4]>(x[4 * k]));
   }
 }
 
 // Multiplies each step of x by its weight; weights is the address of the chunk's 64.
 template <typename T>
-__device__ __forceinline__ void weigh(uint32_t weights, const Place& place,
-                                      const uint32_t (&x)[16], uint32_t (&weighed)[16]) {
+__device__ __forceinline__ void weigh(uint32_t weights, const Place& place, const uint32_t (&x)[16],
+                                      uint32_t (&weighed)[16]) {
   float2 weight[8];
 #pragma unroll
   for (int k = 0; k < 8; ++k) weight[k] = load_floats(weights + 4 * (8 * k + place.column));
@@ -178,8 +178,8 @@ __device__ __forceinline__ void save_state(void* states, bool is_fp32, int64_t i
 
 // --- What a part of a split length adds to the state, between the two launches -------------------
 //
-// 16 bytes of each thread side by side. fp16 has a factor of each thread, so that nothing leaves its
-// range.
+// 16 bytes of each thread side by side. fp16 has a factor of each thread, so that nothing leaves
+// its range.
 
 template <typename T, int States>
 __device__ __forceinline__ void save_part(const SsdHopperArguments& p, int64_t index,

@@ -119,11 +119,11 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
 
 // --- A consumer's steps --------------------------------------------------------------------------
 
-// S of the chunk: waits for the products C_i . B_j, puts decay, dt, mask and D onto them, and writes
-// them as T into the tile scores.
-// A warp has 16 rows, its block. Within the block, the exponent of each pair of steps is at most 0
-// (what lies above the diagonal is selected away); for earlier blocks the factor is a product of one
-// from step j to the block's start and one from there.
+// S of the chunk: waits for the products C_i . B_j, puts decay, dt, mask and D onto them, and
+// writes them as T into the tile scores. A warp has 16 rows, its block. Within the block, the
+// exponent of each pair of steps is at most 0 (what lies above the diagonal is selected away); for
+// earlier blocks the factor is a product of one from step j to the block's start and one from
+// there.
 template <typename T>
 __device__ __forceinline__ void write_scores(float (&s)[32], uint32_t factors, float D,
                                              const Place& place, uint32_t scores) {
@@ -155,7 +155,8 @@ __device__ __forceinline__ void write_scores(float (&s)[32], uint32_t factors, f
       const float lower0 = at[6] * exp2_fast(exponent1 - own1.x);
       const float lower1 = at[7] * exp2_fast(exponent1 - own1.y);
       f0 = Pair<T>::of((keep0 ? upper0 : 0.f) + skip0, (keep1 ? upper1 : 0.f) + skip1);
-      f1 = Pair<T>::of(at[2] * exp2_fast(exponent1 - own0.x), at[3] * exp2_fast(exponent1 - own0.y));
+      f1 =
+          Pair<T>::of(at[2] * exp2_fast(exponent1 - own0.x), at[3] * exp2_fast(exponent1 - own0.y));
       f3 = Pair<T>::of((keep0 ? lower0 : 0.f) + skip0, (keep1 ? lower1 : 0.f) + skip1);
     } else if (j < 3 && j < warp) {
       const float2 left = to_block[j < 3 ? 2 * j : 0], right = to_block[j < 3 ? 2 * j + 1 : 0];
@@ -193,8 +194,7 @@ __device__ __forceinline__ float2 channel_skip(const SsdHopperArguments& p, int 
 // The state that the part begins with.
 template <typename T, int States, bool Split>
 __device__ __forceinline__ void begin_state(const SsdHopperArguments& p, const Work& work,
-                                            int slice, const Place& place,
-                                            float (&h)[States / 2]) {
+                                            int slice, const Place& place, float (&h)[States / 2]) {
 #pragma unroll
   for (int i = 0; i < States / 2; ++i) h[i] = 0.f;
   const bool split = Split && p.parts > 1;
@@ -248,7 +248,10 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
     const int slice = work.slice + own, last_slice = min(slice, p.slices - 1);
-    if (Gated && leader) load_gate(work, slice, work.first, chunks_done);
+    if (Gated) {
+      if (leader) load_gate(work, slice, work.first, chunks_done);
+      __syncwarp();
+    }
     float h[kStates / 2];
     begin_state<T, kStates, Split>(p, work, slice, place, h);
     const bool skip_of_head = p.d_skip == 1;
@@ -284,10 +287,13 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       products_commit();
 
       const float chunk_decay = load_float(factors + 4 * Factors::kChunk);
+      // Leaves the tile of outputs free that this chunk writes, or the next one where there is a
+      // gate.
       if (leader) {
         if (!Gated) wait_for_store_reads<1>();
         if (Gated && chunk + 1 < work.end) load_gate(work, slice, chunk + 1, chunks_done + 1);
       }
+      __syncwarp();
       write_scores<T>(s, factors, skip_of_head ? skip.x : 0.f, place, scores);
       load_channels(x_tile + rows, x);
       publish_shared_writes();
@@ -364,8 +370,8 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       ring.next();
     }
     if (slice < p.slices && work.end == p.chunks) {
-      save_state<T, kStates>(p.last_state, p.state_is_fp32,
-                             int64_t{work.batch} * p.slices + slice, place, h);
+      save_state<T, kStates>(p.last_state, p.state_is_fp32, int64_t{work.batch} * p.slices + slice,
+                             place, h);
     }
   }
   if (leader) wait_for_stores();
@@ -381,7 +387,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
   const uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tiles::kStages; ++i) {
-      barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);  // the copies, the factors
+      barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);   // the copies, the factors
       barrier_init(shared + Tiles::kEmpty + 8 * i, 4 * Tiles::kSlices);  // the consumers' warps
     }
     for (int i = 0; i < 2 * Tiles::kSlices; ++i) barrier_init(shared + Tiles::kGate + 8 * i, 1);

@@ -1,7 +1,7 @@
 // The first of the two launches over a split length (ssd_hopper.cuh): what each part but the last
 // adds to the state, sum_j (dt_j exp(decay after j to the part's end) x_j) B_j^T, and the part's
-// whole decay. Chunks are walked backwards: then every weight is known when its chunk comes, and the
-// sum is nothing but products.
+// whole decay. Chunks are walked backwards: then every weight is known when its chunk comes, and
+// the sum is nothing but products.
 #pragma once
 
 #include "state_space_dual/cuda/ssd_hopper_fragments.cuh"
@@ -33,8 +33,8 @@ __device__ __forceinline__ void load_state_tiles(const SsdHopperMaps& maps,
     }
 #pragma unroll
     for (int k = 0; k < Tiles::kSlices; ++k) {
-      tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, 0, slice + k, chunk * kHopperChunk,
-               batch);
+      tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, 0, slice + k,
+               chunk * kHopperChunk, batch);
     }
   });
 }
@@ -102,7 +102,7 @@ __device__ __forceinline__ void sum_states(const SsdHopperArguments& p, uint32_t
   for (int i = 0; i < kStates / 2; ++i) h[i] = 0.f;
   pin(h);
   // Products of one chunk run while the next one's operand is made.
-  const auto add = [&](int number, uint32_t(&x)[16]) {
+  const auto add = [&](int number, uint32_t (&x)[16]) {
     const int stage = number % kStages;
     const uint32_t tiles = shared + stage * Tiles::kStageBytes;
     barrier_wait(shared + Tiles::kFull + 8 * stage, number / kStages & 1);
@@ -131,8 +131,8 @@ __device__ __forceinline__ void sum_states(const SsdHopperArguments& p, uint32_t
   products_wait<0>();
   pin(h);
   if (slice < p.slices) {
-    save_part<T, kStates>(
-        p, (int64_t{blockIdx.y} * p.batch + blockIdx.z) * p.slices + slice, place, h);
+    save_part<T, kStates>(p, (int64_t{blockIdx.y} * p.batch + blockIdx.z) * p.slices + slice, place,
+                          h);
   }
 }
 

@@ -2,8 +2,9 @@
 //
 // Exponents are summed within blocks of 16 steps, and over whole blocks: no factor is a difference
 // of sums over a longer way, which would lose digits where one step with a huge |dt A| stands among
-// small ones. A step's exponent below kSmallest counts as kSmallest, where 2^x is 0 already: sums stay
-// finite. Nothing of a step reaches a factor of the steps before it, so that NaN goes forward only.
+// small ones. A step's exponent below kSmallest counts as kSmallest, where 2^x is 0 already: sums
+// stay finite. Nothing of a step reaches a factor of the steps before it, so that NaN goes forward
+// only.
 #pragma once
 
 #include "common/cuda/numeric.cuh"
@@ -121,7 +122,8 @@ struct ChunkSteps {
 
   __device__ __forceinline__ void write_factors(float* factors) const {
     const int lane = threadIdx.x & 31;
-    const float log_size[2] = {log2_fast(size[0]), log2_fast(size[1])};  // -inf of 0: its factors are 0
+    const float log_size[2] = {log2_fast(size[0]),
+                               log2_fast(size[1])};  // -inf of 0: its factors are 0
     const auto put = [&](int at, float first, float second) {
       reinterpret_cast<float2*>(factors + at)[lane] = {first, second};
     };

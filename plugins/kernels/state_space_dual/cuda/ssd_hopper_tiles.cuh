@@ -1,6 +1,6 @@
-// What lies where in the shared memory of the kernels for Hopper, and how many threads and registers
-// each role has. A tile is 64 rows (steps) of 64 numbers of 16 bits, 8 KiB, in the 128-byte swizzle:
-// 16 bytes number k of row r lie at place k ^ (r % 8) of the row.
+// What lies where in the shared memory of the kernels for Hopper, and how many threads and
+// registers each role has. A tile is 64 rows (steps) of 64 numbers of 16 bits, 8 KiB, in the
+// 128-byte swizzle: 16 bytes number k of row r lie at place k ^ (r % 8) of the row.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +21,12 @@ __device__ __forceinline__ uint32_t in_tile(int row, int column) {
 // Factors of one chunk and head, in floats. Exponents are of 2. A block is 16 steps, those of one
 // warp of a consumer.
 struct Factors {
-  static constexpr int kExponent = 0;        // of the decay from the block's start through the step
-  static constexpr int kOwn = 64;            // the same, less log2(dt)
-  static constexpr int kToEnd = 128;         // dt times the decay after the step to the chunk's end
-  static constexpr int kFromStart = 192;     // the decay from the chunk's start through the step
-  static constexpr int kChunk = 256;         // the decay of the chunk
-  static constexpr int kToBlock = 260;       // dt times the decay after it to the start of block 1,
+  static constexpr int kExponent = 0;     // of the decay from the block's start through the step
+  static constexpr int kOwn = 64;         // the same, less log2(dt)
+  static constexpr int kToEnd = 128;      // dt times the decay after the step to the chunk's end
+  static constexpr int kFromStart = 192;  // the decay from the chunk's start through the step
+  static constexpr int kChunk = 256;      // the decay of the chunk
+  static constexpr int kToBlock = 260;    // dt times the decay after it to the start of block 1,
   static constexpr int kCount = 260 + 3 * 64;  // 2, 3; zeros for steps that are not before it
 };
 
@@ -47,12 +47,12 @@ struct OutputTiles {
   static constexpr int kX = 2 * kC;
   static constexpr int kStageBytes = kX + Slices * kTileBytes;
 
-  static constexpr int kScores = Stages * kStageBytes;         // S, a tile a slice
+  static constexpr int kScores = Stages * kStageBytes;            // S, a tile a slice
   static constexpr int kOutputs = kScores + Slices * kTileBytes;  // two tiles a slice: z, then y
   static constexpr int kFactors = kOutputs + 2 * Slices * kTileBytes;
   static constexpr int kFull = kFactors + Stages * Slices * Factors::kCount * 4;
   static constexpr int kEmpty = kFull + 8 * Stages;
-  static constexpr int kGate = kEmpty + 8 * Stages;  // two a slice: its z has come
+  static constexpr int kGate = kEmpty + 8 * Stages;          // two a slice: its z has come
   static constexpr int kBytes = kGate + 16 * Slices + 1024;  // tiles start at multiples of 1024
   static_assert(kBytes * Blocks + Blocks * 1024 <= 228 * 1024, "shared memory");
 };
