@@ -157,8 +157,9 @@ def test_the_plugins_fill_the_struct_of_the_contract(
     through_the_table: ThroughTheTable, op: Operator, name: str
 ) -> None:
     form = next(form for form in op.forms() if form.name == name)
-    sizes = {size.name: 7 + 2 * index for index, size in enumerate(op.sizes)}
-    sizes |= {size.divides: 3 * sizes[size.name] for size in op.sizes if size.divides}
+    sizes = {size.name: 7 + 2 * index for index, size in enumerate(op.free_sizes)}
+    sizes |= {size.divides: 3 * sizes[size.name] for size in op.free_sizes if size.divides}
+    sizes = op.with_products(sizes)
     data: dict[str, int] = {tensor.name: 100 + i for i, tensor in enumerate(form.inputs)}
     data |= {tensor.name: 200 + i for i, tensor in enumerate(op.outputs)}
     numbers: list[float] = []

@@ -23,6 +23,7 @@ from mamba_export.contract.names import (
 )
 from mamba_export.contract.operators import (
     CAUSAL_CONV1D,
+    MAMBA2_LAYER,
     MAMBA_LAYER,
     OPERATORS,
     SELECTIVE_SCAN,
@@ -36,6 +37,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "DOMAIN",
     "DTYPES",
+    "MAMBA2_LAYER",
     "MAMBA_LAYER",
     "OPERATORS",
     "OPSETS",

@@ -118,7 +118,9 @@ def _fake(spec: Operator, check: Check) -> Any:
     def fake(*args: Any) -> Any:
         check.check_fake(args[:count])
         check.check_attributes(args[count:])
-        sizes = {size: args[index].shape[axis] for size, (index, axis) in sources.items()}
+        sizes = spec.with_products(
+            {size: args[index].shape[axis] for size, (index, axis) in sources.items()}
+        )
         outputs = []
         for output in spec.outputs:
             like = args[_followed(spec, output, typed)]

@@ -159,13 +159,13 @@ constexpr Tensor kMambaLayerOutputs[] = {
 
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels},
     {"SelectiveScanUngated", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanUngatedInputs, kSelectiveScanUngatedOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels},
     {"CausalConv1d", kCausalConv1dSizes, kCausalConv1dAttributes, kCausalConv1dInputs, kCausalConv1dOutputs,
-     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, true, true, &kCausalConv1dKernels},
+     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, true, true, &kCausalConv1dKernels},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
-     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), offsetof(mamba_layer_params, constant_weights), false, false, &kMambaLayerKernels},
+     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), false, false, &kMambaLayerKernels},
 };
 
 }  // namespace mamba_contract

@@ -138,6 +138,8 @@ std::vector<harness_tensor> tensors_of(Random& random, const Operator& op) {
   for (int32_t i = 0; i < op.sizes.count; ++i) sizes[i] = random.between(2, 5);
   for (int32_t i = 0; i < op.sizes.count; ++i) {
     if (op.sizes[i].divides != kNone) sizes[op.sizes[i].divides] = sizes[i] * random.between(1, 3);
+    const int32_t* const factors = op.sizes[i].factors;
+    if (op.sizes[i].is_product()) sizes[i] = sizes[factors[0]] * sizes[factors[1]];
   }
   const int32_t T = static_cast<int32_t>(random.between(0, 1));  // fp32, fp16
   std::vector<harness_tensor> made;

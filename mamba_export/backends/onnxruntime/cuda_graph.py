@@ -21,6 +21,7 @@ from mamba_export.backends.onnxruntime.binding import (
     empty_state,
     execute,
 )
+from mamba_export.backends.onnxruntime.capture import capture
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
@@ -31,7 +32,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
     Graph,
 )
 from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
-from mamba_export.backends.onnxruntime.loading import LoadedModel, plain_reason
+from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
@@ -171,23 +172,10 @@ class StepGraph:
 
         The steps before have done what happens once: cuBLAS has chosen, kernels are loaded.
         """
-        options = ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        with self._gpu.lock:
-            try:
-                self._gpu.begin_capture()
-                self._model.session.run_with_iobinding(self._step, options)
-                self._gpu.choose(self._params)
-            except BaseException as error:
-                self._gpu.abandon_capture()
-                if not isinstance(error, Exception):  # Ctrl-C
-                    raise
-                self.capture_problem = plain_reason(error)
-                return
-            try:
-                self._graph = self._gpu.end_capture()
-            except SessionError as error:
-                self.capture_problem = str(error)
+        try:
+            self._graph = capture(self._model, self._step, lambda: self._gpu.choose(self._params))
+        except SessionError as error:
+            self.capture_problem = str(error)
 
     def _bind(self, past: OrtState) -> ort.IOBinding:
         binding = self._model.session.io_binding()

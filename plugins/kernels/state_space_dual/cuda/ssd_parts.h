@@ -14,12 +14,15 @@ constexpr int64_t kSsdChunk = 64;  // steps
 constexpr int64_t kShortestSsdPart = 2 * kSsdChunk;
 constexpr int64_t kMostSsdBlocks = 512;  // that a split makes, on the largest GPU
 
+// Blocks of a pass over a length that is not split.
+inline int64_t count_ssd_blocks(const mamba_state_space_dual_params& p, int64_t batch) {
+  return batch * p.heads * ((p.head_dim + kSsdRows - 1) / kSsdRows);
+}
+
 // 1 where the length is not split. blocks: those that fill the GPU.
 inline int64_t count_ssd_parts(const mamba_state_space_dual_params& p, int64_t batch,
                                int64_t blocks) {
-  const int64_t tiles = (p.head_dim + kSsdRows - 1) / kSsdRows;
-  const int64_t unsplit = batch * p.heads * tiles;  // each of the three fits, and so does this
-  const int64_t wanted = std::min(blocks, kMostSsdBlocks) / std::max<int64_t>(unsplit, 1);
+  const int64_t wanted = std::min(blocks, kMostSsdBlocks) / count_ssd_blocks(p, batch);
   return std::max<int64_t>(1, std::min(wanted, p.length / kShortestSsdPart));
 }
 
@@ -38,7 +41,8 @@ struct SsdWorkspace {
 inline size_t ssd_parts_workspace(const mamba_state_space_dual_params& p) {
   // A smaller batch may be split where this one is not, so every batch that can be split counts.
   size_t most = 0;
-  for (int64_t batch = 1; batch <= std::min(p.batch, kMostSsdBlocks); ++batch) {
+  for (int64_t batch = 1; batch <= p.batch; ++batch) {
+    if (2 * count_ssd_blocks(p, batch) > kMostSsdBlocks) break;
     const int64_t parts = count_ssd_parts(p, batch, kMostSsdBlocks);
     if (parts > 1) most = std::max(most, SsdWorkspace(p, batch, parts).bytes());
   }
