@@ -189,7 +189,7 @@ def test_architectures_that_are_built(tmp_path: Path, given: str) -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-@pytest.mark.parametrize("given, has_hopper", [("80,90", True), ("80,120", False)])
+@pytest.mark.parametrize(("given", "has_hopper"), [("80,90", True), ("80,120", False)])
 def test_hopper_has_code_of_its_own(tmp_path: Path, given: str, has_hopper: bool) -> None:
     """Its own instructions are compiled for sm_90a alone, and only where 90 is built."""
     found = Configured(tmp_path, "CXX", {}, MAMBA_CUDA="ON", MAMBA_CUDA_ARCHITECTURES=given)
