@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.progress import Progress
 
 from mamba_export import contract
 from mamba_export.cli.bars import progress_bars
+from mamba_export.cli.notes import noted
 from mamba_export.cli.options import (
     AUTO,
     DEFAULT_BATCH,
@@ -29,7 +28,7 @@ from mamba_export.cli.options import (
 )
 from mamba_export.cli.streams import print_lines, results
 from mamba_export.cli.streams import say as say_line
-from mamba_export.errors import MambaExportError, MambaExportWarning
+from mamba_export.errors import MambaExportError
 from mamba_export.printing import printable
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def command(
     description: EngineDescription | None = None
     report: Report | None = None
     with (
-        _noted() as notes,
+        noted() as notes,
         progress_bars(Console(stderr=True), transient=plain, in_logs=not plain) as progress,
     ):
         from mamba_export.export import export
@@ -158,23 +157,6 @@ def command(
     if not report.passed:
         raise typer.Exit(1)
     say_line(f"{out} is ready: mamba-export run {shlex.quote(str(out))} --prompt '...'")
-
-
-@contextlib.contextmanager
-def _noted() -> Iterator[list[str]]:
-    """Our own warnings inside, gathered for lines of the command's; those of others go their way."""
-    notes: list[str] = []
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, MambaExportWarning):
-            notes.append(str(message))
-        else:
-            others(message, category, *where, **more)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", MambaExportWarning)
-        others, warnings.showwarning = warnings.showwarning, show
-        yield notes
 
 
 def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:
