@@ -102,3 +102,104 @@ def mamba_inner(
     B = own_B.transpose(0, 2, 1) if B is None else B
     C = own_C.transpose(0, 2, 1) if C is None else C
     return selective_scan(x, delta.transpose(0, 2, 1), A, B, C, D, z, delta_bias, True)[0]
+
+
+def heads_scan(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    z: Array | None = None,
+    dt_bias: Array | None = None,
+    start: Array | None = None,
+    softplus_dt: bool = False,
+    limit: tuple[float, float] = (0.0, np.inf),
+) -> tuple[Array, Array]:
+    """x (batch, length, heads, width), dt (batch, length, heads), B, C (batch, length, groups, states)."""
+    batch, length, heads, width = x.shape
+    a_group = heads // B.shape[2]
+    h = np.zeros((batch, heads, width, B.shape[3])) if start is None else start.copy()
+    y = np.zeros(x.shape)
+    for b in range(batch):
+        for k in range(heads):
+            for t in range(length):
+                step = dt[b, t, k] + (0 if dt_bias is None else dt_bias[k])
+                step = softplus(step) if softplus_dt else step
+                step = min(max(step, limit[0]), limit[1])
+                outer = np.outer(x[b, t, k], B[b, t, k // a_group])
+                h[b, k] = np.exp(step * A[k]) * h[b, k] + step * outer
+                y[b, t, k] = h[b, k] @ C[b, t, k // a_group]
+                y[b, t, k] += 0 if D is None else D[k] * x[b, t, k]
+    return (y if z is None else y * silu(z)), h
+
+
+def gated_rms(
+    x: Array, z: Array, weight: Array, epsilon: float, groups: int, before_gate: bool
+) -> Array:
+    """Each group's channels have a mean square of their own."""
+    value = x if before_gate else x * silu(z)
+    parts = np.split(value, groups, axis=-1)
+    normed = np.concatenate([rms(part, np.ones(1), epsilon) for part in parts], -1) * weight
+    return normed * silu(z) if before_gate else normed
+
+
+def split_mixer(
+    projected: Array,
+    conv_weight: Array,
+    conv_bias: Array | None,
+    dt_bias: Array,
+    A: Array,
+    D: Array,
+    width: int,
+    groups: int,
+    norm: tuple[Array, float, int, bool] | None,
+    activate: bool = True,
+    limit: tuple[float, float] = (0.0, np.inf),
+    start: Array | None = None,
+) -> tuple[Array, Array]:
+    """Mamba-2's mixer between its projections (arXiv:2405.21060, section 7.1).
+
+    projected (batch, length, ...) holds an MLP's gate and value, z, x, B, C and dt; norm is (weight, epsilon,
+    groups, norm before gate).
+    """
+    heads = A.shape[0]
+    inner, channels = heads * width, conv_weight.shape[0]
+    mlp = (projected.shape[-1] - inner - channels - heads) // 2
+    ends = np.cumsum([mlp, mlp, inner, channels])
+    gate, value, z, xBC, dt = np.split(projected, ends, axis=-1)
+    xBC = causal_conv(xBC.transpose(0, 2, 1), conv_weight, conv_bias, activate=activate)
+    xBC = xBC.transpose(0, 2, 1)
+    states = (channels - inner) // 2
+    x, B, C = np.split(xBC, [inner, inner + states], axis=-1)
+    rows = x.shape[:2]
+    y, h = heads_scan(
+        x.reshape(*rows, heads, width), dt, A, B.reshape(*rows, groups, -1), C.reshape(*rows, groups, -1), D,
+        z.reshape(*rows, heads, width) if norm is None else None, dt_bias, start, True, limit,
+    )  # fmt: skip
+    y = y.reshape(*rows, inner)
+    if norm is not None:
+        y = gated_rms(y, z, *norm)
+    return np.concatenate([silu(gate) * value, y], -1), h
+
+
+def rotate(x: Array, width: int, base: float, interleaved: bool) -> Array:
+    """x (length, width of a head): pairs of its first ``width`` numbers turned by their position's angle."""
+    turned = x.copy()
+    for t in range(x.shape[0]):
+        for pair in range(width // 2):
+            i, j = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + width // 2)
+            angle = t * base ** (-2 * pair / width)
+            turned[t, i] = x[t, i] * np.cos(angle) - x[t, j] * np.sin(angle)
+            turned[t, j] = x[t, i] * np.sin(angle) + x[t, j] * np.cos(angle)
+    return turned
+
+
+def attention(q: Array, k: Array, v: Array, causal: bool, scale: float) -> Array:
+    """Of one head: q, k, v (length, width)."""
+    scores = q @ k.T * scale
+    if causal:
+        scores = np.where(np.tri(len(q), dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v

@@ -373,7 +373,7 @@ def test_gradients_are_those_of_the_definition() -> None:
         (lambda i: __import__("causal_conv1d").causal_conv1d_fn(
             torch.randn(1, 2, 3), torch.randn(2, 4), seq_idx=torch.zeros(1, 3)), "seq_idx"),
         (lambda i: __import__("mamba_ssm").Mamba(8, bimamba_type="v9"), "bimamba_type='v9'"),
-        (lambda i: __import__("mamba_ssm").Mamba2(8), "Mamba2"),
+        (lambda i: __import__("mamba_ssm").Mamba2(8, process_group=object()), "Mamba2"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_named(call: Any, named: str) -> None:

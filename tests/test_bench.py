@@ -17,6 +17,7 @@ from bench import (
     cases,
     ceilings,
     gpu,
+    gpu_dual,
     gpu_models,
     gpu_operators,
     measure,
@@ -28,6 +29,7 @@ from bench import (
 )  # fmt: skip
 from bench.cases import Cases
 from bench.limits import Ceilings
+from bench.peers import dual as peer_dual
 from bench.peers import operators as peer_operators
 from bench.rows import OURS
 from bench.tables import grids
@@ -113,6 +115,30 @@ def test_peers_get_the_same_numbers(form: dict[str, Any]) -> None:
         out *= torch.nn.functional.silu(theirs["z"])
     torch.testing.assert_close(y.transpose(1, 2), out)
     torch.testing.assert_close(last, state)
+
+
+def test_peers_of_the_dual_get_the_same_numbers() -> None:
+    [inputs] = gpu_dual.dual_inputs(1, 2, 3, 5, "fp32", device="cpu")
+    y, last = torch.ops.mamba_export.state_space_dual(**inputs)
+    theirs = peer_dual.sequence_arguments(**inputs)
+    dt = torch.nn.functional.softplus(theirs["dt"] + theirs["dt_bias"])
+    state, ys = torch.zeros_like(last), []
+    for t in range(5):
+        added = (dt[:, t, :, None] * theirs["x"][:, t])[..., None] * theirs["B"][:, t, :, None]
+        state = torch.exp(dt[:, t] * theirs["A"])[..., None, None] * state + added
+        ys.append((state * theirs["C"][:, t, :, None]).sum(-1))
+    out = torch.stack(ys, 1) + theirs["D"][:, None] * theirs["x"]
+    torch.testing.assert_close(y, out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, state, rtol=1e-4, atol=1e-4)
+
+
+def test_dual_step_arguments_are_the_first_step() -> None:
+    [inputs] = gpu_dual.dual_inputs(1, 2, 3, 1, "bf16", torch.bfloat16, "cpu")
+    theirs = peer_dual.step_arguments(**inputs)
+    assert theirs["x"].shape == (2, 3, 64)
+    assert theirs["state"].dtype == torch.bfloat16
+    assert theirs["state"].data_ptr() == inputs["initial_state"].data_ptr()
+    assert theirs["A"].stride() == (1, 0, 0), "by which mamba_ssm knows Mamba-2's form"
 
 
 def test_step_arguments_are_the_first_step() -> None:

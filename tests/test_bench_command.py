@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import ceilings, gpu, gpu_models, gpu_operators, operators, peers
+from bench import ceilings, gpu, gpu_dual, gpu_models, gpu_operators, operators, peers
 from bench.limits import Ceilings
 from bench.record import read_record
 from bench.rows import LIMIT, OURS
@@ -110,6 +110,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, tiny_config: MambaConfig) -> Ceiling
     for name in ("scan_inputs", "conv_inputs"):
         on_cpu = functools.partial(getattr(gpu_operators, name), device="cpu")
         monkeypatch.setattr(gpu_operators, name, on_cpu)
+    dual_on_cpu = functools.partial(gpu_dual.dual_inputs, device="cpu")
+    monkeypatch.setattr(gpu_dual, "dual_inputs", dual_on_cpu)
+    monkeypatch.setattr(gpu_dual, "SHAPES", ((1, 2, 8),))
+    monkeypatch.setattr(gpu_dual, "STEP_SHAPES", ((2, 2),))
     monkeypatch.setattr(gpu_operators, "STEP_SHAPES", ((2, 32),))
     monkeypatch.setattr(gpu_operators, "SHAPES", ((1, 32, 8),))
     monkeypatch.setattr(gpu_operators, "WIDE_SHAPES", ((1, 32, 8),))
@@ -135,7 +139,17 @@ def test_gpu_run_from_end_to_end_with_the_gpu_taken_out(tmp_path: Path) -> None:
     [file] = tmp_path.glob("*-no-gpu.json")
     record = read_record(file)
     kinds = dict.fromkeys(row["kind"] for row in record["rows"])
-    order = ["scan", "step", "convolution", "vision", "long", "prefill", "decode"]
+    order = [
+        "scan",
+        "step",
+        "convolution",
+        "dual",
+        "dual step",
+        "vision",
+        "long",
+        "prefill",
+        "decode",
+    ]
     assert list(kinds) == order
     assert record["ceilings"]["launch_milliseconds"] == 0.001
     assert "CUDA graph" in record["method"]

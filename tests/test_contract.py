@@ -21,6 +21,7 @@ from mamba_export.contract.spec import FP32, NORMAL, Axis, Operator, R, Size, T,
         ("2 * d_inner", {"d_inner": 24}, 48),
         ("dt_rank + 2 * d_state", {"dt_rank": 3, "d_state": 16}, 35),
         ("3", {}, 3),
+        ("-1", {}, -1),
     ],
 )
 def test_an_axis_is_a_linear_form(text: str, sizes: dict[str, int], number: int) -> None:

@@ -42,13 +42,13 @@ needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.
 
 def sizes_of(op: Operator, r: random.Random, hostile: tuple[int, ...]) -> dict[str, int]:
     """A number for each size; in half the cases one of them is hostile."""
-    sizes = {size.name: r.randint(1, 4) for size in op.sizes}
-    for size in op.sizes:
+    sizes = {size.name: r.randint(1, 4) for size in op.free_sizes}
+    for size in op.free_sizes:
         if size.divides:
             sizes[size.divides] = sizes[size.name] * r.randint(1, 2)
     if r.random() < 0.5:
         sizes[r.choice(list(sizes))] = r.choice((0, *hostile))
-    return sizes
+    return op.with_products(sizes)
 
 
 def damaged(shape: tuple[int, ...], r: random.Random) -> tuple[int, ...]:
@@ -115,7 +115,9 @@ def assert_one_line(op: Operator, error: Exception) -> None:
 
 def assert_answer(op: Operator, arguments: list[Any], answer: Any, *, fake: bool) -> None:
     sources = layout.size_sources(op)
-    sizes = {size: arguments[index].shape[axis] for size, (index, axis) in sources.items()}
+    sizes = op.with_products(
+        {size: arguments[index].shape[axis] for size, (index, axis) in sources.items()}
+    )
     outputs = answer if isinstance(answer, tuple) else (answer,)
     for row, output in zip(op.outputs, outputs, strict=True):
         assert tuple(output.shape) == row.shape(sizes)
@@ -148,23 +150,25 @@ def test_hostile_calls_in_torch(fake: bool) -> None:
     assert CASES / 10 < answered < CASES
 
 
-def layer_call(epsilon: float) -> Any:
-    op = contract.MAMBA_LAYER
-    sizes = {size.name: 4 for size in op.sizes}
-    return torch.ops.mamba_export.mamba_layer(
+def layer_call(op: Operator, epsilon: float) -> Any:
+    sizes = op.with_products({size.name: 4 for size in op.free_sizes})
+    return getattr(torch.ops.mamba_export, op.torch_name)(
         *(torch.zeros(row.shape(sizes)) for row in op.inputs), epsilon
     )
 
 
+@pytest.mark.parametrize(
+    "op", [contract.MAMBA_LAYER, contract.MAMBA2_LAYER], ids=lambda op: op.name
+)
 @pytest.mark.parametrize("epsilon", [math.nan, math.inf, -1e-5, 1e300])
-def test_an_epsilon_that_is_no_number_is_refused(epsilon: float) -> None:
-    layer_call(0.0)
+def test_an_epsilon_that_is_no_number_is_refused(op: Operator, epsilon: float) -> None:
+    layer_call(op, 0.0)
     for mode in (torch.no_grad(), FakeTensorMode()):
         with (
             mode,
-            pytest.raises(ValueError, match=r"mamba_layer: epsilon is .*, expected a finite"),
+            pytest.raises(ValueError, match=rf"{op.torch_name}: epsilon is .*, expected a finite"),
         ):
-            layer_call(epsilon)
+            layer_call(op, epsilon)
 
 
 def test_a_required_tensor_that_is_none() -> None:

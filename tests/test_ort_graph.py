@@ -1,8 +1,6 @@
 """Decoding in a CUDA graph, with a stand-in for CUDA: states in place, choices, the pool, and every failure.
 
-The stand-in notes work in place of running it between the begin and the end of a capture, as CUDA does, so
-that a step that is captured and run twice, or not at all, writes other tokens. On a GPU:
-tests/test_native_onnxruntime_cuda.py.
+The stand-in: tests/cuda_stand_in.py. On a GPU: tests/test_native_onnxruntime_cuda.py.
 """
 
 from __future__ import annotations
@@ -12,137 +10,28 @@ import ctypes
 import dataclasses
 import gc
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from cuda_stand_in import on_graphs, on_prompt_graphs
+from torch import nn
 
-from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
-from mamba_export.backends.onnxruntime.cuda_stream import (
-    CHOOSE_DRAWN,
-    CHOOSE_NOTHING,
-    ChoiceOptions,
-    ChooseParams,
-)
+from mamba_export.backends.onnxruntime.cuda_stream import ChoiceOptions, ChooseParams
 from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
-from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.contract.program import Program, Tokens, Value
+from mamba_export.contract.program import State as ProgramState
 from mamba_export.errors import SessionError
 from mamba_export.export import export
-from mamba_export.generation.sampling import Sampling, penalise, warp
+from mamba_export.generation.sampling import Sampling
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 
 pytestmark = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 3}
-
-
-class FakeStream:
-    """A ``GpuStream`` whose device is the CPU."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.noted: list[Callable[[], None]] | None = None
-        self.runs = 0
-        self.choices = 0
-        self.problem = ""
-
-    def queue(self, work: Callable[[], None]) -> None:
-        if self.noted is None:
-            work()
-        else:
-            self.noted.append(work)
-
-    def copy(self, to: int, source: int, size: int) -> None:
-        ctypes.memmove(to, source, size)
-
-    def wait(self) -> None:
-        pass
-
-    def choose(self, params: ChooseParams) -> None:
-        self.queue(lambda: self._choose(params))
-
-    def begin_capture(self) -> None:
-        assert self.lock.locked()
-        self.noted = []
-
-    def end_capture(self) -> Any:
-        graph, self.noted = self.noted, None
-        if self.problem:
-            raise SessionError(self.problem)
-        return graph
-
-    def abandon_capture(self) -> None:
-        self.noted = None
-
-    def run(self, graph: Any) -> None:
-        assert self.lock.locked()
-        self.runs += 1
-        for work in graph:
-            work()
-
-    def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.zeros(shape, dtype)
-
-    def _choose(self, params: ChooseParams) -> None:
-        """What plugins/kernels/decode/cuda/sample.cu does, by the functions that define it."""
-        self.choices += 1
-        options = ChoiceOptions.from_address(params.options)
-        if options.choice == CHOOSE_NOTHING:
-            return
-        shape = (params.batch, params.vocab_size)
-
-        def array(address: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
-            pointer = ctypes.cast(address, ctypes.POINTER(kind))
-            return np.ctypeslib.as_array(pointer, shape)
-
-        logits = array(params.logits, ctypes.c_float, shape)
-        seen = array(params.seen, ctypes.c_uint8, shape)
-        draws = array(params.draws, ctypes.c_double, shape[:1])
-        if options.repetition_penalty != 1:
-            logits = penalise(logits, seen.astype(bool), options.repetition_penalty)
-        tokens = logits.argmax(axis=-1)
-        if options.choice == CHOOSE_DRAWN:
-            sampling = Sampling(options.temperature, options.top_k, options.top_p)
-            weights = np.exp(warp(logits, sampling)).cumsum(axis=-1, dtype=np.float64)
-            tokens = (weights <= (draws * weights[:, -1])[:, None]).sum(axis=-1)
-        finite = np.isfinite(logits.max(axis=-1))
-        if options.repetition_penalty != 1:
-            seen[np.arange(shape[0]), tokens] = 1
-        array(params.next, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, 0)
-        array(params.chosen, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, -1)
-
-
-class FakeInference:
-    """ONNX Runtime's session, whose runs are noted while the stream is captured."""
-
-    def __init__(self, session: Any, stream: FakeStream) -> None:
-        self.session = session
-        self.stream = stream
-        self.failure: Callable[[], BaseException] | None = None
-
-    def io_binding(self) -> Any:
-        return self.session.io_binding()
-
-    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-        assert self.stream.lock.locked(), "others may be capturing"
-        assert (options is None) == (self.stream.noted is None)
-        if self.stream.noted is not None and self.failure is not None:
-            raise self.failure()
-        self.stream.queue(lambda: self.session.run_with_iobinding(binding))
-
-
-def on_graphs(folder: Path) -> tuple[OrtSession, FakeStream, FakeInference]:
-    """A session whose steps are captured."""
-    session = OrtSession(folder, providers=["CPUExecutionProvider"], threads=1, native=True)
-    stream = FakeStream()
-    inference = FakeInference(session._model.session, stream)
-    old = session._model
-    session._model = LoadedModel(inference, old.metadata, old.device, True, stream)  # type: ignore[arg-type]
-    session._graphs = StepGraphs(session._model)
-    return session, stream, inference
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +58,8 @@ def test_generation_is_the_plain_one(
     expected = tokens_of(plain, prompts, **options)
     for attempt in range(3):
         assert tokens_of(session, prompts, **options) == expected
-        # The first step of a generation is run plainly, from a state that is not the graph's.
-        assert stream.runs == 29 * (attempt + 1)
+        # The first step of a graph is run plainly; later generations find it captured.
+        assert stream.runs == 30 * (attempt + 1) - 1
 
 
 def test_rows_that_end_go_on_in_a_smaller_graph(exported: Path, plain: OrtSession) -> None:
@@ -202,6 +91,43 @@ def test_steps_are_run_with_the_states_in_place(exported: Path, plain: OrtSessio
     assert stream.runs == 6
     for before, after in zip(kept, start.numpy(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+class Sums(nn.Module):
+    """A language model of another module than ours: it reads its state once more after it has written it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(20, 8)
+
+    def forward(self, ids: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.embeddings(ids)
+        present = 0.5 * past + x.mean(1)
+        return (x + (past * torch.tanh(present))[:, None]) @ self.embeddings.weight.T, present
+
+
+def test_a_state_may_be_read_after_it_was_written(tmp_path: Path) -> None:
+    """As one step a run: the module is no recurrence over the steps of a longer one."""
+    program = Program(
+        Sums(),
+        (Value("input_ids", "int64", ("batch", "length")),),
+        (Value("logits", "fp32", ("batch", "length", 20)),),
+        (ProgramState.of("sum", "past", "present", "fp32", ("batch", 8)),),
+        Tokens(20),
+    )
+    folder = export(program, tmp_path / "out")
+    plain = OrtSession(folder, providers=["CPUExecutionProvider"], threads=1)
+    session, stream, _ = on_prompt_graphs(folder)
+    ids = np.random.default_rng(0).integers(0, 20, (2, 12))
+    steppers = [one.stepper(one.initial_state(2)) for one in (session, plain)]
+    state = expected = None
+    for position in range(12):
+        found, wanted = (stepper.step(ids[:, position]).copy() for stepper in steppers)
+        np.testing.assert_array_equal(found, wanted)
+        logits, state = session.run(ids[:, position : position + 1], state)
+        wanted, expected = plain.run(ids[:, position : position + 1], expected)
+        np.testing.assert_array_equal(logits, wanted)
+    assert stream.runs == 11 + 10
 
 
 def test_a_graph_serves_one_generation_after_another(exported: Path) -> None:
@@ -279,7 +205,7 @@ def test_what_cannot_be_captured_runs_plainly(exported: Path, plain: OrtSession)
     for fail in ("while running", "at the end"):
         session, stream, inference = on_graphs(exported)
         if fail == "at the end":
-            stream.problem = "a step of this model cannot be captured: it holds a call of the host"
+            stream.problem = "this model cannot be captured: it holds a call of the host"
         else:
             inference.failure = lambda: RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no")
         assert tokens_of(session, [[1, 2]]) == tokens_of(plain, [[1, 2]])

@@ -32,7 +32,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
 
-KINDS = ("operator", "vision", "prefill", "decode")
+KINDS = ("operator", "dual", "vision", "prefill", "decode")
 
 
 @app.command(help=__doc__)
@@ -40,7 +40,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     what: Annotated[
         str,
-        typer.Option(help="Any of operator, vision, prefill, decode, with commas; empty for none."),
+        typer.Option(
+            help="Any of operator, dual, vision, prefill, decode, with commas; empty for none."
+        ),
     ] = ",".join(KINDS),
     long: Annotated[
         bool,
@@ -156,7 +158,16 @@ def main(
         if on_gpu:
             dtypes = options.dtypes("--operator-dtypes", operator_dtypes)
             shapes = options.shapes(shape)
-            run = GpuRun(cases, "operator" in kinds, "vision" in kinds, dtypes, shapes, long, limit)
+            run = GpuRun(
+                cases,
+                "operator" in kinds,
+                "dual" in kinds,
+                "vision" in kinds,
+                dtypes,
+                shapes,
+                long,
+                limit,
+            )
             run_gpu(run, destination, _say)
         else:
             with console.status("operators") as status:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mamba_export.cli import exit_with
 from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
-from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, Tensor
+from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, S, Tensor
 from mamba_export.files import new_file, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,8 @@ def params_header() -> str:
             f"/* {NOTE}",
             " *",
             " * The parameters of each operator's kernels: sizes, dtypes, attributes, then tensors. T is fp32,",
-            " * fp16 or bf16, one for all tensors of the class; R is the residual stream's dtype, fp32 or T.",
+            " * fp16 or bf16, one for all tensors of the class; R and S, of a residual stream and states, are",
+            " * fp32 or T, each as the caller chooses.",
             " */",
             "/* clang-format off */",
             "#ifndef MAMBA_PARAMS_H",
@@ -65,7 +66,8 @@ def _struct(op: Operator) -> Iterator[str]:
         for field in layout.fields(op)
     ]
     width = max(len(declaration) for declaration, _ in rows)
-    yield f"/* {op.name} */"
+    products = [f"{one.name} = {' * '.join(one.factors)}" for one in op.sizes if one.factors]
+    yield f"/* {op.name}{': ' * bool(products)}{', '.join(products)} */"
     yield "typedef struct {"
     for declaration, meaning in rows:
         yield f"  {declaration:{width}}  /* {meaning} */" if meaning else f"  {declaration}"
@@ -80,7 +82,8 @@ def _meaning(op: Operator, field: layout.Field) -> str:
         if divides:
             return f"divides {divides}"
         if field.kind == layout.DTYPE:
-            return "T" if field.name == "dtype" else "R"
+            classes = {"dtype": "T", layout.dtype_field(op, R): "R", layout.dtype_field(op, S): "S"}
+            return classes[field.name]
         if field.name == "constant_weights":
             return (
                 "1: no work queued on the stream writes the weights, which may be read ahead of it"
@@ -165,6 +168,10 @@ def _tables(op: Operator) -> Iterator[str]:
     yield f"// {op.name}"
     yield f"constexpr Size k{op.name}Sizes[] = {{"
     for size in op.sizes:
+        if size.factors:  # no field has it
+            one, other = (indices[name] for name in size.factors)
+            yield f'    {{"{size.name}", 0, kNone, {{{one}, {other}}}}},  // {" * ".join(size.factors)}'
+            continue
         divides = f", {indices[size.divides]}" if size.divides else ""
         yield f'    {{"{size.name}", offsetof({params}, {size.name}){divides}}},'
     yield "};"
@@ -191,7 +198,7 @@ def _tables(op: Operator) -> Iterator[str]:
 
 
 def _tensor(op: Operator, tensor: Tensor, role: str, like: str = "") -> str:
-    dtype = {FP32: "kFp32", R: "kR"}.get(tensor.dtype, "kT")
+    dtype = {FP32: "kFp32", R: "kR", S: "kS"}.get(tensor.dtype, "kT")
     axes = ", ".join(_axis(op, axis) for axis in tensor.axes)
     return (
         f'    {{"{tensor.name}", Role::{role}, DtypeClass::{dtype}, {len(tensor.axes)}, {{{axes}}},  '
@@ -216,13 +223,12 @@ def _row(op: Operator, form: Form) -> str:
     def offset(name: str | None) -> str:
         return f"offsetof({params}, {name})" if name in fields else "kNone"
 
-    residual = next((name for name in fields if name.endswith("_dtype")), None)
     attributes = any(not one.derived for one in op.attributes)
     return (
         f'    {{"{form.name}", k{op.name}Sizes, '
         f"{f'k{op.name}Attributes' if attributes else '{}'}, k{form.name}Inputs, k{form.name}Outputs,\n"
-        f"     sizeof({params}), {offset('dtype')}, {offset(residual)}, "
-        f"{offset('constant_weights')}, "
+        f"     sizeof({params}), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
+        f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, "
         f"{_boolean('cpu' in op.kernels)}, {_boolean(op.has_plugin)}, &k{op.name}Kernels}},"
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_export.adapters.gradients import gradients
-from mamba_export.adapters.unsupported import refuse
+from mamba_export.adapters.unsupported import PACKED, refuse
 from mamba_export.operators import causal_conv1d
 from mamba_export.operators.dtypes import accumulation_dtype
 
@@ -37,16 +37,31 @@ def convolve(
     Returns:
         y (batch, channels, length) and last_state (batch, channels, d_conv - 1), in x's dtype.
     """
+    y, last_state = convolve_steps(
+        x.transpose(1, 2), weight, bias, initial_state, silu=silu, reverse=reverse
+    )
+    return y.transpose(1, 2), last_state
+
+
+def convolve_steps(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    silu: bool,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``convolve`` of x (batch, length, channels), as y then is."""
     wide = accumulation_dtype(x.dtype)
-    y, last_state = causal_conv1d(
-        x.transpose(1, 2),
+    return causal_conv1d(
+        x,
         weight.to(wide),
         None if bias is None else bias.to(wide),
         None if initial_state is None else initial_state.to(x.dtype),
         silu=silu,
         reverse=reverse,
     )
-    return y.transpose(1, 2), last_state
 
 
 def causal_conv1d_fn(
@@ -69,7 +84,7 @@ def causal_conv1d_fn(
     if isinstance(seq_idx, str):
         seq_idx, activation = None, seq_idx
     if seq_idx is not None:
-        refuse("causal_conv1d_fn with seq_idx", "run the sequences of a packed batch one by one")
+        refuse("causal_conv1d_fn with seq_idx", PACKED)
     y, last_state = convolve(x, weight, bias, initial_states, silu=silu_of(activation))
     if not return_final_states:
         return y
@@ -130,7 +145,7 @@ def compiled_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
     """
     *others, silu = arguments
     if others and others[0] is not None:
-        refuse("causal_conv1d_fwd with seq_idx", "run the sequences of a packed batch one by one")
+        refuse("causal_conv1d_fwd with seq_idx", PACKED)
     initial_states = others[1] if len(others) > 1 else None
     y, last_state = convolve(x, weight, bias, initial_states, silu=bool(silu))
     if len(others) > 2 and others[-1] is not None:
@@ -152,7 +167,7 @@ def compiled_bwd(
     """
     *others, silu = arguments
     if len(others) > 1 and others[0] is not None:
-        refuse("causal_conv1d_bwd with seq_idx", "run the sequences of a packed batch one by one")
+        refuse("causal_conv1d_bwd with seq_idx", PACKED)
     with_state = len(others) == 5
     initial_states = others[1] if with_state else None
     if with_state and others[2] is not None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mamba_export.adapters.gradients import gradients
+from mamba_export.operators import gated_rms_norm
 from mamba_export.operators.dtypes import accumulation_dtype
 
 
@@ -32,6 +34,8 @@ def layernorm_fn(
     Returns:
         (..., width) in x's dtype; arithmetic in fp32 (float64 of float64).
     """
+    if is_rms_norm and bias is None and z is not None and z.dtype == x.dtype and x.dim() in (2, 3):
+        return _gated_rms_norm(x, z, weight, eps, group_size, norm_before_gate)
     wide = accumulation_dtype(x.dtype)
     gate = None if z is None else F.silu(z.to(wide))
     y = x.to(wide)
@@ -49,6 +53,23 @@ def layernorm_fn(
     return y.to(x.dtype)
 
 
+def _gated_rms_norm(
+    x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size: int | None, norm_before_gate: bool
+) -> Tensor:
+    """Our operator, which has three axes."""
+    width = x.shape[-1]
+    three = x.dim() == 3
+    y = gated_rms_norm(
+        x if three else x.unsqueeze(0),
+        z if three else z.unsqueeze(0),
+        weight.to(accumulation_dtype(x.dtype)),
+        groups=1 if group_size is None else width // group_size,
+        epsilon=eps,
+        norm_before_gate=norm_before_gate,
+    )
+    return y if three else y.squeeze(0)
+
+
 def rmsnorm_fn(
     x: Tensor,
     weight: Tensor,
@@ -60,6 +81,62 @@ def rmsnorm_fn(
 ) -> Tensor:
     """``layernorm_fn`` with the root mean square norm."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+def layer_norm_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    z: Tensor | None = None,
+    out: Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+) -> tuple[Tensor, None, None]:
+    """``_layer_norm_fwd``: the result, written into ``out`` where that is memory for it.
+
+    The mean and the inverse deviation that mamba_ssm hands to ``_layer_norm_bwd`` are None: that computes them.
+    """
+    y = layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    return (y if out is None else out.copy_(y)), None, None
+
+
+def layer_norm_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    z: Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    recompute_output: bool = False,
+    dz: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """``_layer_norm_bwd``: gradients of x, weight, bias and z; with ``recompute_output`` also the result.
+
+    Args:
+        dy: gradient of the result.
+        mean, rstd: what the forward returned; computed again here.
+        dz, out: memory for z's gradient and for the result, or None.
+    """
+
+    def normed(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None) -> Tensor:
+        return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+
+    found = gradients(normed, (x, weight, bias, z), dy)
+    if dz is not None and found[3] is not None:
+        found[3] = dz.copy_(found[3])
+    if not recompute_output:
+        return tuple(found)
+    with torch.no_grad():
+        y = normed(x, weight, bias, z)
+    return (*found, y if out is None else out.copy_(y))
 
 
 class LayerNorm(nn.Module):

@@ -1,7 +1,6 @@
-"""mamba_ssm.models.mixer_seq_simple: the language model over the adapters' mixer, with its parameter names.
+"""mamba_ssm.models.mixer_seq_simple: the language model over the adapters' mixers, with its parameter names.
 
-Versions 1 and 2 of mamba_ssm differ in what they take; keywords of both are taken here. Attention layers and
-Mamba-2 mixers are refused by name.
+Versions 1 and 2 of mamba_ssm differ in what they take; keywords of both are taken here.
 """
 
 from __future__ import annotations
@@ -19,13 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mamba_export.adapters.attention import MHA
 from mamba_export.adapters.block import Block
 from mamba_export.adapters.checkpoint_files import load_config_hf, load_state_dict_hf
 from mamba_export.adapters.generation import GenerationMixin
 from mamba_export.adapters.mamba import Mamba
+from mamba_export.adapters.mamba2 import Mamba2
 from mamba_export.adapters.norms import RMSNorm, add_and_norm
 from mamba_export.adapters.unsupported import refuse
 from mamba_export.files import new_files, write_text
+
+_MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2, "MHA": MHA}
 
 
 @dataclass
@@ -90,22 +93,28 @@ def create_block(
 ) -> Block:
     """A block of the language model; ``d_intermediate`` 0 for one without an MLP.
 
+    Args:
+        ssm_cfg: the mixer's keywords; its ``layer`` is "Mamba1" (the default) or "Mamba2".
+        attn_layer_idx: layers that are attention instead; attn_cfg has that one's keywords.
+
     Raises:
-        NotImplementedError: an attention layer, or a mixer other than Mamba1.
+        NotImplementedError: another ``layer``.
     """
     factory: dict[str, Any] = {"device": device, "dtype": dtype}
     if layer_idx in (attn_layer_idx or ()):
-        refuse("create_block with attn_layer_idx", "export such a model from transformers instead")
-    mixer = copy.deepcopy(dict(ssm_cfg or {}))
-    if (kind := mixer.pop("layer", "Mamba1")) != "Mamba1":
-        refuse(f"create_block with layer={kind!r}", "it is Mamba1 alone")
+        kind, keywords = "MHA", dict(attn_cfg or {})
+    else:
+        keywords = copy.deepcopy(dict(ssm_cfg or {}))
+        kind = keywords.pop("layer", "Mamba1")
+    if kind not in _MIXERS:
+        refuse(f"create_block with layer={kind!r}", "it is Mamba1 or Mamba2")
     mlp: Any = nn.Identity
     if d_intermediate > 0:
         mlp = partial(GatedMLP, hidden_features=d_intermediate, out_features=d_model, **factory)
     norm = RMSNorm if rms_norm else nn.LayerNorm
     block = Block(
         d_model,
-        partial(Mamba, layer_idx=layer_idx, **mixer, **factory),
+        partial(_MIXERS[kind], layer_idx=layer_idx, **keywords, **factory),
         mlp,
         norm_cls=partial(norm, eps=norm_epsilon, **factory),
         fused_add_norm=fused_add_norm,

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_export.adapters.convolution import causal_conv1d_update, convolve
+from mamba_export.adapters.initialisation import step_bias, without_decay
 from mamba_export.adapters.inner import mamba_inner_fn_no_out_proj
+from mamba_export.adapters.layer_cache import states_of
 from mamba_export.adapters.scan import scan
 from mamba_export.adapters.state_update import selective_state_update
 from mamba_export.adapters.unsupported import refuse
@@ -126,12 +128,12 @@ class Mamba(nn.Module):
         self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner, bias=True, **factory))
         self.register_parameter(f"A{suffix}_log", self._states_log(factory["device"]))
         skip = nn.Parameter(torch.ones(inner, device=factory["device"]))
-        self.register_parameter(f"D{suffix}", _without_decay(skip))
+        self.register_parameter(f"D{suffix}", without_decay(skip))
 
     def _states_log(self, device: Any) -> nn.Parameter:
         """log(-A), A_n = -(n + 1) (S4D-Real, section 3.6); fp32 whatever the other parameters are."""
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=device)
-        return _without_decay(nn.Parameter(torch.log(states).repeat(self.d_inner, 1)))
+        return without_decay(nn.Parameter(torch.log(states).repeat(self.d_inner, 1)))
 
     @torch.no_grad()
     def _initialise_dt(
@@ -145,9 +147,7 @@ class Mamba(nn.Module):
                 nn.init.constant_(projection.weight, bound)
             else:
                 nn.init.uniform_(projection.weight, -bound, bound)
-            share = torch.rand_like(projection.bias)
-            dt = torch.exp(share * math.log(high / low) + math.log(low)).clamp(min=floor)
-            projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+            projection.bias.copy_(step_bias(projection.bias, low, high, floor))
             projection.bias._no_reinit = True  # what mixer_seq_simple looks for
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, T: int = 1) -> Tensor:
@@ -264,18 +264,4 @@ class Mamba(nn.Module):
     def _get_states_from_cache(
         self, inference_params: Any, batch_size: int, initialize_states: bool = False
     ) -> tuple[Tensor, Tensor]:
-        known = inference_params.key_value_memory_dict
-        if self.layer_idx is None:
-            raise ValueError("Mamba with inference_params needs a layer_idx")
-        if self.layer_idx not in known:
-            known[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        elif initialize_states:
-            for state in known[self.layer_idx]:
-                state.zero_()
-        return known[self.layer_idx]
-
-
-def _without_decay(parameter: nn.Parameter) -> nn.Parameter:
-    """Marked as training scripts look for it: no weight decay."""
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+        return states_of(self, inference_params, batch_size, initialize_states)

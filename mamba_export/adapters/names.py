@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mamba_export.adapters import (
+    attention,
     block,
     checkpoint_files,
     convolution,
@@ -18,8 +19,14 @@ from mamba_export.adapters import (
     inner,
     language_model,
     mamba,
+    mamba2,
+    mamba2_simple,
     norms,
     scan,
+    split_projection,
+    ssd_minimal,
+    state_space,
+    state_space_kernels,
     state_update,
 )
 from mamba_export.adapters.stand_ins import absent, absent_class
@@ -33,7 +40,49 @@ def _of_einops(*names: str) -> dict[str, Any]:
     return {name: getattr(einops, name) for name in names}
 
 
-_MAMBA2 = "Mamba-2 comes with the operator of state space duality"
+_PART_OF_A_SCAN = "call mamba_chunk_scan_combined, which has gradients"
+_KERNELS = {
+    "ssd_chunk_state": (
+        "_chunk_cumsum_fwd", "_chunk_cumsum_bwd", "_chunk_state_fwd", "_chunk_state_bwd_dx",
+        "_chunk_state_bwd_db", "_chunk_state_bwd_ddAcs_stable", "chunk_state", "chunk_state_ref",
+        "chunk_state_varlen",
+    ),
+    "ssd_state_passing": (
+        "_state_passing_fwd", "_state_passing_bwd", "state_passing", "state_passing_ref",
+    ),
+    "k_activations": ("_swiglu_fwd", "_swiglu_bwd", "swiglu"),
+    "ssd_bmm": ("_bmm_chunk_fwd", "_bmm_chunk_bwd"),
+    "ssd_chunk_scan": (
+        "_chunk_scan_fwd", "_chunk_scan_bwd_dz", "_chunk_scan_bwd_dstates", "_chunk_scan_bwd_dC",
+        "_chunk_scan_bwd_dcb", "_chunk_scan_bwd_ddAcs_stable", "_chunk_scan_bwd_ddAcs_unstable",
+        "_chunk_scan_bwd_ddAcs_prev",
+        "chunk_scan", "chunk_scan_ref",
+    ),
+}  # fmt: skip
+"""Parts of mamba_ssm's scan of heads and fused mixer, by their modules: vendored copies of it import them."""
+_SSD_PARTS = {
+    module: {name: absent(name, _PART_OF_A_SCAN) for name in names}
+    for module, names in _KERNELS.items()
+}
+_SSD_COMBINED = {
+    **{name: stand_in for part in _SSD_PARTS.values() for name, stand_in in part.items()},
+    **{
+        name: absent(name, _PART_OF_A_SCAN)
+        for name in (
+            "ssd_selective_scan",
+            "selective_scan_bwd",
+            "mamba_conv1d_scan_ref",
+            "mamba_split_conv1d_scan_ref",
+        )
+    },
+    "mamba_chunk_scan_combined": state_space.mamba_chunk_scan_combined,
+    "mamba_chunk_scan": state_space.mamba_chunk_scan,
+    "ssd_chunk_scan_combined_ref": state_space.ssd_chunk_scan_combined_ref,
+    "mamba_split_conv1d_scan_combined": split_projection.mamba_split_conv1d_scan_combined,
+    "_mamba_chunk_scan_combined_fwd": state_space_kernels.chunk_scan_fwd,
+    "_mamba_chunk_scan_combined_bwd": state_space_kernels.chunk_scan_bwd,
+}
+_PARALLEL = "a model is exported from one process"
 _INTERFACE = {
     "selective_scan_fn": scan.selective_scan_fn,
     "selective_scan_ref": scan.selective_scan_ref,
@@ -61,7 +110,7 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "selective_scan_fn": scan.selective_scan_fn,
         "mamba_inner_fn": inner.mamba_inner_fn,
         "Mamba": mamba.Mamba,
-        "Mamba2": absent_class("Mamba2", _MAMBA2),
+        "Mamba2": mamba2.Mamba2,
         "MambaLMHeadModel": language_model.MambaLMHeadModel,
     },
     "mamba_ssm.ops": {},
@@ -74,31 +123,35 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "LayerNorm": gated_norms.LayerNorm,
         "rmsnorm_fn": gated_norms.rmsnorm_fn,
         "layernorm_fn": gated_norms.layernorm_fn,
-        **{
-            name: absent(name, "call layernorm_fn or rmsnorm_fn, which have gradients")
-            for name in ("_layer_norm_fwd", "_layer_norm_bwd")
-        },
+        "_layer_norm_fwd": gated_norms.layer_norm_fwd,
+        "_layer_norm_bwd": gated_norms.layer_norm_bwd,
     },
     "mamba_ssm.ops.triton.selective_state_update": {
         "selective_state_update": state_update.selective_state_update,
         "selective_state_update_ref": state_update.selective_state_update,
     },
-    "mamba_ssm.ops.triton.ssd_combined": {
-        name: absent(name, _MAMBA2)
-        for name in (
-            "mamba_chunk_scan_combined",
-            "mamba_split_conv1d_scan_combined",
-            "_mamba_chunk_scan_combined_fwd",
-            "_mamba_chunk_scan_combined_bwd",
-        )
+    "mamba_ssm.ops.triton.ssd_combined": _SSD_COMBINED,
+    **{f"mamba_ssm.ops.triton.{module}": names for module, names in _SSD_PARTS.items()},
+    "mamba_ssm.distributed": {},
+    "mamba_ssm.distributed.tensor_parallel": {
+        name: absent_class(name, _PARALLEL)
+        for name in ("ColumnParallelLinear", "RowParallelLinear")
+    },
+    "mamba_ssm.distributed.distributed_utils": {
+        name: absent(name, _PARALLEL) for name in ("all_reduce", "reduce_scatter")
     },
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {"Mamba": mamba.Mamba, "Block": block.OldBlock},
-    "mamba_ssm.modules.mamba2": {"Mamba2": absent_class("Mamba2", _MAMBA2)},
-    "mamba_ssm.modules.mamba2_simple": {"Mamba2Simple": absent_class("Mamba2Simple", _MAMBA2)},
+    "mamba_ssm.modules.mamba2": {"Mamba2": mamba2.Mamba2},
+    "mamba_ssm.modules.mamba2_simple": {"Mamba2Simple": mamba2_simple.Mamba2Simple},
+    "mamba_ssm.modules.ssd_minimal": {
+        "segsum": ssd_minimal.segsum,
+        "segsum_unstable": ssd_minimal.segsum,
+        "ssd_minimal_discrete": ssd_minimal.ssd_minimal_discrete,
+    },
     "mamba_ssm.modules.block": {"Block": block.Block},
     "mamba_ssm.modules.mlp": {"GatedMLP": language_model.GatedMLP},
-    "mamba_ssm.modules.mha": {"MHA": absent_class("MHA", "attention layers are not adapted")},
+    "mamba_ssm.modules.mha": {"MHA": attention.MHA},
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": {"MambaConfig": language_model.MambaConfig},
     "mamba_ssm.models.mixer_seq_simple": {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+PACKED = "run the sequences of a packed batch one by one"
+"""The reason where a call has the indices of a packed batch."""
+
 
 def refuse(what: str, reason: str) -> NoReturn:
     """Raise NotImplementedError in one line that names the argument or function.

@@ -23,9 +23,11 @@ from mamba_export.contract.names import (
 )
 from mamba_export.contract.operators import (
     CAUSAL_CONV1D,
+    MAMBA2_LAYER,
     MAMBA_LAYER,
     OPERATORS,
     SELECTIVE_SCAN,
+    STATE_SPACE_DUAL,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "DOMAIN",
     "DTYPES",
+    "MAMBA2_LAYER",
     "MAMBA_LAYER",
     "OPERATORS",
     "OPSETS",
@@ -43,6 +46,7 @@ __all__ = [
     "PLUGIN_NAMESPACE",
     "PLUGIN_VERSION",
     "SELECTIVE_SCAN",
+    "STATE_SPACE_DUAL",
 ]
 
 # Graph inputs and outputs: the names that ONNX Runtime GenAI's generator looks for.

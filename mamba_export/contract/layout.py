@@ -1,8 +1,9 @@
 """How the compiled kernels see an operator: the fields of its parameter struct, by one rule.
 
-The rule: the sizes; the dtypes; the attributes; whether weights are constants; the strided inputs; the other
-inputs; the outputs. Each group keeps the row's order. The C header, the C++ that fills a struct from a
-node, and the Python that packs one for a call all follow it. Imports nothing of ours but the rows' types.
+The rule: the sizes but for products; the dtypes; the attributes; whether weights are constants; the strided
+inputs; the other inputs; the outputs. Each group keeps the row's order. The C header, the C++ that fills a
+struct from a node, and the Python that packs one for a call all follow it. Imports nothing of ours but the
+rows' types.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from mamba_export.contract.spec import FP32, Operator, R, T, Tensor
+from mamba_export.contract.spec import FP32, Operator, R, S, T, Tensor
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 """Version of the kernels' C interface. It rises when a struct or the meaning of a field changes."""
 
 INT64 = "int64"  # int64_t: a size
@@ -53,15 +54,15 @@ class Field:
 def fields(op: Operator) -> tuple[Field, ...]:
     """The fields of ``<stem>_params``, in order.
 
-    Attributes that are derived from sizes have no field; a tensor of class R has its dtype in
+    Attributes that are derived from sizes have no field; the dtype of a class R or S is in
     ``<tensor>_dtype`` (the first input of the class names it).
     """
     flags = {"flag": INT, "float": FLOAT}
-    residual = [tensor.name for tensor in op.inputs if tensor.dtype == R][:1]
+    chosen = (dtype_field(op, one) for one in (R, S))
     return (
-        *(Field(size.name, INT64) for size in op.sizes),
+        *(Field(size.name, INT64) for size in op.free_sizes),
         Field("dtype", DTYPE),
-        *(Field(f"{name}_dtype", DTYPE) for name in residual),
+        *(Field(name, DTYPE) for name in chosen if name is not None),
         *(Field(one.name, flags[one.kind]) for one in op.attributes if not one.derived),
         *((Field("constant_weights", INT),) if op.constant_weights else ()),
         *(Field(tensor.name, SEQUENCE, tensor) for tensor in op.inputs if tensor.strided),
@@ -70,10 +71,15 @@ def fields(op: Operator) -> tuple[Field, ...]:
     )
 
 
+def dtype_field(op: Operator, dtype_class: str) -> str | None:
+    """Name of the field that has the dtype of a class R or S; None where no input is of the class."""
+    return next((f"{one.name}_dtype" for one in op.inputs if one.dtype == dtype_class), None)
+
+
 def stem(op: Operator) -> str:
     """What the C names of an operator's struct and kernels begin with: ``mamba_selective_scan``."""
     name = op.torch_name
-    return name if name.startswith("mamba_") else f"mamba_{name}"
+    return name if name.startswith("mamba") else f"mamba_{name}"
 
 
 def packer(op: Operator) -> struct.Struct:
@@ -93,7 +99,7 @@ def c_type(field: Field) -> str:
 
 
 def size_sources(op: Operator) -> dict[str, tuple[int, int]]:
-    """Where each size is read from: (index of an input, its axis).
+    """Where each size that is no product is read from: (index of an input, its axis).
 
     The first input that is always there and has the size alone as an axis.
 
@@ -107,10 +113,10 @@ def size_sources(op: Operator) -> dict[str, tuple[int, int]]:
                 name, factor = axis.terms[0]
                 if factor == 1:
                     found.setdefault(name, (index, position))
-    missing = [size.name for size in op.sizes if size.name not in found]
+    missing = [size.name for size in op.free_sizes if size.name not in found]
     if missing:
         raise ValueError(f"{op.name}: no input has an axis that is the size {missing[0]} alone")
-    return {size.name: found[size.name] for size in op.sizes}
+    return {size.name: found[size.name] for size in op.free_sizes}
 
 
 def dtype_source(op: Operator, dtype_class: str = T) -> int:

@@ -9,6 +9,7 @@ from mamba_export.contract.spec import (
     Attribute,
     Operator,
     R,
+    S,
     Size,
     T,
     Tensor,
@@ -164,6 +165,7 @@ STATE_SPACE_DUAL = Operator(
         Size("n_groups", 1, (2, 4), divides="heads"),
         Size("d_skip", 1, (16,), divides="head_dim"),
     ),
+    kernels=("cpu",),
     cases=(
         # The shapes of published models, around the chunks of a kernel.
         {"length": 1, "heads": 24, "head_dim": 64, "d_state": 128},
@@ -197,6 +199,7 @@ GATED_RMS_NORM = Operator(
         Size("groups", 1, (2, 8)),
         Size("group_width", 24, _WIDTHS),
     ),
+    kernels=("cpu",),
 )
 """The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
 
@@ -263,5 +266,106 @@ MAMBA_LAYER = Operator(
 """A whole layer of a language model: norm, projections, convolution, scan and residual sum. Its function
 calls the operators above, so a runtime without a kernel for it loses nothing."""
 
-OPERATORS = (SELECTIVE_SCAN, CAUSAL_CONV1D, STATE_SPACE_DUAL, GATED_RMS_NORM, MAMBA_LAYER)
+_SMALLEST_2 = {"d_model": 768, "group_heads": 24, "head_dim": 64, "d_state": 128}
+"""Sizes of the smallest published model of Mamba-2."""
+
+MAMBA2_LAYER = Operator(
+    name="Mamba2Layer",
+    torch_name="mamba2_layer",
+    inputs=(
+        Tensor("hidden", axes("batch, length, d_model"), R),
+        Tensor("norm_weight", axes("d_model"), FP32, weight=True),
+        # The gate's columns z; those of the convolution: x, B and C; dt.
+        Tensor(
+            "in_proj_weight",
+            axes("d_model, 2 * d_inner + 2 * d_group_states + heads"),
+            T,
+            weight=True,
+            values=WEIGHT,
+        ),
+        Tensor("conv_weight", axes("d_inner + 2 * d_group_states, d_conv"), FP32, weight=True),
+        Tensor("conv_bias", axes("d_inner + 2 * d_group_states"), FP32, weight=True),
+        Tensor(
+            "dt_bias",
+            axes("heads"),
+            FP32,
+            weight=True,
+            extremes=((20.0, 10.0), (-20.0, 10.0)),  # decays underflow to 0; dt vanishes
+        ),
+        Tensor("A", axes("heads"), FP32, weight=True, values=NEGATIVE),
+        Tensor("D", axes("heads, d_skip"), FP32, weight=True),  # one of a head, or of each channel
+        Tensor("gate_norm_weight", axes("n_groups, group_heads, head_dim"), FP32, weight=True),
+        Tensor("out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT),
+        # Oldest step first.
+        Tensor("conv_state", axes("batch, d_inner + 2 * d_group_states, d_conv - 1"), T),
+        Tensor("recurrent_state", axes("batch, heads, head_dim, d_state"), S),
+    ),
+    outputs=(
+        Tensor("hidden_out", axes("batch, length, d_model"), R),
+        Tensor(
+            "last_conv_state",
+            axes("batch, d_inner + 2 * d_group_states, d_conv - 1"),
+            T,
+            continues="conv_state",
+        ),
+        Tensor(
+            "last_recurrent_state",
+            axes("batch, heads, head_dim, d_state"),
+            S,
+            continues="recurrent_state",
+        ),
+    ),
+    attributes=(
+        Attribute("epsilon", "float", 1e-5),  # of the first norm, added under the root
+        Attribute("gate_epsilon", "float", 1e-5),  # of the gated norm, which is of each group alone
+        Attribute("dt_min", "float", 0.0),  # limits of dt, after its bias and softplus
+        Attribute("dt_max", "float", LARGEST),
+        # How the output of in_proj is split, and that of the convolution.
+        Attribute("split", "ints", derived=axes("d_inner, d_inner + 2 * d_group_states, heads")),
+        Attribute("conv_split", "ints", derived=axes("d_inner, d_group_states, d_group_states")),
+        # Shapes of x, of B and C, and of the gated norm's input, as Reshape takes them.
+        Attribute("x_shape", "ints", derived=axes("0, 0, heads, head_dim")),
+        Attribute("B_shape", "ints", derived=axes("0, 0, n_groups, d_state")),
+        Attribute("norm_shape", "ints", derived=axes("0, 0, n_groups, -1")),
+    ),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("d_model", 12, (65, 768)),
+        Size("n_groups", 1, (2, 4)),
+        Size("group_heads", 2, (1, 24)),
+        Size("head_dim", 8, (1, 64, 80)),
+        Size("d_state", 16, (1, 8, 128)),
+        Size("d_conv", 4, (2, 3)),
+        Size("d_skip", 1, (8,), divides="head_dim"),
+        Size("heads", factors=("n_groups", "group_heads")),
+        Size("d_inner", factors=("heads", "head_dim")),
+        Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
+    ),
+    constant_weights=True,
+    calls_products=True,
+    cases=(
+        # One token of one sequence, and of some, in the smallest published model and at odd widths.
+        {"length": 1, "batch": 1, **_SMALLEST_2},
+        {"length": 1, "batch": 3, **_SMALLEST_2},
+        {"length": 1, "batch": 1, "d_model": 65, "head_dim": 9, "d_state": 6},
+        {"length": 1, "batch": 2, "n_groups": 3, "d_skip": 8},
+        {"length": 1, "batch": 1, "d_conv": 2},
+        {"length": 3, "batch": 1},
+        # Many rows.
+        {"length": 40, **_SMALLEST_2},
+        {"length": 40, "n_groups": 2, "head_dim": 64, "d_state": 64, "d_skip": 64},
+    ),
+)
+"""A whole layer of a Mamba-2 language model: norm, projections, convolution, state space duality, gated norm
+and residual sum. As above, its function calls the other operators."""
+
+OPERATORS = (
+    SELECTIVE_SCAN,
+    CAUSAL_CONV1D,
+    STATE_SPACE_DUAL,
+    GATED_RMS_NORM,
+    MAMBA_LAYER,
+    MAMBA2_LAYER,
+)
 """Every operator that the package ships, in the order of the C++ table."""

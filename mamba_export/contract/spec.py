@@ -15,6 +15,8 @@ T = "T"
 """Dtype class: the operator's own dtype, fp32, fp16 or bf16, the same for all tensors of the class."""
 R = "R"
 """Dtype class: fp32 or T, as the file chooses: a residual stream, or states that every step reads."""
+S = "S"
+"""Dtype class: fp32 or T, as the file chooses beside R: the states of a row that has a residual stream too."""
 FP32 = "fp32"
 """Dtype class: fp32 whatever T is (float64 where a definition is computed in float64)."""
 
@@ -43,6 +45,8 @@ class Axis:
         constant = 0
         for word in text.replace("-", "+ -").split("+"):
             part = word.strip()
+            if not part:  # before a leading minus
+                continue
             sign = -1 if part.startswith("-") else 1
             factor, _, size = part.lstrip("- ").rpartition("*")
             if size.strip().isdigit():
@@ -75,7 +79,7 @@ class Tensor:
     Args:
         name: in the operator's signature, in the file's function and in the kernels' struct.
         axes: its shape.
-        dtype: its class: T, R or FP32.
+        dtype: its class: T, R, S or FP32.
         without: of an optional input, what the ONNX name of a form that lacks it has behind the operator's;
             "" where its name has nothing more, and ``within`` is there. None where the input is always there.
         within: of an optional input, what the name of a form that has it has behind the operator's.
@@ -135,12 +139,15 @@ class Size:
         usual: its number in tests that vary another size.
         tried: the other numbers that ``verify`` checks every backend at.
         divides: name of a size that it must divide, or None.
+        factors: of a size that is the product of two others, listed before it, their names. It is no field of
+            the kernels' struct, and tests vary its factors.
     """
 
     name: str
-    usual: int
+    usual: int = 0
     tried: tuple[int, ...] = ()
     divides: str | None = None
+    factors: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,20 @@ class Operator:
                         f"{self.name}: {tensor.name} has an axis of unknown size {unknown}"
                     )
 
+    def with_products(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes' numbers, and those of the sizes that are products of them."""
+        numbers = dict(sizes)
+        for size in self.sizes:
+            if size.factors is not None:
+                one, other = size.factors
+                numbers[size.name] = numbers[one] * numbers[other]
+        return numbers
+
+    @property
+    def free_sizes(self) -> tuple[Size, ...]:
+        """The sizes that are no product of others: those that a call gives."""
+        return tuple(size for size in self.sizes if size.factors is None)
+
     def tensor(self, name: str) -> Tensor:
         """An input or output by its name. KeyError where there is none."""
         return self._by_name[name]
@@ -233,16 +254,17 @@ class Operator:
         """Bytes of every input read once and every output written once.
 
         Args:
-            sizes: numbers of the sizes.
-            item_bytes: bytes of an element, by dtype class (T, R, FP32).
+            sizes: numbers of the sizes that are no products.
+            item_bytes: bytes of an element, by dtype class (T, R, S, FP32).
             absent: names of optional inputs that are not there.
         """
         total = 0
+        numbers = self.with_products(sizes)
         for tensor in (*self.inputs, *self.outputs):
             if tensor.name in absent:
                 continue
             count = 1
-            for number in tensor.shape(sizes):
+            for number in tensor.shape(numbers):
                 count *= number
             total += count * item_bytes[tensor.dtype]
         return total

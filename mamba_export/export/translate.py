@@ -79,12 +79,10 @@ def _translation(spec: Operator) -> Callable[..., Any]:
         attributes: dict[str, Any] = {}
         for one in spec.attributes:
             if one.derived:
-                # Sizes of weights: numbers, unlike batch and length.
-                sizes = {
-                    name: tensors[index].shape[axis]
-                    for name, (index, axis) in sources.items()
-                    if any(name == term for part in one.derived for term, _ in part.terms)
-                }
+                # What is derived are sizes of weights: numbers, unlike batch and length.
+                sizes = spec.with_products(
+                    {name: tensors[index].shape[axis] for name, (index, axis) in sources.items()}
+                )
                 attributes[one.name] = [int(axis.resolve(sizes)) for axis in one.derived]
             else:
                 value = given[one.name]

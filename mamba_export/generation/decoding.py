@@ -20,7 +20,8 @@ from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.generation.session import Session, Stepper
 
 PREFILL_TOKENS = 512
-"""Tokens of a prompt that are read in one run (shared by a batch): bounds the memory of the logits."""
+"""Tokens of a prompt that are read in one run (shared by a batch): bounds the memory of the logits, where the
+session does not itself."""
 _MIN_PREFILL = 16  # tokens a sequence and run, however large the batch
 
 
@@ -43,6 +44,16 @@ class ChoosesOnDevice(Protocol):
 
     def chooser(self, state: Any, sampler: Sampler, tokens: np.ndarray) -> Chooser | None:
         """A chooser whose first step reads ``tokens``; None where the host has to choose."""
+        ...
+
+
+@runtime_checkable
+class SplitsPrompts(Protocol):
+    """A session that may read any length in one call, in bounded memory."""
+
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether it does."""
         ...
 
 
@@ -186,6 +197,8 @@ def _prefill(session: Session[Any], prompts: list[np.ndarray]) -> Any:
     for length, rows in groups.items():
         state = session.initial_state(len(rows))
         chunk = max(_MIN_PREFILL, PREFILL_TOKENS // len(rows))
+        if isinstance(session, SplitsPrompts) and session.splits_prompts:
+            chunk = max(length, 1)
         for start in range(0, length, chunk):
             part = np.stack([prompts[row][start : min(start + chunk, length)] for row in rows])
             state = session.advance(part, state)

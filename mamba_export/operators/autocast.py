@@ -21,7 +21,7 @@ def cast_inputs(
     spec: Operator, tensors: Sequence[Tensor | None], dtype: torch.dtype
 ) -> list[Tensor | None]:
     """A call's inputs under autocast: T in its dtype (float64 is left alone), FP32 in the accumulation
-    dtype, R as it is.
+    dtype, R and S as they are.
 
     Args:
         spec: the row.

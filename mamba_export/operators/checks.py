@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mamba_export.contract import layout
 from mamba_export.contract.names import LENGTH
-from mamba_export.contract.spec import FP32, Operator, R, T
+from mamba_export.contract.spec import FP32, Operator, R, S, T
 from mamba_export.operators.dtypes import accumulation_dtype
 
 _MAX_REMEMBERED = 4096
@@ -140,7 +140,7 @@ class Check:
                     f"{name}: {one.name} {sizes[one.name]} (from {giver}) does not divide "
                     f"{one.divides} {sizes[one.divides]}"
                 )
-        return sizes
+        return spec.with_products(sizes)
 
     def _dtypes(self, tensors: Sequence[Tensor | None]) -> dict[str, tuple[torch.dtype, ...]]:
         """The dtypes that each class may have beside that of T."""
@@ -151,4 +151,5 @@ class Check:
                 f"{self._spec.torch_name}: {name} is {tensor.dtype}, expected a floating dtype"
             )
         low, wide = tensor.dtype, accumulation_dtype(tensor.dtype)
-        return {T: (low,), FP32: (wide,), R: (wide, low) if low != wide else (wide,)}
+        chosen = (wide, low) if low != wide else (wide,)
+        return {T: (low,), FP32: (wide,), R: chosen, S: chosen}

@@ -19,10 +19,14 @@ from mamba_export.contract.spec import (
     Form,
     Operator,
     R,
+    S,
     Size,
 )
 from mamba_export.contract.spec import Tensor as Row
 from mamba_export.operators import OperatorDefinition, find
+
+_CHOSEN = {R: "residual", S: "state"}
+"""What the dtype classes that a file chooses stand for, in the words of a case."""
 
 _WIDE = 1000
 _SHORT_LENGTH = 5
@@ -35,17 +39,17 @@ class Case:
 
     Args:
         node: name of the operator's form.
-        sizes: (name, number) of each size of the row.
+        sizes: (name, number) of each size of the row that is no product of others.
         attributes: (name, value) of each attribute that is not derived.
         extreme: (tensor, shift, scale) for the one input that takes extreme values, or None.
-        residual_is_low: tensors of class R have T's dtype, not fp32.
+        low: the dtype classes, of R and S, whose tensors have T's dtype, not fp32.
     """
 
     node: str
     sizes: tuple[tuple[str, int], ...]
     attributes: tuple[tuple[str, Any], ...]
     extreme: tuple[str, float, float] | None = None
-    residual_is_low: bool = False
+    low: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, node: str, **values: Any) -> Case:
@@ -55,7 +59,7 @@ class Case:
             ValueError: there is no such node, size or attribute.
         """
         spec = definition_of(node)[0].spec
-        sizes: dict[str, int] = {size.name: size.usual for size in spec.sizes}
+        sizes: dict[str, int] = {size.name: size.usual for size in spec.free_sizes}
         attributes: dict[str, Any] = {
             one.name: one.default for one in spec.attributes if not one.derived
         }
@@ -77,7 +81,7 @@ class Case:
 
     def __str__(self) -> str:
         spec = definition_of(self.node)[0].spec
-        usual = {size.name: size.usual for size in spec.sizes}
+        usual = {size.name: size.usual for size in spec.free_sizes}
         defaults = {one.name: one.default for one in spec.attributes}
         always = (BATCH, LENGTH)
         words = [f"{n} {v}" for n, v in self.sizes if n in always or v != usual[n]]
@@ -88,8 +92,7 @@ class Case:
                     words[-1] = f"no {name}"
         if self.extreme is not None:
             words.append("{} {:g} +- {:g}".format(*self.extreme))
-        if self.residual_is_low:
-            words.append("residual in T")
+        words += [f"{_CHOSEN[one]} in T" for one in self.low]
         return ", ".join(words)
 
 
@@ -114,7 +117,7 @@ def grid(node: str) -> list[Case]:
         cases.append(
             Case.of(node, **dict(zip([size.name for size in shapes], values, strict=True)))
         )
-    for size in spec.sizes:
+    for size in spec.free_sizes:
         if size not in shapes:
             cases += [Case.of(node, **_with_short_length(spec, size, n)) for n in size.tried]
     cases += [Case.of(node, **numbers) for numbers in spec.cases]
@@ -127,8 +130,9 @@ def grid(node: str) -> list[Case]:
             replace(Case.of(node), extreme=(tensor.name, shift, scale))
             for shift, scale in tensor.extremes
         ]
-    if any(tensor.dtype == R for tensor in form.inputs):
-        cases.append(replace(Case.of(node), residual_is_low=True))
+    chosen = [one for one in (R, S) if any(tensor.dtype == one for tensor in form.inputs)]
+    for count in range(1, len(chosen) + 1):
+        cases += [replace(Case.of(node), low=low) for low in itertools.combinations(chosen, count)]
     return list(dict.fromkeys(cases))
 
 
@@ -145,9 +149,10 @@ def _with_short_length(spec: Operator, size: Size, number: int) -> dict[str, int
 
 def draw(case: Case, seed: int) -> dict[str, Tensor]:
     """Random inputs of a case in float64, by name, as the row says that tests draw them."""
-    form = definition_of(case.node)[1]
+    definition, form = definition_of(case.node)
     generator = torch.Generator().manual_seed(seed)
-    sizes, attributes = dict(case.sizes), dict(case.attributes)
+    sizes = definition.spec.with_products(dict(case.sizes))
+    attributes = dict(case.attributes)
     return {row.name: _draw(row, sizes, attributes, case, generator) for row in form.inputs}
 
 
@@ -174,6 +179,6 @@ def _draw(
 
 def dtype_of(row: Row, case: Case, dtype: str) -> str:
     """Name of a tensor's dtype in a case whose T is ``dtype``."""
-    if row.dtype == FP32 or (row.dtype == R and not case.residual_is_low):
+    if row.dtype == FP32 or (row.dtype in _CHOSEN and row.dtype not in case.low):
         return "fp32"
     return dtype

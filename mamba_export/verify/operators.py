@@ -101,7 +101,7 @@ def one_node_model(
 
 def _attributes(case: Case) -> dict[str, Any]:
     spec, values = definition_of(case.node)[0].spec, dict(case.attributes)
-    sizes = dict(case.sizes)
+    sizes = spec.with_products(dict(case.sizes))
     attributes: dict[str, Any] = {}
     for one in spec.attributes:
         if one.derived:

@@ -37,23 +37,30 @@ void check_float(const char* name, double value) {
                 ", expected a finite number of at least 0");
 }
 
+int64_t Sizes::operator[](int32_t index) const {
+  const Size& size = op_->sizes[index];
+  if (!size.is_product()) return values_[index];
+  const int64_t one = (*this)[size.factors[0]], other = (*this)[size.factors[1]];
+  return one == kUnknown || other == kUnknown ? kUnknown : product(one, other);
+}
+
 int64_t Sizes::resolve(const Axis& axis) const {
   int64_t sum = axis.constant;
   for (const Term& term : axis.terms) {
     if (term.size == kNone) break;
-    if (values_[term.size] == kUnknown) return kUnknown;
-    if (__builtin_add_overflow(sum, product(term.factor, values_[term.size]), &sum)) {
-      return kTooMany;
-    }
+    const int64_t value = (*this)[term.size];
+    if (value == kUnknown) return kUnknown;
+    if (__builtin_add_overflow(sum, product(term.factor, value), &sum)) return kTooMany;
   }
   return sum;
 }
 
-bool Sizes::has_sum(const Tensor& tensor) {
-  for (int32_t i = 0; i < tensor.rank; ++i) {
-    if (tensor.axes[i].terms[1].size != kNone) return true;
-  }
-  return false;
+// Whether an axis depends on several sizes.
+bool Sizes::has_several(const Tensor& tensor) const {
+  return std::any_of(tensor.axes, tensor.axes + tensor.rank, [this](const Axis& axis) {
+    const int32_t first = axis.terms[0].size;
+    return axis.terms[1].size != kNone || (first != kNone && op_->sizes[first].is_product());
+  });
 }
 
 // Whether the axis may have this number; sets the size that the axis alone does not know.
@@ -63,11 +70,11 @@ bool Sizes::take(const Axis& axis, int64_t given) {
   const Term* unknown = nullptr;
   for (const Term& term : axis.terms) {
     if (term.size == kNone) break;
-    if (values_[term.size] != kUnknown) {
-      if (__builtin_sub_overflow(rest, product(term.factor, values_[term.size]), &rest))
-        return false;
-    } else if (unknown) {
-      return true;  // two are not known: a later tensor gives one of them
+    const int64_t value = (*this)[term.size];
+    if (value != kUnknown) {
+      if (__builtin_sub_overflow(rest, product(term.factor, value), &rest)) return false;
+    } else if (unknown || op_->sizes[term.size].is_product()) {
+      return true;  // several are not known: later tensors give them
     } else {
       unknown = &term;
     }
@@ -139,9 +146,12 @@ std::string Sizes::expected(const Tensor& tensor) const {
 Params fill(const Operator& op, const Arguments& arguments) {
   const Sizes& sizes = arguments.sizes;
   Params params;
-  for (int32_t i = 0; i < op.sizes.count; ++i) params.put(op.sizes[i].offset, sizes[i]);
+  for (int32_t i = 0; i < op.sizes.count; ++i) {
+    if (!op.sizes[i].is_product()) params.put(op.sizes[i].offset, sizes[i]);
+  }
   params.put(op.dtype_offset, arguments.dtype);
   if (has_residual(op)) params.put(op.residual_dtype_offset, arguments.residual_dtype);
+  if (has_state_dtype(op)) params.put(op.state_dtype_offset, arguments.state_dtype);
   for (int32_t i = 0; i < op.attributes.count; ++i) {
     const Attribute& attribute = op.attributes[i];
     if (attribute.kind == AttributeKind::kFloat) {

@@ -42,6 +42,7 @@ constexpr int32_t first_T(const Operator& op) {
 }
 
 constexpr bool has_residual(const Operator& op) { return op.residual_dtype_offset != kNone; }
+constexpr bool has_state_dtype(const Operator& op) { return op.state_dtype_offset != kNone; }
 
 // Why a call cannot be done, with the status that the kernels have for it.
 struct Failure : std::runtime_error {
@@ -93,7 +94,7 @@ class Sizes {
     std::fill(std::begin(values_), std::end(values_), kUnknown);
   }
 
-  int64_t operator[](int32_t size) const { return values_[size]; }
+  int64_t operator[](int32_t size) const;
 
   // An axis in numbers; kUnknown where a size of it is.
   int64_t resolve(const Axis& axis) const;
@@ -107,7 +108,7 @@ class Sizes {
     for (int pass = 0; pass < 2; ++pass) {
       for (int32_t i = 0; i < op_->inputs.count; ++i) {
         const Tensor& tensor = op_->inputs[i];
-        if (pass == 1 && !has_sum(tensor)) continue;
+        if (pass == 1 && !has_several(tensor)) continue;
         match(tensor, shape_of(i));
       }
     }
@@ -119,7 +120,7 @@ class Sizes {
   void estimate(const Tensor& tensor, const Shape& shape);
 
  private:
-  static bool has_sum(const Tensor& tensor);
+  bool has_several(const Tensor& tensor) const;
   void match(const Tensor& tensor, const Shape& shape);
   [[noreturn]] void refuse(const Tensor& tensor, const Shape& shape) const;
   bool take(const Axis& axis, int64_t given);
@@ -142,6 +143,7 @@ struct Arguments {
   bool has_constant_weights;
   const void* const* inputs;  // null, and outputs too, where sizes alone are asked about
   void* const* outputs;
+  mamba_dtype state_dtype = MAMBA_FP32;  // S, of an operator that has it
 };
 
 // The bytes of an operator's parameter struct.

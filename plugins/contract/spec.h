@@ -16,15 +16,16 @@ struct Term {
   int32_t size = kNone;  // index into the operator's sizes
   int64_t factor = 1;
 };
-constexpr int32_t kMaxTerms = 2;
+constexpr int32_t kMaxTerms = 3;
 struct Axis {
   Term terms[kMaxTerms];  // those after the last have no size
   int64_t constant = 0;
 };
 constexpr int32_t kMaxAxes = 4;
 
-// The operator's own dtype; the residual stream's, which is fp32 or T; fp32 whatever T is.
-enum class DtypeClass { kT, kR, kFp32 };
+// The operator's own dtype; a residual stream's, and states' beside it, each fp32 or T; fp32
+// whatever T is.
+enum class DtypeClass { kT, kR, kS, kFp32 };
 
 // Values of one type, of an array that lasts as long as the process.
 template <typename Value>
@@ -45,6 +46,10 @@ struct Size {
   const char* name;
   size_t offset;            // of its field in the parameter struct, an int64_t
   int32_t divides = kNone;  // index of a size
+  // Indices of the two sizes whose product it is: no tensor gives it, and no field has it.
+  int32_t factors[2] = {kNone, kNone};
+
+  constexpr bool is_product() const { return factors[0] != kNone; }
 };
 
 enum class Role {
@@ -79,6 +84,7 @@ struct Kernels {
   mamba_status (*cpu)(const void* params, mamba_parallel_for parallel_for, void* scheduler);
   // Bytes for these sizes; reads no tensor.
   size_t (*cuda_workspace)(const void* params);
+  // Null where the row has none for GPUs.
   mamba_status (*cuda)(const void* params, void* workspace, void* stream);
   // Null, but for an operator whose kernel calls back for large products: where these sizes need
   // them, cuda_with_products takes the place of cuda.
@@ -97,6 +103,7 @@ struct Operator {
   size_t params_bytes;  // of the parameter struct, and offsets of fields in it
   size_t dtype_offset;
   int32_t residual_dtype_offset;    // kNone where no tensor is of class R
+  int32_t state_dtype_offset;       // kNone where no tensor is of class S
   int32_t constant_weights_offset;  // kNone where the kernel does not ask
   bool has_cpu_kernel;
   bool has_plugin;  // TensorRT can run it: its CUDA kernel never calls back

@@ -1,5 +1,6 @@
 /* Decoding on an NVIDIA GPU: a step of the model captured in a CUDA graph, with the choice of the
- * next token at its end, so that a token costs the host one launch and one number to read.
+ * next token at its end, so that a token costs the host one launch and one number to read. Prompts
+ * are read in the same way, by runs over many tokens that are captured.
  *
  * In libraries that were built with CUDA. A stream is used by one thread at a time.
  * mamba_stream_create and mamba_graph_run set the device that they need and put the caller's back;
@@ -56,8 +57,11 @@ MAMBA_API mamba_status mamba_stream_create(int device, void** stream);
 MAMBA_API mamba_status mamba_host_alloc(size_t bytes, void** memory);
 MAMBA_API void mamba_host_free(void* memory);
 
-/* Queues a copy between any two places and waits for all that was queued. */
+/* Queues a copy between any two places. Host memory that it reads may change once it has returned,
+ * but for that of mamba_host_alloc; what it writes is there after mamba_wait. */
 MAMBA_API mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream);
+
+/* Waits for all that was queued. */
 MAMBA_API mamba_status mamba_wait(void* stream);
 
 /* Between the two, work on the stream is noted and not run. mamba_capture_end returns NULL in graph
@@ -66,7 +70,7 @@ MAMBA_API mamba_status mamba_wait(void* stream);
 MAMBA_API mamba_status mamba_capture_begin(void* stream);
 MAMBA_API mamba_status mamba_capture_end(void* stream, void** graph);
 
-/* Runs a captured graph and waits for its end. */
+/* Queues a captured graph. */
 MAMBA_API mamba_status mamba_graph_run(void* graph, void* stream);
 MAMBA_API void mamba_graph_destroy(void* graph);
 

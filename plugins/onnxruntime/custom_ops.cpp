@@ -80,17 +80,21 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   if (made.domain) return nullptr;
   made.operators.clear();
   const bool has_cuda = *mamba_cuda_architectures() != '\0';
-  const auto add = [&](const Operator& op, mamba_dtype dtype, mamba_dtype residual, Provider on) {
-    made.operators.push_back(std::make_unique<CustomOp>(api_, op, dtype, residual, on));
+  const auto add = [&](const Operator& op, mamba_dtype dtype, mamba_dtype residual,
+                       mamba_dtype state, Provider on) {
+    made.operators.push_back(std::make_unique<CustomOp>(api_, op, dtype, residual, state, on));
   };
   for (const Operator& op : kOperators) {
     // One that has a kernel for CUDA alone must stay unknown to other sessions.
-    const bool runs_on_cuda = has_cuda && (op.has_cpu_kernel || for_cuda);
+    const bool runs_on_cuda = has_cuda && op.kernels->cuda && (op.has_cpu_kernel || for_cuda);
     // Every choice of dtypes that export writes.
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
       for (mamba_dtype residual : {MAMBA_FP32, dtype}) {
-        if (op.has_cpu_kernel) add(op, dtype, residual, kCpu);
-        if (runs_on_cuda) add(op, dtype, residual, kCuda);
+        for (mamba_dtype state : {MAMBA_FP32, dtype}) {
+          if (op.has_cpu_kernel) add(op, dtype, residual, state, kCpu);
+          if (runs_on_cuda) add(op, dtype, residual, state, kCuda);
+          if (!has_state_dtype(op) || dtype == MAMBA_FP32) break;  // they have one of states
+        }
         if (!has_residual(op) || dtype == MAMBA_FP32) break;  // they have one residual dtype
       }
     }
@@ -153,12 +157,13 @@ OrtStatus* too_old(const OrtApiBase* runtime) {
 }  // namespace
 
 CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_,
-                   mamba_dtype residual_dtype_, Provider provider_)
+                   mamba_dtype residual_dtype_, mamba_dtype state_dtype_, Provider provider_)
     : OrtCustomOp{},
       api(api_),
       description(description_),
       dtype(dtype_),
       residual_dtype(residual_dtype_),
+      state_dtype(state_dtype_),
       provider(provider_) {
   version = kOrtApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).description.name; };

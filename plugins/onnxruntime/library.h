@@ -23,16 +23,24 @@ enum Provider { kCpu, kCuda };
 // by the provider that a node was given to and by the types of its inputs.
 struct CustomOp : OrtCustomOp {
   CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype,
-           mamba_dtype residual_dtype, Provider provider);
+           mamba_dtype residual_dtype, mamba_dtype state_dtype, Provider provider);
 
   mamba_dtype dtype_of(const Tensor& tensor) const {
-    if (tensor.dtype == DtypeClass::kT) return dtype;
-    return tensor.dtype == DtypeClass::kR ? residual_dtype : MAMBA_FP32;
+    switch (tensor.dtype) {
+      case DtypeClass::kT:
+        return dtype;
+      case DtypeClass::kR:
+        return residual_dtype;
+      case DtypeClass::kS:
+        return state_dtype;
+      default:
+        return MAMBA_FP32;
+    }
   }
 
   OrtFunctions api;
   const Operator& description;
-  mamba_dtype dtype, residual_dtype;
+  mamba_dtype dtype, residual_dtype, state_dtype;
   Provider provider;
 };
 

@@ -1,4 +1,4 @@
-// Streams, host memory and CUDA graphs for decoding: what mamba_decode.h promises but for the
+// Streams, host memory and CUDA graphs: what mamba_decode.h promises but for the
 // choice.
 //
 // The graph is captured here, not by ONNX Runtime's enable_cuda_graph, because that keeps a graph,
@@ -74,7 +74,7 @@ mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
   }
   for (cudaGraphNode_t node : nodes) {
     if (const char* what = unfit(node)) {
-      return fail(MAMBA_INVALID, "a step of this model cannot be captured: it holds %s", what);
+      return fail(MAMBA_INVALID, "this model cannot be captured: it holds %s", what);
     }
   }
   auto graph = std::make_unique<Graph>();
@@ -116,11 +116,7 @@ void mamba_host_free(void* memory) {
 
 mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  if (mamba_status bad =
-          status_of("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue))) {
-    return bad;
-  }
-  return mamba_wait(stream);
+  return status_of("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue));
 }
 
 mamba_status mamba_wait(void* stream) {
@@ -156,11 +152,7 @@ mamba_status mamba_capture_end(void* stream, void** graph) {
 mamba_status mamba_graph_run(void* graph, void* stream) {
   const auto& self = *static_cast<mamba::Graph*>(graph);
   const mamba::OnDevice on(self.device);
-  if (mamba_status bad = status_of(
-          "decode", cudaGraphLaunch(self.executable, static_cast<cudaStream_t>(stream)))) {
-    return bad;
-  }
-  return mamba_wait(stream);
+  return status_of("decode", cudaGraphLaunch(self.executable, static_cast<cudaStream_t>(stream)));
 }
 
 void mamba_graph_destroy(void* graph) { delete static_cast<mamba::Graph*>(graph); }

@@ -41,6 +41,14 @@ mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params*, mamba_
 mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params*, mamba_parallel_for, void*) {
   return MAMBA_INTERNAL;
 }
+mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params*, mamba_parallel_for,
+                                        void*) {
+  return MAMBA_INTERNAL;
+}
+mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params*, mamba_parallel_for,
+                                      void*) {
+  return MAMBA_INTERNAL;
+}
 int mamba_layer_is_step_cuda(const mamba_layer_params*) { return 0; }
 size_t mamba_layer_cuda_workspace(const mamba_layer_params*) { return 0; }
 mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) {
@@ -138,6 +146,8 @@ std::vector<harness_tensor> tensors_of(Random& random, const Operator& op) {
   for (int32_t i = 0; i < op.sizes.count; ++i) sizes[i] = random.between(2, 5);
   for (int32_t i = 0; i < op.sizes.count; ++i) {
     if (op.sizes[i].divides != kNone) sizes[op.sizes[i].divides] = sizes[i] * random.between(1, 3);
+    const int32_t* const factors = op.sizes[i].factors;
+    if (op.sizes[i].is_product()) sizes[i] = sizes[factors[0]] * sizes[factors[1]];
   }
   const int32_t T = static_cast<int32_t>(random.between(0, 1));  // fp32, fp16
   std::vector<harness_tensor> made;

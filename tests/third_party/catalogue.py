@@ -13,7 +13,7 @@ from torch.export import Dim
 from third_party.cross_scans import SS2D, AtrousSS2D, CoreScan, VMambaLike, WindowSS2D
 from third_party.image_sequences import MambaVisionLike, VimLike
 from third_party.restoration import MambaIRLike, MambaIRv2Like
-from third_party.sequences import CaduceusLike, Mamba4RecLike, SDMambaLike, SEMambaLike
+from third_party.sequences import CaduceusLike, HydraLike, Mamba4RecLike, SDMambaLike, SEMambaLike
 from third_party.spaces import PointMambaLike, SegMambaLike, UMambaLike
 
 Sizes = tuple[int, ...]
@@ -135,6 +135,14 @@ STYLES: dict[str, Style] = {
         ((1, 9, 11), (3, 9, 4)),
         {"CausalConv1d": 4, "SelectiveScan": 4},
         ("output_0", "output_1"),
+    ),
+    "Hydra": Style(
+        HydraLike,
+        lambda batch, length: {"u": torch.randn(batch, length, 16)},
+        {"u": {0: "batch", 1: "length"}},
+        (2, 20),  # not on a chunk's grid, nor are the others
+        ((1, 7), (3, 65), (1, 300)),
+        {"StateSpaceDual": 1, "GatedRmsNorm": 1},
     ),
     "S-D-Mamba": Style(
         SDMambaLike,

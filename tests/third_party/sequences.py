@@ -15,6 +15,8 @@ with adapters.installed():
     from mamba_ssm.models.mixer_seq_simple import _init_weights
     from mamba_ssm.modules.mamba_simple import Block
     from mamba_ssm.ops.triton.layernorm import RMSNorm
+    from mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
 
 def residual_block(width: int) -> Block:
@@ -154,3 +156,37 @@ class Mamba4RecLike(nn.Module):
         index = (item_seq_len - 1).view(-1, 1, 1).expand(-1, -1, x.shape[-1])
         last = x.gather(dim=1, index=index).squeeze(1)
         return last @ self.item_embedding.weight.transpose(0, 1)
+
+
+class HydraLike(nn.Module):
+    """Hydra: both directions as one batch of Mamba-2 scans, each shifted by a step, and a skip of its own."""
+
+    def __init__(self, width: int = 16, headdim: int = 8, d_state: int = 8) -> None:
+        super().__init__()
+        self.width, self.headdim, self.heads = width, headdim, width // headdim
+        self.in_proj = nn.Linear(width, 2 * width + 4 * d_state + 2 * self.heads)
+        self.conv1d = nn.Conv1d(width + 4 * d_state, width + 4 * d_state, 7, padding=3)
+        self.dt_bias = nn.Parameter(torch.randn(self.heads))
+        self.A_log = nn.Parameter(torch.randn(self.heads))
+        self.fc_D = nn.Linear(width, self.heads)
+        self.norm = RMSNormGated(width, eps=1e-5, norm_before_gate=True)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, u: Tensor) -> Tensor:
+        batch = u.shape[0]
+        convolved = self.conv1d.in_channels
+        z, xBC, dt = self.in_proj(u).split([self.width, convolved, 2 * self.heads], dim=-1)
+        dt = torch.cat((dt[:, :, : self.heads], dt[:, :, self.heads :].flip((1,))), dim=0)
+        dt = F.softplus(dt + self.dt_bias)
+        xBC = F.silu(self.conv1d(xBC.transpose(1, 2)).transpose(1, 2))
+        x, first, second = xBC.split([self.width] + [(convolved - self.width) // 2] * 2, dim=-1)
+        B, C = torch.cat((first, second.flip((1,))), dim=0).chunk(2, dim=-1)
+        both = torch.cat((x, x.flip((1,))), dim=0).unflatten(-1, (self.heads, self.headdim))
+        y = mamba_chunk_scan_combined(
+            both, dt, -torch.exp(self.A_log.float()), B.unsqueeze(2), C.unsqueeze(2), chunk_size=64, D=None
+        ).flatten(-2)  # fmt: skip
+        y = torch.roll(y, shifts=1, dims=1)
+        y[:, 0, :] = 0.0
+        skip = self.fc_D(x).repeat_interleave(self.headdim, dim=-1)
+        y = y[:batch] + y[batch:].flip((1,)) + x * skip
+        return self.out_proj(self.norm(y, z))

@@ -38,8 +38,8 @@ VISION_SHAPES = tuple(
 VISION_STATES = (1, 8, 16)
 _DIRECTIONS = 4
 _D_CONV = 4
-_MAX_SETS = 1024
-_AGREE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
+MAX_SETS = 1024
+AGREE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """Relative error under which two implementations compute the same thing; mamba_ssm is built with fast
 approximate functions. What is exact enough is the tests' business, not this one's."""
 
@@ -149,15 +149,15 @@ def _scan_rows(
     sets = gpu.sets_to_rotate(moved)
     limit = limits.scan(ceilings, batch, d_inner, length, d_state, dtype, **form)
     inputs = scan_inputs(sets, batch, d_inner, length, d_state, dtype, **form)
-    yield _time(kind, sizes, _scan, inputs)
+    yield time_call(kind, sizes, _scan, inputs)
     if peers.mamba_ssm_absent():
         yield Row.of(kind, sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
     else:
         error = _difference(inputs[0])
         theirs = [peer_operators.scan_arguments(**one) for one in inputs]
         del inputs
-        note = "" if error <= _AGREE[dtype] else f"results differ by {error:.1e}: one is wrong"
-        yield _time(kind, sizes, peer_operators.scan, theirs, peers.MAMBA_SSM, note)
+        note = "" if error <= AGREE[dtype] else f"results differ by {error:.1e}: one is wrong"
+        yield time_call(kind, sizes, peer_operators.scan, theirs, peers.MAMBA_SSM, note)
         del theirs
     yield Row.of(kind, sizes, LIMIT, limit.milliseconds, limit.bound)
     gpu.release_memory()
@@ -168,7 +168,7 @@ def _difference(inputs: Inputs) -> float:
     state = inputs["initial_state"]
     from_zero = {**inputs, "initial_state": torch.zeros_like(state)}
     try:
-        with torch.no_grad(), _native():
+        with torch.no_grad(), native():
             ours = _scan(from_zero)[0].float()
     except (ValueError, RuntimeError):
         return 0.0  # there is nothing to compare; our row says why
@@ -205,14 +205,14 @@ def _step_rows(
     sizes = {"dtype": dtype, "batch": batch, "d_inner": d_inner, "d_state": 16}
     progress(f"step {sizes}")
     moved = limits.scan_bytes(batch, d_inner, 1, 16, dtype)
-    sets = min(_MAX_SETS, gpu.sets_to_rotate(moved))
+    sets = min(MAX_SETS, gpu.sets_to_rotate(moved))
     inputs = scan_inputs(sets, batch, d_inner, 1, 16, dtype)
-    yield _time("step", sizes, _scan, inputs)
+    yield time_call("step", sizes, _scan, inputs)
     if peers.mamba_ssm_absent():
         yield Row.of("step", sizes, peers.MAMBA_SSM, None, peers.mamba_ssm_absent())
     else:
         theirs = [peer_operators.step_arguments(**one) for one in inputs]
-        yield _time("step", sizes, peer_operators.step, theirs, peers.MAMBA_SSM)
+        yield time_call("step", sizes, peer_operators.step, theirs, peers.MAMBA_SSM)
         del theirs
     limit = limits.scan(ceilings, batch, d_inner, 1, 16, dtype)
     yield Row.of("step", sizes, LIMIT, limit.milliseconds, limit.bound)
@@ -232,13 +232,13 @@ def _conv_rows(
     progress(f"convolution {sizes}")
     moved = limits.conv_bytes(batch, channels, length, _D_CONV, dtype)
     inputs = conv_inputs(gpu.sets_to_rotate(moved), batch, channels, length, dtype)
-    yield _time("convolution", sizes, _conv, inputs)
+    yield time_call("convolution", sizes, _conv, inputs)
     if peers.causal_conv1d_absent():
         absent = peers.causal_conv1d_absent()
         yield Row.of("convolution", sizes, peers.CAUSAL_CONV1D, None, absent)
     else:
         theirs = [peer_operators.conv_arguments(**one) for one in inputs]
-        yield _time("convolution", sizes, peer_operators.conv, theirs, peers.CAUSAL_CONV1D)
+        yield time_call("convolution", sizes, peer_operators.conv, theirs, peers.CAUSAL_CONV1D)
         del theirs
     limit = limits.conv(ceilings, batch, channels, length, _D_CONV, dtype)
     yield Row.of("convolution", sizes, LIMIT, limit.milliseconds, limit.bound)
@@ -246,11 +246,12 @@ def _conv_rows(
     gpu.release_memory()
 
 
-def _native() -> Any:
+def native() -> Any:
+    """Context in which operators run the compiled kernels, or fail."""
     return mock.patch.dict(os.environ, {BACKEND_VARIABLE: "native"})
 
 
-def _time(
+def time_call(
     kind: str,
     sizes: dict[str, Any],
     call: Callable[[Inputs], Any],
@@ -260,7 +261,7 @@ def _time(
 ) -> Row:
     """A row with the kernels' time, or with the reason why there is none."""
     try:
-        with _native():
+        with native():
             milliseconds = gpu.kernel_milliseconds(lambda i: call(inputs[i]), len(inputs))
     except (ValueError, RuntimeError) as error:  # no kernels, out of memory
         reason = first_line(error)

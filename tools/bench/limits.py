@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
-from mamba_export.contract.spec import FP32, Operator, T
+from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN, STATE_SPACE_DUAL
+from mamba_export.contract.spec import FP32, Operator, R, T
 from mamba_export.models import MambaConfig
 
 _SPECIAL_FUNCTIONS = 16
@@ -96,6 +96,48 @@ def scan(
     return _largest(
         memory=moved / ceilings.bandwidth,
         exponentials=batch * length * d_inner * (d_state + extra) / ceilings.special_rate,
+    )
+
+
+def dual_bytes(
+    batch: int,
+    heads: int,
+    length: int,
+    head_dim: int,
+    d_state: int,
+    dtype: str,
+    state: str = "fp32",
+) -> int:
+    """Bytes that state space duality must move: one group, no gate, states in ``state``."""
+    sizes = {
+        "batch": batch, "heads": heads, "length": length, "head_dim": head_dim,
+        "d_state": d_state, "n_groups": 1, "d_skip": 1,
+    }  # fmt: skip
+    items = {T: ITEM_BYTES[dtype], FP32: ITEM_BYTES["fp32"], R: ITEM_BYTES[state]}
+    absent = [tensor.name for tensor in STATE_SPACE_DUAL.inputs if tensor.without is not None]
+    return STATE_SPACE_DUAL.bytes_moved(sizes, items, absent)
+
+
+def dual(
+    ceilings: Ceilings,
+    batch: int,
+    heads: int,
+    length: int,
+    head_dim: int,
+    d_state: int,
+    dtype: str,
+    state: str = "fp32",
+) -> Limit:
+    """Limit of state space duality; of a step, where the length is 1.
+
+    The least number of operations, those of the recurrence itself, are 4 of a step and an element of the
+    state; a form in chunks has more. A step runs on no tensor core, so only its bytes count.
+    """
+    moved = dual_bytes(batch, heads, length, head_dim, d_state, dtype, state)
+    operations = 4 * batch * heads * length * head_dim * d_state if length > 1 else 0
+    return _largest(
+        memory=moved / ceilings.bandwidth,
+        products=operations / ceilings.product_rate[dtype],
     )
 
 

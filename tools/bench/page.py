@@ -33,6 +33,8 @@ _TITLES = {
     "vision": "Selective scan of vision models: four directions as groups, no gate, last state included",
     "step": "Step of the scan (length 1)",
     "convolution": "Causal convolution with SiLU",
+    "dual": "State space duality (Mamba-2), head_dim 64, d_state 128, last state included",
+    "dual step": "Step of the state space duality (length 1)",
     "prefill": "Prefill, until the last logits are on the host",
     "decode": "Decode, a token of every sequence; the limit is reading weights and states once",
     "long": "Decode after a long text",

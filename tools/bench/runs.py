@@ -14,6 +14,7 @@ from typing import Any
 from bench import ceilings as ceilings_module
 from bench import gpu, peers, provenance
 from bench.cases import Cases
+from bench.gpu_dual import dual_rows
 from bench.gpu_models import long_rows, model_rows
 from bench.gpu_operators import operator_rows, vision_rows
 from bench.limits import Ceilings
@@ -72,6 +73,7 @@ class GpuRun:
     Args:
         cases: models.
         operators: whether to time the operators, too.
+        dual: whether to time state space duality.
         vision: whether to time the scan at the shapes of vision models.
         dtypes, shapes: of the operators.
         long: whether to time decoding after a long text, too.
@@ -80,6 +82,7 @@ class GpuRun:
 
     cases: Cases
     operators: bool
+    dual: bool
     vision: bool
     dtypes: Sequence[str]
     shapes: Sequence[tuple[int, int, int]]
@@ -90,6 +93,8 @@ class GpuRun:
         """All rows, one after the other."""
         if self.operators:
             yield from operator_rows(ceilings, self.dtypes, self.shapes, progress)
+        if self.dual:
+            yield from dual_rows(ceilings, self.dtypes, progress)
         if self.vision:
             yield from vision_rows(ceilings, self.dtypes, progress)
         if self.long:

@@ -13,7 +13,7 @@ from rich.table import Table
 from bench.rows import LIMIT, OURS, Row, comparisons, is_ours, is_peer
 from mamba_export.printing import as_text
 
-_IN_MICROSECONDS = ("scan", "step", "convolution")
+_IN_MICROSECONDS = ("scan", "step", "convolution", "dual", "dual step")
 
 
 _LOG_WIDTH = 200

@@ -1,4 +1,4 @@
-"""The compiled library's functions for decoding on an NVIDIA GPU (plugins/kernels/mamba_decode.h)."""
+"""The compiled library's functions for CUDA graphs on an NVIDIA GPU (plugins/kernels/mamba_decode.h)."""
 
 from __future__ import annotations
 
@@ -84,9 +84,18 @@ class GpuStream:
 
     def copy(self, to: int, source: int, size: int) -> None:
         """Copy between any two addresses, and wait for all work of the stream."""
+        self.queue_copy(to, source, size)
+        self.wait()
+
+    def queue_copy(self, to: int, source: int, size: int) -> None:
+        """Queue a copy between two addresses on the device."""
         self._call(
             "mamba_copy", _pointer(to), _pointer(source), ctypes.c_size_t(size), self._stream
         )
+
+    def queue_upload(self, to: int, array: np.ndarray) -> None:
+        """Queue a copy of an array, of memory that is the host's alone: it may change once this returns."""
+        self.queue_copy(to, array.ctypes.data, array.nbytes)
 
     def wait(self) -> None:
         """Wait for all work of the stream."""
@@ -116,6 +125,11 @@ class GpuStream:
 
     def run(self, graph: Graph) -> None:
         """Run captured work, and wait for its end."""
+        self.launch(graph)
+        self.wait()
+
+    def launch(self, graph: Graph) -> None:
+        """Queue captured work."""
         self._call("mamba_graph_run", _pointer(graph.address), self._stream)
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

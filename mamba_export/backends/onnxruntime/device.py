@@ -118,6 +118,15 @@ class DeviceTensor:
             value = ort.OrtValue.ortvalue_from_numpy(stored, device.name, device.index)
         return cls(value, dtype, array.shape, device)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of its content in bytes."""
+        return math.prod(self.shape) * storage_dtype(self.dtype).itemsize
+
+    def start(self, shape: tuple[int, ...]) -> DeviceTensor:
+        """The first elements of its memory as a tensor of a shape of its own."""
+        return DeviceTensor(self._value, self.dtype, shape, self.device)
+
     def numpy(self) -> np.ndarray:
         """A copy in host memory."""
         return np.array(self._host()).view(NUMPY_DTYPES[self.dtype])

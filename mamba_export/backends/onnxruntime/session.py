@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from mamba_export.backends.onnxruntime import prompt_parts
 from mamba_export.backends.onnxruntime.binding import run_once
 from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
 from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.loading import check_version, open_session
+from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
@@ -79,11 +81,29 @@ class OrtSession(GenerationMethods):
         # A step can be captured where its buffers stay: a state that grows takes others every time.
         has_graphs = self._model.gpu is not None and not self.metadata.grows
         self._graphs = StepGraphs(self._model) if has_graphs else None
+        reads_graphs = has_graphs and prompt_parts.why_not(self.metadata) is None
+        self._prompts = PromptGraphs(self._model) if reads_graphs else None
 
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the provider that computes."""
         return str(self._model.session.get_providers()[0])
+
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether ``run`` and ``advance`` read any length in bounded memory, by captured parts."""
+        return self._prompts is not None
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why prompts are read without CUDA graphs; None where nothing is known against it."""
+        if self._prompts is not None:
+            return self._prompts.capture_problem
+        if self._model.gpu is None:
+            return (
+                "the session has no CUDA stream of its own, which our kernels on CUDA need and make"
+            )
+        return prompt_parts.why_not(self.metadata)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -136,13 +156,18 @@ class OrtSession(GenerationMethods):
                 vocabulary, or ONNX Runtime failed (memory).
         """
         checked = check_inputs(inputs, self.metadata)
-        outputs, new_state = run_once(self._model, checked, self._checked(state, checked.sizes))
+        start = self._checked(state, checked.sizes)
+        if self._prompts is not None:
+            return self._prompts.read(checked.first, start, with_logits=True)
+        outputs, new_state = run_once(self._model, checked, start)
         return returned(outputs, self.metadata), new_state
 
     def advance(self, inputs: Inputs, state: OrtState | None = None) -> OrtState:
         """``run`` for the state alone: the outputs do not leave the device."""
         checked = check_inputs(inputs, self.metadata)
         start = self._checked(state, checked.sizes)
+        if self._prompts is not None:
+            return self._prompts.read(checked.first, start, with_logits=False)[1]
         return run_once(self._model, checked, start, with_outputs=False)[1]
 
     def stepper(self, state: OrtState) -> OrtStepper | GrowingStepper | GraphStepper:
@@ -196,6 +221,8 @@ class OrtSession(GenerationMethods):
         kept = self._kept_start
         if kept is None or kept[0] != shapes:
             starts = map(start_array, self.metadata.states, shapes)
-            tensors = [DeviceTensor.from_numpy(array, self.device) for array in starts]
-            kept = self._kept_start = (shapes, OrtState(tensors))
+            start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
+            if self._prompts is not None:
+                start = self._prompts.block_of(start)
+            kept = self._kept_start = (shapes, start)
         return kept[1]

@@ -1,0 +1,99 @@
+"""The states of a batch in one piece of a GPU's memory, so that one copy moves them all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
+from mamba_export.backends.onnxruntime.device import Device, DeviceTensor, storage_dtype
+from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.state import batch_sizes
+
+_ALIGNMENT = 256  # bytes, as CUDA's own allocations have it
+
+
+class BlockTensor(DeviceTensor):
+    """A state that lies in a block; it keeps the block's memory."""
+
+    __slots__ = ("_gpu", "memory")
+
+    def __init__(
+        self, memory: DeviceTensor, offset: int, dtype: str, shape: tuple[int, ...], gpu: GpuStream
+    ) -> None:
+        self.memory = memory
+        self.address = memory.address + offset
+        self.dtype = dtype
+        self.shape = shape
+        self.device = memory.device
+        self._gpu = gpu
+
+    def _host(self) -> np.ndarray:
+        stored = np.empty(self.shape, storage_dtype(self.dtype))
+        if stored.nbytes:
+            with self._gpu.lock:
+                self._gpu.copy(stored.ctypes.data, self.address, stored.nbytes)
+        return stored
+
+
+class StateBlock:
+    """Memory for every state of a batch; its content is undefined at first.
+
+    Args:
+        metadata: of a program whose states are of fixed size.
+        batch: number of sequences.
+        device: of the GPU.
+        gpu: its stream, on which the block is read and written.
+
+    Attributes:
+        state: the block's tensors.
+        nbytes: of the whole.
+
+    Raises:
+        SessionError: the GPU has no memory for it.
+    """
+
+    def __init__(self, metadata: Metadata, batch: int, device: Device, gpu: GpuStream) -> None:
+        self._gpu = gpu
+        sizes = batch_sizes(metadata, batch)
+        kinds = [(info.past.dtype, info.past.resolve(sizes)) for info in metadata.states]
+        lengths = [
+            -(-math.prod(shape) * storage_dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+            for dtype, shape in kinds
+        ]
+        self._offsets = [0, *itertools.accumulate(lengths)]
+        self.nbytes = self._offsets[-1]
+        self._memory = DeviceTensor.empty("uint8", (self.nbytes,), device)
+        self.state = OrtState(
+            [
+                BlockTensor(self._memory, offset, dtype, shape, gpu)
+                for offset, (dtype, shape) in zip(self._offsets, kinds, strict=False)
+            ]
+        )
+
+    def queue_copy_of(self, state: OrtState) -> None:
+        """Queue a copy of a state, which must be of this program and batch, into the block."""
+        if not state.tensors:
+            return
+        source = self._whole(state)
+        if source is not None:
+            self._gpu.queue_copy(self._memory.address, source.address, self.nbytes)
+            return
+        for to, tensor in zip(self.state.tensors, state.tensors, strict=True):
+            if tensor.nbytes:
+                self._gpu.queue_copy(to.address, tensor.address, tensor.nbytes)
+
+    def _whole(self, state: OrtState) -> DeviceTensor | None:
+        """The memory of a state that lies in a block as this one's does; None of any other."""
+        first = state.tensors[0]
+        if not isinstance(first, BlockTensor):
+            return None
+        starts = [tensor.address - first.memory.address for tensor in state.tensors]
+        same = all(
+            isinstance(tensor, BlockTensor) and tensor.memory is first.memory
+            for tensor in state.tensors
+        )
+        return first.memory if same and starts == self._offsets[:-1] else None
