@@ -295,6 +295,8 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       products_commit();
 
       const float chunk_decay = load_float(factors + 4 * Factors::kChunk);
+#pragma unroll
+      for (int k = 0; k < kStates / 2; ++k) h[k] *= chunk_decay;
       // Leaves the tile of outputs free that this chunk writes, or the next one where there is a
       // gate.
       if (leader) {
@@ -308,8 +310,6 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       warpgroup_sync(barrier);
 
       weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
-#pragma unroll
-      for (int k = 0; k < kStates / 2; ++k) h[k] *= chunk_decay;
       float2 from_start[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
