@@ -18,8 +18,7 @@ from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from torch import Tensor
 
 from mamba_export import cuda_queries
-from mamba_export.models import MambaConfig, cast
-from mamba_export.models.block import LayerState
+from mamba_export.models import LayerState, MambaConfig, cast
 from mamba_export.models.language_model import Layer
 from mamba_export.operators import kernel_library
 

@@ -413,17 +413,7 @@ inline cudaError_t launch(void (*kernel)(LayerStep), dim3 grid, int threads, siz
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, s);
+  return launch_overlapping(kernel, grid, dim3(threads), shared, stream, overlaps, s);
 }
 
 // Picks the number of rows to compile for; matrices that cannot be read in 16 bytes take the
