@@ -25,9 +25,9 @@ struct Work {
       return i == 0;
     }
     const int wide = (p.slices + Tiles::kSlices - 1) / Tiles::kSlices;
-    const int64_t item = blockIdx.x + int64_t{i} * gridDim.x;
-    batch = static_cast<int>(item / wide);
-    slice = static_cast<int>(item % wide) * Tiles::kSlices;
+    const int item = blockIdx.x + i * gridDim.x;
+    batch = item / wide;
+    slice = item % wide * Tiles::kSlices;
     part = 0;
     first = 0;
     end = p.chunks;
@@ -56,12 +56,30 @@ struct Ring {
 
 // --- Producers -----------------------------------------------------------------------------------
 
+// Brings the initial states of a work to come into the L2 cache.
+template <typename Tiles>
+__device__ __forceinline__ void prefetch_states(const SsdHopperArguments& p, const Work& work) {
+  const int size = p.state_is_fp32 ? 4 : 2;
+#pragma unroll
+  for (int k = 0; k < Tiles::kSlices; ++k) {
+    const Slice slice(p, work.slice + k);
+    if (slice.head >= p.heads) return;
+    const int64_t first = state_offset<Tiles::kStates>(p, work.batch, slice) * size;
+    prefetch(static_cast<const char*>(p.initial_state) + first,
+             slice.channels * Tiles::kStates * size);
+  }
+}
+
 template <typename Tiles, bool Split>
 __device__ __forceinline__ void load_tiles(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                                            uint32_t shared) {
   Ring<Tiles::kStages> ring;
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
+    Work next;
+    if (!Split && p.initial_state && next.take<Tiles, Split>(p, i + 1)) {
+      prefetch_states<Tiles>(p, next);
+    }
     const int group = work.slice / p.slices_a_group;
     int heads[Tiles::kSlices], channels[Tiles::kSlices];
 #pragma unroll
@@ -100,10 +118,10 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
     const Steps<T> steps(p, work.batch, Slice(p, min(work.slice + own, p.slices - 1)).head);
-    T raw[kAhead][2] = {};
+    uint32_t raw[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      steps.fetch(work.first + k, work.first + k < work.end, raw[k]);
+      raw[k] = steps.fetch(work.first + k, work.first + k < work.end);
     }
     for (int base = work.first; base < work.end; base += kAhead) {
 #pragma unroll
@@ -111,7 +129,7 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
         const int chunk = base + k;
         if (chunk < work.end) {
           const ChunkSteps of_chunk(steps, chunk, raw[k]);
-          steps.fetch(chunk + kAhead, chunk + kAhead < work.end, raw[k]);
+          raw[k] = steps.fetch(chunk + kAhead, chunk + kAhead < work.end);
           ring.wait_until_empty(shared + Tiles::kEmpty);
           of_chunk.write_factors(reinterpret_cast<float*>(memory + Tiles::kFactors) +
                                  (ring.stage * Tiles::kSlices + own) * Factors::kCount);
@@ -309,7 +327,6 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       publish_shared_writes();
       warpgroup_sync(barrier);
 
-      weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
       float2 from_start[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -331,7 +348,10 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       if (!skip_of_head) {
 #pragma unroll
         for (int k = 0; k < 16; ++k) {
-          const float2 two = Pair<T>::floats(x[k]);
+          // Unpacked for itself: shared with weigh, it would be done before the products below.
+          uint32_t pair = x[k];
+          asm volatile("" : "+r"(pair));
+          const float2 two = Pair<T>::floats(pair);
           const float own_skip = k % 2 ? skip.y : skip.x;
           y[2 * k] += own_skip * two.x;
           y[2 * k + 1] += own_skip * two.y;
@@ -340,7 +360,6 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
 
       // The chunk's own part of the outputs, X^T S^T, and what it adds to the state.
       pin(y);
-      pin(h);
       products_begin();
       const uint32_t score_rows = along_rows(scores), B_down = down_rows(tiles);
 #pragma unroll
@@ -348,6 +367,10 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
         multiply_along_rows<T>(y, x + 4 * k, descriptor(score_rows + k * kColumnStep), 1);
       }
       products_commit();
+      __syncwarp();
+      weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
+      pin(h);
+      products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         multiply_down_rows<T>(h, weighed + 4 * k, descriptor(B_down + k * kRowStep), 1);
@@ -394,6 +417,10 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
                                          ~static_cast<uintptr_t>(1023));
   const uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0) {
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.B);
+    prefetch_map(&maps.C);
+    prefetch_map(&maps.y);
     for (int i = 0; i < Tiles::kStages; ++i) {
       barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);   // the copies, the factors
       barrier_init(shared + Tiles::kEmpty + 8 * i, 4 * Tiles::kSlices);  // the consumers' warps

@@ -48,16 +48,16 @@ __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* 
   const int slice = blockIdx.x * Tiles::kSlices + own, lane = threadIdx.x & 31;
   const Steps<T> steps(p, blockIdx.z, Slice(p, min(slice, p.slices - 1)).head);
   float after = 0.f;  // the exponent of the chunks that were walked
-  T raw[kAhead][2] = {};
+  uint32_t raw[kAhead];
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) steps.fetch(end - 1 - k, end - 1 - k >= first, raw[k]);
+  for (int k = 0; k < kAhead; ++k) raw[k] = steps.fetch(end - 1 - k, end - 1 - k >= first);
   for (int base = 0; base < end - first; base += kAhead) {
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const int number = base + k, chunk = end - 1 - number;
       if (chunk >= first) {
         const ChunkSteps of_chunk(steps, chunk, raw[k]);
-        steps.fetch(chunk - kAhead, chunk - kAhead >= first, raw[k]);
+        raw[k] = steps.fetch(chunk - kAhead, chunk - kAhead >= first);
         const int stage = number % Tiles::kStages, round = number / Tiles::kStages;
         const float2 weights = of_chunk.weights(after);
         after += of_chunk.total();
@@ -147,6 +147,8 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
                                          ~static_cast<uintptr_t>(1023));
   const uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0) {
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.B);
     for (int i = 0; i < Tiles::kStages; ++i) {
       barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);
       barrier_init(shared + Tiles::kEmpty + 8 * i, 4 * Tiles::kSlices);
