@@ -1,17 +1,17 @@
 // State space duality on Hopper's tensor cores: what fits, how the work is laid out, and the maps
 // that the copy engine reads. The kernels are compiled for sm_90a in files of their own; where they
 // are left out (MAMBA_SM90A is 0), nothing fits.
+#include "state_space_dual/cuda/ssd.cuh"
+
+#if MAMBA_SM90A
+
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
-#include "state_space_dual/cuda/ssd.cuh"
 #include "state_space_dual/cuda/ssd_hopper.cuh"
 
 namespace mamba {
-
-#if MAMBA_SM90A
-
 namespace {
 
 // Of every Hopper GPU, at most: the workspace must not depend on the GPU.
@@ -207,7 +207,11 @@ cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, const SsdH
   return launch(maps, arguments, plan, static_cast<int>(p.d_state), p.z.data != nullptr, stream);
 }
 
+}  // namespace mamba
+
 #else
+
+namespace mamba {
 
 bool ssd_hopper_fits(const mamba_state_space_dual_params&) { return false; }
 
@@ -217,6 +221,6 @@ cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params&, void*, cudaS
   return cudaErrorNotSupported;
 }
 
-#endif
-
 }  // namespace mamba
+
+#endif

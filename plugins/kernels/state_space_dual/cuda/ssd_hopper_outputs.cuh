@@ -224,14 +224,13 @@ __device__ __forceinline__ void begin_state(const SsdHopperArguments& p, const W
                                             float (&h)[States / 2]) {
 #pragma unroll
   for (int i = 0; i < States / 2; ++i) h[i] = 0.f;
-  const bool split = Split && p.parts > 1;
+  const bool split = Split && p.parts > 1, copied = split && p.initial_copy;
+  const void* initial = copied ? p.initial_copy : p.initial_state;
+  const bool exists = slice.head < p.heads;
+  if (copied) wait_for_previous_launch();
+  if (initial && exists) load_state<T, States>(p, initial, work.batch, slice, place, h);
   if (split) wait_for_previous_launch();
-  if (slice.head >= p.heads) return;
-  const void* initial = split && p.initial_copy ? p.initial_copy : p.initial_state;
-  if (initial) {
-    load_state<T, States>(p, initial, work.batch, slice, place, h);
-  }
-  if (!split) return;
+  if (!split || !exists) return;
   const auto index = [&](int part) {
     return (int64_t{part} * p.batch + work.batch) * p.slices + slice.index;
   };
