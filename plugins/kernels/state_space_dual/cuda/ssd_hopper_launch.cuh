@@ -32,7 +32,7 @@ cudaError_t launch_outputs(const SsdHopperMaps& maps, const SsdHopperArguments& 
                            const SsdHopperPlan& plan, cudaStream_t stream) {
   const unsigned wide = (p.slices + plan.slices_a_block - 1) / plan.slices_a_block;
   if (plan.persistent) {
-    using Tiles = OutputTiles<2, States, 3, 1, 40>;
+    using Tiles = OutputTiles<2, States, 3, 1, 56>;
     const int64_t items = int64_t{wide} * p.batch, places = current_gpu().multiprocessors;
     const dim3 grid(static_cast<unsigned>(items < places ? items : places));
     return launch<Tiles>(ssd_outputs<T, Tiles, Gated, false>, grid, false, maps, p, stream);

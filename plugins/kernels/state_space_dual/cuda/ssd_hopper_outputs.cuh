@@ -118,10 +118,10 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
     const Steps<T> steps(p, work.batch, Slice(p, min(work.slice + own, p.slices - 1)).head);
-    uint32_t raw[kAhead];
+    T raw[kAhead][2] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      raw[k] = steps.fetch(work.first + k, work.first + k < work.end);
+      steps.fetch(work.first + k, work.first + k < work.end, raw[k]);
     }
     for (int base = work.first; base < work.end; base += kAhead) {
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
         const int chunk = base + k;
         if (chunk < work.end) {
           const ChunkSteps of_chunk(steps, chunk, raw[k]);
-          raw[k] = steps.fetch(chunk + kAhead, chunk + kAhead < work.end);
+          steps.fetch(chunk + kAhead, chunk + kAhead < work.end, raw[k]);
           ring.wait_until_empty(shared + Tiles::kEmpty);
           of_chunk.write_factors(reinterpret_cast<float*>(memory + Tiles::kFactors) +
                                  (ring.stage * Tiles::kSlices + own) * Factors::kCount);
@@ -326,6 +326,7 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       publish_shared_writes();
       warpgroup_sync(barrier);
 
+      weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
       float2 from_start[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -347,10 +348,7 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       if (!skip_of_head) {
 #pragma unroll
         for (int k = 0; k < 16; ++k) {
-          // Unpacked for itself: shared with weigh, it would be done before the products below.
-          uint32_t pair = x[k];
-          asm volatile("" : "+r"(pair));
-          const float2 two = Pair<T>::floats(pair);
+          const float2 two = Pair<T>::floats(x[k]);
           const float own_skip = k % 2 ? skip.y : skip.x;
           y[2 * k] += own_skip * two.x;
           y[2 * k + 1] += own_skip * two.y;
@@ -359,6 +357,7 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
 
       // The chunk's own part of the outputs, X^T S^T, and what it adds to the state.
       pin(y);
+      pin(h);
       products_begin();
       const uint32_t score_rows = along_rows(scores), B_down = down_rows(tiles);
 #pragma unroll
@@ -366,10 +365,6 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
         multiply_along_rows<T>(y, x + 4 * k, descriptor(score_rows + k * kColumnStep), 1);
       }
       products_commit();
-      __syncwarp();
-      weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
-      pin(h);
-      products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         multiply_down_rows<T>(h, weighed + 4 * k, descriptor(B_down + k * kRowStep), 1);

@@ -49,9 +49,9 @@ __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* 
   const int slice = blockIdx.x * Tiles::kSlices + own, lane = threadIdx.x & 31;
   const Steps<T> steps(p, blockIdx.z, Slice(p, min(slice, p.slices - 1)).head);
   float after = 0.f;  // the exponent of the chunks that were walked
-  uint32_t raw[kAtOnce];
+  T raw[kAtOnce][2] = {};
 #pragma unroll
-  for (int k = 0; k < kAtOnce; ++k) raw[k] = steps.fetch(end - 1 - k, end - 1 - k >= first);
+  for (int k = 0; k < kAtOnce; ++k) steps.fetch(end - 1 - k, end - 1 - k >= first, raw[k]);
   for (int base = 0; base < end - first; base += kAtOnce) {
     float2 weights[kAtOnce];
 #pragma unroll
@@ -59,7 +59,7 @@ __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* 
       const int chunk = end - 1 - base - k;
       // Before the part's first chunk: like one behind the length, whose steps are 0.
       const ChunkSteps of_chunk(steps, chunk >= first ? chunk : p.chunks, raw[k]);
-      raw[k] = steps.fetch(chunk - kAtOnce, chunk - kAtOnce >= first);
+      steps.fetch(chunk - kAtOnce, chunk - kAtOnce >= first, raw[k]);
       weights[k] = of_chunk.weights(after);
       after += of_chunk.total();
     }

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "common/cuda/numeric.cuh"
-#include "state_space_dual/cuda/ssd_hopper_pair.cuh"
 #include "state_space_dual/cuda/ssd_hopper_tiles.cuh"
 
 namespace mamba {
@@ -26,19 +25,17 @@ class Steps {
         bias_(p.dt_bias[head]),
         rate_(p.A[head] * kLog2e) {}
 
-  // This lane's two steps of a chunk, the first in the lower half.
-  __device__ __forceinline__ uint32_t fetch(int chunk, bool wanted) const {
+  // This lane's two steps of a chunk as they lie in memory.
+  __device__ __forceinline__ void fetch(int chunk, bool wanted, T (&raw)[2]) const {
     const int step = chunk * kHopperChunk + 2 * (threadIdx.x & 31);
-    const auto* at = reinterpret_cast<const uint16_t*>(dt_ + step * p_.dt_step_stride);
-    uint32_t pair = 0;
-    if (wanted && step < p_.length) pair = __ldg(at);
-    if (wanted && step + 1 < p_.length) pair |= uint32_t{__ldg(at + p_.dt_step_stride)} << 16;
-    return pair;
+    const T* at = dt_ + step * p_.dt_step_stride;
+    if (wanted && step < p_.length) raw[0] = __ldg(at);
+    if (wanted && step + 1 < p_.length) raw[1] = __ldg(at + p_.dt_step_stride);
   }
 
   // The step size; 0 behind the end of the length. Comparisons pass NaN on.
-  __device__ __forceinline__ float size(float dt, int step) const {
-    float size = dt + bias_;
+  __device__ __forceinline__ float size(T raw, int step) const {
+    float size = to_float(raw) + bias_;
     if (p_.dt_softplus) size = softplus<T>(size);
     size = size < p_.dt_min ? p_.dt_min : size;
     size = size > p_.dt_max ? p_.dt_max : size;
@@ -65,14 +62,14 @@ struct ChunkSteps {
   int block;
 
   template <typename T>
-  __device__ __forceinline__ ChunkSteps(const Steps<T>& steps, int chunk, uint32_t pair) {
+  __device__ __forceinline__ ChunkSteps(const Steps<T>& steps, int chunk, const T (&raw)[2]) {
     const int lane = threadIdx.x & 31, step = chunk * kHopperChunk + 2 * lane;
-    const float2 dt = Pair<T>::floats(pair);
-    size[0] = steps.size(dt.x, step);
-    size[1] = steps.size(dt.y, step + 1);
     float own[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) own[i] = steps.exponent(size[i]);
+    for (int i = 0; i < 2; ++i) {
+      size[i] = steps.size(raw[i], step + i);
+      own[i] = steps.exponent(size[i]);
+    }
     float sum = own[0] + own[1];
 #pragma unroll
     for (int distance = 1; distance < 8; distance *= 2) {
