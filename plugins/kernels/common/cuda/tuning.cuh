@@ -176,7 +176,7 @@ using StepOf256States = StepLanes<32, 2>;
 
 constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
 
-// --- Blocks of a layer's step (layer_step.cuh, layer_gemv.cuh) -----------------------------------
+// --- Blocks of a layer's step (layer/cuda, mamba_layer/cuda) --------------------------------------
 
 // A block of a GEMV: the columns of the weights that it owns, and its threads.
 struct GemvBlock {

@@ -7,24 +7,10 @@
 #pragma once
 
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 
 namespace mamba {
-
-// Lets the next kernel of the stream start its own preparations on free multiprocessors.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Waits until the stream's earlier kernels have ended and their writes can be seen. Before it only
-// weights may be read: any other memory may still be written, or read, by those kernels.
-__device__ __forceinline__ void wait_for_earlier_kernels() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Brings the line of a weight into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* address) {
@@ -45,6 +31,8 @@ struct Matrix {
   const void* data;
   int depth, columns;
 };
+
+constexpr bool kLateX = false;  // RowProduct's EarlyX
 
 // T: dtype of W. X: dtype of x. IsVector: rows of W may be read 16 bytes at a time. EarlyX: x is
 // read together with W (from global memory), else when it is needed (from shared memory).

@@ -1,0 +1,40 @@
+// Kernels that start while the one ahead of them in the stream still runs (sm_90 and later).
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace mamba {
+
+// Lets the next kernel of the stream start its own preparations on free multiprocessors.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the stream's earlier kernels have ended and their writes can be seen. Before it only
+// weights may be read: any other memory may still be written, or read, by those kernels.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// overlaps: the kernel may start before the one ahead of it in the stream has ended.
+template <typename... Parameters>
+cudaError_t launch_overlapping(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+                               cudaStream_t stream, bool overlaps, const Parameters&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace mamba
