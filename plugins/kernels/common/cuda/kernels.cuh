@@ -11,4 +11,10 @@ cudaError_t launch_scan(const mamba_selective_scan_params& params, void* workspa
                         cudaStream_t stream);
 cudaError_t launch_conv(const mamba_causal_conv1d_params& params, cudaStream_t stream);
 
+// Bytes of workspace for these sizes, which were checked, and every smaller batch and length.
+size_t ssd_workspace(const mamba_state_space_dual_params& params);
+cudaError_t launch_ssd(const mamba_state_space_dual_params& params, void* workspace,
+                       cudaStream_t stream);
+cudaError_t launch_gated_norm(const mamba_gated_rms_norm_params& params, cudaStream_t stream);
+
 }  // namespace mamba

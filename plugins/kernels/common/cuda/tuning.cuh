@@ -176,7 +176,50 @@ using StepOf256States = StepLanes<32, 2>;
 
 constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
 
-// --- Blocks of a layer's step (layer/cuda, mamba_layer/cuda) --------------------------------------
+// --- The step of state space duality (ssd_step.cu) -----------------------------------------------
+
+// States of at least so many bytes give a thread kSsdStepRows channels of a head instead of one.
+constexpr int64_t kLargeSsdState = int64_t{4} << 20;
+constexpr int kSsdStepRows = 4;
+
+// --- State space duality on tensor cores (ssd_mma.cu) --------------------------------------------
+
+// A block has Rows channels of a head, a warp 16 of them; kBlocks blocks are to share a
+// multiprocessor, which bounds registers: a thread has States / 2 of them for the state alone.
+template <int Rows, int States>
+struct SsdMma {
+  static constexpr int kRows = Rows, kStates = States, kWarps = Rows / 16, kThreads = kWarps * 32;
+  static constexpr int kBlocks = States <= 64 ? 3 : States > 128 && Rows > 64 ? 1 : 2;
+};
+constexpr int kFewestSsdMmaStates = 32;  // CUDA cores are quicker for fewer
+
+// --- Tiles of state space duality on CUDA cores (ssd_tile.cu) ------------------------------------
+
+// kLanes neighbouring lanes share kRows channels, each with kStatesAThread of their states, so that
+// kAllStates is the largest d_state that fits; a block has kBlockRows channels of a head, and at
+// least kBlocks blocks are to share a multiprocessor. kSteps: of a tile. Reasoned, not measured.
+template <int Lanes, int Rows, int Threads>
+struct SsdTile {
+  static constexpr int kLanes = Lanes, kStatesAThread = 8, kAllStates = Lanes * kStatesAThread;
+  static constexpr int kRows = Rows, kThreads = Threads, kBlockRows = Threads / Lanes * Rows;
+};
+struct SsdTileOf8States : SsdTile<1, 1, 64> {
+  static constexpr int kSteps = 16, kBlocks = 8;
+};
+struct SsdTileOf16States : SsdTile<2, 1, 128> {
+  static constexpr int kSteps = 16, kBlocks = 4;
+};
+struct SsdTileOf64States : SsdTile<8, 4, 128> {
+  static constexpr int kSteps = 16, kBlocks = 4;
+};
+struct SsdTileOf128States : SsdTile<16, 4, 256> {
+  static constexpr int kSteps = 16, kBlocks = 2;
+};
+struct SsdTileOf256States : SsdTile<32, 4, 256> {
+  static constexpr int kSteps = 16, kBlocks = 2;
+};
+
+// --- Blocks of a layer's step (layer/cuda, mamba_layer/cuda) -------------------------------------
 
 // A block of a GEMV: the columns of the weights that it owns, and its threads.
 struct GemvBlock {

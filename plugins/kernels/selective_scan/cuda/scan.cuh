@@ -12,6 +12,7 @@
 
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/sequence.cuh"
 #include "selective_scan/cuda/scan_parts.h"
 
 namespace mamba {
@@ -45,23 +46,9 @@ cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanPar
                              cudaStream_t stream);
 cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t stream);
 
-template <typename T>
-__device__ __forceinline__ const T* row(const mamba_sequence& sequence, int64_t batch,
-                                        int64_t step) {
-  return static_cast<const T*>(sequence.data) + batch * sequence.batch_stride +
-         step * sequence.step_stride;
-}
-
 // The step of memory that the walk reaches as its given step.
 __device__ __forceinline__ int64_t walked(const mamba_selective_scan_params& p, int64_t step) {
   return p.reverse ? p.length - 1 - step : step;
-}
-
-// Every row of the sequence can be read Bytes at a time, from channels that are a multiple of that.
-template <int Bytes>
-inline bool rows_aligned(const mamba_sequence& s, size_t element) {
-  return is_aligned<Bytes>(s.data, s.batch_stride, element) &&
-         is_aligned<Bytes>(s.data, s.step_stride, element);
 }
 
 }  // namespace mamba

@@ -1,0 +1,77 @@
+// Picks the kernel of state space duality by shape, and splits the length where batch and heads
+// alone would leave most of the GPU idle.
+#include <algorithm>
+
+#include "common/cuda/gpu.cuh"
+#include "common/sizes.h"
+#include "state_space_dual/cuda/ssd.cuh"
+
+namespace mamba {
+namespace {
+
+// From the last states of parts that started from zeros, the state that each starts from.
+template <typename T>
+__global__ void chain_parts(const __grid_constant__ mamba_state_space_dual_params p,
+                            const __grid_constant__ SsdParts parts) {
+  const int64_t heads = p.batch * p.heads, of_head = p.head_dim * p.d_state;
+  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (index >= heads * of_head) return;
+  float h = load_state<T>(p, index);
+  for (int i = 0; i < parts.count; ++i) {
+    float& slot = parts.states[i * heads * of_head + index];
+    const bool is_last = i + 1 == parts.count;  // which left no state
+    const float own = is_last ? 0.f : slot;
+    slot = h;
+    if (!is_last) h = exp2_fast(parts.decays[i * heads + index / of_head]) * h + own;
+  }
+}
+
+cudaError_t launch_chain(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                         cudaStream_t stream) {
+  return with_type(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    constexpr int kThreads = 128;
+    const int64_t states = p.batch * p.heads * p.head_dim * p.d_state;
+    chain_parts<T>
+        <<<static_cast<unsigned>((states + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p,
+                                                                                             parts);
+    return cudaGetLastError();
+  });
+}
+
+template <typename Launch>
+cudaError_t launch_parts(const mamba_state_space_dual_params& p, void* workspace,
+                         cudaStream_t stream, Launch launch) {
+  // Two blocks on each multiprocessor.
+  int64_t count = count_ssd_parts(p, p.batch, 2 * int64_t{current_gpu().multiprocessors});
+  const int64_t chunks = (p.length + kSsdChunk - 1) / kSsdChunk;
+  const int64_t part_length = (chunks + count - 1) / count * kSsdChunk;
+  // Rounding the parts' length up may leave the last ones without a step.
+  count = (p.length + part_length - 1) / part_length;
+  if (count == 1) return launch(p, SsdParts{kSsdWhole, 1, part_length, nullptr, nullptr}, stream);
+  const SsdWorkspace sizes(p, p.batch, count);
+  SsdParts parts = {kSsdStates, static_cast<int>(count), part_length,
+                    static_cast<float*>(workspace),
+                    reinterpret_cast<float*>(static_cast<char*>(workspace) + sizes.states)};
+  if (cudaError_t error = launch(p, parts, stream)) return error;
+  if (cudaError_t error = launch_chain(p, parts, stream)) return error;
+  parts.pass = kSsdOutputs;
+  return launch(p, parts, stream);
+}
+
+}  // namespace
+
+size_t ssd_workspace(const mamba_state_space_dual_params& p) {
+  if (p.d_state > kMostSsdTileStates) return ssd_any_workspace(p);
+  return std::max(ssd_parts_workspace(p), ssd_hopper_workspace(p));
+}
+
+cudaError_t launch_ssd(const mamba_state_space_dual_params& p, void* workspace,
+                       cudaStream_t stream) {
+  if (p.length <= kFewSsdSteps && ssd_step_fits(p)) return launch_ssd_step(p, stream);
+  if (p.d_state > kMostSsdTileStates) return launch_ssd_any(p, workspace, stream);
+  if (ssd_hopper_fits(p)) return launch_ssd_hopper(p, workspace, stream);
+  return launch_parts(p, workspace, stream, ssd_mma_fits(p) ? launch_ssd_mma : launch_ssd_tile);
+}
+
+}  // namespace mamba

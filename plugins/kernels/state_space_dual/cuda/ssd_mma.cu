@@ -1,0 +1,516 @@
+// State space duality in 16 bits on the tensor cores of sm_80 and later, in chunks of 64 steps
+// (arXiv:2405.21060, section 6, the block decomposition).
+//
+// A block has kRows channels of a head, a warp 16 of them with all of their states, in fp32
+// registers, from chunk to chunk. A chunk is four products:
+//
+//   S = C B^T                        its lower half, in 16 by 16 tiles that the warps share out
+//   Y^T = (h C^T) decay + X^T M^T    M is S times the decays between two steps and dt
+//   h = decay h + (weighted X)^T B
+//
+// Y is transposed so that h and X^T are the left factors, straight from registers. M passes through
+// shared memory, where C was; a warp writes its channels of Y over those of X.
+#include <algorithm>
+
+#include "common/cuda/gpu.cuh"
+#include "common/cuda/mma.cuh"
+#include "common/cuda/tuning.cuh"
+#include "common/sizes.h"
+#include "state_space_dual/cuda/ssd_decay.cuh"
+
+namespace mamba {
+namespace {
+
+constexpr int kChunk = kSsdChunk;
+constexpr int kVector = 8;  // numbers of 16 bits that lie in 16 bytes
+constexpr int kTriangle = kSsdChunkBlocks * (kSsdChunkBlocks + 1) / 2;  // tiles of S
+constexpr float kLargestHalf = 65504.f;
+
+// A tile of kChunk rows of Columns numbers. Vectors change places within a row, so that the eight
+// rows of a fragment lie in different banks.
+template <typename T, int Columns>
+struct SharedTile {
+  static constexpr unsigned kVectors = Columns / kVector;
+  // Rows whose first vectors share banks are kPeriod apart.
+  static constexpr unsigned kGroup = kVectors % 8 == 0 ? 8 : kVectors % 4 == 0 ? 4 : 2;
+  static constexpr unsigned kPeriod = 8 / kGroup;
+  static_assert(kVectors % 2 == 0);
+
+  T numbers[kChunk * Columns];
+
+  // Unsigned, so that the compiler sees what a lane's rows have in common.
+  __device__ __forceinline__ T* vector(unsigned row, unsigned index) {
+    return numbers + (row * kVectors + (index ^ (row / kPeriod % kGroup))) * kVector;
+  }
+};
+
+template <typename T, typename S>
+struct Shared {
+  SharedTile<T, S::kStates> B;
+  union {
+    SharedTile<T, S::kStates> C;
+    SharedTile<T, kChunk> M;  // once C is no longer needed
+  };
+  SharedTile<T, S::kRows> X;  // then Y
+  SsdDecays decays[2];        // of this chunk and the next
+};
+
+// What a block works on.
+struct Place {
+  int part;
+  int64_t batch, head, group, channel;  // the first channel of the block
+  int64_t begin, end;                   // steps of the walk
+};
+
+template <typename T, typename S>
+class Chunks {
+ public:
+  __device__ __forceinline__ Chunks(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                                    Shared<T, S>& shared)
+      : p_(p), parts_(parts), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
+    const int64_t tiles = (p.head_dim + S::kRows - 1) / S::kRows;
+    int64_t index = blockIdx.x;
+    at_.channel = index % tiles * S::kRows;
+    index /= tiles;
+    at_.head = index % p.heads;
+    index /= p.heads;
+    at_.batch = index % p.batch;
+    at_.part = static_cast<int>(index / p.batch);
+    at_.group = at_.head / (p.heads / p.n_groups);
+    at_.begin = at_.part * parts.part_length;
+    at_.end = at_.begin + parts.part_length < p.length ? at_.begin + parts.part_length : p.length;
+    rows_ = static_cast<int>(p.head_dim - at_.channel < S::kRows ? p.head_dim - at_.channel
+                                                                 : int64_t{S::kRows});
+  }
+
+  __device__ __forceinline__ void run() {
+    const bool has_outputs = parts_.pass != kSsdStates;
+    const float A = p_.A[at_.head], bias = p_.dt_bias[at_.head];
+    load_chunk(at_.begin, has_outputs);
+    if (warp_ == 0) {
+      const SsdRawSteps raw = read_ssd_steps<T>(p_, at_.batch, at_.head, at_.begin, at_.end);
+      prepare_ssd_decays<T>(p_, raw, A, bias, shared_.decays[0]);
+    }
+    load_states();
+    float whole_decay = 0.f;
+    int chunk = 0;
+    for (int64_t begin = at_.begin; begin < at_.end; begin += kChunk, ++chunk) {
+      const int64_t next = begin + kChunk;
+      const SsdDecays& decays = shared_.decays[chunk % 2];
+      // The warps take turns; what one reads is under way while it computes this chunk.
+      const bool prepares = warp_ == (chunk + 1) % S::kWarps && next < at_.end;
+      SsdRawSteps raw = {};
+      if (prepares) raw = read_ssd_steps<T>(p_, at_.batch, at_.head, next, at_.end);
+      wait_for_copies();
+      __syncthreads();
+      whole_decay += decays.whole;
+      uint32_t x[kSsdChunkBlocks][4];
+      if (has_outputs) {
+        outputs(decays, begin, x);
+      } else {
+        load_x(x);
+        update(decays, 1.f, x);
+      }
+      if (prepares) prepare_ssd_decays<T>(p_, raw, A, bias, shared_.decays[(chunk + 1) % 2]);
+      __syncthreads();
+      if (next < at_.end) load_chunk(next, has_outputs);
+    }
+    store_states();
+    if (parts_.pass == kSsdStates && threadIdx.x == 0 && at_.channel == 0) {
+      parts_.decays[(at_.part * p_.batch + at_.batch) * p_.heads + at_.head] = whole_decay;
+    }
+  }
+
+ private:
+  // Queues the copies of a chunk; what does not exist is 0.
+  __device__ __forceinline__ void load_chunk(int64_t begin, bool has_outputs) {
+    const int64_t states = at_.group * p_.d_state;
+    copy_rows(shared_.B, p_.B, begin, states, static_cast<int>(p_.d_state));
+    if (has_outputs) copy_rows(shared_.C, p_.C, begin, states, static_cast<int>(p_.d_state));
+    copy_rows(shared_.X, p_.x, begin, at_.head * p_.head_dim + at_.channel, rows_);
+  }
+
+  template <typename Tile>
+  __device__ __forceinline__ void copy_rows(Tile& to, const mamba_sequence& from, int64_t begin,
+                                            int64_t first, int count) {
+    constexpr int kVectors = Tile::kVectors;
+    for (int i = threadIdx.x; i < kChunk * kVectors; i += S::kThreads) {
+      const int step = i / kVectors, index = i % kVectors;
+      const bool exists = begin + step < at_.end && index * kVector < count;
+      // Where nothing exists, an address that does.
+      const T* source = row<T>(from, at_.batch, walked(p_, exists ? begin + step : begin)) + first;
+      copy_async(to.vector(step, index), source + (exists ? index * kVector : 0), exists);
+    }
+  }
+
+  // (channel, state) of the four numbers of tile t of h: 0 and 1 side by side, 2 and 3 eight
+  // channels below.
+  __device__ __forceinline__ int row_of(int half) const {
+    return warp_ * 16 + lane_ / 4 + half * 8;
+  }
+  __device__ __forceinline__ int state_of(int tile) const { return tile * 8 + lane_ % 4 * 2; }
+
+  __device__ __forceinline__ int64_t state_index(int half, int tile) const {
+    const int64_t head = at_.batch * p_.heads + at_.head;
+    return (head * p_.head_dim + at_.channel + row_of(half)) * p_.d_state + state_of(tile);
+  }
+  __device__ __forceinline__ float* part_states() const {
+    return parts_.states + at_.part * p_.batch * p_.heads * p_.head_dim * p_.d_state;
+  }
+  __device__ __forceinline__ bool has_state(int half, int tile) const {
+    return row_of(half) < rows_ && state_of(tile) < p_.d_state;  // which is even
+  }
+
+  __device__ __forceinline__ void load_states() {
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float2 two = make_float2(0.f, 0.f);
+        if (parts_.pass != kSsdStates && has_state(half, t)) {
+          const int64_t index = state_index(half, t);
+          if (parts_.pass == kSsdOutputs) {
+            two = *reinterpret_cast<const float2*>(part_states() + index);
+          } else {
+            two = make_float2(load_state<T>(p_, index), load_state<T>(p_, index + 1));
+          }
+        }
+        h_[t][half * 2] = two.x;
+        h_[t][half * 2 + 1] = two.y;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_states() {
+    if (parts_.pass == kSsdOutputs && at_.part != parts_.count - 1) return;
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (!has_state(half, t)) continue;
+        const int64_t index = state_index(half, t);
+        const float2 two = make_float2(h_[t][half * 2], h_[t][half * 2 + 1]);
+        if (parts_.pass == kSsdStates) {
+          *reinterpret_cast<float2*>(part_states() + index) = two;
+        } else {
+          store_state<T>(p_, index, two.x);
+          store_state<T>(p_, index + 1, two.y);
+        }
+      }
+    }
+  }
+
+  // y of a chunk, and the state after it.
+  __device__ __forceinline__ void outputs(const SsdDecays& decays, int64_t begin,
+                                          uint32_t (&x)[kSsdChunkBlocks][4]) {
+    float y[kChunk / 8][4] = {};
+    const float shrunk = shrink_states();
+    multiply_states(y);
+    float scale = 1.f;
+    uint32_t M[kTriangleOfWarp][4];
+    // Numbers that fp16 cannot hold are rare: then all of the chunk's are made smaller.
+    do {
+      const bool overflows = mix(decays, scale, M);
+      // C is no longer needed, by any warp.
+      if (!__syncthreads_or(overflows)) break;
+      scale *= 1.f / 256;
+    } while (scale > 1e-36f);
+#pragma unroll
+    for (int i = 0; i < kTriangleOfWarp; ++i) {
+      const int tile = warp_ + i * S::kWarps;
+      if (tile < kTriangle) store_mixing(tile, M[i]);
+    }
+    __syncthreads();
+    load_x(x);
+    __syncwarp();  // before Y takes the place of X
+    const float undone = 1.f / scale, grown = 1.f / shrunk;
+#pragma unroll
+    for (int t = 0; t < kChunk / 8; ++t) {
+      const float2 decay = *reinterpret_cast<const float2*>(&decays.from_chunk[state_of(t)]);
+      y[t][0] *= decay.x * grown * scale;
+      y[t][1] *= decay.y * grown * scale;
+      y[t][2] *= decay.x * grown * scale;
+      y[t][3] *= decay.y * grown * scale;
+    }
+#pragma unroll
+    for (int i = 0; i < kSsdChunkBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j <= i; ++j) {
+        uint32_t right[4];
+        load_tiles(shared_.M.vector(i * 16 + right_row(), j * 2 + right_vector()), right);
+        multiply_add<T>(y[i * 2], x[j], right[0], right[1]);
+        multiply_add<T>(y[i * 2 + 1], x[j], right[2], right[3]);
+      }
+    }
+    float skip[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      skip[half] = row_of(half) < rows_ ? skip_at(p_, at_.head, at_.channel + row_of(half)) : 0.f;
+    }
+#pragma unroll
+    for (int t = 0; t < kChunk / 8; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        // A fragment of X^T holds x where one of Y^T holds y.
+        const float2 own = unpack_two<T>(x[t / 2][t % 2 * 2 + half]);
+        put_y(state_of(t), row_of(half), y[t][half * 2] * undone + skip[half] * own.x);
+        put_y(state_of(t) + 1, row_of(half), y[t][half * 2 + 1] * undone + skip[half] * own.y);
+      }
+    }
+    __syncwarp();
+    store_y(begin);
+    update(decays, grown, x);
+  }
+
+  // fp16 holds no more than kLargestHalf: makes larger states of a warp smaller, and answers by how
+  // much, a power of two.
+  __device__ __forceinline__ float shrink_states() {
+    if constexpr (!std::is_same_v<T, __half>) return 1.f;
+    float most = 0.f;
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most = fmaxf(most, fabsf(h_[t][i]));
+    }
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) {
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, apart));
+    }
+    float by = 1.f;
+    while (most * by > kLargestHalf / 2 && by > 1e-36f) by *= 1.f / 256;
+    if (by == 1.f) return by;
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h_[t][i] *= by;
+    }
+    return by;
+  }
+
+  // Of a tile of 16 by 16 numbers of the right factor, stored as rows of its columns.
+  __device__ __forceinline__ int right_row() const { return lane_ % 8 + lane_ / 16 * 8; }
+  __device__ __forceinline__ int right_vector() const { return lane_ / 8 % 2; }
+
+  // y = h C^T.
+  __device__ __forceinline__ void multiply_states(float (&y)[kChunk / 8][4]) {
+#pragma unroll
+    for (int n = 0; n < S::kStates / 16; ++n) {
+      const uint32_t left[4] = {pack_two<T>(h_[n * 2][0], h_[n * 2][1]),
+                                pack_two<T>(h_[n * 2][2], h_[n * 2][3]),
+                                pack_two<T>(h_[n * 2 + 1][0], h_[n * 2 + 1][1]),
+                                pack_two<T>(h_[n * 2 + 1][2], h_[n * 2 + 1][3])};
+#pragma unroll
+      for (int i = 0; i < kSsdChunkBlocks; ++i) {
+        uint32_t right[4];
+        load_tiles(shared_.C.vector(i * 16 + right_row(), n * 2 + right_vector()), right);
+        multiply_add<T>(y[i * 2], left, right[0], right[1]);
+        multiply_add<T>(y[i * 2 + 1], left, right[2], right[3]);
+      }
+    }
+  }
+
+  // The tiles of M of this warp, packed; whether one of their numbers is too large for T.
+  static constexpr int kTriangleOfWarp = (kTriangle + S::kWarps - 1) / S::kWarps;
+  __device__ __forceinline__ bool mix(const SsdDecays& decays, float scale,
+                                      uint32_t (&M)[kTriangleOfWarp][4]) {
+    float most = 0.f;
+#pragma unroll
+    for (int k = 0; k < kTriangleOfWarp; ++k) {
+      const int tile = warp_ + k * S::kWarps;
+      if (tile >= kTriangle) break;
+      const int i = tile_row(tile), j = tile - i * (i + 1) / 2;
+      float scores[2][4] = {};
+#pragma unroll
+      for (int n = 0; n < S::kStates / 16; ++n) {
+        uint32_t left[4], right[4];
+        load_tiles(shared_.C.vector(i * 16 + lane_ % 16, n * 2 + lane_ / 16), left);
+        load_tiles(shared_.B.vector(j * 16 + right_row(), n * 2 + right_vector()), right);
+        multiply_add<T>(scores[0], left, right[0], right[1]);
+        multiply_add<T>(scores[1], left, right[2], right[3]);
+      }
+      float between = 0.f;  // whole blocks
+      for (int block = j + 1; block < i; ++block) between += decays.blocks[block];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int to = lane_ / 4 + half * 8;
+        const float from_block = decays.from_block[i * 16 + to];
+        const float reach = exp2_fast(between + from_block);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          const int from = t * 8 + lane_ % 4 * 2;
+          float m[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int step = j * 16 + from + e;
+            float weight = reach * decays.to_block_end[step];
+            if (i == j) {
+              weight = exp2_fast(from_block - decays.from_block[step]) * decays.dt[step];
+            }
+            const bool is_past = i > j || from + e <= to;
+            m[e] = is_past ? scores[t][half * 2 + e] * weight * scale : 0.f;
+            most = fmaxf(most, fabsf(m[e]));
+          }
+          M[k][t * 2 + half] = pack_two<T>(m[0], m[1]);
+        }
+      }
+    }
+    return std::is_same_v<T, __half> && most > kLargestHalf;
+  }
+
+  __device__ __forceinline__ static int tile_row(int tile) {
+    return (tile >= 1) + (tile >= 3) + (tile >= 6);
+  }
+
+  __device__ __forceinline__ void store_mixing(int tile, const uint32_t (&M)[4]) {
+    const int i = tile_row(tile), j = tile - i * (i + 1) / 2;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        T* at = shared_.M.vector(i * 16 + lane_ / 4 + half * 8, j * 2 + t) + lane_ % 4 * 2;
+        *reinterpret_cast<uint32_t*>(at) = M[t * 2 + half];
+      }
+    }
+  }
+
+  // X^T of this warp's channels: a fragment for each 16 steps.
+  __device__ __forceinline__ void load_x(uint32_t (&x)[kSsdChunkBlocks][4]) {
+#pragma unroll
+    for (int j = 0; j < kSsdChunkBlocks; ++j) {
+      load_tiles_transposed(
+          shared_.X.vector(j * 16 + lane_ % 8 + lane_ / 16 * 8, warp_ * 2 + lane_ / 8 % 2), x[j]);
+    }
+  }
+
+  // h = decay h + (weighted X)^T B, where h had been made smaller by 1 / grown.
+  __device__ __forceinline__ void update(const SsdDecays& decays, float grown,
+                                         uint32_t (&x)[kSsdChunkBlocks][4]) {
+    const float decay = exp2_fast(decays.whole) * grown / decays.scale;
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h_[t][i] *= decay;
+    }
+#pragma unroll
+    for (int j = 0; j < kSsdChunkBlocks; ++j) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const float2 weight =
+            *reinterpret_cast<const float2*>(&decays.to_chunk_end[j * 16 + state_of(t)]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t& two = x[j][t * 2 + half];
+          const float2 own = unpack_two<T>(two);
+          two = pack_two<T>(own.x * weight.x, own.y * weight.y);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < S::kStates / 16; ++n) {
+        uint32_t right[4];
+        load_tiles_transposed(shared_.B.vector(j * 16 + lane_ % 16, n * 2 + lane_ / 16), right);
+        multiply_add<T>(h_[n * 2], x[j], right[0], right[1]);
+        multiply_add<T>(h_[n * 2 + 1], x[j], right[2], right[3]);
+      }
+    }
+    if (decays.scale == 1.f) return;
+#pragma unroll
+    for (int t = 0; t < S::kStates / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) h_[t][i] *= decays.scale;
+    }
+  }
+
+  __device__ __forceinline__ void put_y(int step, int channel, float value) {
+    shared_.X.vector(step, channel / kVector)[channel % kVector] = from_float<T>(value);
+  }
+
+  // The gate, and y to memory, 16 bytes at a time; a warp stores what it put.
+  __device__ __forceinline__ void store_y(int64_t begin) {
+    for (int i = lane_; i < kChunk * 2; i += 32) {
+      const int channel = warp_ * 16 + i % 2 * kVector;
+      if (begin + i / 2 >= at_.end || channel >= rows_) continue;
+      using Eight = Pack<T, kVector>;
+      Eight y = *reinterpret_cast<const Eight*>(shared_.X.vector(i / 2, channel / kVector));
+      const int64_t step = walked(p_, begin + i / 2);
+      const int64_t in_row = at_.head * p_.head_dim + at_.channel + channel;
+      if (p_.z.data) {
+        const auto z = *reinterpret_cast<const Eight*>(row<T>(p_.z, at_.batch, step) + in_row);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+          y.values[v] = from_float<T>(to_float(y.values[v]) * silu<T>(to_float(z.values[v])));
+        }
+      }
+      T* to = static_cast<T*>(p_.y) + (at_.batch * p_.length + step) * p_.heads * p_.head_dim;
+      *reinterpret_cast<Eight*>(to + in_row) = y;
+    }
+  }
+
+  const mamba_state_space_dual_params& p_;
+  const SsdParts& parts_;
+  Shared<T, S>& shared_;
+  const unsigned warp_, lane_;
+  Place at_;
+  int rows_;                    // channels of the block that exist
+  float h_[S::kStates / 8][4];  // of this warp's 16 channels
+};
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    ssd_mma_kernel(const __grid_constant__ mamba_state_space_dual_params p,
+                   const __grid_constant__ SsdParts parts) {
+#ifdef MAMBA_HAVE_MMA
+  extern __shared__ __align__(128) unsigned char bytes[];
+  Chunks<T, S>(p, parts, *reinterpret_cast<Shared<T, S>*>(bytes)).run();
+#endif
+}
+
+template <typename T, typename S>
+cudaError_t launch(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                   cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared<T, S>);
+  const int64_t tiles = (p.head_dim + S::kRows - 1) / S::kRows;
+  const int64_t count = parts.pass == kSsdStates ? parts.count - 1 : parts.count;
+  const int64_t blocks = product(tiles, p.heads, p.batch, count);
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const auto kernel = ssd_mma_kernel<T, S>;
+  if (cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
+    return error;
+  }
+  kernel<<<static_cast<unsigned>(blocks), S::kThreads, kBytes, stream>>>(p, parts);
+  return cudaGetLastError();
+}
+
+template <typename T, int Rows>
+cudaError_t launch(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                   cudaStream_t stream) {
+  if (p.d_state <= 64) return launch<T, SsdMma<Rows, 64>>(p, parts, stream);
+  if (p.d_state <= 128) return launch<T, SsdMma<Rows, 128>>(p, parts, stream);
+  return launch<T, SsdMma<Rows, 256>>(p, parts, stream);
+}
+
+template <typename T>
+cudaError_t launch(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                   cudaStream_t stream) {
+  return p.head_dim > 64 && p.head_dim <= 80 ? launch<T, 80>(p, parts, stream)
+                                             : launch<T, 64>(p, parts, stream);
+}
+
+}  // namespace
+
+bool ssd_mma_fits(const mamba_state_space_dual_params& p) {
+  constexpr int kBytes = 2;  // of a number
+  return p.dtype != MAMBA_FP32 && current_gpu().major >= 8 && p.d_state >= kFewestSsdMmaStates &&
+         p.d_state <= kMostSsdTileStates && p.d_state % kVector == 0 && p.head_dim % kVector == 0 &&
+         rows_aligned<16>(p.x, kBytes) && rows_aligned<16>(p.B, kBytes) &&
+         rows_aligned<16>(p.C, kBytes) && is_aligned<16>(p.y, 0, kBytes) &&
+         (!p.z.data || rows_aligned<16>(p.z, kBytes));
+}
+
+cudaError_t launch_ssd_mma(const mamba_state_space_dual_params& p, const SsdParts& parts,
+                           cudaStream_t stream) {
+  return p.dtype == MAMBA_FP16 ? launch<__half>(p, parts, stream)
+                               : launch<__nv_bfloat16>(p, parts, stream);
+}
+
+}  // namespace mamba
