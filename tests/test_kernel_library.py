@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mamba_export import cuda_queries
-from mamba_export.contract.operators import SELECTIVE_SCAN
+from mamba_export.contract import layout
+from mamba_export.contract.operators import OPERATORS, SELECTIVE_SCAN
 from mamba_export.operators import dispatch, kernel_library, native
 from mamba_export.operators.checks import Check
 from mamba_export.operators.dispatch import BACKEND_VARIABLE, choose_backend
@@ -113,11 +114,8 @@ const char* mamba_last_error() {{ return "{error}"; }}
 const char* mamba_cuda_architectures() {{ return "75 80+ptx"; }}
 int asked = 0;
 int mamba_cuda_check_device(int) {{ ++asked; return {status}; }}
-int mamba_selective_scan_cpu(const void*, const void*, const void*) {{ return {status}; }}
-int mamba_causal_conv1d_cpu(const void*, const void*, const void*) {{ return {status}; }}
-int mamba_selective_scan_cuda(const void*, const void*, const void*) {{ return {status}; }}
+{kernels}
 unsigned long mamba_selective_scan_cuda_workspace(const void*) {{ return 0; }}
-int mamba_causal_conv1d_cuda(const void*, const void*) {{ return {status}; }}
 void mamba_thread_pool_parallel_for() {{}}
 }}
 """
@@ -131,7 +129,9 @@ def fake_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         *, status: int = 0, error: str = "", version: int = kernel_library.VERSION
     ) -> Path:
         source = tmp_path / "fake.cpp"
-        source.write_text(FAKE.format(status=status, error=error, version=version))
+        names = [f"{layout.stem(op)}_{device}" for op in OPERATORS for device in op.kernels]
+        kernels = "\n".join(f"int {name}(...) {{ return {status}; }}" for name in names)
+        source.write_text(FAKE.format(status=status, error=error, version=version, kernels=kernels))
         library = shared_library(tmp_path / native.LIBRARY_FILE, source)
         monkeypatch.setenv(native.LIBRARY_VARIABLE, str(library))
         return library

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mamba_export.contract.spec import FP32, Operator, R, S, T, Tensor
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 """Version of the kernels' C interface. It rises when a struct or the meaning of a field changes."""
 
 INT64 = "int64"  # int64_t: a size

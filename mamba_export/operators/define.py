@@ -103,8 +103,10 @@ def _forward(definition: OperatorDefinition, check: Check) -> Any:
         check(tensors)
         if check.reads_attributes:
             check.check_attributes(args[count:])
+        typed_tensor = args[typed]
         native = has_native and (takes is None or takes(*tensors))
-        backend = choose_backend(args[typed], native_takes=native)
+        native = native and typed_tensor.device.type in spec.kernels
+        backend = choose_backend(typed_tensor, native_takes=native)
         # PyTorch leaves out what has its default's value, from the end on.
         return functions[backend](*args, *defaults[len(args) - count :])
 

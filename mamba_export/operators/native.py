@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mamba_export import contract
 from mamba_export.contract import layout
-from mamba_export.contract.spec import Operator
+from mamba_export.contract.spec import Operator, R, S, T
 from mamba_export.operators.dtypes import TORCH_DTYPES
 from mamba_export.operators.kernel_library import (
     INVALID,
@@ -81,7 +81,7 @@ def _fail(kernels: Library, status: int) -> NoReturn:
     raise ValueError(text) if status == INVALID else RuntimeError(text)
 
 
-def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
+def compiled(spec: Operator) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     """The compiled kernels' forward pass of an operator: called with its inputs and attributes, in order.
 
     The row says where each field of the parameter struct comes from, once; a call only reads and packs.
@@ -94,9 +94,9 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
         spec: a row whose kernels the library has, and whose outputs each follow an input.
 
     Returns:
-        A function that returns the outputs, in order. It raises ValueError where there is no library or the
-        kernel refuses a size, and RuntimeError where CUDA refused the launch or the library has no
-        kernels for the GPU.
+        A function that returns the outputs, in order, or the one that there is. It raises ValueError where
+        there is no library or the kernel refuses a size, and RuntimeError where CUDA refused the launch or
+        the library has no kernels for the GPU.
     """
     stem = layout.stem(spec)
     pack = layout.packer(spec).pack
@@ -107,9 +107,11 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
     dense = tuple(index[tensor.name] for tensor in spec.inputs if not tensor.strided)
     followed = tuple(index[spec.like(output).name] for output in spec.outputs)
     states = tuple(output.continues is not None for output in spec.outputs)
+    chosen = [one for one in (T, R, S) if any(tensor.dtype == one for tensor in spec.inputs)]
+    dtypes_of = tuple(layout.dtype_source(spec, one) for one in chosen)
     on_cpu, on_cuda, workspace_of = f"{stem}_cpu", f"{stem}_cuda", f"{stem}_cuda_workspace"
 
-    def forward(*args: Any) -> tuple[Tensor, ...]:
+    def forward(*args: Any) -> Tensor | tuple[Tensor, ...]:
         kernels = library()
         tensors = list(args[:count])
         outputs = tuple(
@@ -123,9 +125,9 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
             for output, one, is_state in zip(outputs, followed, states, strict=True):
                 if is_state:
                     output.copy_(tensors[one])
-            return outputs
+            return outputs if len(outputs) > 1 else outputs[0]
         first = tensors[typed]
-        numbers.append(DTYPES[first.dtype])
+        numbers += [DTYPES[tensors[one].dtype] for one in dtypes_of]
         numbers += args[count:]
         for one in strided:
             tensor = tensors[one]
@@ -136,7 +138,11 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
             strides = tensor.stride()
             numbers += (tensor.data_ptr(), strides[0], strides[1])
         for one in dense:
-            tensors[one] = tensor = tensors[one].contiguous()
+            tensor = tensors[one]
+            if tensor is None:
+                numbers.append(0)
+                continue
+            tensors[one] = tensor = tensor.contiguous()
             numbers.append(tensor.data_ptr())
         numbers += [output.data_ptr() for output in outputs]
         params = pack(*numbers)
@@ -157,6 +163,6 @@ def compiled(spec: Operator) -> Callable[..., tuple[Tensor, ...]]:
             status = getattr(functions, on_cpu)(params, kernels.parallel_for, ctypes.byref(threads))
         if status:
             _fail(kernels, status)
-        return outputs
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return forward

@@ -84,6 +84,7 @@ struct Kernels {
   mamba_status (*cpu)(const void* params, mamba_parallel_for parallel_for, void* scheduler);
   // Bytes for these sizes; reads no tensor.
   size_t (*cuda_workspace)(const void* params);
+  // Null where the row has none for GPUs.
   mamba_status (*cuda)(const void* params, void* workspace, void* stream);
   // Null, but for an operator whose kernel calls back for large products: where these sizes need
   // them, cuda_with_products takes the place of cuda.

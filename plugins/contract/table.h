@@ -14,6 +14,8 @@ namespace mamba_contract {
 // kernels.cpp has each.
 extern const Kernels kSelectiveScanKernels;
 extern const Kernels kCausalConv1dKernels;
+extern const Kernels kStateSpaceDualKernels;
+extern const Kernels kGatedRmsNormKernels;
 extern const Kernels kMambaLayerKernels;
 
 // SelectiveScan
@@ -107,6 +109,151 @@ constexpr Tensor kCausalConv1dOutputs[] = {
      offsetof(mamba_causal_conv1d_params, last_state), 3},
 };
 
+// StateSpaceDual
+constexpr Size kStateSpaceDualSizes[] = {
+    {"batch", offsetof(mamba_state_space_dual_params, batch)},
+    {"length", offsetof(mamba_state_space_dual_params, length)},
+    {"heads", offsetof(mamba_state_space_dual_params, heads)},
+    {"head_dim", offsetof(mamba_state_space_dual_params, head_dim)},
+    {"d_state", offsetof(mamba_state_space_dual_params, d_state)},
+    {"n_groups", offsetof(mamba_state_space_dual_params, n_groups), 2},
+    {"d_skip", offsetof(mamba_state_space_dual_params, d_skip), 3},
+};
+constexpr Attribute kStateSpaceDualAttributes[] = {
+    {"dt_softplus", AttributeKind::kFlag, offsetof(mamba_state_space_dual_params, dt_softplus)},
+    {"dt_min", AttributeKind::kFloat, offsetof(mamba_state_space_dual_params, dt_min)},
+    {"dt_max", AttributeKind::kFloat, offsetof(mamba_state_space_dual_params, dt_max)},
+    {"reverse", AttributeKind::kFlag, offsetof(mamba_state_space_dual_params, reverse)},
+};
+constexpr Tensor kStateSpaceDualGatedWithDecayInputs[] = {
+    {"x", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, x)},
+    {"dt", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, dt)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{6}}}},  // (heads, d_skip)
+     offsetof(mamba_state_space_dual_params, D)},
+    {"z", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, z)},
+    {"log_decay", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, log_decay)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, dt_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, initial_state)},
+};
+constexpr Tensor kStateSpaceDualGatedWithDecayOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, last_state), 9},
+};
+constexpr Tensor kStateSpaceDualGatedInputs[] = {
+    {"x", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, x)},
+    {"dt", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, dt)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{6}}}},  // (heads, d_skip)
+     offsetof(mamba_state_space_dual_params, D)},
+    {"z", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, z)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, dt_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, initial_state)},
+};
+constexpr Tensor kStateSpaceDualGatedOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, last_state), 8},
+};
+constexpr Tensor kStateSpaceDualWithDecayInputs[] = {
+    {"x", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, x)},
+    {"dt", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, dt)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{6}}}},  // (heads, d_skip)
+     offsetof(mamba_state_space_dual_params, D)},
+    {"log_decay", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, log_decay)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, dt_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, initial_state)},
+};
+constexpr Tensor kStateSpaceDualWithDecayOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, last_state), 8},
+};
+constexpr Tensor kStateSpaceDualInputs[] = {
+    {"x", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, x)},
+    {"dt", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, heads)
+     offsetof(mamba_state_space_dual_params, dt)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{5}}}, {{{4}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_state_space_dual_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{6}}}},  // (heads, d_skip)
+     offsetof(mamba_state_space_dual_params, D)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (heads,)
+     offsetof(mamba_state_space_dual_params, dt_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, initial_state)},
+};
+constexpr Tensor kStateSpaceDualOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, heads, head_dim)
+     offsetof(mamba_state_space_dual_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kR, 4, {{{{0}}}, {{{2}}}, {{{3}}}, {{{4}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba_state_space_dual_params, last_state), 7},
+};
+
+// GatedRmsNorm
+constexpr Size kGatedRmsNormSizes[] = {
+    {"batch", offsetof(mamba_gated_rms_norm_params, batch)},
+    {"length", offsetof(mamba_gated_rms_norm_params, length)},
+    {"groups", offsetof(mamba_gated_rms_norm_params, groups)},
+    {"group_width", offsetof(mamba_gated_rms_norm_params, group_width)},
+};
+constexpr Attribute kGatedRmsNormAttributes[] = {
+    {"epsilon", AttributeKind::kFloat, offsetof(mamba_gated_rms_norm_params, epsilon)},
+    {"norm_before_gate", AttributeKind::kFlag, offsetof(mamba_gated_rms_norm_params, norm_before_gate)},
+};
+constexpr Tensor kGatedRmsNormInputs[] = {
+    {"x", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, groups, group_width)
+     offsetof(mamba_gated_rms_norm_params, x)},
+    {"z", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, groups, group_width)
+     offsetof(mamba_gated_rms_norm_params, z)},
+    {"weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{3}}}},  // (groups, group_width)
+     offsetof(mamba_gated_rms_norm_params, weight)},
+};
+constexpr Tensor kGatedRmsNormOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{2}}}, {{{3}}}},  // (batch, length, groups, group_width)
+     offsetof(mamba_gated_rms_norm_params, y), 0},
+};
+
 // MambaLayer
 constexpr Size kMambaLayerSizes[] = {
     {"batch", offsetof(mamba_layer_params, batch)},
@@ -164,6 +311,16 @@ constexpr Operator kOperators[] = {
      sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels},
     {"CausalConv1d", kCausalConv1dSizes, kCausalConv1dAttributes, kCausalConv1dInputs, kCausalConv1dOutputs,
      sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, true, true, &kCausalConv1dKernels},
+    {"StateSpaceDualGatedWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedWithDecayInputs, kStateSpaceDualGatedWithDecayOutputs,
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, false, &kStateSpaceDualKernels},
+    {"StateSpaceDualGated", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedInputs, kStateSpaceDualGatedOutputs,
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, false, &kStateSpaceDualKernels},
+    {"StateSpaceDualWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualWithDecayInputs, kStateSpaceDualWithDecayOutputs,
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, false, &kStateSpaceDualKernels},
+    {"StateSpaceDual", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualInputs, kStateSpaceDualOutputs,
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, false, &kStateSpaceDualKernels},
+    {"GatedRmsNorm", kGatedRmsNormSizes, kGatedRmsNormAttributes, kGatedRmsNormInputs, kGatedRmsNormOutputs,
+     sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, true, false, &kGatedRmsNormKernels},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
      sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), false, false, &kMambaLayerKernels},
 };

@@ -54,6 +54,10 @@ MAMBA_API mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_param
                                                 mamba_parallel_for parallel_for, void* scheduler);
 MAMBA_API mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params* params,
                                                mamba_parallel_for parallel_for, void* scheduler);
+MAMBA_API mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params* params,
+                                                  mamba_parallel_for parallel_for, void* scheduler);
+MAMBA_API mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params* params,
+                                                mamba_parallel_for parallel_for, void* scheduler);
 
 /* CUDA. Pointers are those of the current device, which stream (a cudaStream_t, NULL for the
  * default one) belongs to. The calls return when the work is queued: they allocate nothing, wait

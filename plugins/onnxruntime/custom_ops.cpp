@@ -86,7 +86,7 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   };
   for (const Operator& op : kOperators) {
     // One that has a kernel for CUDA alone must stay unknown to other sessions.
-    const bool runs_on_cuda = has_cuda && (op.has_cpu_kernel || for_cuda);
+    const bool runs_on_cuda = has_cuda && op.kernels->cuda && (op.has_cpu_kernel || for_cuda);
     // Every choice of dtypes that export writes.
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
       for (mamba_dtype residual : {MAMBA_FP32, dtype}) {

@@ -41,6 +41,14 @@ mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params*, mamba_
 mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params*, mamba_parallel_for, void*) {
   return MAMBA_INTERNAL;
 }
+mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params*, mamba_parallel_for,
+                                        void*) {
+  return MAMBA_INTERNAL;
+}
+mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params*, mamba_parallel_for,
+                                      void*) {
+  return MAMBA_INTERNAL;
+}
 int mamba_layer_is_step_cuda(const mamba_layer_params*) { return 0; }
 size_t mamba_layer_cuda_workspace(const mamba_layer_params*) { return 0; }
 mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) {

@@ -60,6 +60,26 @@ mamba_status check_fit(const char* op, const Elements (&tensors)[Count]) {
   return MAMBA_OK;
 }
 
+mamba_status check_divides(const char* op, const Size& divisor, const Size& whole) {
+  if (whole.value % divisor.value == 0) return MAMBA_OK;
+  return fail(MAMBA_INVALID, "%s: %s %lld does not divide %s %lld", op, divisor.name,
+              static_cast<long long>(divisor.value), whole.name,
+              static_cast<long long>(whole.value));
+}
+
+// A float attribute.
+mamba_status check_number(const char* op, const char* name, float value) {
+  if (value >= 0 && value <= FLT_MAX) return MAMBA_OK;  // a NaN is not
+  return fail(MAMBA_INVALID, "%s: %s is %g, expected a finite number of at least 0", op, name,
+              static_cast<double>(value));
+}
+
+// The dtype of class R.
+mamba_status check_residual(const char* op, const char* name, int residual, int dtype) {
+  if (residual == MAMBA_FP32 || residual == dtype) return MAMBA_OK;
+  return fail(MAMBA_INVALID, "%s: %s %d is neither fp32 nor dtype", op, name, residual);
+}
+
 template <size_t Count>
 bool has_null(const void* const (&tensors)[Count]) {
   for (const void* tensor : tensors) {
@@ -82,9 +102,8 @@ mamba_status check_sizes(const mamba_selective_scan_params* params) {
                         {"d_state", p.d_state},
                         {"n_groups", p.n_groups}};
   if (mamba_status bad = check_positive(kName, sizes, number_of(p.dtype))) return bad;
-  if (p.d_inner % p.n_groups) {
-    return fail(MAMBA_INVALID, "%s: n_groups %lld does not divide d_inner %lld", kName,
-                static_cast<long long>(p.n_groups), static_cast<long long>(p.d_inner));
+  if (mamba_status bad = check_divides(kName, {"n_groups", p.n_groups}, {"d_inner", p.d_inner})) {
+    return bad;
   }
   const Elements tensors[] = {{"u", product(p.batch, p.length, p.d_inner)},
                               {"B", product(p.batch, p.length, p.n_groups, p.d_state)},
@@ -131,6 +150,69 @@ mamba_status check(const mamba_causal_conv1d_params* params) {
   return MAMBA_OK;
 }
 
+// --- State space duality
+
+mamba_status check_sizes(const mamba_state_space_dual_params* params) {
+  constexpr char kName[] = "state_space_dual";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba_state_space_dual_params& p = *params;
+  const Size sizes[] = {{"batch", p.batch},       {"length", p.length},   {"heads", p.heads},
+                        {"head_dim", p.head_dim}, {"d_state", p.d_state}, {"n_groups", p.n_groups},
+                        {"d_skip", p.d_skip}};
+  const int dtype = number_of(p.dtype), state_dtype = number_of(p.initial_state_dtype);
+  if (mamba_status bad = check_positive(kName, sizes, dtype)) return bad;
+  if (mamba_status bad = check_residual(kName, "initial_state_dtype", state_dtype, dtype)) {
+    return bad;
+  }
+  if (mamba_status bad = check_divides(kName, {"n_groups", p.n_groups}, {"heads", p.heads})) {
+    return bad;
+  }
+  if (mamba_status bad = check_divides(kName, {"d_skip", p.d_skip}, {"head_dim", p.head_dim})) {
+    return bad;
+  }
+  if (mamba_status bad = check_number(kName, "dt_min", p.dt_min)) return bad;
+  if (mamba_status bad = check_number(kName, "dt_max", p.dt_max)) return bad;
+  const Elements tensors[] = {{"x", product(p.batch, p.length, p.heads, p.head_dim)},
+                              {"B", product(p.batch, p.length, p.n_groups, p.d_state)},
+                              {"initial_state", product(p.batch, p.heads, p.head_dim, p.d_state)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba_state_space_dual_params* params) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_state_space_dual_params& p = *params;
+  const void* const tensors[] = {p.x.data, p.dt.data, p.B.data,        p.C.data, p.A,
+                                 p.D,      p.dt_bias, p.initial_state, p.y,      p.last_state};
+  if (has_null(tensors)) {
+    return fail(MAMBA_INVALID, "state_space_dual: a tensor's pointer is null");
+  }
+  return MAMBA_OK;
+}
+
+// --- Gated RMSNorm
+
+mamba_status check_sizes(const mamba_gated_rms_norm_params* params) {
+  constexpr char kName[] = "gated_rms_norm";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba_gated_rms_norm_params& p = *params;
+  const Size sizes[] = {{"batch", p.batch},
+                        {"length", p.length},
+                        {"groups", p.groups},
+                        {"group_width", p.group_width}};
+  if (mamba_status bad = check_positive(kName, sizes, number_of(p.dtype))) return bad;
+  if (mamba_status bad = check_number(kName, "epsilon", p.epsilon)) return bad;
+  const Elements tensors[] = {{"x", product(p.batch, p.length, p.groups, p.group_width)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba_gated_rms_norm_params* params) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba_gated_rms_norm_params& p = *params;
+  const void* const tensors[] = {p.x.data, p.z.data, p.weight, p.y};
+  if (has_null(tensors)) return fail(MAMBA_INVALID, "gated_rms_norm: a tensor's pointer is null");
+  return MAMBA_OK;
+}
+
 // --- A whole layer
 
 mamba_status check_sizes(const mamba_layer_params* params) {
@@ -159,13 +241,8 @@ mamba_status check_sizes(const mamba_layer_params* params) {
   }
   const int dtype = number_of(p.dtype), hidden_dtype = number_of(p.hidden_dtype);
   if (!known(dtype)) return fail(MAMBA_INVALID, "layer: dtype %d is unknown", dtype);
-  if (hidden_dtype != MAMBA_FP32 && hidden_dtype != dtype) {
-    return fail(MAMBA_INVALID, "layer: hidden_dtype %d is neither fp32 nor dtype", hidden_dtype);
-  }
-  if (!(p.epsilon >= 0 && p.epsilon <= FLT_MAX)) {  // NaN too
-    return fail(MAMBA_INVALID, "layer: epsilon is %g, expected a finite number of at least 0",
-                static_cast<double>(p.epsilon));
-  }
+  if (mamba_status bad = check_residual("layer", "hidden_dtype", hidden_dtype, dtype)) return bad;
+  if (mamba_status bad = check_number("layer", "epsilon", p.epsilon)) return bad;
   const Elements tensors[] = {{"recurrent_state", product(p.batch, p.d_inner, p.d_state)}};
   return check_fit("layer", tensors);
 }

@@ -14,11 +14,15 @@ constexpr int64_t kWorkspaceAlignment = 256;     // bytes
 // bytes of each tensor is one that an int64_t holds: what the kernels multiply then fits too.
 mamba_status check_sizes(const mamba_selective_scan_params* params);
 mamba_status check_sizes(const mamba_causal_conv1d_params* params);
+mamba_status check_sizes(const mamba_state_space_dual_params* params);
+mamba_status check_sizes(const mamba_gated_rms_norm_params* params);
 mamba_status check_sizes(const mamba_layer_params* params);
 
 // The same, and every tensor is there.
 mamba_status check(const mamba_selective_scan_params* params);
 mamba_status check(const mamba_causal_conv1d_params* params);
+mamba_status check(const mamba_state_space_dual_params* params);
+mamba_status check(const mamba_gated_rms_norm_params* params);
 mamba_status check(const mamba_layer_params* params, const void* workspace);
 
 }  // namespace mamba

@@ -1,5 +1,7 @@
 // The C interface of the CPU kernels: picks the instruction set, hands tasks to the caller's
 // threads.
+#include <cstdlib>
+
 #include "common/checks.h"
 #include "common/cpu/kernels.h"
 #include "common/errors.h"
@@ -40,6 +42,12 @@ void run(size_t tasks, void (*task)(void*, size_t), void* params, int64_t work,
   for (size_t i = 0; i < tasks; ++i) task(params, i);
 }
 
+mamba_status no_memory(const char* op, int64_t bytes, int64_t d_state) {
+  return mamba::fail(MAMBA_OUT_OF_MEMORY,
+                     "%s: failed to allocate %lld bytes, which a thread works in at d_state %lld",
+                     op, static_cast<long long>(bytes), static_cast<long long>(d_state));
+}
+
 }  // namespace
 
 extern "C" {
@@ -54,11 +62,7 @@ mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params* params,
   mamba::ScanCall call = {p, 0};
   run(kernels().scan_tasks(p), kernels().scan_task, &call, work, parallel_for, scheduler);
   if (!call.lacks_memory) return MAMBA_OK;
-  return mamba::fail(MAMBA_OUT_OF_MEMORY,
-                     "selective_scan: failed to allocate %lld bytes, which a thread works in at "
-                     "d_state %lld",
-                     static_cast<long long>(kernels().scan_scratch_bytes(p)),
-                     static_cast<long long>(p.d_state));
+  return no_memory("selective_scan", kernels().scan_scratch_bytes(p), p.d_state);
 }
 
 mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params* params,
@@ -67,6 +71,39 @@ mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params* params,
   mamba_causal_conv1d_params p = *params;
   const int64_t work = mamba::product(p.batch, p.length, p.channels, p.d_conv);
   run(kernels().conv_tasks(p), kernels().conv_task, &p, work, parallel_for, scheduler);
+  return MAMBA_OK;
+}
+
+mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params* params,
+                                        mamba_parallel_for parallel_for, void* scheduler) {
+  constexpr char kName[] = "state_space_dual";
+  if (mamba_status bad = mamba::check(params)) return bad;
+  const mamba::CpuKernels& k = kernels();
+  const mamba_state_space_dual_params& p = *params;
+  const int64_t work = mamba::product(p.batch, p.length, p.heads, p.head_dim, p.d_state);
+  mamba::DualCall call = {p, nullptr, 0};
+  if (const int64_t bytes = k.dual_scores_bytes(p)) {
+    const uint64_t rounded = (static_cast<uint64_t>(bytes) + 63) / 64 * 64;
+    call.scores = static_cast<float*>(aligned_alloc(64, rounded));
+    if (!call.scores) {
+      return mamba::fail(MAMBA_OUT_OF_MEMORY,
+                         "%s: failed to allocate %lld bytes, for products of C and B: use shorter "
+                         "parts of the sequence",
+                         kName, static_cast<long long>(bytes));
+    }
+    run(k.dual_score_tasks(p), k.dual_score_task, &call, work, parallel_for, scheduler);
+  }
+  if (!call.lacks_memory) run(k.dual_tasks(p), k.dual_task, &call, work, parallel_for, scheduler);
+  free(call.scores);
+  return call.lacks_memory ? no_memory(kName, k.dual_scratch_bytes(p), p.d_state) : MAMBA_OK;
+}
+
+mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params* params,
+                                      mamba_parallel_for parallel_for, void* scheduler) {
+  if (mamba_status bad = mamba::check(params)) return bad;
+  mamba_gated_rms_norm_params p = *params;
+  const int64_t work = mamba::product(p.batch, p.length, p.groups, p.group_width);
+  run(kernels().norm_tasks(p), kernels().norm_task, &p, work, parallel_for, scheduler);
   return MAMBA_OK;
 }
 

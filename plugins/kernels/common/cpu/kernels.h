@@ -12,6 +12,13 @@ struct ScanCall {
   int lacks_memory;  // a task found no scratch memory: the others need not begin. Atomic
 };
 
+// State space duality under way: first the scores' tasks, then the others.
+struct DualCall {
+  mamba_state_space_dual_params params;
+  float* scores;     // of the chunks (chunks.h); null where the call needs none
+  int lacks_memory;  // as a scan's
+};
+
 struct CpuKernels {
   const char* name;
   size_t (*scan_tasks)(const mamba_selective_scan_params& params);
@@ -19,6 +26,14 @@ struct CpuKernels {
   void (*scan_task)(void* call, size_t task);                                // a ScanCall
   size_t (*conv_tasks)(const mamba_causal_conv1d_params& params);
   void (*conv_task)(void* params, size_t task);
+  int64_t (*dual_scores_bytes)(const mamba_state_space_dual_params& params);  // 0: it needs none
+  size_t (*dual_score_tasks)(const mamba_state_space_dual_params& params);
+  void (*dual_score_task)(void* call, size_t task);  // a DualCall
+  size_t (*dual_tasks)(const mamba_state_space_dual_params& params);
+  int64_t (*dual_scratch_bytes)(const mamba_state_space_dual_params& params);  // of a task, at most
+  void (*dual_task)(void* call, size_t task);                                  // a DualCall
+  size_t (*norm_tasks)(const mamba_gated_rms_norm_params& params);
+  void (*norm_task)(void* params, size_t task);
 };
 
 extern const CpuKernels kBaselineKernels;

@@ -9,9 +9,8 @@
 // nothing is transposed.
 #pragma once
 
-#include <cstdlib>
-
 #include "common/cpu/kernels.h"
+#include "common/cpu/sequences.h"
 #include "common/cpu/simd.h"
 #include "common/sizes.h"
 #include "mamba_kernels.h"
@@ -30,17 +29,6 @@ constexpr int64_t kMostStatesInLanes = 16384;
 struct ScanBlock {
   int64_t batch, group, first, count;  // first is counted over all groups
 };
-
-template <typename T>
-static inline const typename T::Bits* row(const mamba_sequence& sequence, int64_t batch,
-                                          int64_t step) {
-  return static_cast<const typename T::Bits*>(sequence.data) + batch * sequence.batch_stride +
-         step * sequence.step_stride;
-}
-
-static inline int64_t walked(const mamba_selective_scan_params& p, int64_t step) {
-  return p.reverse ? p.length - 1 - step : step;
-}
 
 // dt and dt u of one vector of channels at one step.
 template <typename T>
@@ -66,11 +54,7 @@ static inline void step_output(const mamba_selective_scan_params& p, const ScanB
 template <typename T>
 static inline void widen_row(const mamba_selective_scan_params& p, const mamba_sequence& sequence,
                              const ScanBlock& block, int64_t step, float* to) {
-  const typename T::Bits* from = row<T>(sequence, block.batch, step) + block.group * p.d_state;
-  for (int64_t n = 0; n < p.d_state; n += kLanes) {
-    const int count = static_cast<int>(p.d_state - n < kLanes ? p.d_state - n : kLanes);
-    store<Fp32>(to + n, load<T>(from + n, count), count);
-  }
+  widen<T>(row<T>(sequence, block.batch, step) + block.group * p.d_state, to, p.d_state);
 }
 
 // K states of one vector of channels through a tile. y accumulates over the states, in their order.
@@ -224,22 +208,16 @@ static bool scan_task(const mamba_selective_scan_params& p, size_t task) {
   block.first = block.group * channels + in_group;
   block.count = channels - in_group < size ? channels - in_group : size;
 
-  // Small models' scratch lies on the stack; 16 KiB of it is d_state 16 with AVX-512.
-  alignas(64) float on_stack[4096];
-  float* scratch = on_stack;
-  const uint64_t needed = static_cast<uint64_t>(scan_scratch_bytes(p));
-  if (needed > sizeof(on_stack)) {
-    scratch = static_cast<float*>(aligned_alloc(64, (needed + 63) / 64 * 64));
-    if (!scratch) return false;
-  }
+  // A small model's lies on the stack: 16 KiB of it is d_state 16 with AVX-512.
+  const Scratch scratch(scan_scratch_bytes(p));
+  if (!scratch.data()) return false;
   if (!walks_states(p)) {
-    scan_long<T>(p, block, scratch);
+    scan_long<T>(p, block, scratch.data());
   } else if (p.d_state % kLanes == 0) {
-    scan_states<T, false>(p, block, scratch);
+    scan_states<T, false>(p, block, scratch.data());
   } else {
-    scan_states<T, true>(p, block, scratch);
+    scan_states<T, true>(p, block, scratch.data());
   }
-  if (scratch != on_stack) free(scratch);
   return true;
 }
 
