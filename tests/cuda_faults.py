@@ -33,7 +33,8 @@ SUPPORT = [
     Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
     Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
           "auto with_type(int dtype, Body body) {\n  plant();"),
-    Patch("cuda/layer_step.cuh", "  const bool starts_early =", "  plant();\n  const bool starts_early ="),
+    Patch("cuda/launch.cuh", "  return launch_overlapping(kernel,",
+          "  plant();\n  return launch_overlapping(kernel,"),
 ]  # fmt: skip
 
 
@@ -120,10 +121,10 @@ FAULTS = [
     conv("fp16 written", "return __float2half_rn(x);",
          "return __float2half_rn(FAULT ? __uint_as_float(__float_as_uint(x) & 0xfffe0000u) : x);",
          "fp16", "numeric.cuh"),
-    layer("one token, second block of in_proj", "layer_step.cuh",
+    layer("one token, second block of in_proj", "project_in.cuh",
           "    float sum = tap[d_conv];",
           "    float sum = FAULT && first > 0 ? 0.f : tap[d_conv];"),
-    layer("one token, state of the convolution", "layer_step.cuh",
+    layer("one token, state of the convolution", "project_in.cuh",
           "window[(b * span + length + j) * kInColumns + c];",
           "window[(b * span + (FAULT ? 0 : length) + j) * kInColumns + c];"),
     layer("one token, second share of x_proj", "layer_step.cuh",
@@ -135,10 +136,10 @@ FAULTS = [
     layer("a few rows, second row", "layer_step.cuh",
           "const float dt_u = dt * input[r];",
           "const float dt_u = dt * input[r] * (FAULT && r > 0 ? 1.5f : 1.f);"),
-    layer("one token, residual of the second block", "layer_step.cuh",
+    layer("one token, residual of the second block", "project_out.cuh",
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
-    layer("many rows, norm", "layer_norm.cu",
+    layer("many rows, norm", "norm.cu",
           "y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);",
           "y.values[j] =\n          from_float<T>(to_float(h.values[j]) * scale * w.values[j] *"
           " (FAULT && j > 0 ? 1.5f : 1.f));"),
