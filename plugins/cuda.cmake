@@ -4,12 +4,14 @@
 #   MAMBA_CUDA_ABSENCE  why they are not, for the library to say
 #   MAMBA_CUDA_NAMES    what mamba_cuda_architectures answers, such as "75 80 90 120+ptx"
 #   MAMBA_CUDA_OPTIONS  nvcc's options
+#   MAMBA_SM90A_OPTIONS those of files that use Hopper's own instructions; empty where those are left out
 set(known_architectures 75 80 86 87 89 90 100 110 120 121)
 set(oldest_cuda 11.8)
 set(MAMBA_CUDA_FOUND FALSE)
 set(MAMBA_CUDA_ABSENCE "")
 set(MAMBA_CUDA_NAMES "")
 set(MAMBA_CUDA_OPTIONS "")
+set(MAMBA_SM90A_OPTIONS "")
 
 # Goes on without CUDA where that is allowed; a macro, so that return() leaves this file. (CMake leaves
 # the lines of an error alone that begin with a blank.)
@@ -131,7 +133,12 @@ foreach(architecture IN LISTS architectures)
   list(APPEND MAMBA_CUDA_OPTIONS "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
 endforeach()
 # All architectures of a file at once, on as many threads as there are cores.
-list(APPEND MAMBA_CUDA_OPTIONS --threads=0 -Xfatbin=-compress-all)
+set(common_options --threads=0 -Xfatbin=-compress-all)
+list(APPEND MAMBA_CUDA_OPTIONS ${common_options})
+# Machine code of sm_90a runs on devices of 9.0 alone, so that it is no architecture for every file.
+if(90 IN_LIST architectures AND cuda_version VERSION_GREATER_EQUAL 12.0)
+  set(MAMBA_SM90A_OPTIONS "SHELL:-gencode arch=compute_90a,code=sm_90a" ${common_options})
+endif()
 list(JOIN architectures " " MAMBA_CUDA_NAMES)
 string(APPEND MAMBA_CUDA_NAMES "${ptx}")
 set(MAMBA_CUDA_FOUND TRUE)

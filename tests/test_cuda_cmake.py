@@ -22,6 +22,7 @@ include({ROOT}/plugins/cuda.cmake)
 foreach(name FOUND NAMES OPTIONS ABSENCE)
   message(STATUS "${{name}}=${{MAMBA_CUDA_${{name}}}}")
 endforeach()
+message(STATUS "HOPPER=${{MAMBA_SM90A_OPTIONS}}")
 """
 # An nvcc of which everything can be wrong.
 FAKE_NVCC = """#!/bin/sh
@@ -185,3 +186,13 @@ def test_architectures_that_are_built(tmp_path: Path, given: str) -> None:
     else:
         assert names == ("90" if given == "90" else "80 90")
         assert "code=compute" not in options
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize(("given", "has_hopper"), [("80,90", True), ("80,120", False)])
+def test_hopper_has_code_of_its_own(tmp_path: Path, given: str, has_hopper: bool) -> None:
+    """Its own instructions are compiled for sm_90a alone, and only where 90 is built."""
+    found = Configured(tmp_path, "CXX", {}, MAMBA_CUDA="ON", MAMBA_CUDA_ARCHITECTURES=given)
+    codes = re.findall(r"code=(\w+)", found.values["HOPPER"])
+    assert codes == (["sm_90a"] if has_hopper else [])
+    assert "90a" not in found.values["OPTIONS"]

@@ -1,6 +1,6 @@
 """The step of a batch that decodes in ONNX Runtime on an NVIDIA GPU, captured in a CUDA graph.
 
-States are in place: the graph reads and writes the same buffers. The next token is chosen on the device and
+States stay in the graph's own buffers. The next token is chosen on the device and
 lies where the model reads it, so that a token costs the host one launch and one number to read.
 """
 
@@ -18,7 +18,6 @@ from mamba_export.backends.onnxruntime.binding import (
     bind_input,
     bind_output,
     bind_states,
-    empty_state,
     execute,
 )
 from mamba_export.backends.onnxruntime.capture import capture
@@ -34,10 +33,11 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
 from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.backends.onnxruntime.state_block import StateBlock
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.sampling import Sampler, divisor
-from mamba_export.generation.state import batch_sizes, step_sizes
+from mamba_export.generation.state import step_sizes
 
 
 class StepGraph:
@@ -66,7 +66,13 @@ class StepGraph:
         self._scores = DeviceTensor.empty("fp32", shape, device)
         # A byte a token; bytes are no dtype of a model's tensors.
         self._seen = DeviceTensor.empty("fp16", (batch, -(-shape[-1] // 2)), device)
-        self.state = empty_state(metadata, batch_sizes(metadata, batch), device)
+        self._block = StateBlock(metadata, batch, device, self._gpu)
+        # Our layers may write a state where they read it. The graph of somebody else's module may write one
+        # before it has read it for the last time.
+        self._present = (
+            self._block if metadata.model else StateBlock(metadata, batch, device, self._gpu)
+        )
+        self.state = self._block.state
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
         self._draws = self._gpu.host_array((batch,), np.float64)
         options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
@@ -83,10 +89,9 @@ class StepGraph:
             next=self._tokens.address,
             chosen=self._host_tokens.ctypes.data,
         )
-        self._first: ort.IOBinding | None = None
-        self._start: OrtState | None = None
-        self._step = self._bind(self.state)
+        self._step = self._bind()
         self._graph: Graph | None = None
+        self._has_run = False
         self.capture_problem: str | None = None  # what a capture failed for
 
     @property
@@ -96,7 +101,9 @@ class StepGraph:
 
     def start(self, state: OrtState) -> None:
         """Let the next step go on from a state, which is left as it is."""
-        self._first, self._start = self._bind(state), state
+        with self._gpu.lock:
+            self._block.queue_copy_of(state)
+            self._gpu.wait()
 
     def set_choice(self, sampler: Sampler | None) -> None:
         """Choose the tokens to come as a sampler would; None for no choice."""
@@ -135,14 +142,10 @@ class StepGraph:
         Raises:
             SessionError: ONNX Runtime or CUDA failed.
         """
-        if self._first is not None:
-            self._run_uncaptured(self._first)
-            self._first = self._start = None
-            return self._host_tokens
-        if self._graph is None and self.capture_problem is None:
+        if self._graph is None and self._has_run and self.capture_problem is None:
             self._capture()
         if self._graph is None:
-            self._run_uncaptured(self._step)
+            self._run_uncaptured()
         else:
             with self._gpu.lock:
                 self._gpu.run(self._graph)
@@ -161,26 +164,33 @@ class StepGraph:
         logits = self._host_logits.view(NUMPY_DTYPES[self._logits.dtype])[:, 0]
         return logits.astype(np.float32, copy=False)
 
-    def _run_uncaptured(self, binding: ort.IOBinding) -> None:
-        execute(self._model, binding)
+    def _run_uncaptured(self) -> None:
+        execute(self._model, self._step)
         with self._gpu.lock:
-            self._gpu.choose(self._params)
+            self._queue_rest()
             self._gpu.wait()
+        self._has_run = True
+
+    def _queue_rest(self) -> None:
+        """Queue what follows the model's run in a step."""
+        if self._present is not self._block:
+            self._block.queue_copy_of(self._present.state)
+        self._gpu.choose(self._params)
 
     def _capture(self) -> None:
         """Capture a step, which runs nothing. A model that cannot be captured runs uncaptured.
 
-        The steps before have done what happens once: cuBLAS has chosen, kernels are loaded.
+        The step before has done what happens once: cuBLAS has chosen, kernels are loaded.
         """
         try:
-            self._graph = capture(self._model, self._step, lambda: self._gpu.choose(self._params))
+            self._graph = capture(self._model, self._step, self._queue_rest)
         except SessionError as error:
             self.capture_problem = str(error)
 
-    def _bind(self, past: OrtState) -> ort.IOBinding:
+    def _bind(self) -> ort.IOBinding:
         binding = self._model.session.io_binding()
         bind_input(binding, self._model.metadata.inputs[0].name, self._tokens)
-        bind_states(binding, self._model.metadata, past, self.state)
+        bind_states(binding, self._model.metadata, self.state, self._present.state)
         bind_output(binding, self._model.metadata.outputs[0].name, self._logits)
         return binding
 

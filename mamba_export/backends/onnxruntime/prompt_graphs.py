@@ -124,9 +124,7 @@ class PromptGraphs:
         buffers = self._buffers_of(batch, largest)
         result = StateBlock(metadata, batch, self._model.device, gpu)
         try:
-            with gpu.lock:
-                buffers.block.queue_copy_of(state)
-            position, before = 0, 0
+            past, position, before = state, 0, 0
             for length in part_lengths(tokens.shape[1], buffers.largest):
                 # The host runs ahead of the GPU, but not by more than a whole part.
                 if length == before:
@@ -134,12 +132,18 @@ class PromptGraphs:
                         gpu.wait()
                 part = self._part(buffers, length)
                 after = position + length
-                self._run(part, buffers, tokens[:, position:after])
+                with gpu.lock:
+                    buffers.past.queue_copy_of(past)
+                    gpu.queue_upload(
+                        buffers.tokens.address, np.ascontiguousarray(tokens[:, position:after])
+                    )
+                self._run(part)
+                past = buffers.present.state
                 if logits is not None and has_all_logits(metadata):
                     self._fetch(buffers.logits, logits[:, position:after])
                 position, before = after, length
             with gpu.lock:
-                result.queue_copy_of(buffers.block.state)
+                result.queue_copy_of(buffers.present.state)
             if logits is not None and not has_all_logits(metadata):
                 self._fetch(buffers.logits, logits)
         finally:
@@ -147,9 +151,7 @@ class PromptGraphs:
                 gpu.wait()
         return result.state
 
-    def _run(self, part: _Part, buffers: _Buffers, tokens: np.ndarray) -> None:
-        with self._gpu.lock:
-            self._gpu.queue_upload(buffers.tokens.address, np.ascontiguousarray(tokens))
+    def _run(self, part: _Part) -> None:
         wanted = part.graph is None and part.runs >= _RUNS_BEFORE_CAPTURE
         if wanted and self.capture_problem is None:
             try:
@@ -204,7 +206,11 @@ class PromptGraphs:
 
 
 class _Buffers:
-    """What prompts of a batch are read in: every part reads and writes the same memory."""
+    """What prompts of a batch are read in: every part reads and writes the same memory.
+
+    States are not in place: a graph may write one before it has read it for the last time, and a copy of all
+    states takes microseconds.
+    """
 
     def __init__(self, model: LoadedModel, batch: int, largest: int) -> None:
         assert model.gpu is not None
@@ -212,11 +218,13 @@ class _Buffers:
         ids, output = metadata.inputs[0], metadata.outputs[0]
         self.batch = batch
         self.largest = largest
-        self.block = StateBlock(metadata, batch, model.device, model.gpu)
+        self.past, self.present = (
+            StateBlock(metadata, batch, model.device, model.gpu) for _ in range(2)
+        )
         self.tokens = DeviceTensor.empty(ids.dtype, (batch, largest), model.device)
         shape = output.resolve(_sizes(model, batch, largest))
         self.logits = DeviceTensor.empty(output.dtype, shape, model.device)
-        self.nbytes = self.block.nbytes + self.tokens.nbytes + self.logits.nbytes
+        self.nbytes = 2 * self.past.nbytes + self.tokens.nbytes + self.logits.nbytes
 
 
 class _Part:
@@ -231,7 +239,7 @@ class _Part:
         self.binding: ort.IOBinding = model.session.io_binding()
         self._buffers = buffers  # a binding, and a graph, hold addresses only
         bind_input(self.binding, ids.name, buffers.tokens.start((buffers.batch, length)))
-        bind_states(self.binding, metadata, buffers.block.state, buffers.block.state)
+        bind_states(self.binding, metadata, buffers.past.state, buffers.present.state)
         bind_output(self.binding, output.name, buffers.logits.start(shape))
 
 
@@ -241,6 +249,6 @@ def _sizes(model: LoadedModel, batch: int, length: int) -> dict[str, int]:
 
 
 def _is_of_memory(error: SessionError) -> bool:
-    """Whether memory was short, as ONNX Runtime, CUDA and we say it."""
+    """Whether memory was short, in the words of ONNX Runtime, CUDA or ours."""
     text = str(error).lower()
-    return "memory" in text or "alloc" in text
+    return any(words in text for words in ("alloc", "out of memory", "available memory"))

@@ -76,6 +76,8 @@ class StateBlock:
 
     def queue_copy_of(self, state: OrtState) -> None:
         """Queue a copy of a state, which must be of this program and batch, into the block."""
+        if not state.tensors:
+            return
         source = self._whole(state)
         if source is not None:
             self._gpu.queue_copy(self._memory.address, source.address, self.nbytes)
