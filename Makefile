@@ -1,4 +1,4 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv first.
+# Commands for a fresh machine: `make demo`, `make demo-mamba2` and `make test`. Each makes .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,8 +10,10 @@ OLDEST_ORT := onnxruntime==1.20.1
 # (older ones are fetched from NVIDIA's index), both sides of TensorRT 11, the newest. 44 MB each.
 TENSORRT_LEAN := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),10.15.1.29 10.16.1.11 11.0.0.114 11.4.0.106)
 
+# What `make demo` exports, verifies and runs, and what `make demo-mamba2` does.
 MODEL := models/kjv-bytes
-OUT := out/kjv-bytes
+demo-mamba2: MODEL := models/kjv-bytes-mamba2
+OUT = $(MODEL:models/%=out/%)
 
 # What the compiled libraries are made of: a change builds them again.
 NATIVE := CMakeLists.txt $(shell find plugins tests/tensorrt_harness -type f -not -name '*.pyc')
@@ -29,9 +31,9 @@ ONNXRUNTIME_HEADERS_PACKAGE := com.github.asus4.onnxruntime@0.4.9
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
 	| sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -u | paste -sd,),90)
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-mamba2 test lint clean
 
-demo: $(VENV)/.installed
+demo demo-mamba2: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
 

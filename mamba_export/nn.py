@@ -1,10 +1,13 @@
 """The blocks and models under their public name: ``mamba_export.nn.MambaLM`` and the others."""
 
 from mamba_export.models import (
+    PUBLISHED_MAMBA2_SIZES,
     PUBLISHED_SIZES,
     TORCH_DTYPES,
     LayerState,
     Mamba,
+    Mamba2,
+    Mamba2Config,
     MambaBackbone,
     MambaConfig,
     MambaLM,
@@ -14,10 +17,13 @@ from mamba_export.models import (
 )
 
 __all__ = [
+    "PUBLISHED_MAMBA2_SIZES",
     "PUBLISHED_SIZES",
     "TORCH_DTYPES",
     "LayerState",
     "Mamba",
+    "Mamba2",
+    "Mamba2Config",
     "MambaBackbone",
     "MambaConfig",
     "MambaLM",

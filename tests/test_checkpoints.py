@@ -530,9 +530,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_config(f, model_type="llama"),
         r"config\.json is of architecture 'llama'; supported are mamba, falcon_mamba .* state-spaces",
     ),
-    "mamba2": (
-        lambda f: edit_config(f, model_type="mamba2"),
-        r"architecture 'mamba2'; supported are",
+    "gpt2": (
+        lambda f: edit_config(f, model_type="gpt2"),
+        r"architecture 'gpt2'; supported are",
     ),
     "no_model_type": (
         lambda f: write(f, "config.json", "{}"),
@@ -660,7 +660,10 @@ def test_bad_index(tmp_path: Path, intact: Path, text: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ssm_cfg": {"layer": "Mamba2"}}, r"layer 'Mamba2' is not supported, only Mamba1"),
+        (
+            {"ssm_cfg": {"layer": "Mamba3"}},
+            r"layer 'Mamba3' is not supported, only Mamba1 and Mamba2",
+        ),
         ({"ssm_cfg": {"headdim": 64}}, r"unknown option headdim"),
         ({"ssm_cfg": [1]}, r"ssm_cfg is \[1\]: expected an object"),
         ({"rms_norm": False}, r"rms_norm is False: LayerNorm is not supported"),
@@ -668,7 +671,7 @@ def test_bad_index(tmp_path: Path, intact: Path, text: str, message: str) -> Non
         ({"d_intermediate": 64}, r"d_intermediate is 64: MLP layers"),
         ({"d_model": None}, r"config\.json: d_model is None, expected an integer from 1"),
     ],
-    ids=["mamba2", "unknown", "no_object", "layer_norm", "attention", "mlp", "no_width"],
+    ids=["mamba3", "unknown", "no_object", "layer_norm", "attention", "mlp", "no_width"],
 )
 def test_state_spaces_options_that_we_lack(
     tmp_path: Path, changes: dict[str, Any], message: str

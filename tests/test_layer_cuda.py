@@ -19,8 +19,7 @@ from layer_calls import CODES, GPU, layer_functions, multiply
 from torch import Tensor
 
 from mamba_export import cuda_queries
-from mamba_export.models import MambaConfig, cast
-from mamba_export.models.block import LayerState
+from mamba_export.models import LayerState, MambaConfig, cast
 from mamba_export.models.language_model import Layer
 from mamba_export.operators import kernel_library
 

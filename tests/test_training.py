@@ -293,6 +293,38 @@ def test_card_says_what_was_done(trained: Path, text_file: Path) -> None:
     assert str(text_file.parent) not in card
 
 
+def test_mamba2_of_the_same_size_beside_another_model(
+    tool: ModuleType, trained: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "toy2"
+    sizes = ["--mixer", "mamba2", "--d-state", "8", "--head-dim", "16", "--n-groups", "2"]
+    tool.run([str(text_file), "--out", str(out), *TOY, *sizes, "--compare", str(trained)])
+    record = json.loads((out / "training.json").read_text())
+    other = json.loads((trained / "training.json").read_text())
+    assert (record["config"]["mixer"], other["config"]["mixer"]) == ("mamba2", "mamba")
+    split = split_lines(text_file.read_bytes())
+    assert record["held_out"]["bits_per_byte"] < unigram_bits(split.held_out) - 1.5
+    loaded = checkpoints.load(out)
+    assert loaded.architecture == "mamba2"
+    figure = bits_per_byte(loaded.model, split.held_out)
+    assert figure == pytest.approx(record["held_out"]["bits_per_byte"], rel=1e-6)
+    card = (out / "README.md").read_text()
+    assert "A byte-level Mamba-2 language model" in card
+    assert "| heads, head_dim, n_groups | 4, 16, 2 |" in card
+    assert f"| toy (Mamba, the same text; {other['parameters']:,} parameters, here" in card
+    assert f"| {other['held_out']['bits_per_byte']:.3f} |" in card
+
+
+def test_the_default_sizes_of_both_kinds_have_as_many_parameters(tool: ModuleType) -> None:
+    parameters = []
+    for mixer in tool.D_STATE:
+        options = tool.build_parser().parse_args(["text", "--out", "out", "--mixer", mixer])
+        with torch.device("meta"):
+            model = MambaLM(tool.make_config(options))
+        parameters.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert parameters == [3_569_920, 3_521_984]
+
+
 def test_tool_refuses_with_one_line(
     tool: ModuleType, trained: Path, text_file: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -300,6 +332,8 @@ def test_tool_refuses_with_one_line(
     empty.write_bytes(b"")
     zeros.write_bytes(b"a\0b\n" * 100)
     short.write_bytes(b"a line\n" * 5)
+    other = tmp_path / "other.txt"
+    other.write_bytes(grammar(100))
     out = str(tmp_path / "out")
     cases = [
         ([str(tmp_path / "none.txt"), "--out", out], "none.txt: cannot be read"),
@@ -315,6 +349,10 @@ def test_tool_refuses_with_one_line(
         ([str(text_file), "--out", out, "--steps", "many"], "--steps"),
         ([str(text_file), "--out", out, "--cuda-graph", "--device", "cpu"], "--cuda-graph"),
         ([str(text_file)], "--out"),
+        ([str(text_file), "--out", out, "--mixer", "mamba3"], "--mixer"),
+        ([str(text_file), "--out", out, "--mixer", "mamba2", "--head-dim", "7"], "head_dim 7"),
+        ([str(text_file), "--out", out, "--compare", str(tmp_path)], "training.json"),
+        ([str(other), "--out", out, "--compare", str(trained)], "on another text"),
     ]
     for arguments, message in cases:
         monkeypatch.setattr("sys.argv", ["train_lm.py", *arguments])

@@ -1,4 +1,4 @@
-"""Train a small byte-level Mamba language model on one text file: ``--help`` explains."""
+"""Train a small byte-level Mamba or Mamba-2 language model on one text file: ``--help`` explains."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
-from mamba_export.models import MambaConfig
-from training import RECORD_FILE, Recipe, read_text, split_lines, train, write_model
+from mamba_export.models import Mamba2Config, MambaConfig, ModelConfig
+from training import (
+    RECORD_FILE,
+    Recipe,
+    read_compared,
+    read_text,
+    split_lines,
+    train,
+    write_model,
+)
 
 DESCRIPTION = """\
-Train a small byte-level Mamba language model on TEXT, any text file.
+Train a small byte-level Mamba or Mamba-2 language model on TEXT, any text file.
 
 Tokens are bytes (as in MambaByte, arXiv:2401.13660), so there is no vocabulary to build.
 The last 5 % of the lines are held out and never trained on; the final line printed is the
@@ -30,6 +38,8 @@ written) sets that beside xz and gzip.
 
 on a GPU, the default size (3.6 million parameters, 7.4 MB), in about five minutes:
   python tools/train_lm.py kjv.txt --out models/kjv --max-minutes 5
+a Mamba-2 of about that size:
+  python tools/train_lm.py kjv.txt --out models/kjv2 --mixer mamba2 --max-minutes 5
 on a CPU, to see it work, in about a minute:
   python tools/train_lm.py kjv.txt --out out/toy --d-model 64 --n-layer 2 \\
       --batch 4 --length 256 --steps 300 --warmup 30
@@ -42,6 +52,10 @@ kept. Compare settings by that figure, not by the held-out one. With the setting
 train once more without it, on everything that is not held out: then nothing is selected,
 and the held-out figure is met once.
 """
+
+
+D_STATE = {"mamba": 16, "mamba2": 64}
+"""States a channel by default: with them models of both kinds have about the same number of parameters."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,12 +111,22 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "--name", str, None, "name of the model in its card (default: the folder's)")
     add(group, "--data-note", str, "", "a sentence about the text, for the card")
     add(group, "--prompt", str, None, "of the card's samples (default: the held-out text's start)")
+    text = "folder of another model of the same text, for the card; several times for several"
+    group.add_argument(
+        "--compare", type=Path, action="append", default=[], metavar="FOLDER", help=text
+    )
 
     group = parser.add_argument_group("model")
+    group.add_argument(
+        "--mixer", default="mamba", choices=tuple(D_STATE), help="of each layer (default: mamba)"
+    )
     add(group, "--d-model", count, 256, "width")
-    add(group, "--n-layer", count, 8, "Mamba blocks")
-    add(group, "--d-state", count, 16, "states a channel")
+    add(group, "--n-layer", count, 8, "blocks")
+    states = ", ".join(f"{number} of {mixer}" for mixer, number in D_STATE.items())
+    add(group, "--d-state", count, None, f"states a channel (default: {states})")
     add(group, "--expand", count, 2, "inner width over width")
+    add(group, "--head-dim", count, 64, "channels a head, of mamba2")
+    add(group, "--n-groups", count, 1, "groups of heads that share B and C, of mamba2")
 
     group = parser.add_argument_group("training")
     add(group, "--steps", count, default.steps, "optimiser steps")
@@ -221,6 +245,21 @@ def _line(entry: dict[str, Any]) -> str:
     )
 
 
+def make_config(options: argparse.Namespace) -> ModelConfig:
+    """The model that the options ask for. MambaExportError for sizes that do not fit together."""
+    shared = {
+        "d_model": options.d_model,
+        "n_layer": options.n_layer,
+        "vocab_size": 256,
+        "d_state": options.d_state or D_STATE[options.mixer],
+        "expand": options.expand,
+        "eos_token_id": 0,
+    }
+    if options.mixer == "mamba2":
+        return Mamba2Config(head_dim=options.head_dim, n_groups=options.n_groups, **shared)
+    return MambaConfig(**shared)
+
+
 def run(arguments: list[str]) -> None:
     """Train as ``arguments`` say.
 
@@ -238,16 +277,13 @@ def run(arguments: list[str]) -> None:
         options.steps = max(1, options.steps)
     options.bf16 = options.dtype == "bf16" or (options.dtype == "auto" and device.type == "cuda")
     recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
-    config = MambaConfig(
-        d_model=options.d_model,
-        n_layer=options.n_layer,
-        vocab_size=256,
-        d_state=options.d_state,
-        expand=options.expand,
-        eos_token_id=0,
-    )
+    config = make_config(options)
+    compared = [read_compared(folder, text) for folder in options.compare]
     with new_folder(
-        options.out, marker=RECORD_FILE, force=options.force, sources=[options.text]
+        options.out,
+        marker=RECORD_FILE,
+        force=options.force,
+        sources=[options.text, *options.compare],
     ) as folder:
         log_path = folder / "training_log.jsonl"
         with log_path.open("w") as log, progress_report(Console()) as report:
@@ -265,6 +301,7 @@ def run(arguments: list[str]) -> None:
             command=reproducing_command(arguments, options.text, options.out),
             data_note=options.data_note,
             prompt=options.prompt,
+            compared=compared,
         )
     held_out, chosen = record["held_out"], trained.chosen
     print(

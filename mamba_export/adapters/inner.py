@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mamba_export.adapters.convolution import convolve
 from mamba_export.adapters.scan import scan
-from mamba_export.models.block import rms
+from mamba_export.models.norms import rms
 
 
 def mamba_inner_fn(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_export.adapters.unsupported import refuse
-from mamba_export.models.block import rms
+from mamba_export.models.norms import rms
 from mamba_export.operators.dtypes import accumulation_dtype
 
 Normed = Tensor | tuple[Tensor, Tensor]

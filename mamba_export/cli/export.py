@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.progress import Progress
 
 from mamba_export import contract
 from mamba_export.cli.bars import progress_bars
+from mamba_export.cli.notes import noted
 from mamba_export.cli.options import (
     AUTO,
     DEFAULT_BATCH,
@@ -29,7 +28,7 @@ from mamba_export.cli.options import (
 )
 from mamba_export.cli.streams import print_lines, results
 from mamba_export.cli.streams import say as say_line
-from mamba_export.errors import MambaExportError, MambaExportWarning
+from mamba_export.errors import MambaExportError
 from mamba_export.printing import printable
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Folder of a checkpoint (transformers' Mamba or FalconMamba, or state-spaces), or a "
-            "Hugging Face id such as state-spaces/mamba-130m-hf.",
+            help="Folder of a checkpoint (transformers' Mamba, FalconMamba or Mamba2, or state-spaces), or a "
+            "Hugging Face id such as state-spaces/mamba2-130m.",
         ),
     ],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")],
@@ -52,9 +51,17 @@ def command(
         str,
         one_of(
             contract.DTYPES,
-            help="Matrices, activations and logits; states of the scan stay fp32.",
+            help="Matrices, activations and logits; states of the scan stay fp32 (see --state-dtype).",
         ),
     ] = DEFAULT_DTYPE,
+    state_dtype: Annotated[
+        str | None,
+        one_of(
+            contract.DTYPES,
+            help="States of Mamba-2's scan: fp32 (the default), or the DTYPE of --dtype, which halves "
+            "what every step reads and writes of them.",
+        ),
+    ] = None,
     opset: Annotated[
         int,
         typer.Option(
@@ -110,7 +117,7 @@ def command(
     description: EngineDescription | None = None
     report: Report | None = None
     with (
-        _noted() as notes,
+        noted() as notes,
         progress_bars(Console(stderr=True), transient=plain, in_logs=not plain) as progress,
     ):
         from mamba_export.export import export
@@ -121,6 +128,7 @@ def command(
             out,
             dtype=dtype,
             opset=opset,
+            state_dtype=state_dtype,
             last_logits_only=last_logits_only,
             fuse_layers=fuse_layers,
             tokenizer=tokenizer,
@@ -149,23 +157,6 @@ def command(
     if not report.passed:
         raise typer.Exit(1)
     say_line(f"{out} is ready: mamba-export run {shlex.quote(str(out))} --prompt '...'")
-
-
-@contextlib.contextmanager
-def _noted() -> Iterator[list[str]]:
-    """Our own warnings inside, gathered for lines of the command's; those of others go their way."""
-    notes: list[str] = []
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, MambaExportWarning):
-            notes.append(str(message))
-        else:
-            others(message, category, *where, **more)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", MambaExportWarning)
-        others, warnings.showwarning = warnings.showwarning, show
-        yield notes
 
 
 def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:

@@ -13,6 +13,7 @@ import typer
 from mamba_export.backends import registry
 from mamba_export.backends.onnxruntime.own_log import leave_messages_to_errors
 from mamba_export.cli import streams
+from mamba_export.cli.notes import noted
 from mamba_export.cli.options import AUTO, FolderArgument, JsonOption, one_of
 from mamba_export.cli.outcome import EXIT_INTERRUPTED
 from mamba_export.cli.prompts import gather
@@ -70,24 +71,27 @@ def command(
     from mamba_export.generation.sampling import Sampling
 
     leave_messages_to_errors()
-    code = run_command(
-        folder,
-        gather(prompt or (), prompt_file or ()),
-        sampling=Sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        ),
-        max_new_tokens=max_new_tokens,
-        backend=backend,
-        provider=None if provider == AUTO else provider,
-        threads=threads,
-        json_output=json_output,
-        stream=not json_output,
-        ignore_end=ignore_end,
-    )
+    with noted() as notes:
+        code = run_command(
+            folder,
+            gather(prompt or (), prompt_file or ()),
+            sampling=Sampling(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+            ),
+            max_new_tokens=max_new_tokens,
+            backend=backend,
+            provider=None if provider == AUTO else provider,
+            threads=threads,
+            json_output=json_output,
+            stream=not json_output,
+            ignore_end=ignore_end,
+        )
+    for note in notes:
+        streams.say(f"note: {note}")
     raise typer.Exit(code)
 
 

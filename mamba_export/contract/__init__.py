@@ -27,6 +27,7 @@ from mamba_export.contract.operators import (
     MAMBA_LAYER,
     OPERATORS,
     SELECTIVE_SCAN,
+    STATE_SPACE_DUAL,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PLUGIN_NAMESPACE",
     "PLUGIN_VERSION",
     "SELECTIVE_SCAN",
+    "STATE_SPACE_DUAL",
 ]
 
 # Graph inputs and outputs: the names that ONNX Runtime GenAI's generator looks for.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ def export(
     *,
     dtype: str | None = None,
     opset: int = DEFAULT_OPSET,
+    state_dtype: str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -79,6 +79,7 @@ def export(
     states: Sequence[State] = (),
     dtype: str | None = None,
     opset: int = DEFAULT_OPSET,
+    state_dtype: str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -99,10 +100,13 @@ def export(
         dynamic_shapes: of a module: by argument, ``torch.export``'s form; axes that it leaves out are fixed.
         input_names, output_names: of a module: names in the file, in the order of args and of the flat results.
         states: of a module: arguments that results continue, ``mamba_export.State``.
-        dtype: "fp32", "fp16" or "bf16": the matrices, activations and logits. Arithmetic of the scan,
-            recurrent states and the residual stream are fp32 whatever is chosen. None: fp32 for a model, for a
-            module and a program the dtypes that they have. A module's states keep the dtype of their example.
+        dtype: "fp32", "fp16" or "bf16": the matrices, activations and logits. Arithmetic of the scan and the
+            residual stream are fp32 whatever is chosen, recurrent states too unless ``state_dtype`` says more.
+            None: fp32 for a model, for a module and a program the dtypes that they have. A module's states keep
+            the dtype of their example.
         opset: version of standard ONNX.
+        state_dtype: of the recurrent states of a Mamba-2 model: "fp32", or the model's dtype, which halves what
+            every step reads and writes of them. None: fp32.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
             launches and every other runtime inlines. False leaves the single nodes.
@@ -133,6 +137,10 @@ def export(
     out = given.path(output, "the output folder", ExportError)
     if dtype is not None:
         dtype = given.one_of(dtype, "dtype", TORCH_DTYPES, ExportError)
+    if state_dtype is not None:
+        state_dtype = given.one_of(state_dtype, "state_dtype", TORCH_DTYPES, ExportError)
+        if args is not None or isinstance(model, Program):
+            raise ExportError("state_dtype is of a model of this package: leave it out")
     check_opset(opset)  # before minutes are spent on loading
     of_a_module = {
         "dynamic_shapes": dynamic_shapes,
@@ -169,7 +177,13 @@ def export(
                 states=states,
             )
         else:
-            subject = from_model(model, dtype or "fp32", last_logits_only=last_logits_only, say=say)
+            subject = from_model(
+                model,
+                dtype or "fp32",
+                last_logits_only=last_logits_only,
+                state_dtype=state_dtype,
+                say=say,
+            )
         tokenizer_files = subject.tokenizer_files
         if tokenizer is not None:
             if not isinstance(tokenizer, str):  # a text may be an id on a hub
@@ -200,7 +214,7 @@ def export(
             program,
             dtype=subject.dtype,
             opset=opset,
-            model=None if subject.config is None else dataclasses.asdict(subject.config),
+            model=None if subject.config is None else subject.config.to_fields(),
             source=subject.source,
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
@@ -229,6 +243,7 @@ def build(
     model: MambaLM | MambaBackbone | Program,
     *,
     opset: int = DEFAULT_OPSET,
+    state_dtype: str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
 ) -> ir.Model:
@@ -240,7 +255,7 @@ def build(
             f"the model is {given.shown(model)}: give a MambaLM, a MambaBackbone or a Program"
         )
     else:
-        model = make_program(model, last_logits_only=last_logits_only)
+        model = make_program(model, last_logits_only=last_logits_only, state_dtype=state_dtype)
     return graph.build(model, opset=opset, fuse_layers=fuse_layers)
 
 

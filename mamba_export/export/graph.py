@@ -14,7 +14,7 @@ from mamba_export import contract, given
 from mamba_export.contract import DEFAULT_OPSET, OPSETS
 from mamba_export.contract.program import Program, Value
 from mamba_export.errors import ExportError, MambaExportError, first_line
-from mamba_export.export import capture, flips, passes
+from mamba_export.export import capture, flips, passes, reshapes
 from mamba_export.export.dtypes import ONNX
 from mamba_export.export.functions import function_protos
 from mamba_export.export.translate import translation_table
@@ -85,6 +85,7 @@ def convert(exported: Any, program: Program, *, opset: int = DEFAULT_OPSET) -> i
     model.ir_version = _IR_VERSION
     model.producer_name = contract.DOMAIN
     passes.simplify(model)
+    reshapes.settle_reshapes(model)
     passes.rename_axes(model, lambda text: capture.renamed(text, names))
     passes.free_names(
         model,

@@ -120,16 +120,41 @@ def _squeezed_axes(node: ir.Node) -> tuple[int, ...]:
     return tuple(int(axis) for axis in axes.const_value.numpy().reshape(-1))
 
 
+def _unsqueeze(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
+    axes = _numbers(node)
+    assert axes is not None
+    return lambda array: np.expand_dims(array, axes)
+
+
+def _reshape(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
+    shape = _numbers(node)
+    assert shape is not None
+    return lambda array: array.reshape(shape)
+
+
+def _numbers(node: ir.Node) -> tuple[int, ...] | None:
+    """The axes of an Unsqueeze or the shape of a Reshape; None where they are not constant."""
+    value = node.inputs[1]
+    if value is None or value.const_value is None:
+        return None
+    return tuple(int(one) for one in value.const_value.numpy().reshape(-1))
+
+
 _OF_OTHER_VALUES = ("Exp", "Neg")
 _FOLDED: dict[str, Callable[[ir.Node], Callable[[np.ndarray], np.ndarray]]] = {
     "Exp": lambda node: np.exp,
     "Neg": lambda node: np.negative,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Reshape": _reshape,
     "Cast": lambda node: (
         lambda array: array.astype(ir.DataType(node.attributes["to"].as_int()).numpy())
     ),
 }
+
+
+_WITH_NUMBERS = ("Unsqueeze", "Reshape")
 
 
 def fold_parameters(model: ir.Model) -> None:
@@ -154,6 +179,8 @@ def fold_parameters(model: ir.Model) -> None:
             else None
         )
         if tensor is None or len(source.uses()) > 1:
+            continue
+        if node.op_type in _WITH_NUMBERS and not _numbers(node):
             continue
         result = node.outputs[0]
         folded = _lazily(tensor, _FOLDED[node.op_type](node), node)
@@ -188,6 +215,9 @@ def _lazily(
     elif node.op_type == "Squeeze":
         axes = {axis % len(shape) for axis in _squeezed_axes(node)}
         shape = [size for axis, size in enumerate(shape) if axis not in axes]
+    elif node.op_type in _WITH_NUMBERS:
+        # A view of nothing, of the tensor's shape.
+        shape = list(_FOLDED[node.op_type](node)(np.broadcast_to(np.False_, shape)).shape)
     elif node.op_type == "Cast":
         dtype = ir.DataType(node.attributes["to"].as_int())
     return ir.LazyTensor(

@@ -26,9 +26,9 @@ from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
 from mamba_export.export.module_program import trace_module
 from mamba_export.export.program_checks import check_program
-from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
+from mamba_export.models import TORCH_DTYPES, MambaBackbone, MambaLM, ModelConfig, cast, checkpoints
 from mamba_export.models.language_model import layers_as_nodes
-from mamba_export.models.program import make_program
+from mamba_export.models.program import make_program, state_dtypes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Subject:
     program: Program
     dtype: str
     source: dict[str, Any]
-    config: MambaConfig | None = None
+    config: ModelConfig | None = None
     exported: Any = None
     tokenizer_files: list[Path] = field(default_factory=list)
     bos_token_id: int | None = None
@@ -58,7 +58,12 @@ class Subject:
 
 
 def from_model(
-    model: Any, dtype: str, *, last_logits_only: bool, say: Callable[[str], None]
+    model: Any,
+    dtype: str,
+    *,
+    last_logits_only: bool,
+    state_dtype: str | None,
+    say: Callable[[str], None],
 ) -> Subject:
     """A checkpoint's folder or id, or a language model or backbone, cast where it is of another dtype.
 
@@ -71,7 +76,8 @@ def from_model(
         name = model if isinstance(model, str) else given.path(model, "the model", ExportError)
         say(f"loading {name}")
         if transformers.holds_supported(folder := checkpoints.locate(name, say)):
-            return _of_folder(folder, str(name), dtype, last_logits_only=last_logits_only)
+            _check_only_ours(last_logits_only, state_dtype)
+            return _of_folder(folder, str(name), dtype)
         checkpoint = checkpoints.load(name, dtype=TORCH_DTYPES[dtype], progress=say)
         module: MambaLM | MambaBackbone = checkpoint.model
         of_checkpoint = {
@@ -91,7 +97,7 @@ def from_model(
             module = _cast_copy(model, TORCH_DTYPES[dtype])
         source = _module_source(model)
     elif transformers.is_supported(model):
-        _check_every_step(last_logits_only)
+        _check_only_ours(last_logits_only, state_dtype)
         if transformers.dtype_of(model) != TORCH_DTYPES[dtype]:
             model = transformers.cast(model, TORCH_DTYPES[dtype])
         source = {**_module_source(model), "kind": transformers.KIND}
@@ -110,13 +116,13 @@ def from_model(
             f"the model is {given.shown(model)}: give a checkpoint's folder or Hugging Face id, a model, or a "
             "module with args"
         )
-    program = make_program(module, last_logits_only=last_logits_only)
+    _check_state_dtype(module.config, dtype, state_dtype)
+    program = make_program(module, last_logits_only=last_logits_only, state_dtype=state_dtype)
     return Subject(program, dtype, source, module.config, **of_checkpoint)
 
 
-def _of_folder(folder: Path, name: str, dtype: str, *, last_logits_only: bool) -> Subject:
+def _of_folder(folder: Path, name: str, dtype: str) -> Subject:
     """A folder that transformers' own modelling file runs."""
-    _check_every_step(last_logits_only)
     model = transformers.load(folder, TORCH_DTYPES[dtype])
     source = {"kind": transformers.KIND, "name": name, "path": str(folder.resolve())}
     files = checkpoints.tokenizer_files(folder)
@@ -129,9 +135,21 @@ def _of_folder(folder: Path, name: str, dtype: str, *, last_logits_only: bool) -
     )
 
 
-def _check_every_step(last_logits_only: bool) -> None:
+def _check_only_ours(last_logits_only: bool, state_dtype: str | None) -> None:
+    """Refuse what models that transformers' own modelling files run are not exported with."""
     if last_logits_only:
-        raise ExportError("--last-logits-only is for Mamba and FalconMamba: leave it out")
+        raise ExportError("--last-logits-only is for Mamba, FalconMamba and Mamba2: leave it out")
+    if state_dtype not in (None, "fp32"):
+        raise ExportError("--state-dtype is for Mamba2: leave it out")
+
+
+def _check_state_dtype(config: ModelConfig, dtype: str, state_dtype: str | None) -> None:
+    allowed = state_dtypes(config, dtype)
+    if state_dtype not in (None, *allowed):
+        raise ExportError(
+            f"--state-dtype is {state_dtype}: recurrent states of {config.mixer} in {dtype} may be "
+            f"{' or '.join(allowed)}"
+        )
 
 
 def from_program(program: Program) -> Subject:

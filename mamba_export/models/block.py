@@ -1,59 +1,20 @@
-"""The Mamba block: projections, causal convolution, selective scan, gate (paper, section 3.4, figure 3)."""
+"""The Mamba block: projections, causal convolution, selective scan, gate.
+
+arXiv:2312.00752, section 3.4, figure 3.
+"""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mamba_export import operators
-from mamba_export.models.config import MambaConfig
+from mamba_export.models.mamba_config import MambaConfig
+from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
+from mamba_export.models.norms import RMSNorm, rms
 
 
-class LayerState(NamedTuple):
-    """What a block remembers between calls.
-
-    conv: (batch, d_inner, d_conv - 1), the convolution's last inputs, oldest first, in the weights' dtype.
-    recurrent: (batch, d_inner, d_state) fp32, the scan's state.
-    """
-
-    conv: Tensor
-    recurrent: Tensor
-
-
-class RMSNorm(nn.Module):
-    """Root mean square normalisation, computed in fp32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., width), any dtype -> the same shape, in the weight's dtype."""
-        return (rms(x, self.epsilon) * self.weight.float()).to(self.weight.dtype)
-
-
-def rms(x: Tensor, epsilon: float) -> Tensor:
-    """x (..., width) over its root mean square, in fp32 (float64 stays float64)."""
-    x = x if x.dtype == torch.float64 else x.float()
-    # A division by a square root, not rsqrt: the form that graph optimisers recognise as one node.
-    return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
-
-
-class DepthwiseConv(nn.Module):
-    """Parameters of the causal convolution, laid out as in the checkpoints; the operator does the work."""
-
-    def __init__(self, channels: int, taps: int, bias: bool) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(taps)  # PyTorch's initialisation of a depthwise Conv1d
-        self.weight = nn.Parameter(torch.empty(channels, 1, taps).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
-
-
-class Mamba(nn.Module):
+class Mamba(Mixer):
     """One Mamba mixer. ``forward(x, state) -> y, state`` serves prefill and decode alike.
 
     Parameters that act on a channel alone (A_log, D, the convolution, the step size's bias) stay in fp32
@@ -61,48 +22,50 @@ class Mamba(nn.Module):
     """
 
     def __init__(self, config: MambaConfig) -> None:
-        super().__init__()
-        self.config = config = MambaConfig.of(config)
+        config = MambaConfig.of(config)
         d_inner, d_state, rank = config.inner, config.d_state, config.rank
-        self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=config.bias)
-        self.conv1d = DepthwiseConv(d_inner, config.d_conv, config.conv_bias)
+        super().__init__(config, 2 * d_inner)
+        self.config = config
         self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, d_inner, bias=True)
         # S4D-Real initialisation: A_n = -(n + 1) (section 3.6).
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1).repeat(d_inner, 1)))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.bias)
-        self._initialise_dt()
-
-    @torch.no_grad()
-    def _initialise_dt(self) -> None:
-        """softplus(dt_proj.bias) is log-uniform in [dt_min, dt_max] (section 3.6)."""
-        config = self.config
-        bound = config.rank**-0.5
-        self.dt_proj.weight.uniform_(-bound, bound)
-        low, high = math.log(config.dt_min), math.log(config.dt_max)
-        dt = torch.exp(torch.empty(config.inner).uniform_(low, high)).clamp(min=config.dt_floor)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
+            self.dt_proj.bias.copy_(initial_dt_bias(config, d_inner))
 
     def channel_parameters(self) -> list[nn.Parameter]:
         """Parameters that act on a channel alone; the operators take them in fp32."""
         parameters = [self.A_log, self.D, self.conv1d.weight, self.conv1d.bias, self.dt_proj.bias]
         return [parameter for parameter in parameters if parameter is not None]
 
-    def initial_state(self, batch: int, dtype: torch.dtype | None = None) -> LayerState:
-        """Zeros: what a sequence starts from. ``dtype`` is the convolution state's, the weights' if None."""
-        config, weight = self.config, self.in_proj.weight
-        conv = torch.zeros(
-            batch,
-            config.inner,
-            config.d_conv - 1,
-            dtype=dtype or weight.dtype,
-            device=weight.device,
+    @property
+    def has_layer_operator(self) -> bool:
+        """Whether the layer is of MambaLayer's form: no bias of a projection, no norms of dt, B and C."""
+        return not self.config.bias and self.config.bcdt_norm_epsilon is None
+
+    def run_layer(
+        self, hidden: Tensor, norm: RMSNorm, state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """The layer as one ``mamba_layer``; see ``Mixer.run_layer``."""
+        hidden, conv, recurrent = torch.ops.mamba_export.mamba_layer(
+            hidden,
+            norm.weight.float(),
+            self.in_proj.weight.t(),
+            *self.conv_parameters(),
+            self.x_proj.weight.t(),
+            self.dt_proj.weight.t(),
+            self.dt_proj.bias,
+            -torch.exp(self.A_log),
+            self.D,
+            self.out_proj.weight.t(),
+            state.conv,
+            state.recurrent,
+            norm.epsilon,
         )
-        recurrent = torch.zeros(
-            batch, config.inner, config.d_state, dtype=self.A_log.dtype, device=weight.device
-        )
-        return LayerState(conv, recurrent)
+        return hidden, LayerState(conv, recurrent)
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """Mix a sequence, or the next part of one.

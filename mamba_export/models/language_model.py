@@ -1,4 +1,4 @@
-"""Mamba backbone and language model."""
+"""Backbone and language model, of Mamba-1 or Mamba-2 blocks as the configuration says."""
 
 from __future__ import annotations
 
@@ -9,76 +9,61 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mamba_export.models.block import LayerState, Mamba, RMSNorm
-from mamba_export.models.config import MambaConfig
+from mamba_export.models.block import Mamba
+from mamba_export.models.config import ModelConfig
+from mamba_export.models.mamba2_block import Mamba2
+from mamba_export.models.mamba2_config import Mamba2Config
+from mamba_export.models.mamba_config import MambaConfig
+from mamba_export.models.mixer import LayerState, Mixer
+from mamba_export.models.norms import RMSNorm
 
 State = list[LayerState]
 """One LayerState a layer."""
 
 
+def make_mixer(config: ModelConfig) -> Mixer:
+    """The block that a configuration is of."""
+    if isinstance(config, Mamba2Config):
+        return Mamba2(config)
+    return Mamba(MambaConfig.of(config))
+
+
 class Layer(nn.Module):
     """Pre-norm residual layer around a mixer."""
 
-    def __init__(self, config: MambaConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_epsilon)
-        self.mixer = Mamba(config)
+        self.mixer = make_mixer(config)
         self.residual_in_fp32 = config.residual_in_fp32
         self.as_node = False
-        """Whether forward is one call of ``mamba_layer``; see ``layers_as_nodes``."""
-
-    @property
-    def is_mamba_layer(self) -> bool:
-        """Whether the layer is of MambaLayer's form: no bias of a projection, no norms of dt, B and C."""
-        config = self.mixer.config
-        return not config.bias and config.bcdt_norm_epsilon is None
+        """Whether forward is one operator; see ``layers_as_nodes``."""
 
     def forward(self, residual: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState]:
         """residual (batch, length, d_model) -> the same with the mixer's output added, and the state."""
         if self.as_node:
-            return self._forward_as_node(residual, state)
+            hidden = residual.float() if self.residual_in_fp32 else residual
+            if state is None:
+                state = self.mixer.initial_state(residual.shape[0])
+            return self.mixer.run_layer(hidden, self.norm, state)
         y, new_state = self.mixer(self.norm(residual), state)
         if self.residual_in_fp32 and residual.dtype != torch.float64:
             residual, y = residual.float(), y.float()
         return residual + y, new_state
 
-    def _forward_as_node(
-        self, residual: Tensor, state: LayerState | None
-    ) -> tuple[Tensor, LayerState]:
-        mixer = self.mixer
-        if state is None:
-            state = mixer.initial_state(residual.shape[0])
-        bias = mixer.conv1d.bias
-        residual, conv, recurrent = torch.ops.mamba_export.mamba_layer(
-            residual.float() if self.residual_in_fp32 else residual,
-            self.norm.weight.float(),
-            mixer.in_proj.weight.t(),
-            mixer.conv1d.weight.squeeze(1),
-            mixer.D.new_zeros(mixer.D.shape) if bias is None else bias,
-            mixer.x_proj.weight.t(),
-            mixer.dt_proj.weight.t(),
-            mixer.dt_proj.bias,
-            -torch.exp(mixer.A_log),
-            mixer.D,
-            mixer.out_proj.weight.t(),
-            state.conv,
-            state.recurrent,
-            self.norm.epsilon,
-        )
-        return residual, LayerState(conv, recurrent)
-
 
 @contextlib.contextmanager
 def layers_as_nodes(model: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Context in which each layer of MambaLayer's form runs as one operator: what export traces.
+    """Context in which each layer of MambaLayer's or Mamba2Layer's form is one operator: what export traces.
 
-    A layer that is not of that form (projections with a bias, FalconMamba's norms) keeps its single operators.
+    A layer that is of neither form (projections with a bias, FalconMamba's norms) keeps its single operators.
 
     Args:
         model: any module; its ``Layer`` submodules are meant.
         wanted: False leaves all as they are.
     """
-    layers = [one for one in model.modules() if isinstance(one, Layer) and one.is_mamba_layer]
+    found = [one for one in model.modules() if isinstance(one, Layer)]
+    layers = [one for one in found if one.mixer.has_layer_operator]
     for layer in layers:
         layer.as_node = wanted
     try:
@@ -95,9 +80,9 @@ class MambaBackbone(nn.Module):
     shape, with the states after the last step.
     """
 
-    def __init__(self, config: MambaConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config = MambaConfig.of(config)
+        self.config = config = ModelConfig.of(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
         initialise(self)
@@ -124,17 +109,21 @@ class MambaBackbone(nn.Module):
         return [mixer.initial_state(batch) for mixer in self.mixers]
 
     @property
-    def mixers(self) -> list[Mamba]:
-        """The Mamba block of each layer."""
+    def mixers(self) -> list[Mixer]:
+        """The block of each layer."""
         return [layer.mixer for layer in self.layers if isinstance(layer, Layer)]
 
 
 class MambaLM(nn.Module):
-    """Mamba language model: embedding, backbone, output projection (tied to the embedding by default)."""
+    """Language model: embedding, backbone, output projection (tied to the embedding by default).
 
-    def __init__(self, config: MambaConfig) -> None:
+    Args:
+        config: a MambaConfig or a Mamba2Config, which decides what the layers are.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        config = MambaConfig.of(config)
+        config = ModelConfig.of(config)
         if config.vocab_size < 1:
             raise ValueError(
                 "a language model needs vocab_size >= 1; use MambaBackbone without tokens"
@@ -207,15 +196,15 @@ def initialise(backbone: MambaBackbone) -> None:
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast a model's matrices, embeddings and norms to ``dtype``, in place.
 
-    What the operators take in fp32 stays in fp32: A_log, D, the convolution's weight and bias, and the
-    step size's bias. (For float64 everything is cast.)
+    What the operators take in fp32 stays in fp32: A_log, D, the convolution's weight and bias, the step
+    size's bias, and Mamba-2's gated norm. (For float64 everything is cast.)
     """
     if dtype == torch.float64:
         return model.double()
     keep = {
         id(parameter)
         for mixer in model.modules()
-        if isinstance(mixer, Mamba)
+        if isinstance(mixer, Mixer)
         for parameter in mixer.channel_parameters()
     }
     for parameter in model.parameters():

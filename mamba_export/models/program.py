@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from mamba_export import contract
 from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
-from mamba_export.models.block import LayerState
+from mamba_export.contract.spec import R
+from mamba_export.models.config import ModelConfig
 from mamba_export.models.language_model import MambaBackbone, MambaLM
+from mamba_export.models.mixer import LayerState
 from mamba_export.operators.dtypes import DTYPE_NAMES
+
+_CONV, _RECURRENT = "conv_state", "recurrent_state"
 
 
 class SharedParameters(nn.Module):
@@ -47,12 +53,41 @@ class _Positional(SharedParameters):
         return (y, *(tensor for layer in state for tensor in layer))
 
 
-def make_program(model: MambaLM | MambaBackbone, *, last_logits_only: bool = False) -> Program:
+def state_dtypes(config: ModelConfig, dtype: str) -> tuple[str, ...]:
+    """Dtypes that a model's recurrent states may have, by its operator's row; the first is the usual one.
+
+    Args:
+        config: of the model.
+        dtype: of its matrices.
+    """
+    [row] = [tensor for tensor in config.operator.inputs if tensor.name == "initial_state"]
+    return ("fp32", dtype) if row.dtype == R and dtype != "fp32" else ("fp32",)
+
+
+def recurrent_dtype(states: Sequence[State]) -> str | None:
+    """Dtype of the recurrent states among a program's; None where it has none."""
+    return next(
+        (one.past.dtype for one in states if one.past.name.endswith(f".{_RECURRENT}")), None
+    )
+
+
+def _state(layer: int, name: str, tensor: Tensor, dtype: str) -> State:
+    past, present = contract.layer_state_names(layer, name)
+    return State.of(past, past, present, dtype, (BATCH, *tensor.shape[1:]))
+
+
+def make_program(
+    model: MambaLM | MambaBackbone,
+    *,
+    last_logits_only: bool = False,
+    state_dtype: str | None = None,
+) -> Program:
     """The program of a language model or a backbone, with the names that the contract gives.
 
     Args:
         model: in the dtype that the graph is to have.
         last_logits_only: of a language model: return the last step's logits alone, (batch, 1, vocab_size).
+        state_dtype: of the recurrent states, one of ``state_dtypes``; None for fp32.
 
     Returns:
         input_ids (batch, length) int64 -> logits (batch, length, vocab_size); of a backbone inputs_embeds
@@ -60,11 +95,13 @@ def make_program(model: MambaLM | MambaBackbone, *, last_logits_only: bool = Fal
     """
     config = model.config
     dtype = DTYPE_NAMES[model.backbone_dtype]
-    past, present = contract.state_names(config.n_layer)
-    tensors = [tensor for layer in model.initial_state(1) for tensor in layer]
     states = tuple(
-        State.of(name, name, after, DTYPE_NAMES[tensor.dtype], (BATCH, *tensor.shape[1:]))
-        for name, after, tensor in zip(past, present, tensors, strict=True)
+        _state(layer, name, tensor, kind)
+        for layer, (conv, recurrent) in enumerate(model.initial_state(1))
+        for name, tensor, kind in (
+            (_CONV, conv, DTYPE_NAMES[conv.dtype]),
+            (_RECURRENT, recurrent, state_dtype or "fp32"),
+        )
     )
     module = _Positional(model, last_logits_only)
     if isinstance(model, MambaBackbone):

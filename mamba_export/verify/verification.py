@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from mamba_export.folder.graph import interface, open_graph
 from mamba_export.folder.interface import difference
 from mamba_export.folder.metadata import Metadata, read_metadata
 from mamba_export.folder.tokenizer import load_tokenizer
-from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, cast, checkpoints
-from mamba_export.models.program import make_program
+from mamba_export.models import MambaBackbone, MambaLM, ModelConfig, cast, checkpoints
+from mamba_export.models.program import make_program, recurrent_dtype
 from mamba_export.untrusted import is_folder, is_there
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, program_cases
@@ -150,7 +149,7 @@ def _ends_as_exported(metadata: Metadata) -> bool:
     """Whether texts end at the tokens of the model's own configuration, where the folder tells it."""
     if metadata.tokens is None or metadata.model is None:
         return True
-    config = MambaConfig.from_fields(metadata.model)
+    config = ModelConfig.from_fields(metadata.model)
     return Tokens(config.vocab_size, config.eos_token_id).end_tokens == metadata.end_tokens
 
 
@@ -171,7 +170,11 @@ def _open(backend: Backend, folder: Path, note: Callable[[Check], None]) -> obje
 def _program_maker(metadata: Metadata) -> MakeProgram:
     """What makes the program of a model, as it was exported."""
     if metadata.model is not None:
-        return functools.partial(make_program, last_logits_only=metadata.last_logits_only)
+        return functools.partial(
+            make_program,
+            last_logits_only=metadata.last_logits_only,
+            state_dtype=recurrent_dtype(metadata.states),
+        )
     if metadata.source.get("kind") == transformers.KIND:
         return transformers.make_program
     return lambda module: module_program(
@@ -238,19 +241,17 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
             f"{metadata.folder} was exported from a Mamba model, and the model to compare with is a "
             f"{type(model).__name__}: pass the model that it was exported from"
         )
-    config = model.config
-    found = {**dataclasses.asdict(config), "d_inner": config.inner, "dt_rank": config.rank}
+    found = model.config.sizes
     try:
-        exported = MambaConfig.from_fields(metadata.model)
+        expected = ModelConfig.from_fields(metadata.model).sizes
     except MambaExportError as error:
         path = metadata.folder / contract.METADATA_FILE
         raise SessionError(f"{path} is damaged (model: {error}): export the model again") from error
-    expected = {**dataclasses.asdict(exported), "d_inner": exported.inner, "dt_rank": exported.rank}
-    for name in ("d_model", "n_layer", "vocab_size", "d_inner", "d_state", "d_conv", "dt_rank"):
-        if found[name] != expected[name]:
+    for name, size in expected.items():
+        if found[name] != size:
             raise ExportError(
                 f"the model to compare with has {name} {found[name]} and {metadata.folder} "
-                f"{expected[name]}: pass the model that it was exported from (--model)"
+                f"{size}: pass the model that it was exported from (--model)"
             )
     if isinstance(model, MambaLM) != metadata.takes_tokens:
         raise ExportError(

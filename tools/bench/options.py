@@ -78,7 +78,7 @@ def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         MambaExportError: one is unknown.
     """
-    from mamba_export.models.config import PUBLISHED_SIZES
+    from mamba_export.models import PUBLISHED_SIZES
 
     if text is None:
         return default

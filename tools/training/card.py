@@ -46,13 +46,15 @@ def model_card(record: dict[str, Any]) -> str:
     """The model card (Markdown) of what ``training.json`` records."""
     config, recipe, held_out, text = (record[k] for k in ("config", "recipe", "held_out", "text"))
     split, samples = record["split"], record["samples"]
+    mixer = _mixer(config)
     note = f" {record['data_note']}" if record["data_note"] else ""
     image = "\n![Bits per byte over the training steps](loss.png)\n" if record["plot"] else ""
     return f"""# {record["name"]}
 
-A byte-level Mamba language model (tokens are bytes, as in MambaByte, arXiv:2401.13660), trained from scratch on
-one text with `tools/train_lm.py` of mamba_export. It continues text in the manner of that one text, and that is
-all it does. The folder is in transformers' format (`config.json`, `model.safetensors`, `tokenizer.json`).
+A byte-level {_MIXERS[mixer]} language model (tokens are bytes, as in MambaByte, arXiv:2401.13660), trained from
+scratch on one text with `tools/train_lm.py` of mamba_export. It continues text in the manner of that one text,
+and that is all it does. The folder is in transformers' format (`config.json`, `model.safetensors`,
+`tokenizer.json`).
 
 ## Figures
 
@@ -61,7 +63,7 @@ Bits per byte on the held-out text ({split["held_out_bytes"]:,} bytes); lower is
 | | bits per byte |
 |---|---|
 | this model | **{held_out["bits_per_byte"]:.3f}** |
-| `xz -9e` on the held-out text alone | {held_out["xz_9e_bits_per_byte"]:.3f} |
+{_compared(record)}| `xz -9e` on the held-out text alone | {held_out["xz_9e_bits_per_byte"]:.3f} |
 | `gzip -9` on the held-out text alone | {held_out["gzip_9_bits_per_byte"]:.3f} |
 
 The model's figure is that of the weights in this folder (matrices rounded to bf16), computed in fp32 over the
@@ -88,7 +90,7 @@ checkpoint. They begin with "{split["held_out_start"]}"; the first of them are i
 | `model.safetensors` | {record["model_bytes"]:,} bytes (bf16; what acts on a channel alone fp32) |
 | d_model, layers | {config["d_model"]}, {config["n_layer"]} |
 | d_state, d_conv, expand | {config["d_state"]}, {config["d_conv"]}, {config["expand"]} |
-| vocabulary | 256: token id = byte; 0 (NUL) is end-of-text |
+{_heads(config)}| vocabulary | 256: token id = byte; 0 (NUL) is end-of-text |
 
 ## Training
 
@@ -117,6 +119,32 @@ It is no assistant: it knows one text, follows no instructions, and what it says
 training text (another language, another century, code) is out of its range. It may repeat passages of the
 training text word for word. Sampled bytes need not be valid UTF-8.
 """
+
+
+_MIXERS = {"mamba": "Mamba", "mamba2": "Mamba-2"}
+
+
+def _mixer(config: dict[str, Any]) -> str:
+    """Which block; records from before there were two do not say."""
+    return str(config.get("mixer", "mamba"))
+
+
+def _compared(record: dict[str, Any]) -> str:
+    """Rows of the other models."""
+    return "".join(
+        f"| {one['name']} ({_MIXERS[one['mixer']]}, the same text; {one['parameters']:,} parameters, here "
+        f"{record['parameters']:,}; trained in {one['seconds']:.0f} s, here {record['seconds']:.0f}) "
+        f"| {one['bits_per_byte']:.3f} |\n"
+        for one in record["compared"]
+    )
+
+
+def _heads(config: dict[str, Any]) -> str:
+    """The row of what Mamba-2 alone has."""
+    if _mixer(config) != "mamba2":
+        return ""
+    heads = config["expand"] * config["d_model"] // config["head_dim"]
+    return f"| heads, head_dim, n_groups | {heads}, {config['head_dim']}, {config['n_groups']} |\n"
 
 
 def _validation(record: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_export.errors import MambaExportError
-from mamba_export.models import LayerState, Mamba, MambaConfig, MambaLM
+from mamba_export.models import LayerState, MambaLM, Mixer, ModelConfig
 from training.data import Split, Windows
 from training.evaluate import bits_per_byte
 
@@ -93,7 +93,7 @@ class Trained:
 
 
 def train(
-    config: MambaConfig,
+    config: ModelConfig,
     recipe: Recipe,
     split: Split,
     device: torch.device,
@@ -263,7 +263,7 @@ def dropout(model: MambaLM, recipe: Recipe) -> Iterator[None]:
 
     handles = []
     if recipe.dropout > 0:
-        mixers = [module for module in model.modules() if isinstance(module, Mamba)]
+        mixers = [module for module in model.modules() if isinstance(module, Mixer)]
         handles += [mixer.register_forward_hook(drop_mixer) for mixer in mixers]
     if recipe.token_dropout > 0:
         handles.append(model.embeddings.register_forward_hook(drop_token))
@@ -303,7 +303,7 @@ class _Stepper:
             LayerState(conv.to(compute), recurrent)
             for conv, recurrent in model.initial_state(recipe.batch)
         ]
-        self._keep = torch.zeros(recipe.batch, 1, 1, device=device)
+        self._keep = torch.zeros(recipe.batch, device=device)
         self._loss = torch.zeros((), device=device)
         self._generator = torch.Generator(device).manual_seed(recipe.seed + 1)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -341,7 +341,7 @@ class _Stepper:
 
     def _compute(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        state = [LayerState(*(t * self._keep.to(t.dtype) for t in layer)) for layer in self._state]
+        state = [LayerState(*map(self._kept, layer)) for layer in self._state]
         with self._autocast:
             logits, new_state = self._model(self._ids[:, :-1], state)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), self._ids[:, 1:].flatten())
@@ -355,6 +355,10 @@ class _Stepper:
                 for old, new in zip(self._state, new_state, strict=True):
                     old.conv.copy_(new.conv)
                     old.recurrent.copy_(new.recurrent)
+
+    def _kept(self, state: Tensor) -> Tensor:
+        """A state, zero in the windows that start anew."""
+        return state * self._keep.to(state.dtype).view(-1, *[1] * (state.dim() - 1))
 
     def _on_side_stream(self, work: Callable[[], None]) -> None:
         # Work before a capture must not run on the default stream (PyTorch, "CUDA graphs").

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,12 @@ import torch
 
 from mamba_export.files import write_bytes, write_text
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
-from mamba_export.models import MambaConfig, checkpoints
+from mamba_export.models import ModelConfig, checkpoints
 from training.card import model_card, plot_available, plot_losses
+from training.compared import RECORD_FILE, Compared
 from training.data import END_OF_TEXT, Split
 from training.evaluate import bits_per_byte, generate, gzip_bits_per_byte, xz_bits_per_byte
 from training.loop import Recipe, Trained
-
-RECORD_FILE = "training.json"
-"""What is known of the training; every folder that a training wrote holds it."""
 
 _SAMPLE_BYTES = 4096  # of held_out_sample.txt, at most
 _GENERATED_BYTES = 600
@@ -33,19 +32,21 @@ def write_model(
     text_name: str,
     text: bytes,
     split: Split,
-    config: MambaConfig,
+    config: ModelConfig,
     recipe: Recipe,
     trained: Trained,
     device: torch.device,
     command: str,
     data_note: str = "",
     prompt: str | None = None,
+    compared: Sequence[Compared] = (),
 ) -> dict[str, Any]:
     """Write checkpoint, tokenizer, record, plot, card and held-out sample into ``folder``.
 
     Args:
         folder: an existing, empty folder.
         prompt: of the samples in the card; None for the beginning of the held-out text.
+        compared: models that the card sets beside this one.
 
     Returns:
         The record that ``training.json`` holds. Its held-out bits per byte are those of the saved weights.
@@ -75,7 +76,7 @@ def write_model(
             "held_out_lines": len(split.held_out.splitlines()),
             "held_out_start": split.held_out.splitlines()[0][:40].decode(errors="replace"),
         },
-        "config": dataclasses.asdict(config),
+        "config": config.to_fields(),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "model_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         "recipe": dataclasses.asdict(recipe),
@@ -89,6 +90,7 @@ def write_model(
             "xz_9e_bits_per_byte": xz_bits_per_byte(split.held_out),
             "gzip_9_bits_per_byte": gzip_bits_per_byte(split.held_out),
         },
+        "compared": [dataclasses.asdict(one) for one in compared],
         "plot": plot_available(),
         "samples": {
             "prompt": prompt_bytes.decode(errors="replace"),

@@ -1,4 +1,4 @@
-"""The table of checkpoint families; reading and writing config.json walk it."""
+"""The table of checkpoint families; reading and writing their configurations walk it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ import torch
 
 from mamba_export.errors import CheckpointError, MambaExportError
 from mamba_export.fields import shown
-from mamba_export.models import MambaConfig
-from mamba_export.models.checkpoints import state_spaces, transformers_mamba
+from mamba_export.models import ModelConfig
+from mamba_export.models.checkpoints import (
+    mistral,
+    state_spaces,
+    transformers_mamba,
+    transformers_mamba2,
+)
 from mamba_export.models.checkpoints.family import Description, Family
 from mamba_export.models.checkpoints.fields import ConfigFields, read_object
 from mamba_export.models.checkpoints.generation_config import with_generation_config
 from mamba_export.untrusted import is_there
 
-FAMILIES = (transformers_mamba.FAMILY, state_spaces.FAMILY)
-"""Asked in this order whether a config.json is theirs; the first that writes is the one saved in."""
+FAMILIES = (
+    transformers_mamba.FAMILY,
+    transformers_mamba2.FAMILY,
+    mistral.FAMILY,
+    state_spaces.FAMILY,
+)
+"""Asked in this order whether a configuration is theirs; the first that can write one is the one saved in."""
+
+CONFIG_FILES = ("config.json", mistral.CONFIG_FILE)
+"""A checkpoint's configuration: the first that is there."""
 
 SUPPORTED = ", and ".join(
     (", ".join(family.supports for family in FAMILIES[:-1]), FAMILIES[-1].supports)
@@ -26,14 +39,15 @@ SUPPORTED = ", and ".join(
 
 
 def read_config(folder: Path) -> tuple[Family, Description]:
-    """Read ``folder``/config.json, and what generation_config.json beside it changes.
+    """Read a folder's configuration, and what generation_config.json beside it changes.
 
     Raises:
         CheckpointError: a file is missing or unreadable, of another architecture, or asks for
             an option that MambaLM lacks.
     """
-    path = folder / "config.json"
-    if not is_there(path, error=CheckpointError):
+    paths = [folder / name for name in CONFIG_FILES]
+    path = next((one for one in paths if is_there(one, error=CheckpointError)), None)
+    if path is None:
         raise CheckpointError(
             f"{folder} holds no config.json: pass the folder of a checkpoint ({SUPPORTED})"
         )
@@ -42,7 +56,7 @@ def read_config(folder: Path) -> tuple[Family, Description]:
 
 
 def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
-    """The family of a config.json's content, and what it says.
+    """The family of a configuration's content, and what it says.
 
     Raises:
         CheckpointError: as ``read_config``; it names ``path``.
@@ -54,7 +68,7 @@ def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
                 return family, family.read(fields)
             except CheckpointError:
                 raise
-            except MambaExportError as error:  # MambaConfig refused a value
+            except MambaExportError as error:  # the configuration refused a value
                 raise CheckpointError(f"{path}: {error}") from error
     model_type = fields.get("model_type")
     what = (
@@ -63,9 +77,14 @@ def match(path: Path, content: dict[str, Any]) -> tuple[Family, Description]:
     raise CheckpointError(f"{path} is of {what}; supported are {SUPPORTED}")
 
 
-def write_config(config: MambaConfig, dtype: torch.dtype) -> tuple[Family, dict[str, Any]]:
-    """The family that a model is saved in, and its config.json; ``dtype`` is the matrices'."""
+def write_config(config: ModelConfig, dtype: torch.dtype) -> tuple[Family, dict[str, Any]]:
+    """The family that a model is saved in, and its config.json; ``dtype`` is the matrices'.
+
+    Raises:
+        CheckpointError: the family lacks an option of the configuration.
+    """
     for family in FAMILIES:
-        if family.write is not None:
-            return family, family.write(config, dtype)
-    raise AssertionError("no family in the table writes")
+        content = None if family.write is None else family.write(config, dtype)
+        if content is not None:
+            return family, content
+    raise AssertionError(f"no family in the table writes a {type(config).__name__}")

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from mamba_export.models import MambaConfig
+from mamba_export.models import ModelConfig
 from mamba_export.models.checkpoints.fields import ConfigFields
 
 MAMBA = "mamba"
-"""``Description.architecture`` of Mamba-1, and transformers' ``model_type``."""
+MAMBA2 = "mamba2"
+"""``Description.architecture`` of Mamba-1 and Mamba-2, and transformers' ``model_type``."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Description:
     pad_token_id: token that fills rows which have ended, or None.
     """
 
-    config: MambaConfig
+    config: ModelConfig
     architecture: str
     bos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -33,16 +34,17 @@ class Description:
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints that share a config.json and names of tensors; a row of ``families.FAMILIES``.
+    """Checkpoints that share a configuration and names of tensors; a row of ``families.FAMILIES``.
 
     name: ``Checkpoint.format``.
     supports: what it covers, for errors and help.
-    recognises: whether a config.json is of this family.
-    read: a config.json that is; raises CheckpointError for an option that MambaLM lacks, and
-        MambaExportError where MambaConfig refuses a value.
+    recognises: whether a configuration file is of this family.
+    read: one that is; raises CheckpointError for an option that MambaLM lacks, and
+        MambaExportError where ModelConfig refuses a value.
     our_name: a file's tensor name -> MambaLM's parameter name.
     file_name: MambaLM's parameter name -> a file's tensor name.
-    write: MambaConfig and the matrices' dtype -> config.json; None for a family that is only read.
+    write: ModelConfig and the matrices' dtype -> config.json, or None for one that is not of this family; None
+        for a family that is only read. Raises CheckpointError for an option that the family lacks.
     """
 
     name: str
@@ -51,4 +53,4 @@ class Family:
     read: Callable[[ConfigFields], Description]
     our_name: Callable[[str], str]
     file_name: Callable[[str], str]
-    write: Callable[[MambaConfig, torch.dtype], dict[str, Any]] | None = None
+    write: Callable[[ModelConfig, torch.dtype], dict[str, Any] | None] | None = None

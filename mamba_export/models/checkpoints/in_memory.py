@@ -24,7 +24,7 @@ def is_transformers(model: Any) -> bool:
 
 
 def load_module(model: Any, *, dtype: torch.dtype = torch.float32) -> tuple[MambaLM, Description]:
-    """A copy of transformers' MambaForCausalLM or FalconMambaForCausalLM as a model of this package.
+    """A copy of transformers' Mamba-, FalconMamba- or Mamba2ForCausalLM as a model of this package.
 
     Args:
         model: in any dtype, on any device; left as it is.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export.errors import CheckpointError
-from mamba_export.models import MambaConfig, MambaLM, cast
+from mamba_export.models import MambaLM, ModelConfig, cast
 from mamba_export.models.checkpoints.families import read_config
 from mamba_export.models.checkpoints.family import Family
 from mamba_export.models.checkpoints.naming import EMBEDDING, HEAD
@@ -30,15 +30,15 @@ class Checkpoint:
     config: the model's configuration.
     folder: where the files are (the hub's cache for a downloaded one).
     source: what was passed to ``load``.
-    format: the family's name: "transformers" or "state-spaces".
-    architecture: the family's name of the model: "mamba" or "falcon_mamba".
+    format: the family's name: "transformers", "state-spaces" or "mistral".
+    architecture: the family's name of the model: "mamba", "falcon_mamba" or "mamba2".
     tokenizer_files: the tokenizer's and the generation configuration's files that the folder holds.
     bos_token_id: token that starts a text, or None.
     pad_token_id: token that fills rows which have ended, or None.
     """
 
     model: MambaLM
-    config: MambaConfig
+    config: ModelConfig
     folder: Path
     source: str
     format: str
@@ -59,12 +59,12 @@ def load(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[str], None] | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint: transformers' Mamba or FalconMamba, or the original state-spaces format.
+    """Load a checkpoint: transformers' Mamba, FalconMamba or Mamba2, state-spaces' or Mistral's own format.
 
     Args:
         source: a local folder, or a Hugging Face id (owner/name) that is no existing path.
-        dtype: the matrices', embedding's and norms'. A_log, D, the convolution and the step size's
-            bias stay in fp32, straight from the file's dtype (``mamba_export.models.cast``'s rule).
+        dtype: the matrices', embedding's and norms'. A_log, D, the convolution, the step size's bias and
+            a gated norm stay in fp32, straight from the file's dtype (``mamba_export.models.cast``'s rule).
         progress: called with a line at each stage. Nothing is printed.
 
     Raises:
@@ -108,7 +108,7 @@ def _by_our_names(family: Family, tensors: Iterable[StoredTensor]) -> dict[str, 
     return stored
 
 
-def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaConfig:
+def _settle_head(config: ModelConfig, stored: dict[str, StoredTensor]) -> ModelConfig:
     """Drop a tied head from ``stored``. As in transformers the files overrule the config:
 
     a head without an embedding takes the embedding's place, and two that differ are not tied.
@@ -129,7 +129,7 @@ def _settle_head(config: MambaConfig, stored: dict[str, StoredTensor]) -> MambaC
 def assemble(
     folder: Path,
     family: Family,
-    config: MambaConfig,
+    config: ModelConfig,
     stored: dict[str, StoredTensor],
     dtype: torch.dtype,
     progress: Callable[[str], None] | None,

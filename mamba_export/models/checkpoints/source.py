@@ -31,6 +31,7 @@ _TOKENIZER_PATTERNS = [*TOKENIZER_FILES, f"{_TEMPLATES}/*.jinja"]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"]
+_MISTRALS = ["params.json", "consolidated.safetensors"]
 
 
 def locate(source: str | Path, progress: Callable[[str], None] | None = None) -> Path:
@@ -104,11 +105,11 @@ def _locate(
 
 
 def _download(hub_id: str, progress: Callable[[str], None] | None) -> Path:
-    """Snapshot of a Hugging Face repository: safetensors, or pickles where it has none."""
+    """Snapshot of a Hugging Face repository: safetensors, or pickles and Mistral's own where it has none."""
     wanted = ["config.json", *_TOKENIZER_PATTERNS]
     folder = _snapshot(hub_id, [*wanted, *_SAFETENSORS], progress)
     if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(hub_id, [*wanted, *_PICKLES], progress)
+        folder = _snapshot(hub_id, [*wanted, *_PICKLES, *_MISTRALS], progress)
     return folder
 
 

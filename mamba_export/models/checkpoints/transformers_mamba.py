@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mamba_export.models import MambaConfig
+from mamba_export.models import MambaConfig, ModelConfig
 from mamba_export.models.checkpoints.family import MAMBA, Description, Family
 from mamba_export.models.checkpoints.fields import ConfigFields
 from mamba_export.models.checkpoints.naming import EMBEDDING, our_name
@@ -22,10 +22,7 @@ def _recognises(fields: ConfigFields) -> bool:
 
 def _read(fields: ConfigFields) -> Description:
     """Fields and defaults of transformers' MambaConfig and FalconMambaConfig."""
-    if (fields.get("hidden_act") or "silu") not in ("silu", "swish"):
-        fields.unsupported("hidden_act", "only silu is supported")
-    if fields.get("quantization_config") is not None:
-        fields.unsupported("quantization_config", "quantised weights are not supported")
+    check_shared(fields)
     architecture = fields.get("model_type")
     falcon = architecture == FALCON
     d_model = fields.of("d_model", "hidden_size", 768)
@@ -56,14 +53,19 @@ def _read(fields: ConfigFields) -> Description:
     )
 
 
-def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json of transformers' format; ``dtype`` is the matrices'."""
-    falcon = config.bcdt_norm_epsilon is not None
+def check_shared(fields: ConfigFields) -> None:
+    """Refuse what no model of transformers may ask for here: another activation, quantised weights."""
+    if (fields.get("hidden_act") or "silu") not in ("silu", "swish"):
+        fields.unsupported("hidden_act", "only silu is supported")
+    if fields.get("quantization_config") is not None:
+        fields.unsupported("quantization_config", "quantised weights are not supported")
+
+
+def shared_fields(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Fields of config.json that transformers names alike in Mamba and Mamba2; ``dtype`` is the matrices'."""
     eos = config.eos_token_id
     other = eos[0] if isinstance(eos, tuple) else eos
-    fields: dict[str, Any] = {
-        "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
-        "model_type": FALCON if falcon else MAMBA,
+    return {
         "dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -71,8 +73,6 @@ def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
         "state_size": config.d_state,
         "conv_kernel": config.d_conv,
         "expand": config.expand,
-        "intermediate_size": config.inner,
-        "time_step_rank": config.rank,
         "use_bias": config.bias,
         "use_conv_bias": config.conv_bias,
         "hidden_act": "silu",
@@ -82,17 +82,32 @@ def write_config(config: MambaConfig, dtype: torch.dtype) -> dict[str, Any]:
         "time_step_min": config.dt_min,
         "time_step_max": config.dt_max,
         "time_step_floor": config.dt_floor,
-        # All three default to 0 in transformers: a token like any other in some vocabularies.
+        # Those of the classes, 0 to 2, are tokens like any other in some vocabularies.
         "bos_token_id": other,
         "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
         "pad_token_id": other,
+    }
+
+
+def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any] | None:
+    """config.json of transformers' format, of a MambaConfig; ``dtype`` is the matrices'."""
+    if not isinstance(config, MambaConfig):
+        return None
+    falcon = config.bcdt_norm_epsilon is not None
+    fields: dict[str, Any] = {
+        "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
+        "model_type": FALCON if falcon else MAMBA,
+        **shared_fields(config, dtype),
+        "intermediate_size": config.inner,
+        "time_step_rank": config.rank,
     }
     if falcon:
         fields["mixer_rms_eps"] = config.bcdt_norm_epsilon
     return fields
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """MambaLM's parameter name -> transformers' name of the tensor."""
     return f"backbone.{name}" if name == EMBEDDING else name
 
 
@@ -102,6 +117,6 @@ FAMILY = Family(
     recognises=_recognises,
     read=_read,
     our_name=our_name,
-    file_name=_file_name,
+    file_name=file_name,
     write=write_config,
 )

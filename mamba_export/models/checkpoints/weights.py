@@ -11,12 +11,13 @@ from mamba_export.models.checkpoints.stored import StoredTensor
 from mamba_export.models.checkpoints.torch_file import read_torch_file
 from mamba_export.untrusted import is_there
 
-# In the order in which transformers looks for them.
+# In the order in which transformers looks for its own.
 _SINGLE_OR_INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "consolidated.safetensors",  # Mistral's own
 )
 
 
