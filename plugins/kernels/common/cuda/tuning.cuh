@@ -229,6 +229,7 @@ constexpr GemvBlock kInProjBlock = {64, 512};
 constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
+constexpr GemvBlock kInTensorBlock = {64, 256}, kOutTensorBlock = {32, 256};  // reasoned
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;

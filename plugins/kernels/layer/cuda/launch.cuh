@@ -48,5 +48,13 @@ bool has_vector_rows(const void* weights, int64_t columns) {
   return is_aligned<16>(weights, columns, sizeof(T));
 }
 
+// Hands on a type as a value.
+template <typename Type>
+struct Choice {
+  using type = Type;
+};
+template <typename Chosen>
+using chosen = typename std::decay_t<Chosen>::type;
+
 }  // namespace step
 }  // namespace mamba

@@ -49,6 +49,7 @@ struct GatedRows {
 
 struct NormSizes {
   int rows, width, groups;  // each group of width / groups numbers has a mean of its own
+  int stride;               // between rows of the result
   float epsilon;
 };
 
@@ -58,13 +59,13 @@ __host__ __device__ constexpr int64_t norm_sums(int rows, int groups) {
   return int64_t{Threads} / 32 * rows * groups;
 }
 
-// x (Rows, padded width) = norm(source), zeros beyond what there is. Every thread must call it.
+// x (Rows, stride) = norm(source), zeros beyond what there is. Every thread must call it.
 template <int Threads, int Rows, typename T, typename Source>
 __device__ void normalise(const Source& source, const float* weight, const NormSizes& n, T* x,
                           float* sums) {
   constexpr int kWarps = Threads / 32, kWidth = Source::kWidth, kStep = Threads * kWidth;
   const int groups = Source::kHasGroups ? n.groups : 1, width = n.width / groups;
-  const int x_stride = padded(n.width), start = threadIdx.x * kWidth;
+  const int x_stride = n.stride, start = threadIdx.x * kWidth;
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     for (int group = 0; group < groups; ++group) {
