@@ -70,11 +70,12 @@ const Kernels kSelectiveScanKernels = {kAdapted<mamba_selective_scan_cpu>,
 const Kernels kCausalConv1dKernels = {kAdapted<mamba_causal_conv1d_cpu>, no_workspace,
                                       kAdapted<mamba_causal_conv1d_cuda>, nullptr, nullptr};
 
-const Kernels kStateSpaceDualKernels = {kAdapted<mamba_state_space_dual_cpu>, no_workspace, nullptr,
-                                        nullptr, nullptr};
+const Kernels kStateSpaceDualKernels = {kAdapted<mamba_state_space_dual_cpu>,
+                                        kAdapted<mamba_state_space_dual_cuda_workspace>,
+                                        kAdapted<mamba_state_space_dual_cuda>, nullptr, nullptr};
 
-const Kernels kGatedRmsNormKernels = {kAdapted<mamba_gated_rms_norm_cpu>, no_workspace, nullptr,
-                                      nullptr, nullptr};
+const Kernels kGatedRmsNormKernels = {kAdapted<mamba_gated_rms_norm_cpu>, no_workspace,
+                                      kAdapted<mamba_gated_rms_norm_cuda>, nullptr, nullptr};
 
 // Few rows run without products; the larger of the two workspaces serves both.
 const Kernels kMambaLayerKernels = {nullptr, kAdapted<mamba_layer_cuda_workspace>,
