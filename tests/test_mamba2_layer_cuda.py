@@ -144,6 +144,18 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize(
+    ("dtype", "rows", "is_step"),
+    [("fp32", 1, 1), ("fp32", 8, 0), ("fp16", 1, 1), ("bf16", 8, 1), ("fp16", 9, 0)],
+)
+def test_which_sizes_are_a_step(dtype: str, rows: int, is_step: int) -> None:
+    """On tensor cores all that fit are."""
+    call = Call(drawn(Case.of(ROW.name, batch=rows, length=1, **SHAPES[1]), dtype))
+    assert call.library.mamba2_layer_is_step_cuda(call.params) == is_step
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
 @pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1), (64, 1)], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[0], *SHAPES[2:]], ids=name_of)
 @EVERY_DTYPE
