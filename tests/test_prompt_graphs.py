@@ -23,7 +23,7 @@ from mamba_export.errors import MambaExportWarning, SessionError
 from mamba_export.export import export
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.libraries import CUSTOM_OPS
-from mamba_export.models import MambaLM
+from mamba_export.models import Mamba2Config, MambaLM
 
 pytestmark = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
 LARGEST = 256  # of a batch, in these tests
@@ -116,6 +116,17 @@ def test_a_prompt_is_its_parts(exported: Path, plain: OrtSession, batch: int) ->
         assert stream.runs - runs == len(part_lengths(length, largest_part(plain.metadata, batch)))
         whole, _ = plain.run(ids)
         np.testing.assert_allclose(expected[0], whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_mamba2_is_read_alike(tmp_path: Path) -> None:
+    config = Mamba2Config(d_model=16, n_layer=1, vocab_size=256, d_state=8, head_dim=8)
+    folder = export(MambaLM(config).eval(), tmp_path / "out")
+    plain = OrtSession(folder, providers=["CPUExecutionProvider"], threads=1, native=True)
+    session, stream, _ = on_prompt_graphs(folder)
+    ids = prompts_of(2, 300)
+    for _ in range(4):
+        same(session.run(ids), by_parts(plain, ids))
+    assert stream.runs > 0
 
 
 def test_any_split_of_a_prompt_goes_on_from_its_state(exported: Path, plain: OrtSession) -> None:
