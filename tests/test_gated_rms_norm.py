@@ -96,7 +96,8 @@ def test_opcheck() -> None:
 
 
 def test_autocast_keeps_the_weight() -> None:
-    x, z, weight = (t.requires_grad_() for t in (*torch.randn(2, 2, 9, 16).unbind(0), torch.randn(16)))  # fmt: skip
+    inputs = (*torch.randn(2, 2, 9, 16).unbind(0), torch.randn(16))
+    x, z, weight = (t.requires_grad_() for t in inputs)
     with torch.autocast("cpu", torch.bfloat16):
         y = gated_rms_norm(x, z, weight)
     assert y.dtype == torch.bfloat16
@@ -117,7 +118,8 @@ def test_float64_is_computed_in_float64() -> None:
     x, z = torch.randn(2, 2, 3, 1, 6, dtype=torch.float64).unbind(0)
     weight = torch.randn(1, 6, dtype=torch.float64)
     y = gated_rms_norm_reference(x, z, weight)
-    assert error(y.flatten(-2), exact(*(t.flatten(-2) for t in (x, z, weight)), 1, 1e-5, False)) < 1e-15  # fmt: skip
+    truth = exact(*(t.flatten(-2) for t in (x, z, weight)), 1, 1e-5, False)
+    assert error(y.flatten(-2), truth) < 1e-15
 
 
 @pytest.mark.parametrize(
