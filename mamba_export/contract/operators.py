@@ -345,6 +345,7 @@ MAMBA2_LAYER = Operator(
         Size("d_inner", factors=("heads", "head_dim")),
         Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
     ),
+    kernels=("cuda",),
     constant_weights=True,
     calls_products=True,
     cases=(
