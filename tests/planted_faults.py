@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from mamba_export import contract
 from mamba_export.export import export
 from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.operators import gated_rms_norm, state_space_dual
 from mamba_export.verify.bounds import Report
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,34 @@ def exports(folder: Path, d_model: int) -> dict[str, Path]:
     return {
         dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in contract.DTYPES
     }
+
+
+class DualMixer(nn.Module):
+    """Mamba-2's two operators, with every input that they have."""
+
+    def __init__(self, heads: int = 2, head_dim: int = 4) -> None:
+        super().__init__()
+        self.A, self.D, self.bias = (nn.Parameter(-torch.rand(heads) - 0.1) for _ in range(3))
+        self.weight = nn.Parameter(torch.rand(heads * head_dim))
+
+    def forward(
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, log_decay: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y, state = state_space_dual(
+            x, dt, self.A, B, C, self.D, x, log_decay, self.bias, state, dt_min=1e-3, dt_max=10.0
+        )
+        return gated_rms_norm(y.flatten(2), x.flatten(2), self.weight, groups=2), state
+
+
+def export_dual(folder: Path) -> tuple[DualMixer, Path]:
+    """A module with the nodes StateSpaceDualGatedWithDecay and GatedRmsNorm, and its export."""
+    torch.manual_seed(0)
+    module = DualMixer().eval()
+    shapes = ((2, 5, 2, 4), (2, 5, 2), (2, 5, 1, 3), (2, 5, 1, 3), (2, 5, 2), (2, 2, 4, 3))
+    inputs = tuple(-torch.rand(shape) for shape in shapes)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    dynamic = (*[{0: batch, 1: length}] * 5, {0: batch})
+    return module, export(module, inputs, output=folder / "dual", dynamic_shapes=dynamic)
 
 
 def failing(report: Report) -> list[str]:
