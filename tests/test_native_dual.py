@@ -16,6 +16,7 @@ from truths import last_state_truth, scan_truth
 
 from mamba_export import contract
 from mamba_export.contract.operators import GATED_RMS_NORM, STATE_SPACE_DUAL
+from mamba_export.contract.spec import R
 from mamba_export.operators import native
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
 from mamba_export.verify.cases import Case
@@ -41,7 +42,7 @@ def _native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def values_of(
     dtype: str = "fp32", *, seed: int = 0, low_state: bool = False, **sizes: Any
 ) -> list[Any]:
-    return arguments(replace(Case.of(DUAL, **sizes), residual_is_low=low_state), dtype, seed)
+    return arguments(replace(Case.of(DUAL, **sizes), low=(R,) if low_state else ()), dtype, seed)
 
 
 def cut(values: list[Any], steps: slice) -> list[Any]:
