@@ -165,7 +165,7 @@ STATE_SPACE_DUAL = Operator(
         Size("n_groups", 1, (2, 4), divides="heads"),
         Size("d_skip", 1, (16,), divides="head_dim"),
     ),
-    kernels=("cpu",),
+    kernels=("cpu", "cuda"),
     cases=(
         # The shapes of published models, around the chunks of a kernel.
         {"length": 1, "heads": 24, "head_dim": 64, "d_state": 128},
@@ -199,7 +199,7 @@ GATED_RMS_NORM = Operator(
         Size("groups", 1, (2, 8)),
         Size("group_width", 24, _WIDTHS),
     ),
-    kernels=("cpu",),
+    kernels=("cpu", "cuda"),
 )
 """The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
 
@@ -342,6 +342,7 @@ MAMBA2_LAYER = Operator(
         Size("d_inner", factors=("heads", "head_dim")),
         Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
     ),
+    kernels=("cuda",),
     constant_weights=True,
     calls_products=True,
     cases=(

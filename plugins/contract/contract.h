@@ -34,11 +34,12 @@ constexpr const Tensor& at_position(const Operator& op, int32_t position) {
   return position < op.inputs.count ? op.inputs[position] : op.outputs[position - op.inputs.count];
 }
 
-// Index of the first input of class T, whose dtype the others follow.
-constexpr int32_t first_T(const Operator& op) {
-  int32_t index = 0;
-  while (op.inputs[index].dtype != DtypeClass::kT) ++index;
-  return index;
+// Index of the first input of a class, whose dtype the others follow; kNone where there is none.
+constexpr int32_t first_of(const Operator& op, DtypeClass dtype) {
+  for (int32_t index = 0; index < op.inputs.count; ++index) {
+    if (op.inputs[index].dtype == dtype) return index;
+  }
+  return kNone;
 }
 
 constexpr bool has_residual(const Operator& op) { return op.residual_dtype_offset != kNone; }

@@ -81,6 +81,13 @@ MAMBA_API mamba_status mamba_selective_scan_cuda(const mamba_selective_scan_para
 MAMBA_API mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params* params,
                                                 void* stream);
 
+/* The same of state space duality. */
+MAMBA_API size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params* params);
+MAMBA_API mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* params,
+                                                   void* workspace, void* stream);
+MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params,
+                                                 void* stream);
+
 /* A whole layer of a Mamba language model: hidden + out_proj(scan(...)) of norm(hidden), the node
  * MambaLayer of mamba_export/contract. All tensors are contiguous; projection weights are
  * (in, out): in_proj_weight has the convolution's columns, then the gate's. epsilon is the norm's.
@@ -118,6 +125,17 @@ MAMBA_API mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, v
 /* The layer for any number of rows; multiply (cuBLAS, say) does its large products. */
 MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                                         void* context, void* workspace, void* stream);
+
+/* The same of a layer of Mamba-2, the node Mamba2Layer: in_proj_weight has the columns of the gate
+ * z, of x, B and C, which the convolution is over, and of dt. A step is three kernels; sizes that
+ * the first and the last of them have no memory for are refused there. */
+MAMBA_API int mamba2_layer_is_step_cuda(const mamba2_layer_params* params);
+MAMBA_API size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params);
+MAMBA_API size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params);
+MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,
+                                              void* stream);
+MAMBA_API mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
+                                         void* context, void* workspace, void* stream);
 
 #ifdef __cplusplus
 }

@@ -35,18 +35,33 @@ std::string name_of(DataType type) {
   return "TensorRT's data type " + std::to_string(static_cast<int32_t>(type));
 }
 
-void check_type(const Operator& op, int32_t input, DataType type, const DataType* types) {
+// Whether a tensor at a position, which counts inputs, then outputs, may have its type.
+// type_at(position) -> DataType answers for it and for the positions before it.
+template <typename TypeAt>
+bool is_right(const Operator& op, int32_t position, TypeAt type_at) {
+  const DtypeClass dtype = at_position(op, position).dtype;
+  const DataType type = type_at(position);
+  if (dtype == DtypeClass::kFp32) return type == DataType::kFLOAT;
+  const int32_t first = first_of(op, dtype);
+  if (position != first) return type == type_at(first);
+  if (dtype == DtypeClass::kT) return is_T(type);
+  return type == DataType::kFLOAT || type == type_at(first_of(op, DtypeClass::kT));
+}
+
+void check_type(const Operator& op, int32_t input, const DataType* types) {
+  if (is_right(op, input, [&](int32_t position) { return types[position]; })) return;
   const Tensor& tensor = op.inputs[input];
-  const int32_t first = first_T(op);
-  const bool is_fp32 = tensor.dtype == DtypeClass::kFp32;
-  if (is_fp32 ? type == DataType::kFLOAT : is_T(type) && type == types[first]) return;
+  const int32_t first = first_of(op, tensor.dtype), T = first_of(op, DtypeClass::kT);
   std::string expected = "fp32, fp16 or bf16";
-  if (is_fp32) {
+  if (tensor.dtype == DtypeClass::kFp32) {
     expected = "fp32";
   } else if (input != first) {
     expected = name_of(types[first]) + ", as " + op.inputs[first].name + " has";
+  } else if (tensor.dtype != DtypeClass::kT) {
+    expected = "fp32 or " + name_of(types[T]) + ", as " + op.inputs[T].name + " has";
   }
-  throw Refusal(std::string(tensor.name) + " has " + name_of(type) + ", expected " + expected);
+  throw Refusal(std::string(tensor.name) + " has " + name_of(types[input]) + ", expected " +
+                expected);
 }
 
 int64_t size_at(const nvinfer1::Dims& dims, int32_t axis) { return dims.d[axis]; }
@@ -179,7 +194,7 @@ int32_t Plugin::getOutputDataTypes(DataType* outputs, int32_t output_count, cons
                                    int32_t input_count) const noexcept {
   return guarded(kFailure, [&] {
     check_counts(input_count, output_count);
-    for (int32_t i = 0; i < input_count; ++i) check_type(op_, i, inputs[i], inputs);
+    for (int32_t i = 0; i < input_count; ++i) check_type(op_, i, inputs);
     for (int32_t i = 0; i < output_count; ++i) outputs[i] = inputs[op_.outputs[i].like];
     return 0;
   });
@@ -203,8 +218,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
   if (position < 0 || position >= input_count + output_count) return false;
   const PluginTensorDesc& desc = tensors[position].desc;
   if (desc.format != TensorFormat::kLINEAR) return false;
-  if (at_position(op_, position).dtype == DtypeClass::kFp32) return desc.type == DataType::kFLOAT;
-  return is_T(desc.type) && desc.type == tensors[first_T(op_)].desc.type;
+  return is_right(op_, position, [&](int32_t at) { return tensors[at].desc.type; });
 }
 
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
@@ -227,10 +241,12 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t i
     // Each size by the first tensor that gives it: what TensorRT estimates for one tensor need not
     // agree with what it estimates for another.
     Sizes sizes(op_);
+    DataType types[kMaxInputs];
     for (int32_t i = 0; i < input_count; ++i) {
+      types[i] = inputs[i].desc.type;
       sizes.estimate(op_.inputs[i], ReadShape(op_.inputs[i], inputs[i].max).view());
     }
-    const Params largest = params(sizes, inputs[first_T(op_)].desc.type, nullptr, nullptr);
+    const Params largest = params(sizes, types, nullptr, nullptr);
     return op_.kernels->cuda_workspace(largest.get());
   });
 }
@@ -268,8 +284,9 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
   return guarded(kFailure, [&] {
     if (!input_descs || !inputs || !outputs) throw Refusal("tensors are missing");
     check_types(input_descs);
-    const Params call =
-        params(read_sizes(input_descs), input_descs[first_T(op_)].type, inputs, outputs);
+    DataType types[kMaxInputs];
+    for (int32_t i = 0; i < op_.inputs.count; ++i) types[i] = input_descs[i].type;
+    const Params call = params(read_sizes(input_descs), types, inputs, outputs);
     check(op_.kernels->cuda(call.get(), workspace, stream));
     return 0;
   });
@@ -293,7 +310,7 @@ void Plugin::check_types(const PluginTensorDesc* inputs) const {
   DataType types[kMaxInputs];
   for (int32_t i = 0; i < op_.inputs.count; ++i) types[i] = inputs[i].type;
   for (int32_t i = 0; i < op_.inputs.count; ++i) {
-    check_type(op_, i, types[i], types);
+    check_type(op_, i, types);
     if (inputs[i].format != TensorFormat::kLINEAR) {
       throw Refusal(std::string(op_.inputs[i].name) + " is not in the linear format");
     }
@@ -306,12 +323,15 @@ Sizes Plugin::read_sizes(const PluginTensorDesc* inputs) const {
   return match_shapes(op_, dims);
 }
 
-Params Plugin::params(const Sizes& sizes, DataType T, const void* const* inputs,
+Params Plugin::params(const Sizes& sizes, const DataType* types, const void* const* inputs,
                       void* const* outputs) const {
-  constexpr mamba_dtype kNoResidual = MAMBA_FP32;
+  const auto dtype = [&](DtypeClass one) {
+    const int32_t first = first_of(op_, one);
+    return first == kNone ? MAMBA_FP32 : dtype_of(types[first]);
+  };
   constexpr bool kConstantWeights = false;  // TensorRT does not say
-  return fill(op_, {sizes, dtype_of(T), kNoResidual, attributes_.values, kConstantWeights, inputs,
-                    outputs});
+  return fill(op_, {sizes, dtype(DtypeClass::kT), dtype(DtypeClass::kR), attributes_.values,
+                    kConstantWeights, inputs, outputs, dtype(DtypeClass::kS)});
 }
 
 }  // namespace mamba_trt

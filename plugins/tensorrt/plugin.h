@@ -13,14 +13,14 @@ using namespace mamba_contract;
 
 constexpr char kContractVersionField[] = "contract_version";  // written into an engine
 
-// TensorRT's tensors have no residual stream beside T.
-constexpr bool has_only_T_and_fp32() {
+// TensorRT chooses the types of tensors in their order: T's first, then those that follow it.
+constexpr bool begins_with_T() {
   for (const Operator& op : kOperators) {
-    if (op.has_plugin && has_residual(op)) return false;
+    if (op.has_plugin && first_of(op, DtypeClass::kT) != 0) return false;
   }
   return true;
 }
-static_assert(has_only_T_and_fp32(), "the checks of types know T and fp32");
+static_assert(begins_with_T(), "a type is checked by those of the tensors before it");
 
 // The attributes of a node, as an engine stores them.
 struct Attributes {
@@ -97,7 +97,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   void check_types(const nvinfer1::PluginTensorDesc* inputs) const;
   Sizes read_sizes(const nvinfer1::PluginTensorDesc* inputs) const;
   nvinfer1::IPluginV3* copy() const;
-  Params params(const Sizes& sizes, nvinfer1::DataType T, const void* const* inputs,
+  Params params(const Sizes& sizes, const nvinfer1::DataType* types, const void* const* inputs,
                 void* const* outputs) const;
 
   const Operator& op_;

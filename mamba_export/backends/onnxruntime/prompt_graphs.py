@@ -98,38 +98,50 @@ class PromptGraphs:
             shape = (batch, length if has_all_logits(metadata) else 1, metadata.vocab_size)
             with allocating(shape, storage_dtype(output.dtype).itemsize):
                 logits = np.empty(shape, storage_dtype(output.dtype))
+        largest, start = largest_part(metadata, batch), 0
+        while start < length:
+            # Others may read theirs after each of the largest parts.
+            end = start + largest if length - start >= 2 * largest else length
+            wanted = logits
+            if logits is not None and has_all_logits(metadata):
+                wanted = logits[:, start:end]
+            elif end < length:
+                wanted = None
+            state = self._read_in_memory(tokens[:, start:end], state, wanted)
+            start = end
+        return (None if logits is None else logits.view(NUMPY_DTYPES[output.dtype])), state
+
+    def _read_in_memory(
+        self, tokens: np.ndarray, state: OrtState, logits: np.ndarray | None
+    ) -> OrtState:
+        """Read tokens by parts that memory holds: smaller ones from then on where it is short."""
+        batch, metadata = len(tokens), self._model.metadata
+        result = StateBlock(metadata, batch, self._model.device, self._gpu)
         with self._lock:
             kept = self._buffers.get(batch)
             largest = largest_part(metadata, batch) if kept is None else kept.largest
             del kept
             while True:
                 try:
-                    new_state = self._read(batch, largest, tokens, state, logits)
-                    break
+                    self._read(self._buffers_of(batch, largest), tokens, state, logits, result)
+                    return result.state
                 except SessionError as error:
                     if not _is_of_memory(error) or largest <= LEAST:
                         raise
                 largest //= 2
-        return (None if logits is None else logits.view(NUMPY_DTYPES[output.dtype])), new_state
 
     def _read(
         self,
-        batch: int,
-        largest: int,
+        buffers: _Buffers,
         tokens: np.ndarray,
         state: OrtState,
         logits: np.ndarray | None,
-    ) -> OrtState:
+        result: StateBlock,
+    ) -> None:
         gpu, metadata = self._gpu, self._model.metadata
-        buffers = self._buffers_of(batch, largest)
-        result = StateBlock(metadata, batch, self._model.device, gpu)
         try:
-            past, position, before = state, 0, 0
+            past, position = state, 0
             for length in part_lengths(tokens.shape[1], buffers.largest):
-                # The host runs ahead of the GPU, but not by more than a whole part.
-                if length == before:
-                    with gpu.lock:
-                        gpu.wait()
                 part = self._part(buffers, length)
                 after = position + length
                 with gpu.lock:
@@ -141,7 +153,7 @@ class PromptGraphs:
                 past = buffers.present.state
                 if logits is not None and has_all_logits(metadata):
                     self._fetch(buffers.logits, logits[:, position:after])
-                position, before = after, length
+                position = after
             with gpu.lock:
                 result.queue_copy_of(buffers.present.state)
             if logits is not None and not has_all_logits(metadata):
@@ -149,7 +161,6 @@ class PromptGraphs:
         finally:
             with gpu.lock:
                 gpu.wait()
-        return result.state
 
     def _run(self, part: _Part) -> None:
         wanted = part.graph is None and part.runs >= _RUNS_BEFORE_CAPTURE

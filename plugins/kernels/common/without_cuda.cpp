@@ -22,11 +22,25 @@ mamba_status mamba_selective_scan_cuda(const mamba_selective_scan_params*, void*
   return absent();
 }
 mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params*, void*) { return absent(); }
+size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params*) { return 0; }
+mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params*, void*, void*) {
+  return absent();
+}
+mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params*, void*) {
+  return absent();
+}
 int mamba_layer_is_step_cuda(const mamba_layer_params*) { return 0; }
 size_t mamba_layer_step_cuda_workspace(const mamba_layer_params*) { return 0; }
 size_t mamba_layer_cuda_workspace(const mamba_layer_params*) { return 0; }
 mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) { return absent(); }
 mamba_status mamba_layer_cuda(const mamba_layer_params*, mamba_multiply, void*, void*, void*) {
+  return absent();
+}
+int mamba2_layer_is_step_cuda(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_cuda_workspace(const mamba2_layer_params*) { return 0; }
+mamba_status mamba2_layer_step_cuda(const mamba2_layer_params*, void*, void*) { return absent(); }
+mamba_status mamba2_layer_cuda(const mamba2_layer_params*, mamba_multiply, void*, void*, void*) {
   return absent();
 }
 

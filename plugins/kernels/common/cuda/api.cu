@@ -81,4 +81,24 @@ mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params* params, 
                           mamba::launch_conv(*params, static_cast<cudaStream_t>(stream)));
 }
 
+size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params* params) {
+  return mamba::check_sizes(params) == MAMBA_OK ? mamba::ssd_workspace(*params) : 0;
+}
+
+mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* params,
+                                         void* workspace, void* stream) {
+  if (mamba_status bad = mamba::check(params)) return bad;
+  if (!workspace && mamba::ssd_workspace(*params) > 0) {
+    return mamba::fail(MAMBA_INVALID, "state_space_dual: workspace is null");
+  }
+  return mamba::status_of("state_space_dual",
+                          mamba::launch_ssd(*params, workspace, static_cast<cudaStream_t>(stream)));
+}
+
+mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params, void* stream) {
+  if (mamba_status bad = mamba::check(params)) return bad;
+  return mamba::status_of("gated_rms_norm",
+                          mamba::launch_gated_norm(*params, static_cast<cudaStream_t>(stream)));
+}
+
 }  // extern "C"

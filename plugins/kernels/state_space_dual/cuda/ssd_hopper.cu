@@ -18,16 +18,20 @@ namespace {
 constexpr int64_t kMostMultiprocessors = 132;
 constexpr int64_t kConsumers = 2;  // that a multiprocessor runs at a time
 
-int64_t slices_of(const mamba_state_space_dual_params& p) {
-  return p.heads * (p.head_dim / kHopperSlice);
+int64_t slices_a_head(const mamba_state_space_dual_params& p) {
+  return (p.head_dim + kHopperSlice - 1) / kHopperSlice;
 }
+
+int64_t slices_of(const mamba_state_space_dual_params& p) { return p.heads * slices_a_head(p); }
 
 int64_t chunks_of(const mamba_state_space_dual_params& p) {
   return (p.length + kHopperChunk - 1) / kHopperChunk;
 }
 
+// Rows of channels start at multiples of 16 bytes, and at least half of the slices is no padding.
 bool sizes_fit(const mamba_state_space_dual_params& p) {
-  return p.dtype != MAMBA_FP32 && p.head_dim % kHopperSlice == 0 && p.d_state == 128;
+  return p.dtype != MAMBA_FP32 && (p.d_state == 64 || p.d_state == 128) && p.head_dim % 8 == 0 &&
+         2 * p.head_dim > kHopperSlice * slices_a_head(p);
 }
 
 // The copy engine takes rows that start at multiples of 16 bytes.
@@ -65,7 +69,8 @@ Encode encoder() {
   return found;
 }
 
-// A sequence (batch, length, wide, numbers), of which a box is one chunk of 64 numbers.
+// A sequence (batch, length, wide, numbers), of which a box is one chunk of 64 numbers; zeros
+// behind the last number.
 bool encode(CUtensorMap& map, const mamba_state_space_dual_params& p, const void* data,
             int64_t batch_stride, int64_t step_stride, int64_t wide, int64_t numbers) {
   // The stride of a dimension of 1 is of no consequence, and has to be valid.
@@ -91,13 +96,13 @@ bool encode(CUtensorMap& map, const mamba_state_space_dual_params& p, const mamb
 }
 
 bool encode_all(SsdHopperMaps& maps, const mamba_state_space_dual_params& p) {
-  const int64_t slices = slices_of(p), row = slices * kHopperSlice;
+  const int64_t row = p.heads * p.head_dim;
   const mamba_sequence y = {p.y, p.length * row, row};
-  return encode(maps.x, p, p.x, slices, kHopperSlice) &&
+  return encode(maps.x, p, p.x, p.heads, p.head_dim) &&
          encode(maps.B, p, p.B, p.n_groups, p.d_state) &&
          encode(maps.C, p, p.C, p.n_groups, p.d_state) &&
-         encode(maps.z, p, p.z.data ? p.z : y, slices, kHopperSlice) &&
-         encode(maps.y, p, y, slices, kHopperSlice);
+         encode(maps.z, p, p.z.data ? p.z : y, p.heads, p.head_dim) &&
+         encode(maps.y, p, y, p.heads, p.head_dim);
 }
 
 SsdHopperArguments arguments_of(const mamba_state_space_dual_params& p, const SsdHopperPlan& plan,
@@ -107,7 +112,8 @@ SsdHopperArguments arguments_of(const mamba_state_space_dual_params& p, const Ss
   a.length = static_cast<int>(p.length);
   a.chunks = static_cast<int>(chunks_of(p));
   a.slices = static_cast<int>(slices_of(p));
-  a.slices_a_head = static_cast<int>(p.head_dim / kHopperSlice);
+  a.heads = static_cast<int>(p.heads);
+  a.slices_a_head = static_cast<int>(slices_a_head(p));
   a.slices_a_group = static_cast<int>(a.slices / p.n_groups);
   a.d_skip = static_cast<int>(p.d_skip);
   a.head_dim = static_cast<int>(p.head_dim);

@@ -9,11 +9,12 @@
 //   form) y_i  = sum_j S_ij x_j + exp(L_i) h C_i                                          (outputs)
 //   h    = exp(L_64) h + sum_j (dt_j exp(L_64 - L_j) x_j) B_j^T                     (chunk's state)
 //
-// One warpgroup, a consumer, walks the chunks of one slice of 64 channels of a head and keeps h
-// (64 x d_state, fp32) in its registers. It computes Y^T = h C^T + X^T S^T, for then h and X are
-// operands in registers, and only S passes through shared memory. The consumers of a block share
-// the tiles of B and C. A producer warpgroup has one warp that starts the copy engine, and one warp
-// for each consumer that turns dt into the factors of a chunk (ssd_hopper_steps.cuh).
+// One warpgroup, a consumer, walks the chunks of one slice of 64 channels of a head (zeros behind
+// the last channel) and keeps h (64 x d_state, fp32) in its registers. It computes Y^T = h C^T +
+// X^T S^T, for then h and X are operands in registers, and only S passes through shared memory. The
+// consumers of a block share the tiles of B and C. A producer warpgroup has one warp that starts
+// the copy engine, and one warp for each consumer that turns dt into the factors of a chunk
+// (ssd_hopper_steps.cuh).
 //
 //   ssd_hopper_outputs.cuh   the kernel that computes y and the last state
 //   ssd_hopper_states.cuh    the kernel before it where the length is split: each part's own state
@@ -44,15 +45,15 @@ struct SsdHopperPlan {
   int state_slices_a_block;  // of the first launch, where the length is split
 };
 
-// Boxes of one chunk: 64 numbers of one slice of x, y and z; of one group of B and C.
+// Boxes of one chunk: 64 channels of one head of x, y and z; 64 states of one group of B and C.
 struct SsdHopperMaps {
   CUtensorMap x, B, C, z, y;
 };
 
 struct SsdHopperArguments {
   int batch, length, chunks;
-  int slices, slices_a_head, slices_a_group;
-  int d_skip, head_dim;
+  int heads, head_dim, d_skip;
+  int slices, slices_a_head, slices_a_group;  // of all heads; a head's; a group's
   int dt_softplus;
   float dt_min, dt_max;
   const void* dt;  // T

@@ -127,31 +127,42 @@ __device__ __forceinline__ float pack_state(const float (&h)[Count],
   return 1.f;
 }
 
-// Body(element of h, offset in the state's (64, States) numbers) for each two neighbours.
+// Body(element of h, offset in the slice's (channels, States) numbers) for each two neighbours.
 template <int States, typename Body>
-__device__ __forceinline__ void each_two_states(const Place& place, Body body) {
+__device__ __forceinline__ void each_two_states(const Place& place, const Slice& slice, Body body) {
+  const bool upper = place.row < slice.channels, lower = place.row + 8 < slice.channels;
 #pragma unroll
   for (int j = 0; j < States / 8; ++j) {
-    body(4 * j, place.row * States + 8 * j + place.column);
-    body(4 * j + 2, (place.row + 8) * States + 8 * j + place.column);
+    const int offset = place.row * States + 8 * j + place.column;
+    if (upper) body(4 * j, offset);
+    if (lower) body(4 * j + 2, offset + 8 * States);
   }
 }
 
-// The state number index of (batch, slices) in memory, fp32 or T.
+// Where a slice's state begins, in numbers.
+template <int States>
+__device__ __forceinline__ int64_t state_offset(const SsdHopperArguments& p, int batch,
+                                                const Slice& slice) {
+  const int64_t head = int64_t{batch} * p.heads + slice.head;
+  return (head * p.head_dim + slice.channel) * States;
+}
+
+// h of a slice from states, (batch, heads, head_dim, States), fp32 or T; h is zeros before.
 template <typename T, int States>
-__device__ __forceinline__ void load_state(const void* states, bool is_fp32, int64_t index,
-                                           const Place& place, float (&h)[States / 2]) {
-  const int64_t first = index * kHopperSlice * States;
-  if (is_fp32) {
+__device__ __forceinline__ void load_state(const SsdHopperArguments& p, const void* states,
+                                           int batch, const Slice& slice, const Place& place,
+                                           float (&h)[States / 2]) {
+  const int64_t first = state_offset<States>(p, batch, slice);
+  if (p.state_is_fp32) {
     const float* state = static_cast<const float*>(states) + first;
-    each_two_states<States>(place, [&](int i, int offset) {
+    each_two_states<States>(place, slice, [&](int i, int offset) {
       const float2 two = *reinterpret_cast<const float2*>(state + offset);
       h[i] = two.x;
       h[i + 1] = two.y;
     });
   } else {
     const T* state = static_cast<const T*>(states) + first;
-    each_two_states<States>(place, [&](int i, int offset) {
+    each_two_states<States>(place, slice, [&](int i, int offset) {
       const float2 two = Pair<T>::floats(*reinterpret_cast<const uint32_t*>(state + offset));
       h[i] = two.x;
       h[i + 1] = two.y;
@@ -160,17 +171,18 @@ __device__ __forceinline__ void load_state(const void* states, bool is_fp32, int
 }
 
 template <typename T, int States>
-__device__ __forceinline__ void save_state(void* states, bool is_fp32, int64_t index,
-                                           const Place& place, const float (&h)[States / 2]) {
-  const int64_t first = index * kHopperSlice * States;
-  if (is_fp32) {
-    float* state = static_cast<float*>(states) + first;
-    each_two_states<States>(place, [&](int i, int offset) {
+__device__ __forceinline__ void save_state(const SsdHopperArguments& p, int batch,
+                                           const Slice& slice, const Place& place,
+                                           const float (&h)[States / 2]) {
+  const int64_t first = state_offset<States>(p, batch, slice);
+  if (p.state_is_fp32) {
+    float* state = static_cast<float*>(p.last_state) + first;
+    each_two_states<States>(place, slice, [&](int i, int offset) {
       *reinterpret_cast<float2*>(state + offset) = {h[i], h[i + 1]};
     });
   } else {
-    T* state = static_cast<T*>(states) + first;
-    each_two_states<States>(place, [&](int i, int offset) {
+    T* state = static_cast<T*>(p.last_state) + first;
+    each_two_states<States>(place, slice, [&](int i, int offset) {
       *reinterpret_cast<uint32_t*>(state + offset) = Pair<T>::of(h[i], h[i + 1]);
     });
   }

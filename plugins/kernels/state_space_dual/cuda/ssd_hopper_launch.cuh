@@ -27,20 +27,23 @@ cudaError_t launch(Kernel kernel, dim3 grid, bool after_previous, const SsdHoppe
   return cudaLaunchKernelEx(&config, kernel, maps, p);
 }
 
-template <typename T, typename Tiles, bool Gated>
+template <typename T, int States, bool Gated>
 cudaError_t launch_outputs(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                            const SsdHopperPlan& plan, cudaStream_t stream) {
-  const unsigned wide = (p.slices + Tiles::kSlices - 1) / Tiles::kSlices;
-  if constexpr (Tiles::kSlices > 1) {
-    if (plan.persistent) {
-      const int64_t items = int64_t{wide} * p.batch, places = current_gpu().multiprocessors;
-      return launch<Tiles>(ssd_outputs<T, Tiles, Gated, false>,
-                           dim3(static_cast<unsigned>(items < places ? items : places)), false,
-                           maps, p, stream);
-    }
+  const unsigned wide = (p.slices + plan.slices_a_block - 1) / plan.slices_a_block;
+  if (plan.persistent) {
+    using Tiles = OutputTiles<2, States, 3, 1, 56>;
+    const int64_t items = int64_t{wide} * p.batch, places = current_gpu().multiprocessors;
+    const dim3 grid(static_cast<unsigned>(items < places ? items : places));
+    return launch<Tiles>(ssd_outputs<T, Tiles, Gated, false>, grid, false, maps, p, stream);
   }
-  return launch<Tiles>(ssd_outputs<T, Tiles, Gated, true>, dim3(wide, p.parts, p.batch),
-                       p.parts > 1, maps, p, stream);
+  const dim3 grid(wide, p.parts, p.batch);
+  if (plan.slices_a_block == 2) {
+    using Tiles = OutputTiles<2, States, 3, 1, 40>;
+    return launch<Tiles>(ssd_outputs<T, Tiles, Gated, true>, grid, p.parts > 1, maps, p, stream);
+  }
+  using Tiles = OutputTiles<1, States, 2, 2, 48>;
+  return launch<Tiles>(ssd_outputs<T, Tiles, Gated, true>, grid, p.parts > 1, maps, p, stream);
 }
 
 template <typename T, typename Tiles>
@@ -60,22 +63,16 @@ cudaError_t launch_all(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                                   : launch_states<T, StateTiles<1, States, 4, 2>>(maps, p, stream);
     if (error != cudaSuccess) return error;
   }
-  using Narrow = OutputTiles<1, States, 2, 2>;
-  using Wide = OutputTiles<2, States, 3, 1>;
-  if (plan.slices_a_block == 2) {
-    return gated ? launch_outputs<T, Wide, true>(maps, p, plan, stream)
-                 : launch_outputs<T, Wide, false>(maps, p, plan, stream);
-  }
-  return gated ? launch_outputs<T, Narrow, true>(maps, p, plan, stream)
-               : launch_outputs<T, Narrow, false>(maps, p, plan, stream);
+  return gated ? launch_outputs<T, States, true>(maps, p, plan, stream)
+               : launch_outputs<T, States, false>(maps, p, plan, stream);
 }
 
 template <typename T>
 cudaError_t launch_for_states(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                               const SsdHopperPlan& plan, int d_state, bool gated,
                               cudaStream_t stream) {
-  if (d_state == 128) return launch_all<T, 128>(maps, p, plan, gated, stream);
-  return cudaErrorInvalidValue;
+  if (d_state == 64) return launch_all<T, 64>(maps, p, plan, gated, stream);
+  return launch_all<T, 128>(maps, p, plan, gated, stream);
 }
 
 }  // namespace hopper

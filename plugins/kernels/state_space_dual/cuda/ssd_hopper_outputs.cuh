@@ -63,6 +63,13 @@ __device__ __forceinline__ void load_tiles(const SsdHopperMaps& maps, const SsdH
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
     const int group = work.slice / p.slices_a_group;
+    int heads[Tiles::kSlices], channels[Tiles::kSlices];
+#pragma unroll
+    for (int k = 0; k < Tiles::kSlices; ++k) {
+      const Slice slice(p, work.slice + k);
+      heads[k] = slice.head;
+      channels[k] = slice.channel;
+    }
     for (int chunk = work.first; chunk < work.end; ++chunk, ring.next()) {
       ring.wait_until_empty(shared + Tiles::kEmpty);
       const uint32_t tiles = shared + ring.stage * Tiles::kStageBytes;
@@ -77,7 +84,7 @@ __device__ __forceinline__ void load_tiles(const SsdHopperMaps& maps, const SsdH
       }
 #pragma unroll
       for (int k = 0; k < Tiles::kSlices; ++k) {
-        tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, 0, work.slice + k, step,
+        tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, channels[k], heads[k], step,
                  work.batch);
       }
     }
@@ -92,7 +99,7 @@ __device__ __forceinline__ void make_factors(const SsdHopperArguments& p, char* 
   Ring<Tiles::kStages> ring;
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
-    const Steps<T> steps(p, work.batch, min(work.slice + own, p.slices - 1));
+    const Steps<T> steps(p, work.batch, Slice(p, min(work.slice + own, p.slices - 1)).head);
     T raw[kAhead][2] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
@@ -182,32 +189,33 @@ __device__ __forceinline__ void gate(float (&y)[32], uint32_t rows) {
   }
 }
 
-// D of this thread's two channels, where D is of each channel.
-__device__ __forceinline__ float2 channel_skip(const SsdHopperArguments& p, int slice,
+// D of this thread's two channels, or of channels that exist.
+__device__ __forceinline__ float2 channel_skip(const SsdHopperArguments& p, const Slice& slice,
                                                const Place& place) {
-  const int head = slice / p.slices_a_head;
-  const int channel = slice % p.slices_a_head * kHopperSlice + place.row;
-  const float* D = p.D + int64_t{head} * p.d_skip;
-  return {D[channel * p.d_skip / p.head_dim], D[(channel + 8) * p.d_skip / p.head_dim]};
+  const float* D = p.D + int64_t{min(slice.head, p.heads - 1)} * p.d_skip;
+  const auto of = [&](int row) {
+    return D[min(slice.channel + row, p.head_dim - 1) * p.d_skip / p.head_dim];
+  };
+  return {of(place.row), of(place.row + 8)};
 }
 
 // The state that the part begins with.
 template <typename T, int States, bool Split>
 __device__ __forceinline__ void begin_state(const SsdHopperArguments& p, const Work& work,
-                                            int slice, const Place& place, float (&h)[States / 2]) {
+                                            const Slice& slice, const Place& place,
+                                            float (&h)[States / 2]) {
 #pragma unroll
   for (int i = 0; i < States / 2; ++i) h[i] = 0.f;
   const bool split = Split && p.parts > 1;
   if (split) wait_for_previous_launch();
-  if (slice >= p.slices) return;
+  if (slice.head >= p.heads) return;
   const void* initial = split && p.initial_copy ? p.initial_copy : p.initial_state;
   if (initial) {
-    load_state<T, States>(initial, p.state_is_fp32, int64_t{work.batch} * p.slices + slice, place,
-                          h);
+    load_state<T, States>(p, initial, work.batch, slice, place, h);
   }
   if (!split) return;
   const auto index = [&](int part) {
-    return (int64_t{part} * p.batch + work.batch) * p.slices + slice;
+    return (int64_t{part} * p.batch + work.batch) * p.slices + slice.index;
   };
   Part<T, States> even, odd;
   if (work.part > 0) even.load(p, index(0), place);
@@ -237,17 +245,17 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
   int chunks_done = 0;
 
   // z is loaded where y will be written, when y of two chunks ago has been stored from there.
-  const auto load_gate = [&](const Work& work, int slice, int chunk, int number) {
+  const auto load_gate = [&](const Work& work, const Slice& slice, int chunk, int number) {
     wait_for_store_reads<0>();
     const uint32_t arrived = gates + 8 * (number & 1);
     barrier_expect(arrived, kTileBytes);
-    tma_load(outputs + (number & 1) * kTileBytes, &maps.z, arrived, 0, slice, chunk * kHopperChunk,
-             work.batch);
+    tma_load(outputs + (number & 1) * kTileBytes, &maps.z, arrived, slice.channel, slice.head,
+             chunk * kHopperChunk, work.batch);
   };
 
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
-    const int slice = work.slice + own, last_slice = min(slice, p.slices - 1);
+    const Slice slice(p, work.slice + own);
     if (Gated) {
       if (leader) load_gate(work, slice, work.first, chunks_done);
       __syncwarp();
@@ -255,7 +263,7 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
     float h[kStates / 2];
     begin_state<T, kStates, Split>(p, work, slice, place, h);
     const bool skip_of_head = p.d_skip == 1;
-    const float2 skip = channel_skip(p, last_slice, place);
+    const float2 skip = channel_skip(p, slice, place);
 
     for (int chunk = work.first; chunk < work.end; ++chunk, ++chunks_done) {
       const uint32_t tiles = shared + ring.stage * Tiles::kStageBytes;
@@ -287,6 +295,8 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       products_commit();
 
       const float chunk_decay = load_float(factors + 4 * Factors::kChunk);
+#pragma unroll
+      for (int k = 0; k < kStates / 2; ++k) h[k] *= chunk_decay;
       // Leaves the tile of outputs free that this chunk writes, or the next one where there is a
       // gate.
       if (leader) {
@@ -300,8 +310,6 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       warpgroup_sync(barrier);
 
       weigh<T>(factors + 4 * Factors::kToEnd, place, x, weighed);
-#pragma unroll
-      for (int k = 0; k < kStates / 2; ++k) h[k] *= chunk_decay;
       float2 from_start[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -362,16 +370,16 @@ __device__ __forceinline__ void consume(const SsdHopperMaps& maps, const SsdHopp
       }
       publish_shared_writes();
       warpgroup_sync(barrier);
-      if (leader) tma_store(&maps.y, output, 0, slice, chunk * kHopperChunk, work.batch);
+      if (leader)
+        tma_store(&maps.y, output, slice.channel, slice.head, chunk * kHopperChunk, work.batch);
       products_wait<0>();
       pin(h);
       __syncwarp();
       if (place.lane == 0) barrier_arrive(shared + Tiles::kEmpty + 8 * ring.stage);
       ring.next();
     }
-    if (slice < p.slices && work.end == p.chunks) {
-      save_state<T, kStates>(p.last_state, p.state_is_fp32, int64_t{work.batch} * p.slices + slice,
-                             place, h);
+    if (slice.head < p.heads && work.end == p.chunks) {
+      save_state<T, kStates>(p, work.batch, slice, place, h);
     }
   }
   if (leader) wait_for_stores();

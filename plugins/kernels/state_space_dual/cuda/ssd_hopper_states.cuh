@@ -20,8 +20,8 @@ template <typename Tiles>
 __device__ __forceinline__ void load_state_tiles(const SsdHopperMaps& maps,
                                                  const SsdHopperArguments& p, uint32_t shared,
                                                  int first, int end) {
-  const int slice = blockIdx.x * Tiles::kSlices, batch = blockIdx.z;
-  const int group = slice / p.slices_a_group;
+  const int first_slice = blockIdx.x * Tiles::kSlices, batch = blockIdx.z;
+  const int group = first_slice / p.slices_a_group;
   each_chunk_backwards<Tiles::kStages>(first, end, [&](int chunk, int stage, int round) {
     if (round > 0) barrier_wait(shared + Tiles::kEmpty + 8 * stage, (round & 1) ^ 1);
     const uint32_t tiles = shared + stage * Tiles::kStageBytes;
@@ -33,7 +33,8 @@ __device__ __forceinline__ void load_state_tiles(const SsdHopperMaps& maps,
     }
 #pragma unroll
     for (int k = 0; k < Tiles::kSlices; ++k) {
-      tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, 0, slice + k,
+      const Slice slice(p, first_slice + k);
+      tma_load(tiles + Tiles::kX + k * kTileBytes, &maps.x, full, slice.channel, slice.head,
                chunk * kHopperChunk, batch);
     }
   });
@@ -45,7 +46,7 @@ __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* 
                                              uint32_t shared, int first, int end, int own) {
   constexpr int kAhead = 4;
   const int slice = blockIdx.x * Tiles::kSlices + own, lane = threadIdx.x & 31;
-  const Steps<T> steps(p, blockIdx.z, min(slice, p.slices - 1));
+  const Steps<T> steps(p, blockIdx.z, Slice(p, min(slice, p.slices - 1)).head);
   float after = 0.f;  // the exponent of the chunks that were walked
   T raw[kAhead][2] = {};
 #pragma unroll
@@ -77,14 +78,15 @@ __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* 
 
 // The second launch writes the last state while its other parts still read the initial one.
 template <int States>
-__device__ __forceinline__ void copy_initial_state(const SsdHopperArguments& p, int64_t index,
-                                                   const Place& place) {
-  const int bytes = kHopperSlice * States * (p.state_is_fp32 ? 4 : 2);
+__device__ __forceinline__ void copy_initial_state(const SsdHopperArguments& p, int batch,
+                                                   const Slice& slice, const Place& place) {
+  const int size = p.state_is_fp32 ? 4 : 2, count = slice.channels * States * size / 16;
+  const int64_t first = state_offset<States>(p, batch, slice) * size;
   const auto* from =
-      reinterpret_cast<const uint4*>(static_cast<const char*>(p.initial_state) + index * bytes);
-  auto* to = reinterpret_cast<uint4*>(static_cast<char*>(p.initial_copy) + index * bytes);
+      reinterpret_cast<const uint4*>(static_cast<const char*>(p.initial_state) + first);
+  auto* to = reinterpret_cast<uint4*>(static_cast<char*>(p.initial_copy) + first);
 #pragma unroll 4
-  for (int i = place.thread; i < bytes / 16; i += kWarpgroup) to[i] = from[i];
+  for (int i = place.thread; i < count; i += kWarpgroup) to[i] = from[i];
 }
 
 template <typename T, typename Tiles>
@@ -95,7 +97,7 @@ __device__ __forceinline__ void sum_states(const SsdHopperArguments& p, uint32_t
   const uint32_t rows = channel_rows(place);
   const int slice = blockIdx.x * Tiles::kSlices + own;
   if (blockIdx.y == 0 && p.initial_copy && slice < p.slices) {
-    copy_initial_state<kStates>(p, int64_t{blockIdx.z} * p.slices + slice, place);
+    copy_initial_state<kStates>(p, blockIdx.z, Slice(p, slice), place);
   }
   float h[kStates / 2];
 #pragma unroll

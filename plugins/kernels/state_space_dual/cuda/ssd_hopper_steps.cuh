@@ -19,11 +19,11 @@ constexpr float kSmallest = -127.f;
 template <typename T>
 class Steps {
  public:
-  __device__ __forceinline__ Steps(const SsdHopperArguments& p, int batch, int slice)
+  __device__ __forceinline__ Steps(const SsdHopperArguments& p, int batch, int head)
       : p_(p),
-        dt_(static_cast<const T*>(p.dt) + batch * p.dt_batch_stride + head_of(p, slice)),
-        bias_(p.dt_bias[head_of(p, slice)]),
-        rate_(p.A[head_of(p, slice)] * kLog2e) {}
+        dt_(static_cast<const T*>(p.dt) + batch * p.dt_batch_stride + head),
+        bias_(p.dt_bias[head]),
+        rate_(p.A[head] * kLog2e) {}
 
   // This lane's two steps of a chunk as they lie in memory.
   __device__ __forceinline__ void fetch(int chunk, bool wanted, T (&raw)[2]) const {
@@ -45,10 +45,6 @@ class Steps {
   __device__ __forceinline__ float exponent(float size) const {
     const float exponent = size * rate_;
     return exponent < kSmallest ? kSmallest : exponent;
-  }
-
-  static __device__ __forceinline__ int head_of(const SsdHopperArguments& p, int slice) {
-    return slice / p.slices_a_head;
   }
 
  private:

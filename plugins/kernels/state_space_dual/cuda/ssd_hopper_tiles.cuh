@@ -30,17 +30,17 @@ struct Factors {
   static constexpr int kCount = 260 + 3 * 64;  // 2, 3; zeros for steps that are not before it
 };
 
-// Of ssd_outputs. Stages: chunks that are in flight.
-template <int Slices, int States, int Stages, int Blocks>
+// Of ssd_outputs. Stages: chunks that are in flight; Blocks: of a multiprocessor.
+template <int Slices, int States, int Stages, int Blocks, int ProducerRegisters>
 struct OutputTiles {
   static constexpr int kSlices = Slices, kStates = States, kStages = Stages, kBlocks = Blocks;
   static constexpr int kThreads = (Slices + 1) * kWarpgroup;
-  static constexpr int kProducerRegisters = Slices == 1 ? 48 : 56;
-  static constexpr int kConsumerRegisters = Slices == 1 ? 208 : 224;
-  // What the block is launched with, a multiple of 8 a thread.
+  // A thread is launched with its share of the multiprocessor's registers, a multiple of 8; then
+  // the consumers take what the producers give back. Together they must not ask for more.
   static constexpr int kLaunchRegisters = 65536 / (kThreads * Blocks) / 8 * 8;
-  static_assert(kProducerRegisters + Slices * kConsumerRegisters <= (Slices + 1) * kLaunchRegisters,
-                "setmaxnreg would wait forever");
+  static constexpr int kProducerRegisters = ProducerRegisters;
+  static constexpr int kConsumerRegisters =
+      ((Slices + 1) * kLaunchRegisters - ProducerRegisters) / Slices / 8 * 8;
 
   // A stage: B, C, then x of each slice.
   static constexpr int kC = States / 64 * kTileBytes;
@@ -69,6 +69,17 @@ struct StateTiles {
   static constexpr int kEmpty = kFull + 8 * Stages;
   static constexpr int kBytes = kEmpty + 8 * Stages + 1024;
   static_assert(kBytes * Blocks + Blocks * 1024 <= 228 * 1024, "shared memory");
+};
+
+// The channels of a consumer; slices from slices on are of heads that do not exist.
+struct Slice {
+  int index, head, channel, channels;
+
+  __device__ __forceinline__ Slice(const SsdHopperArguments& p, int slice)
+      : index(slice),
+        head(slice / p.slices_a_head),
+        channel(slice % p.slices_a_head * kHopperSlice),
+        channels(min(p.head_dim - channel, kHopperSlice)) {}
 };
 
 // Where a thread of a consumer stands in the fragments of its warpgroup.
