@@ -41,9 +41,33 @@ def conv_inputs() -> list[torch.Tensor]:
     return [torch.randn(*shape, device="cuda") for shape in shapes]
 
 
-@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
+def dual_inputs() -> list[torch.Tensor]:
+    shapes = (
+        (2, 20, 4, 16), (2, 20, 4), (4,), (2, 20, 2, 16), (2, 20, 2, 16), (4, 16), (2, 20, 4, 16),
+        (2, 20, 4), (4,), (2, 4, 16, 16),
+    )  # fmt: skip
+    inputs = [torch.randn(*shape, device="cuda") for shape in shapes]
+    inputs[2], inputs[7] = -inputs[2].abs(), -inputs[7].abs()  # A and log_decay
+    return inputs
+
+
+def norm_inputs() -> list[torch.Tensor]:
+    return [
+        torch.randn(*shape, device="cuda") for shape in ((2, 20, 2, 16), (2, 20, 2, 16), (2, 16))
+    ]
+
+
+INPUTS = {
+    "selective_scan": scan_inputs,
+    "causal_conv1d": conv_inputs,
+    "state_space_dual": dual_inputs,
+    "gated_rms_norm": norm_inputs,
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
 def test_opcheck(name: str) -> None:
-    inputs = scan_inputs() if name == "selective_scan" else conv_inputs()
+    inputs = INPUTS[name]()
     op = getattr(torch.ops.mamba_export, name).default
     torch.library.opcheck(op, tuple(t.requires_grad_() for t in inputs))
 

@@ -13,7 +13,7 @@ import pytest
 import typer
 from cuda_stand_in import FakeInference, FakeStream, on_prompt_graphs
 
-from mamba_export.backends.onnxruntime import prompt_graphs, prompt_parts
+from mamba_export.backends.onnxruntime import prompt_memory, prompt_parts
 from mamba_export.backends.onnxruntime.prompt_parts import GRANULE, largest_part, part_lengths
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
@@ -227,8 +227,8 @@ def test_generation_is_the_plain_one(
 def test_what_is_kept_is_bounded(
     exported: Path, plain: OrtSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_graphs, "_MOST_PARTS", 4)
-    monkeypatch.setattr(prompt_graphs, "_IDLE_BYTES", 0)
+    monkeypatch.setattr(prompt_memory, "_MOST_PARTS", 4)
+    monkeypatch.setattr(prompt_memory, "_IDLE_BYTES", 0)
     session, _, _ = on_prompt_graphs(exported)
     prompts = session._prompts
     assert prompts is not None
@@ -236,11 +236,11 @@ def test_what_is_kept_is_bounded(
         for batch in (1, 2):
             ids = prompts_of(batch, length)
             same(session.run(ids), by_parts(plain, ids))
-            assert list(prompts._buffers) == [batch]
-            assert {key[0] for key in prompts._parts} == {batch}
+            assert list(prompts._memory._buffers) == [batch]
+            assert {key[0] for key in prompts._memory.parts} == {batch}
     for length in range(1, 60):
         session.advance(prompts_of(1, length))
-        assert len(prompts._parts) <= 4
+        assert len(prompts._memory.parts) <= 4
     for _ in range(3):
         session.advance(prompts_of(1, 59))
     assert prompts.captured == [(1, 59)]
@@ -318,7 +318,7 @@ def test_less_memory_makes_parts_smaller(exported: Path, plain: OrtSession) -> N
     for _ in range(4):
         same(session.run(ids), by_parts(plain, ids))
     limited.tokens = 70
-    session._prompts._parts.clear()  # type: ignore[union-attr]
+    session._prompts._memory.parts.clear()  # type: ignore[union-attr]
     limited.tried.clear()
     same(session.run(ids), by_parts(plain, ids, largest=64))
     assert limited.tried[:5] == [256, 128, 64, 64, 64]
