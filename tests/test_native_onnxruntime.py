@@ -23,6 +23,8 @@ from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.backends.onnxruntime import custom_ops, loading
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.contract.operators import GATED_RMS_NORM, STATE_SPACE_DUAL
+from mamba_export.contract.spec import Operator
 from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.export.functions import function_protos
@@ -34,12 +36,11 @@ from mamba_export.verify.cases import Case, definition_of, draw, grid
 
 OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
-SCAN, UNGATED, CONV = (
-    contract.SELECTIVE_SCAN.name,
-    "SelectiveScanUngated",
-    contract.CAUSAL_CONV1D.name,
+SCAN, CONV = contract.SELECTIVE_SCAN.name, contract.CAUSAL_CONV1D.name
+DUAL, NORM = STATE_SPACE_DUAL.name, GATED_RMS_NORM.name
+OPERATORS = tuple(
+    form.name for op in contract.OPERATORS if "cpu" in op.kernels for form in op.forms()
 )
-OPERATORS = (SCAN, UNGATED, CONV)
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
@@ -58,10 +59,32 @@ def open_graph(model: bytes, threads: int = 0) -> ort.InferenceSession:
     return ort.InferenceSession(model, native_options(threads), providers=["CPUExecutionProvider"])
 
 
+SMALL = {
+    "selective_scan": {"d_inner": 8, "n_groups": 2},
+    "causal_conv1d": {"channels": 8},
+    "state_space_dual": {"heads": 4, "head_dim": 8, "n_groups": 2},
+    "gated_rms_norm": {"groups": 2, "group_width": 8},
+}
+
+
+def row_of(op: str) -> Operator:
+    return definition_of(op)[0].spec
+
+
 def small(op: str, **values: Any) -> Case:
-    """A point of the grid with 8 channels, in 2 groups where the operator has groups."""
-    sizes = {"channels": 8} if op == CONV else {"d_inner": 8, "n_groups": 2}
-    return Case.of(op, **sizes, **values)
+    """A point of the grid with few channels, in 2 groups where the operator has groups."""
+    return Case.of(op, **SMALL[row_of(op).torch_name], **values)
+
+
+def along(op: str, size: str) -> list[str]:
+    """Inputs that have this size as an axis."""
+    rows = definition_of(op)[1].inputs
+    return [row.name for row in rows if size in map(str, row.axes)]
+
+
+def states(op: str) -> list[str]:
+    """Inputs that the operator's outputs continue."""
+    return [row.continues for row in row_of(op).outputs if row.continues]
 
 
 def node_session(
@@ -140,15 +163,14 @@ def test_the_library_runs_and_not_the_function(op: str, dtype: str) -> None:
 @needs_library
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_split_run_equals_the_whole(reverse: bool) -> None:
-    for op in OPERATORS:
+    for op in filter(states, OPERATORS):
         case = small(op, batch=3, length=100, reverse=reverse)
         session, inputs = node_session(op, case=case), random_inputs(op, case)
         whole = session.run(None, inputs)
-        along = [name for name in inputs if name in {"u", "delta", "z", "B", "C", "x"}]
         cuts = [slice(0, 1), slice(1, 64), slice(64, 100)]
         state, parts = inputs["initial_state"], []
         for cut in reversed(cuts) if reverse else cuts:
-            part = {**inputs, **{name: inputs[name][:, cut] for name in along}}
+            part = {**inputs, **{name: inputs[name][:, cut] for name in along(op, "length")}}
             y, state = session.run(None, {**part, "initial_state": state})
             parts.append(y)
         joined = np.concatenate(parts[::-1] if reverse else parts, axis=1)
@@ -158,15 +180,19 @@ def test_a_split_run_equals_the_whole(reverse: bool) -> None:
 
 @needs_library
 @pytest.mark.parametrize("dtype", contract.DTYPES)
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", tuple(filter(states, OPERATORS)))
 def test_nan_in_the_state_is_passed_on(op: str, dtype: str) -> None:
     case = small(op, length=2)
     inputs = random_inputs(op, case)
-    inputs["initial_state"][1, 3, -1] = np.nan
+    state = inputs["initial_state"]
+    channel = (1, *[3] * (state.ndim - 2))
+    state[channel][-1] = np.nan
     y, last_state = node_session(op, dtype, case).run(None, inputs)
-    assert np.isnan(y[1, 0, 3])
-    assert np.isnan(last_state[1, 3]).any()
-    assert np.isfinite(np.delete(y[1], 3, axis=-1)).all(), "other channels are not touched"
+    assert np.isnan(y[(1, 0, *channel[1:])])
+    assert np.isnan(last_state[channel]).any()
+    rest = y[1].reshape(2, -1)
+    here = np.ravel_multi_index(channel[1:], y.shape[2:])
+    assert np.isfinite(np.delete(rest, here, axis=-1)).all(), "other channels are not touched"
     assert np.isfinite(y[0]).all()
     assert np.isfinite(last_state[0]).all()
 
@@ -256,12 +282,12 @@ def test_the_text_says_what_was_expected() -> None:
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize(("axis", "size"), [(0, "batch"), (1, "length"), (2, "")])
 def test_nothing_to_read_is_refused(op: str, axis: int, size: str) -> None:
-    along = {"u", "delta", "z", "B", "C", "x"} | ({"initial_state"} if axis == 0 else set())
+    along_it = along(op, size or "length")
     inputs = random_inputs(op)
     empty = {
         name: array[tuple([slice(None)] * axis + [slice(0, 0)])]
         for name, array in inputs.items()
-        if name in along
+        if name in along_it
     }
     assert f"{size} is 0, expected at least 1" in run_error(op, empty)
 

@@ -4,26 +4,28 @@ On a GPU the whole parity grid runs. Elsewhere a few tiny cases run in Triton's 
 because the interpreter is chosen by an environment variable when Triton is first imported.
 """
 
-import os
-import subprocess
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from triton_parity import (
+    DTYPES,
+    assert_parity,
+    gpu,
+    gradients,
+    interpret,
+    leaf,
+    poison,
+    sliced,
+    spread,
+)
 
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
-
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-]
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FORWARD_BOUND, BACKWARD_BOUND = 1e-5, 1e-4
 
 
 @dataclass(frozen=True)
@@ -116,70 +118,6 @@ CONV_CASES = [
 ]
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Norm of the difference over the norm of the truth; NaN anywhere gives infinity."""
-    error = (result.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300)
-    return float("inf") if error.isnan() else error.item()
-
-
-def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor | None], seeds: list[Tensor]):
-    """Gradients of the inputs, None where an input is None."""
-    present = [t for t in inputs if t is not None]
-    grads = iter(
-        torch.autograd.grad(
-            outputs, present, [s.to(o.dtype) for s, o in zip(seeds, outputs, strict=True)]
-        )
-    )
-    return [None if t is None else next(grads) for t in inputs]
-
-
-def leaf(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    return None if t is None else t.detach().to(dtype or t.dtype).clone().requires_grad_()
-
-
-def assert_parity(names, results, reference, truth, forward: int) -> None:
-    """Hold results to the project's bounds; the first ``forward`` of them are outputs, then gradients.
-
-    fp32 tensors: an absolute bound. fp16 and bf16: twice the error of the same-dtype reference, and half a
-    unit in the last place, since even the exact result has to be rounded.
-    """
-    problems = []
-    for i, (name, result, same, exact) in enumerate(
-        zip(names, results, reference, truth, strict=True)
-    ):
-        if exact is None:
-            assert result is None, f"{name} should be None"
-            continue
-        assert result.shape == exact.shape, f"{name}: {result.shape}, not {exact.shape}"
-        assert result.dtype == same.dtype, f"{name}: {result.dtype}, not {same.dtype}"
-        if result.dtype == torch.float32:
-            bound = FORWARD_BOUND if i < forward else BACKWARD_BOUND
-        else:
-            bound = 2 * relative_error(same, exact) + torch.finfo(result.dtype).eps / 2
-        error = relative_error(result, exact)
-        if not error <= bound:
-            problems.append(f"{name}: error {error:.2e} > {bound:.2e}")
-    assert not problems, "; ".join(problems)
-
-
-def spread(t: Tensor | None, strided: bool) -> Tensor | None:
-    """The same values, as a slice of a larger tensor if ``strided``; then no dimension is dense."""
-    if t is None or not strided:
-        return t
-    wide = torch.full(
-        (*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device
-    )
-    wide[..., ::2] = t
-    return wide[..., ::2]
-
-
-def sliced(parts: list[Tensor]) -> list[Tensor]:
-    """The same values as slices of one projection's output, as a block hands them over."""
-    flat = torch.cat([p.flatten(2) for p in parts], dim=2)
-    pieces = flat.split([p.flatten(2).shape[2] for p in parts], dim=2)
-    return [piece.unflatten(2, p.shape[2:]) for piece, p in zip(pieces, parts, strict=True)]
-
-
 def check_scan(case: Scan, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
     from mamba_export.operators.selective_scan import triton_kernels
@@ -259,17 +197,6 @@ def check_conv(case: Conv, device: str) -> None:
     assert_parity(names, results, *compared, forward=2)
 
 
-def poison(patch: pytest.MonkeyPatch) -> None:
-    """Let ``torch.empty`` return NaN, so that an element that no kernel writes shows."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs) -> Tensor:
-        t = empty(*args, **kwargs)
-        return t.fill_(float("nan")) if t.is_floating_point() else t
-
-    patch.setattr(torch, "empty", poisoned)
-
-
 class TestGpu:
     pytestmark = gpu
 
@@ -317,7 +244,7 @@ class TestGpu:
             assert torch.equal(first, second)
 
 
-def interpret(operator: str) -> None:
+def check_tiny(operator: str) -> None:
     """Body of the subprocess: every tiny case of one operator on CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
         poison(patch)
@@ -347,20 +274,8 @@ def interpret(operator: str) -> None:
 
 @pytest.mark.parametrize("operator", ["scan", "conv"])
 def test_interpreter(operator: str) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    root = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, operator], env=environment, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpret(__file__, operator)
 
 
 if __name__ == "__main__":
-    interpret(sys.argv[1])
+    check_tiny(sys.argv[1])

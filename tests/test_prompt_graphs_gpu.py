@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from mamba_export import contract
 from mamba_export.backends.onnxruntime import custom_ops, prompt_parts
 from mamba_export.backends.onnxruntime.binding import run_once
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part, part_lengths
@@ -17,7 +18,7 @@ from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.export import export
 from mamba_export.generation.values import check_inputs
-from mamba_export.models import MambaConfig, MambaLM
+from mamba_export.models import Mamba2Config, MambaConfig, MambaLM
 
 CUDA = "CUDAExecutionProvider"
 LENGTHS = (1, 2, 63, 64, 65, 127, 500, 1000, 2048, 4097, 5000)
@@ -32,12 +33,21 @@ def _missing() -> str:
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
+SIZES = {"d_model": 256, "n_layer": 4, "vocab_size": 1000, "eos_token_id": 0}
+CONFIGS = {"mamba": MambaConfig(**SIZES), "mamba2": Mamba2Config(**SIZES)}  # type: ignore[arg-type]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(mixer, dtype) for mixer in CONFIGS for dtype in contract.DTYPES],
+    ids="-".join,
+)
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    mixer, dtype = request.param
     torch.manual_seed(0)
-    model = MambaLM(MambaConfig(d_model=256, n_layer=4, vocab_size=1000, eos_token_id=0)).eval()
-    folder = tmp_path_factory.mktemp("prompts") / request.param
-    return export(model, folder, dtype=request.param, last_logits_only=request.param != "fp32")
+    model = MambaLM(CONFIGS[mixer]).eval()
+    folder = tmp_path_factory.mktemp("prompts") / dtype
+    return export(model, folder, dtype=dtype, last_logits_only=dtype != "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -1,54 +1,57 @@
-"""transformers' Mamba models as programs: states of two kinds as inputs and outputs, one graph for any length.
-
-The modelling files look their functions up in their own globals when they are called, and while a graph is
-exported they take their own PyTorch code whatever is installed. So the globals are replaced for the length of a
-call, and put back. Tried with transformers 5.24.
-"""
+"""transformers' Mamba models as programs: two kinds of state, one graph for any length."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mamba_export import contract, requirements
-from mamba_export.adapters.transformers_cache import GraphCache, LayerStates
-from mamba_export.adapters.transformers_experts import dense_experts
+from mamba_export.adapters.transformers_config import (
+    check_folder,
+    check_model,
+    is_of_known_type,
+)
+from mamba_export.adapters.transformers_program import (
+    STEPS,
+    TransformersProgram,
+    check_modelling_file,
+    plain,
+)
 from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import CheckpointError, ExportError, first_line
-from mamba_export.models.program import SharedParameters
 from mamba_export.operators.dtypes import DTYPE_NAMES
 from mamba_export.untrusted import read_json
-
-MODEL_TYPES = ("jamba", "zamba")
-"""Those that are run by transformers' own modelling files; Mamba and FalconMamba are models of this package."""
 
 KIND = "transformers-module"
 """What an exported folder calls its source, where it was one of them."""
 
-_GROWS = 2
-"""Axis of steps of keys and values (batch, heads, steps, head_dim)."""
-_CHANNEL_PARAMETERS = (".A_log", ".mamba.D", ".dt_proj.bias", ".dt_proj_bias")
-_MASKED = -30000.0
-"""A number that fp16 holds: softmax makes 0 of it."""
+_KEPT = (
+    # What a scan takes in fp32.
+    ".A_log",
+    ".D",
+    ".dt_bias",
+    ".dt_proj.bias",
+    ".dt_proj_bias",
+    # What transformers computes in fp32: Nemotron-H's choice of experts, rotary frequencies.
+    ".gate.weight",
+    ".e_score_correction_bias",
+    "inv_freq",
+)
+"""Ends of the names of tensors that are fp32 whatever the model's dtype is."""
 
 
 def is_supported(model: Any) -> bool:
     """Whether ``make_program`` takes it: a language model of transformers of one of ``MODEL_TYPES``."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
     of_transformers = type(model).__module__.startswith("transformers.models.")
     return (
         isinstance(model, nn.Module)
         and of_transformers
-        and model_type in MODEL_TYPES
+        and is_of_known_type(getattr(model, "config", None))
         and hasattr(model, "lm_head")
     )
 
@@ -59,7 +62,7 @@ def holds_supported(folder: Path) -> bool:
         config = read_json(folder / "config.json", error=CheckpointError)
     except CheckpointError:
         return False  # the checkpoint's own reader says what is wrong with it
-    return isinstance(config, dict) and config.get("model_type") in MODEL_TYPES
+    return is_of_known_type(config)
 
 
 def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -67,14 +70,15 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         MissingPackageError: transformers is not installed.
-        CheckpointError: transformers cannot load it; one line.
+        CheckpointError: a layer of a type that is not known, or transformers cannot load it; one line.
     """
+    check_folder(folder)
     with requirements.named():
         import transformers
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype="auto",  # as it is stored: transformers would round what stays fp32 as well
             attn_implementation="eager",
             local_files_only=True,
             trust_remote_code=False,
@@ -84,7 +88,7 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         raise CheckpointError(
             f"{folder}: transformers cannot load it: {first_line(error)}"
         ) from error
-    return model.eval()
+    return _cast(model.eval(), dtype)
 
 
 def dtype_of(model: Any) -> torch.dtype:
@@ -93,77 +97,15 @@ def dtype_of(model: Any) -> torch.dtype:
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in another dtype; what a scan takes in fp32 (A_log, D, the step size's bias) stays so."""
-    duplicate = copy.deepcopy(model)
-    for name, parameter in duplicate.named_parameters():
-        if not name.endswith(_CHANNEL_PARAMETERS):
-            parameter.data = parameter.data.to(dtype)
-    return duplicate
+    """A copy in another dtype; what is computed in fp32 whatever the dtype is fp32."""
+    return _cast(copy.deepcopy(model), dtype)
 
 
-class TransformersProgram(SharedParameters):
-    """A language model with its states as tensors: token ids and pasts in, logits and presents out.
-
-    Args:
-        model: what is called; it stays as it is.
-        layers: names of each layer's states, by its index, in the order of the tensors.
-    """
-
-    def __init__(self, model: nn.Module, layers: dict[int, list[str]]) -> None:
-        super().__init__(model)
-        self.layers_states = layers
-
-    def forward(self, input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """input_ids (batch, length) -> logits (batch, length, vocab_size), and the states after it."""
-        given = iter(past)
-        states = {
-            index: LayerStates({name: next(given) for name in names})
-            for index, names in self.layers_states.items()
-        }
-        keys = [layer.past["key"] for layer in states.values() if "key" in layer.past]
-        before = keys[0].shape[_GROWS] if keys else 0
-        cache = GraphCache(states, before)
-        length = input_ids.shape[1]
-        positions = torch.arange(length, device=input_ids.device) + before
-        masks = None
-        if keys:
-            columns = torch.arange(before + length, device=input_ids.device)
-            visible = columns <= positions[:, None]
-            mask = torch.where(visible, 0.0, _MASKED).to(keys[0].dtype)[None, None]
-            masks = {"full_attention": mask, "linear_attention": None}
-        model: Any = self.wrapped
-        with _patched(model, cache):
-            found = model(
-                input_ids=input_ids,
-                position_ids=positions[None],
-                attention_mask=masks,
-                cache=cache,
-                use_cache=True,
-            )
-        presents = (layer.present[name] for layer in states.values() for name in layer.past)
-        return (found.logits, *presents)
-
-
-@contextlib.contextmanager
-def _patched(model: nn.Module, cache: GraphCache) -> Iterator[None]:
-    """The functions of a modelling file replaced by the cache's, and attention and experts in plain PyTorch."""
-    module: ModuleType = sys.modules[type(model).__module__]
-    replacements: list[tuple[Any, str, Any]] = [
-        (module, "causal_conv1d_fn", cache.convolution),
-        (module, "mamba_selective_scan", cache.selective_scan),
-        (model.config, "_attn_implementation_internal", "eager"),
-    ]
-    for one in vars(module).values():
-        if isinstance(one, type) and one.__name__.endswith("Experts"):
-            replacements.append((one, "forward", dense_experts))
-    before = [(where, name, getattr(where, name)) for where, name, _ in replacements]
-    for where, name, value in replacements:
-        setattr(where, name, value)
-    try:
-        yield
-    finally:
-        for where, name, value in before:
-            setattr(where, name, value)
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if name.endswith(_KEPT) else dtype)
+    return model
 
 
 def make_program(model: Any) -> Program:
@@ -177,8 +119,10 @@ def make_program(model: Any) -> Program:
         fixed size, an attention layer keys and values that grow, a hybrid layer all four.
 
     Raises:
-        ExportError: a state that is not known here.
+        ExportError: a layer or a state that is not known here.
     """
+    check_model(model)
+    check_modelling_file(model)
     dtype = DTYPE_NAMES[dtype_of(model)]
     shapes = _state_shapes(model)
     states, layers = [], {}
@@ -186,7 +130,7 @@ def make_program(model: Any) -> Program:
         layers[index] = list(layer)
         for name, (shape, state_dtype) in layer.items():
             past, present = contract.layer_state_names(index, name)
-            grows = _GROWS if name in ("key", "value") else None
+            grows = STEPS if name in ("key", "value") else None
             sizes: list[int | str] = [BATCH, *shape[1:]]
             if grows is not None:
                 sizes[grows] = "past_length"
@@ -207,7 +151,8 @@ def make_program(model: Any) -> Program:
 def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of every layer's states, by name, from the cache that the model itself makes."""
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    cache = model(input_ids=ids, use_cache=True).cache
+    with plain(model):
+        cache = model(input_ids=ids, use_cache=True).cache
     found: dict[int, dict[str, tuple[tuple[int, ...], str]]] = {}
     for index, layer in enumerate(cache.layers):
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}

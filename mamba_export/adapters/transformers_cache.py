@@ -6,12 +6,15 @@ reads the states that came in and leaves the states that go out, on one path for
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, cat
 
 from mamba_export.adapters.convolution import convolve, silu_of
 from mamba_export.adapters.scan import scan
+from mamba_export.operators import state_space_dual
+from mamba_export.operators.dtypes import accumulation_dtype
 
 
 class LayerStates:
@@ -126,6 +129,39 @@ class GraphCache:
             initial_state=state,
         )
         return y.to(u.dtype), last_state
+
+    def chunk_scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None = None,
+        dt_bias: Tensor | None = None,
+        dt_softplus: bool = False,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """In place of a modelling file's ``mamba2_chunk_scan``; shapes as in ``state_space_dual``.
+
+        The limits of dt hold at every step. transformers has them in this function alone, and its single steps
+        go without: there a sequence gives other results whole than step by step.
+        """
+        wide = accumulation_dtype(x.dtype)
+        return state_space_dual(
+            x,
+            dt,
+            A.to(wide),
+            B,
+            C,
+            None if D is None else D.to(wide),
+            dt_bias=None if dt_bias is None else dt_bias.to(wide),
+            initial_state=self._layer().past["recurrent_state"],
+            dt_softplus=dt_softplus,
+            dt_min=dt_limit[0],
+            dt_max=dt_limit[1],
+        )
 
     def _layer(self) -> LayerStates:
         if self.current is None:

@@ -17,7 +17,8 @@ def dense_experts(
     in arithmetic, and is one graph for any number of tokens.
 
     Args:
-        self: has gate_up_proj (experts, 2 * width, d_model) and down_proj (experts, d_model, width).
+        self: has down_proj (experts, d_model, width), and gate_up_proj (experts, 2 * width, d_model) or without
+            a gate up_proj (experts, width, d_model).
         hidden_states: (tokens, d_model).
         top_k_index, top_k_weights: (tokens, chosen).
 
@@ -25,7 +26,12 @@ def dense_experts(
         (tokens, d_model).
     """
     shape = (hidden_states.shape[0], self.num_experts)
-    weights = hidden_states.new_zeros(shape).scatter(1, top_k_index, top_k_weights)
-    gate, up = torch.matmul(hidden_states, self.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
-    y = torch.matmul(self.act_fn(gate) * up, self.down_proj.transpose(1, 2))
+    weights = top_k_weights.new_zeros(shape).scatter(1, top_k_index, top_k_weights)
+    if hasattr(self, "gate_up_proj"):
+        gate_up = torch.matmul(hidden_states, self.gate_up_proj.transpose(1, 2))
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = self.act_fn(gate) * up
+    else:
+        inner = self.act_fn(torch.matmul(hidden_states, self.up_proj.transpose(1, 2)))
+    y = torch.matmul(inner, self.down_proj.transpose(1, 2))
     return (y * weights.t().unsqueeze(-1)).sum(0).to(hidden_states.dtype)

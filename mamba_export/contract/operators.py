@@ -176,6 +176,9 @@ STATE_SPACE_DUAL = Operator(
         {"length": 66, "heads": 3, "head_dim": 10, "d_state": 6},
         # A length that is cut into parts.
         {"length": 4099, "batch": 1, "heads": 2, "head_dim": 64, "d_state": 128},
+        # A few steps, of channels and states that fill no vector; limits that most steps meet.
+        {"length": 3, "heads": 3, "head_dim": 10, "d_state": 6},
+        {"dt_min": 0.5, "dt_max": 1.0},
     ),
 )
 """State space duality (Mamba-2): h = exp(dt A + log_decay) h + dt x B, y = C h + D x, then y silu(z)."""
@@ -342,6 +345,7 @@ MAMBA2_LAYER = Operator(
         Size("d_inner", factors=("heads", "head_dim")),
         Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
     ),
+    kernels=("cuda",),
     constant_weights=True,
     calls_products=True,
     cases=(

@@ -14,6 +14,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +196,26 @@ MakeProgram = Callable[[nn.Module], Program]
 """From a model in a dtype that a file may have."""
 
 
-def make_truth(source: nn.Module, dtype: str, program: MakeProgram, *, owned: bool) -> Truth:
+CastCopy = Callable[[nn.Module, torch.dtype], nn.Module]
+"""A copy of a model in another dtype, as the exporter makes it."""
+
+
+def cast_own(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Of a model of this package; a user's module has the dtype of the file already."""
+    duplicate: Any = copy.deepcopy(model)
+    if isinstance(model, MambaLM | MambaBackbone):
+        cast(duplicate, dtype)
+    return duplicate
+
+
+def make_truth(
+    source: nn.Module,
+    dtype: str,
+    program: MakeProgram,
+    *,
+    owned: bool,
+    cast_copy: CastCopy = cast_own,
+) -> Truth:
     """The truth of a model.
 
     Args:
@@ -203,12 +223,11 @@ def make_truth(source: nn.Module, dtype: str, program: MakeProgram, *, owned: bo
         dtype: of the exported file.
         program: makes the program of the source and of its copies.
         owned: the source may be changed; False makes copies of it.
+        cast_copy: of the source.
     """
     same_dtype = None
     if dtype != "fp32":
-        low = copy.deepcopy(source)
-        if isinstance(source, MambaLM | MambaBackbone):
-            cast(low, TORCH[dtype])
+        low = cast_copy(source, TORCH[dtype])
         same_dtype = Reference(low, program(low), None)
     needed = 8 * sum(parameter.numel() for parameter in source.parameters())
     free = available_memory()

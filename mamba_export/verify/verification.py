@@ -30,7 +30,7 @@ from mamba_export.untrusted import is_folder, is_there
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
 from mamba_export.verify.models import Comparison, program_cases
 from mamba_export.verify.operators import RunGraph, operator_checks
-from mamba_export.verify.truth import MakeProgram, Question, make_truth
+from mamba_export.verify.truth import MakeProgram, Question, cast_own, make_truth
 from mamba_export.verify.weights import weight_checks
 
 _QUICK_LENGTHS = (1, 2, 65)
@@ -97,7 +97,14 @@ def verify(
         if on_check is not None:
             on_check(check)
         return report
-    truth = make_truth(source, metadata.dtype, _program_maker(metadata), owned=source is not model)
+    of_transformers = metadata.source.get("kind") == transformers.KIND
+    truth = make_truth(
+        source,
+        metadata.dtype,
+        _program_maker(metadata),
+        owned=source is not model,
+        cast_copy=transformers.cast if of_transformers else cast_own,
+    )
     report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
 
     def note(check: Check) -> None:

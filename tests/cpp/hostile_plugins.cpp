@@ -57,6 +57,14 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) {
 mamba_status mamba_layer_cuda(const mamba_layer_params*, mamba_multiply, void*, void*, void*) {
   return MAMBA_INTERNAL;
 }
+int mamba2_layer_is_step_cuda(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_cuda_workspace(const mamba2_layer_params*) { return 0; }
+mamba_status mamba2_layer_step_cuda(const mamba2_layer_params*, void*, void*) {
+  return MAMBA_INTERNAL;
+}
+mamba_status mamba2_layer_cuda(const mamba2_layer_params*, mamba_multiply, void*, void*, void*) {
+  return MAMBA_INTERNAL;
+}
 
 }  // extern "C"
 

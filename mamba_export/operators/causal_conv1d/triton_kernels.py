@@ -28,6 +28,7 @@ from mamba_export.operators.causal_conv1d.triton_backward import (
     backward_pre_kernel,
 )
 from mamba_export.operators.causal_conv1d.triton_forward import forward_kernel
+from mamba_export.operators.triton_launch import on_device, unit_stride
 
 BLOCK_T = 32
 """Steps of a tile."""
@@ -35,11 +36,6 @@ BLOCK_D = 64
 """Channels of a tile: 128 bytes of a 16-bit row."""
 MAX_PARTIALS = 2048
 """Most partial sums of dweight; longer inputs give a program several tiles."""
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    """x itself if its last dimension is dense, as slices of a projection are; otherwise a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _check(x: Tensor, weight: Tensor, initial_state: Tensor) -> None:
@@ -52,11 +48,6 @@ def _check(x: Tensor, weight: Tensor, initial_state: Tensor) -> None:
     expected = (batch, channels, weight.shape[1] - 1)
     if initial_state.shape != expected:
         raise ValueError(f"initial_state must be {expected}, not {tuple(initial_state.shape)}")
-
-
-def _device(x: Tensor):
-    """Context in which launches go to x's device; CPU tensors are the Triton interpreter's."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 def causal_conv1d_forward(
@@ -84,9 +75,9 @@ def causal_conv1d_forward(
         last_state = torch.cat([initial_state[:, :, length:], last_state], dim=2)
     y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     if y.numel():
-        x = _unit_stride(x)
+        x = unit_stride(x)
         tiles = triton.cdiv(length, BLOCK_T)
-        with _device(x):
+        with on_device(x):
             forward_kernel[(batch * tiles, triton.cdiv(channels, BLOCK_D))](
                 x, weight.contiguous(), bias.contiguous(), initial_state, y,
                 *x.stride()[:2], *initial_state.stride(), length, channels, tiles,
@@ -121,7 +112,7 @@ def causal_conv1d_backward(
     taps = weight.shape[1]
     if x.numel() == 0:
         raise ValueError(f"no gradient of an empty convolution: x {tuple(x.shape)}")
-    dy, x = _unit_stride(dy), _unit_stride(x)
+    dy, x = unit_stride(dy), unit_stride(x)
     weight, bias = weight.contiguous(), bias.contiguous()
     blocks = triton.cdiv(channels, BLOCK_D)
     tiles = triton.cdiv(length, BLOCK_T)
@@ -137,7 +128,7 @@ def causal_conv1d_backward(
     dx = empty(batch, length, channels, dtype=x.dtype)
     dinitial = empty(batch, channels, taps - 1, dtype=initial_state.dtype)
     tile = dict(REVERSE=reverse, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D)
-    with _device(x):
+    with on_device(x):
         backward_pre_kernel[(batch * programs, blocks)](
             dy, x, weight, bias, initial_state, dpre, dweight, dbias,
             *dy.stride()[:2], *x.stride()[:2], *initial_state.stride(),

@@ -8,21 +8,8 @@ from functools import partial
 import triton
 import triton.language as tl
 
+from mamba_export.operators.triton_launch import jit
 from mamba_export.operators.triton_math import LOG2E
-
-
-def jit(kernel, specialize: tuple[str, ...] = ()):
-    """``triton.jit``, compiling again for another divisibility by 16 of those arguments only.
-
-    Sizes and strides change from call to call, and alignment decides the layout: see the module's docstring.
-    """
-    names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
-    sizes = [n for n in names if n.islower() or "_stride_" in n]
-    return triton.jit(
-        kernel,
-        do_not_specialize=[n for n in sizes if not n.endswith("_ptr") and n not in specialize],
-    )
-
 
 backward_jit = partial(jit, specialize=("d_inner", "channels_per_group"))
 

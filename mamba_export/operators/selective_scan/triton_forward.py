@@ -2,11 +2,8 @@
 
 import triton.language as tl
 
-from mamba_export.operators.selective_scan.triton_device import (
-    jit,
-    locate,
-    step_size,
-)
+from mamba_export.operators.selective_scan.triton_device import locate, step_size
+from mamba_export.operators.triton_launch import jit
 from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
 
 

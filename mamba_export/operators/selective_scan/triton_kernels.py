@@ -50,6 +50,7 @@ from mamba_export.operators.selective_scan.triton_backward import (
     segment_adjoints_kernel,
 )
 from mamba_export.operators.selective_scan.triton_forward import forward_kernel
+from mamba_export.operators.triton_launch import on_device, unit_stride
 
 CHUNK = 8
 """Steps between stored states in the backward; the states of one chunk live in registers."""
@@ -76,11 +77,6 @@ def _block_d(d_state: int) -> int:
     return max(8, min(32, 512 // triton.next_power_of_2(d_state)))
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    """x itself if its last dimension is dense, as slices of a projection are; otherwise a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _channels_last(x: Tensor) -> Tensor:
     """A or states with the last two axes swapped: (.., d_inner, d_state) <-> (.., d_state, d_inner).
 
@@ -103,11 +99,6 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor 
         raise ValueError(
             "B and C must be (batch, length, n_groups, d_state), n_groups dividing d_inner"
         )
-
-
-def _device(x: Tensor):
-    """Context in which launches go to x's device; CPU tensors are the Triton interpreter's."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 def selective_scan_forward(
@@ -141,8 +132,8 @@ def selective_scan_forward(
     _check(u, delta, A, B, C, z)
     batch, length, d_inner = u.shape
     n_groups, d_state = B.shape[2:]
-    u, delta, B, C = map(_unit_stride, (u, delta, B, C))
-    z = None if z is None else _unit_stride(z)
+    u, delta, B, C = map(unit_stride, (u, delta, B, C))
+    z = None if z is None else unit_stride(z)
     D, delta_bias = D.contiguous(), delta_bias.contiguous()
     y = torch.empty((batch, length, d_inner), dtype=u.dtype, device=u.device)
     if y.numel() == 0 or d_state == 0:
@@ -156,7 +147,7 @@ def selective_scan_forward(
         block_d //= 2
     blocks_per_group = triton.cdiv(channels_per_group, block_d)
     tile = _tile(d_state, channels_per_group, block_d)
-    with _device(u):
+    with on_device(u):
         forward_kernel[(batch * n_groups * blocks_per_group,)](
             u, delta, _channels_last(A), B, C, D, u if z is None else z, delta_bias,
             _channels_last(initial_state), y, last_state,
@@ -197,8 +188,8 @@ def selective_scan_backward(
     _check(u, delta, A, B, C, z)
     batch, length, d_inner = u.shape
     n_groups, d_state = B.shape[2:]
-    dy, u, delta, B, C = map(_unit_stride, (dy, u, delta, B, C))
-    z = None if z is None else _unit_stride(z)
+    dy, u, delta, B, C = map(unit_stride, (dy, u, delta, B, C))
+    z = None if z is None else unit_stride(z)
     D, delta_bias = D.contiguous(), delta_bias.contiguous()
     if u.numel() == 0 or d_state == 0:
         raise ValueError(f"no gradient of an empty scan: u {tuple(u.shape)}, d_state {d_state}")
@@ -234,7 +225,7 @@ def selective_scan_backward(
     sizes = (length, d_inner)
     grouping = (n_groups, channels_per_group, blocks_per_group)
     form = dict(SOFTPLUS=delta_softplus, REVERSE=reverse, CHUNK=CHUNK)
-    with _device(u):
+    with on_device(u):
         chunk_states_kernel[(blocks,)](
             u, delta, A_tile, B, delta_bias, _channels_last(initial_state), states,
             *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3],

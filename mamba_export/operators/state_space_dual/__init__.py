@@ -12,9 +12,11 @@ DEFINITION = OperatorDefinition(
     body=onnx_body.BODIES,
     forward={
         "cpu": "mamba_export.operators.state_space_dual.cpu:state_space_dual_forward",
+        "triton": "mamba_export.operators.state_space_dual.triton_kernels:state_space_dual_forward",
         "native": compiled(STATE_SPACE_DUAL),
     },
     backward={
         "cpu": "mamba_export.operators.state_space_dual.cpu:state_space_dual_backward",
+        "triton": "mamba_export.operators.state_space_dual.triton_kernels:state_space_dual_backward",
     },
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_export.operators.dtypes import accumulation_dtype
+from mamba_export.operators.state_space_dual.steps import steps_and_exponents
 
 _CHUNK = 64
 
@@ -62,13 +63,15 @@ def _prepare(
     acc = accumulation_dtype(x.dtype)
     groups = B.shape[2]
     split = (groups, x.shape[2] // groups)
-    step = dt.to(acc) + dt_bias.to(acc)
-    if dt_softplus:
-        step = F.softplus(step)
-    step = step.clamp(dt_min, dt_max)
-    exponent = step * A.to(acc)
-    if log_decay is not None:
-        exponent = exponent + log_decay.to(acc)
+    step, exponent = steps_and_exponents(
+        dt.to(acc),
+        A.to(acc),
+        None if log_decay is None else log_decay.to(acc),
+        dt_bias.to(acc),
+        dt_softplus,
+        dt_min,
+        dt_max,
+    )
     return _Prepared(
         x=_walk(x, reverse).to(acc).unflatten(2, split),
         dt=_walk(step, reverse).unflatten(2, split),

@@ -15,7 +15,7 @@ struct ScanCall {
 // State space duality under way: first the scores' tasks, then the others.
 struct DualCall {
   mamba_state_space_dual_params params;
-  float* scores;     // of the chunks (chunks.h); null where the call needs none
+  float* scores;     // of the chunks (scores.h); null where the call needs none
   int lacks_memory;  // as a scan's
 };
 

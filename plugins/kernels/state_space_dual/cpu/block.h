@@ -75,6 +75,11 @@ static inline Vec limited(Vec x, float least, float most) {
   return select((VecI)(x > most), broadcast(most), x);
 }
 
+template <typename Bits>
+static inline void prefetch(const Bits* from, int count) {
+  for (int i = 0; i < count; i += static_cast<int>(64 / sizeof(Bits))) __builtin_prefetch(from + i);
+}
+
 template <typename T>
 static inline void read_steps(const mamba_state_space_dual_params& p, const DualBlock& block,
                               int64_t first, int steps, DualSteps& to) {
@@ -87,6 +92,12 @@ static inline void read_steps(const mamba_state_space_dual_params& p, const Dual
       exponent[t] = p.log_decay[(block.batch * p.length + at) * p.heads + block.head];
     }
     const typename T::Bits* x = channels_at<T>(p, p.x, block, at);
+    if (first + t + kChunk <
+        p.length) {  // rows lie too far apart for the processor to foresee them
+      const int64_t next = walked(p, first + t + kChunk);
+      prefetch(channels_at<T>(p, p.x, block, next), block.count);
+      if (p.z.data) prefetch(channels_at<T>(p, p.z, block, next), block.count);
+    }
     for (int c = 0; c < block.count; c += kLanes) {
       const int count = block.count - c < kLanes ? block.count - c : kLanes;
       store<Fp32>(to.x[t] + c, load<T>(x + c, count), kLanes);

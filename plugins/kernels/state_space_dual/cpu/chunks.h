@@ -5,12 +5,13 @@
 //   y = (L * C B^T) (dt x) + L[:, before] C h,   h = L[last, before] h + B^T (L[last] dt x)
 //
 // L is made of products alone: no sum of exponents cancels, none overflows, and a decay of 0 cuts
-// what was before it. C B^T, the scores, are the same for all heads of a group: computed first.
+// what was before it. C B^T, the scores, is computed before, for all heads of a group (scores.h).
 //
 // Lanes are channels, so states are transposed at the ends of the sequence.
 #pragma once
 
 #include "state_space_dual/cpu/block.h"
+#include "state_space_dual/cpu/scores.h"
 
 namespace mamba {
 namespace MAMBA_ISA {
@@ -18,94 +19,21 @@ namespace MAMBA_ISA {
 // A product's tile of the result stays in registers: rows by vectors.
 constexpr int kTileRows = kLanes == 16 ? 8 : 4;
 constexpr int kTileVectors = 2;
+constexpr int kPanel = 64;  // states
 static_assert(kChunk % kTileRows == 0 && kChunk % kLanes == 0, "tiles fill a chunk");
-
-static inline int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
-
-static inline int64_t chunks_of(const mamba_state_space_dual_params& p) {
-  return (p.length + kChunk - 1) / kChunk;
-}
-
-static inline int steps_of(const mamba_state_space_dual_params& p, int64_t chunk) {
-  const int64_t left = p.length - chunk * kChunk;
-  return static_cast<int>(left < kChunk ? left : kChunk);
-}
-
-// --- The scores
-
-constexpr int64_t kChunksATask = 8;
-
-static int64_t scores_bytes(const mamba_state_space_dual_params& p) {
-  return product(p.batch, p.n_groups, chunks_of(p), kChunk * kChunk * sizeof(float));
-}
-
-static inline float* scores_of(const DualCall& call, int64_t batch, int64_t group, int64_t chunk) {
-  const mamba_state_space_dual_params& p = call.params;
-  return call.scores + ((batch * p.n_groups + group) * chunks_of(p) + chunk) * (kChunk * kChunk);
-}
-
-static inline int64_t score_blocks(const mamba_state_space_dual_params& p) {
-  return (chunks_of(p) + kChunksATask - 1) / kChunksATask;
-}
-
-// K scores of a step, of the vectors of states from n on: lanes beyond the states are zero.
-template <typename T, int K>
-static inline void score_steps(const float* C, const float* B, int64_t stride, float* scores) {
-  Vec sums[K] = {};
-  for (int64_t n = 0; n < stride; n += kLanes) {
-    const Vec c = load<Fp32>(C + n, kLanes);
-    for (int k = 0; k < K; ++k) sums[k] += c * load<Fp32>(B + k * stride + n, kLanes);
-  }
-  for (int k = 0; k < K; ++k) scores[k] = sum(sums[k]);
-}
-
-static int64_t score_scratch_bytes(const mamba_state_space_dual_params& p) {
-  return product(2 * kChunk, rounded_up(p.d_state, kLanes), sizeof(float));
-}
-
-// C B^T of some chunks of a group, on and below the diagonal.
-template <typename T>
-static void score_chunks(const DualCall& call, size_t task, float* scratch) {
-  const mamba_state_space_dual_params& p = call.params;
-  const int64_t index = static_cast<int64_t>(task), blocks = score_blocks(p);
-  const int64_t group = index / blocks % p.n_groups, batch = index / blocks / p.n_groups;
-  const int64_t stride = rounded_up(p.d_state, kLanes);
-  float *B = scratch, *C = scratch + kChunk * stride;
-  memset(scratch, 0, 2 * kChunk * stride * sizeof(float));
-  const int64_t begin = index % blocks * kChunksATask;
-  for (int64_t chunk = begin; chunk < begin + kChunksATask && chunk < chunks_of(p); ++chunk) {
-    const int steps = steps_of(p, chunk);
-    for (int t = 0; t < steps; ++t) {
-      const int64_t step = walked(p, chunk * kChunk + t);
-      widen<T>(row<T>(p.B, batch, step) + group * p.d_state, B + t * stride, p.d_state);
-      widen<T>(row<T>(p.C, batch, step) + group * p.d_state, C + t * stride, p.d_state);
-    }
-    float* scores = scores_of(call, batch, group, chunk);
-    memset(scores, 0, kChunk * kChunk * sizeof(float));
-    for (int t = 0; t < steps; ++t) {
-      int j = 0;
-      for (; j + 4 <= t + 1; j += 4) {
-        score_steps<T, 4>(C + t * stride, B + j * stride, stride, scores + t * kChunk + j);
-      }
-      for (; j <= t; ++j) {
-        score_steps<T, 1>(C + t * stride, B + j * stride, stride, scores + t * kChunk + j);
-      }
-    }
-  }
-}
 
 // --- Products
 
-// A tile of a result += a (rows, depth) b (depth, vectors); strides in elements.
-template <int V>
-static inline void add_product(Vec (&tile)[kTileRows][V], const float* a, int64_t row_stride,
-                               int64_t depth_stride, const float* b, int64_t b_stride,
-                               int64_t depth) {
+// A tile of a result += a (rows, depth) b (depth, vectors); strides in elements. Of a, that of the
+// rows is a constant, for then every row's element is at a constant distance.
+template <int kRowStride, int V>
+static inline void add_product(Vec (&tile)[kTileRows][V], const float* a, int64_t depth_stride,
+                               const float* b, int64_t b_stride, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     Vec right[V];
     for (int v = 0; v < V; ++v) right[v] = load<Fp32>(b + k * b_stride + v * kLanes, kLanes);
     for (int r = 0; r < kTileRows; ++r) {
-      const float left = a[r * row_stride + k * depth_stride];
+      const float left = a[r * kRowStride + k * depth_stride];
       for (int v = 0; v < V; ++v) tile[r][v] += left * right[v];
     }
   }
@@ -128,8 +56,12 @@ struct DualMatrices {
 template <int V>
 static inline void output_tile(const DualMatrices& m, int64_t d_state, int first, int c, float* y) {
   Vec tile[kTileRows][V] = {};
-  add_product<V>(tile, m.C + first * m.stride, m.stride, 1, m.h + c, m.width, d_state);
-  add_product<V>(tile, m.L[first], kChunk, 1, m.dt_x[0] + c, kColumns, first);
+  for (int64_t n = 0; n < d_state; n += kPanel) {
+    const int64_t depth = d_state - n < kPanel ? d_state - n : kPanel;
+    const float* C = m.C + n * kChunk + first * kPanel;
+    add_product<kPanel>(tile, C, 1, m.h + n * m.width + c, m.width, depth);
+  }
+  add_product<kChunk>(tile, m.L[first], 1, m.dt_x[0] + c, kColumns, first);
   for (int j = 0; j < kTileRows; ++j) {
     for (int r = j; r < kTileRows; ++r) {
       const float left = m.L[first + r][first + j];
@@ -155,13 +87,24 @@ static inline void state_tile(const DualMatrices& m, int64_t first, int c, int s
       tile[r][v] = decay * load<Fp32>(h + r * m.width + v * kLanes, kLanes);
     }
   }
-  add_product<V>(tile, m.B + first, 1, m.stride, m.kept[0] + c, kColumns, steps);
+  add_product<1>(tile, m.B + first, m.stride, m.kept[0] + c, kColumns, steps);
   for (int r = 0; r < kTileRows; ++r) {
     for (int v = 0; v < V; ++v) store<Fp32>(h + r * m.width + v * kLanes, tile[r][v], kLanes);
   }
 }
 
 // --- A block of a head
+
+// A row of C, times a number, into the panels.
+template <typename T>
+static inline void read_panels(const typename T::Bits* from, float times, int64_t d_state,
+                               float* to) {
+  for (int64_t n = 0; n < d_state; n += kLanes) {
+    const int count = static_cast<int>(d_state - n < kLanes ? d_state - n : kLanes);
+    store<Fp32>(to + n / kPanel * kPanel * kChunk + n % kPanel, times * load<T>(from + n, count),
+                kLanes);
+  }
+}
 
 // Fills the matrices for a chunk; returns L[last, before].
 template <typename T>
@@ -177,9 +120,8 @@ static inline float read_chunk(const DualCall& call, const DualBlock& block, int
     before = without_subnormals(broadcast(before * numbers.decay[t]))[0];
     widen<T>(row<T>(p.B, block.batch, step) + block.group * p.d_state, m.B + t * m.stride,
              p.d_state);
-    float* C = m.C + t * m.stride;
-    widen<T>(row<T>(p.C, block.batch, step) + block.group * p.d_state, C, p.d_state);
-    for (int64_t n = 0; n < p.d_state; ++n) C[n] *= before;
+    read_panels<T>(row<T>(p.C, block.batch, step) + block.group * p.d_state, before, p.d_state,
+                   m.C + t * kPanel);
     for (int v = 0; v < kChunk / kLanes; ++v) {
       decays[v] = without_subnormals(decays[v] * numbers.decay[t]);
       if (t / kLanes == v) decays[v][t % kLanes] = 1.0f;
@@ -188,7 +130,9 @@ static inline float read_chunk(const DualCall& call, const DualBlock& block, int
     }
   }
   for (int t = steps; t < kChunk; ++t) {  // rows of tiles that hold no step
-    memset(m.C + t * m.stride, 0, m.stride * sizeof(float));
+    for (int64_t n = 0; n < p.d_state; n += kPanel) {
+      memset(m.C + n * kChunk + t * kPanel, 0, kPanel * sizeof(float));
+    }
     memset(m.L[t], 0, sizeof m.L[t]);
     memset(m.dt_x[t], 0, sizeof m.dt_x[t]);
   }
@@ -233,7 +177,8 @@ static inline void store_states(const float* from, typename S::Bits* to, int cou
 }
 
 static int64_t chunks_scratch_bytes(const mamba_state_space_dual_params& p) {
-  return product(kColumns + 2 * kChunk, rounded_up(p.d_state, kTileRows), sizeof(float));
+  const int64_t stride = rounded_up(p.d_state, kPanel);
+  return product(kColumns + 2 * kChunk, stride, sizeof(float));
 }
 
 template <typename T, typename S>

@@ -1,7 +1,7 @@
-// The layer's norm for any number of rows: a block takes a row, and copies it to where the layer's
-// result is added up, unless that is its own place.
+// A layer's first norm for any number of rows: a block takes a row, and copies it to where the
+// layer's result is added up, unless that is its own place.
 #include "common/cuda/numeric.cuh"
-#include "mamba_layer/cuda/layer.cuh"
+#include "layer/cuda/step.cuh"
 
 namespace mamba {
 namespace {
@@ -49,27 +49,26 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename R, typename T>
-cudaError_t launch(const mamba_layer_params& p, T* x, cudaStream_t stream) {
-  const R* hidden = static_cast<const R*>(p.hidden);
-  R* copy = static_cast<R*>(p.hidden_out);
-  const int width = static_cast<int>(p.d_model);
-  const unsigned rows = static_cast<unsigned>(p.batch * p.length);
+cudaError_t launch(const RowNorm& n, cudaStream_t stream) {
+  const R* hidden = static_cast<const R*>(n.hidden);
+  R* copy = static_cast<R*>(n.copy);
+  const int width = static_cast<int>(n.width);
+  const unsigned rows = static_cast<unsigned>(n.rows);
   const bool in_fours = is_aligned<4 * sizeof(R)>(hidden, width, sizeof(R)) &&
                         is_aligned<4 * sizeof(R)>(copy, width, sizeof(R)) &&
-                        is_aligned<16>(p.norm_weight, width, sizeof(float)) && width % 4 == 0;
+                        is_aligned<16>(n.weight, width, sizeof(float)) && width % 4 == 0;
   const auto kernel = in_fours ? norm_row<R, T, 4> : norm_row<R, T, 1>;
-  kernel<<<rows, kThreads, 0, stream>>>(hidden, p.norm_weight, width, p.epsilon, x, copy);
+  kernel<<<rows, kThreads, 0, stream>>>(hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x),
+                                        copy);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t launch_norm(const mamba_layer_params& p, void* x, cudaStream_t stream) {
-  return with_type(p.dtype, [&](auto* type) {
+cudaError_t launch_norm(const RowNorm& n, cudaStream_t stream) {
+  return with_type(n.dtype, [&](auto* type) {
     using T = std::decay_t<decltype(*type)>;
-    T* result = static_cast<T*>(x);
-    return p.hidden_dtype == MAMBA_FP32 ? launch<float>(p, result, stream)
-                                        : launch<T>(p, result, stream);
+    return n.hidden_dtype == MAMBA_FP32 ? launch<float, T>(n, stream) : launch<T, T>(n, stream);
   });
 }
 
