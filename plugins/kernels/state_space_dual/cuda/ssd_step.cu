@@ -38,6 +38,13 @@ __device__ __forceinline__ void store_streaming(R* to, const Pack<R, kWidth<R>>&
   __stcs(reinterpret_cast<uint4*>(to), both.bits);
 }
 
+constexpr int kLineLanes = 8;  // lanes whose vectors are one line of the L2 cache
+
+// Brings a line into the L2 cache, whoever may be writing it.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // What a block needs of sizes, without 64-bit divisions.
 struct StepSizes {
   int head_dim, states;
@@ -67,6 +74,16 @@ __global__ void __launch_bounds__(kThreads)
   // After the sums over lanes: the row of this lane, and whether it is the one that writes it.
   const int own = lane * kRows / kLanes, own_row = first_row + own * kApart;
   const bool writes = lane % (kLanes / kRows) == 0 && (kIsPlain || own_row < sizes.head_dim);
+  // While the kernel ahead still runs, as that of a layer does, the states are on their way.
+  if (lane % kLineLanes == 0) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        if (has_row(r) && has_state(v)) prefetch(past + r * kApart * states + v * kLanes * kV);
+      }
+    }
+  }
   wait_for_earlier_kernels();
 
   Pack<R, kV> packed[kRows][kVectors];
