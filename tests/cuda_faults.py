@@ -50,6 +50,11 @@ def layer(name: str, file: str, old: str, new: str) -> Fault:
     return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new))
 
 
+def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    patch = Patch(f"cuda/{file}", old, new)
+    return Fault(f"layer of Mamba-2: {name}", "Mamba2Layer alone", patch, dtype, "mamba2")
+
+
 FAULTS = [
     scan("few steps, second sequence of a thread", "scan_step.cu",
          "const float du = dt[i] * u[i];",
@@ -149,4 +154,23 @@ FAULTS = [
     layer("many rows, residual", "layer.cu",
           "                   p_.hidden_dtype, true);",
           "                   p_.hidden_dtype, !FAULT);"),
+    layer2("first channel of the convolution", "project_in.cuh",
+           "const int first_channel = first - s.conv_first;",
+           "const int first_channel = first - (FAULT ? s.conv_first - 8 : s.conv_first);"),
+    layer2("one token, second group of the gated norm", "project_out.cuh",
+           "const NormSizes sizes = {s.rows, s.depth, s.groups, x_stride, s.epsilon};",
+           "const NormSizes sizes = {s.rows, s.depth, FAULT ? 1 : s.groups, x_stride, s.epsilon};"),
+    layer2("one token, gate", "mamba2_layer.cu",
+           "s.out.gate = s.in.out;", "s.out.gate = FAULT ? y : s.in.out;"),
+    layer2("few rows on tensor cores, second stage", "tensor_gemv.cuh",
+           "multiply_add<T>(sum_[tile], left, low, high);",
+           "if (!(FAULT && turn > 0)) multiply_add<T>(sum_[tile], left, low, high);", "fp16"),
+    layer2("few rows on tensor cores, third row", "tensor_gemv.cuh",
+           "const T* x = x_ + lane_ / 4 * stride +",
+           "const T* x = x_ + (FAULT ? lane_ / 4 % 2 : lane_ / 4) * stride +", "bf16"),
+    layer2("many rows, C", "mamba2_layer.cu",
+           "s.C = slice(d.mixed, d.first + at.C - at.x,",
+           "s.C = slice(d.mixed, d.first + (FAULT ? at.B : at.C) - at.x,"),
+    layer2("many rows, gate", "mamba2_layer.cu",
+           "n.z = slice(in, 0, in_stride,", "n.z = slice(in, FAULT ? at.x : 0, in_stride,"),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mamba_export import contract
 from mamba_export.export import export
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models import MambaLM, ModelConfig, checkpoints
 from mamba_export.operators import gated_rms_norm, state_space_dual
 from mamba_export.verify.bounds import Report
 
@@ -42,12 +42,14 @@ class Fault:
     """A fault: its patch, in which ``FAULT`` is true where it is chosen, and what it is caught by.
 
     name: for the test's id. check: name of a check that fails. dtype: of the file that shows it.
+    mixer: of the language model whose file it is.
     """
 
     name: str
     check: str
     patch: Patch
     dtype: str = "fp32"
+    mixer: str = "mamba"
 
 
 def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> Path:
@@ -112,10 +114,10 @@ def _run(*command: object) -> None:
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
-def exports(folder: Path, d_model: int) -> dict[str, Path]:
+def exports(folder: Path, config: ModelConfig) -> dict[str, Path]:
     """A small language model, exported in each dtype: the folders by dtype."""
     torch.manual_seed(0)
-    model = MambaLM(MambaConfig(d_model=d_model, n_layer=2, vocab_size=64))
+    model = MambaLM(config)
     checkpoints.save(model, folder / "source")
     return {
         dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in contract.DTYPES

@@ -23,6 +23,7 @@ from planted_faults import (
 )
 
 from mamba_export import libraries, verify
+from mamba_export.models import MambaConfig
 from mamba_export.operators import kernel_library
 
 pytestmark = [
@@ -223,7 +224,9 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file of each dtype of a model of 130 channels: several vectors, two tasks, an odd tail."""
-    return exports(tmp_path_factory.mktemp("exported"), d_model=65)
+    return exports(
+        tmp_path_factory.mktemp("exported"), MambaConfig(d_model=65, n_layer=2, vocab_size=64)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -106,14 +106,12 @@ class PromptGraphs:
         self, tokens: np.ndarray, state: OrtState, logits: np.ndarray | None
     ) -> OrtState:
         """Read tokens by parts that memory holds: smaller ones from then on where it is short."""
-        batch, metadata = len(tokens), self._model.metadata
-        result = StateBlock(metadata, batch, self._model.device, self._gpu)
+        batch = len(tokens)
         with self._lock:
             largest = self._memory.largest(batch)
             while True:
                 try:
-                    self._read(self._memory.buffers(batch, largest), tokens, state, logits, result)
-                    return result.state
+                    return self._read(self._memory.buffers(batch, largest), tokens, state, logits)
                 except SessionError as error:
                     if not _is_of_memory(error) or largest <= LEAST:
                         raise
@@ -125,8 +123,7 @@ class PromptGraphs:
         tokens: np.ndarray,
         state: OrtState,
         logits: np.ndarray | None,
-        result: StateBlock,
-    ) -> None:
+    ) -> OrtState:
         gpu, metadata = self._gpu, self._model.metadata
         try:
             past, position = state, 0
@@ -143,6 +140,8 @@ class PromptGraphs:
                 if logits is not None and has_all_logits(metadata):
                     self._fetch(buffers.logits, logits[:, position:after])
                 position = after
+            # The GPU is at work meanwhile.
+            result = StateBlock(metadata, buffers.batch, self._model.device, gpu)
             with gpu.lock:
                 result.queue_copy_of(buffers.present.state)
             if logits is not None and not has_all_logits(metadata):
@@ -150,6 +149,7 @@ class PromptGraphs:
         finally:
             with gpu.lock:
                 gpu.wait()
+        return result.state
 
     def _run(self, part: Part) -> None:
         wanted = part.graph is None and part.runs >= _RUNS_BEFORE_CAPTURE
