@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mamba_export import State, export
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt.building import build
+from mamba_export.backends.tensorrt.engine_checks import check_engine_file
 from mamba_export.backends.tensorrt.options import BuildOptions
 from mamba_export.operators import gated_rms_norm, state_space_dual
 
@@ -92,6 +93,6 @@ def test_engines_build(plugin: bool, tmp_path: Path) -> None:
     _, folder = exported(tmp_path / "out")
     description = build(folder, BuildOptions(plugin=plugin, runtime="tensorrt-rtx"))
     assert description.plugins == ({"StateSpaceDual": 1, "GatedRmsNorm": 1} if plugin else {})
-    content = (folder / description.engine).read_bytes()
+    content = check_engine_file(folder, description).read_bytes()
     for operator in ("StateSpaceDual", "GatedRmsNorm"):
         assert (f"[ONNX Layer: {operator}_0]".encode() in content) == plugin
