@@ -79,6 +79,7 @@ nvinfer1::IPluginV3OneCore& core(void* plugin) {
 nvinfer1::IPluginV3OneBuild& build(void* plugin) {
   return capability<nvinfer1::IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
 }
+int32_t outputs_of(void* plugin) { return build(plugin).getNbOutputs(); }
 nvinfer1::IPluginV3OneRuntime& runtime(void* plugin) {
   return capability<nvinfer1::IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
 }
@@ -172,7 +173,9 @@ int32_t copy_fields(const PluginFieldCollection* collection, harness_field* fiel
 }
 
 size_t bytes_of(const PluginField& field) {
-  const size_t each = field.type == PluginFieldType::kINT32 ? 4 : 1;
+  const bool is_wide =
+      field.type == PluginFieldType::kINT32 || field.type == PluginFieldType::kFLOAT32;
+  const size_t each = is_wide ? 4 : 1;
   return each * static_cast<size_t>(field.length);
 }
 
@@ -313,8 +316,8 @@ int32_t harness_output_types(void* plugin, const harness_tensor* inputs, int32_t
   std::vector<DataType> given;
   for (int32_t i = 0; i < count; ++i) given.push_back(static_cast<DataType>(inputs[i].type));
   DataType answers[2] = {};
-  const int32_t outputs = build(plugin).getNbOutputs();
-  const int32_t status = build(plugin).getOutputDataTypes(answers, outputs, given.data(), count);
+  const int32_t status =
+      build(plugin).getOutputDataTypes(answers, outputs_of(plugin), given.data(), count);
   for (int32_t i = 0; i < 2; ++i) types[i] = static_cast<int32_t>(answers[i]);
   return status;
 }
@@ -333,7 +336,7 @@ int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_
   }
   DimsExprs shapes[2] = {};
   const int32_t status = build(plugin).getOutputShapes(given.data(), count, nullptr, 0, shapes,
-                                                       build(plugin).getNbOutputs(), builder);
+                                                       outputs_of(plugin), builder);
   for (int32_t i = 0; status == 0 && i < 2; ++i) {
     outputs[i].rank = shapes[i].nbDims;
     for (int32_t k = 0; k < shapes[i].nbDims; ++k) {
@@ -345,26 +348,28 @@ int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_
 
 int32_t harness_configure(void* plugin, const harness_tensor* inputs, int32_t count,
                           const harness_tensor* outputs) {
-  const auto in = dynamic_descs_of(inputs, count), out = dynamic_descs_of(outputs, 2);
-  return build(plugin).configurePlugin(in.data(), count, out.data(), 2);
+  const auto in = dynamic_descs_of(inputs, count),
+             out = dynamic_descs_of(outputs, outputs_of(plugin));
+  return build(plugin).configurePlugin(in.data(), count, out.data(), outputs_of(plugin));
 }
 
 size_t harness_workspace(void* plugin, const harness_tensor* largest, int32_t count,
                          const harness_tensor* outputs) {
-  const auto in = dynamic_descs_of(largest, count), out = dynamic_descs_of(outputs, 2);
-  return build(plugin).getWorkspaceSize(in.data(), count, out.data(), 2);
+  const auto in = dynamic_descs_of(largest, count),
+             out = dynamic_descs_of(outputs, outputs_of(plugin));
+  return build(plugin).getWorkspaceSize(in.data(), count, out.data(), outputs_of(plugin));
 }
 
 int32_t harness_shape_change(void* plugin, const harness_tensor* inputs, int32_t count,
                              const harness_tensor* outputs) {
-  const auto in = descs_of(inputs, count), out = descs_of(outputs, 2);
-  return runtime(plugin).onShapeChange(in.data(), count, out.data(), 2);
+  const auto in = descs_of(inputs, count), out = descs_of(outputs, outputs_of(plugin));
+  return runtime(plugin).onShapeChange(in.data(), count, out.data(), outputs_of(plugin));
 }
 
 int32_t harness_enqueue(void* plugin, const harness_tensor* inputs, const harness_tensor* outputs,
                         int32_t count, const void* const* input_data, void* const* output_data,
                         void* workspace, void* stream) {
-  const auto in = descs_of(inputs, count), out = descs_of(outputs, 2);
+  const auto in = descs_of(inputs, count), out = descs_of(outputs, outputs_of(plugin));
   return runtime(plugin).enqueue(in.data(), out.data(), input_data, output_data, workspace,
                                  static_cast<cudaStream_t>(stream));
 }
