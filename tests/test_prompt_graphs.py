@@ -158,6 +158,16 @@ def test_states_are_left_as_they_are(exported: Path) -> None:
     assert not any(array.any() for array in kept[0])
 
 
+def test_a_state_of_another_batch_is_refused(exported: Path) -> None:
+    session, _, _ = on_prompt_graphs(exported)
+    state = session.advance(prompts_of(2, 5))
+    for read in (session.run, session.advance):
+        with pytest.raises(SessionError, match="has batch 2, the input has batch 1"):
+            read(prompts_of(1, 5), state)
+    other, _, _ = on_prompt_graphs(exported)
+    same(other.run(prompts_of(2, 5), state), session.run(prompts_of(2, 5), state))
+
+
 def test_states_that_are_put_together_anew(exported: Path, plain: OrtSession) -> None:
     """The layers' states change places: they lie in one block, and not as the next prompt needs them."""
     session, _, _ = on_prompt_graphs(exported)

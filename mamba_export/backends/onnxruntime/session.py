@@ -19,6 +19,7 @@ from mamba_export.backends.onnxruntime.loading import check_version, open_sessio
 from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.backends.onnxruntime.state_block import BlockState
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
 from mamba_export.contract.program import split_axis
 from mamba_export.errors import SessionError
@@ -209,6 +210,10 @@ class OrtSession(GenerationMethods):
             raise SessionError(
                 f"state is a {type(state).__name__}: pass what run returned, or OrtState.from_numpy(...)"
             )
+        # A block was made for this program: its batch alone can be another than that of the inputs.
+        fits = isinstance(state, BlockState) and state.metadata is self.metadata
+        if fits and all(sizes[axis] == state.batch for axis in self._state_axes if sizes):
+            return
         check_state(state.tensors, self.metadata, sizes)
 
     def _checked(self, state: OrtState | None, sizes: Mapping[str, int]) -> OrtState:

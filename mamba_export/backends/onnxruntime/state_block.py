@@ -41,11 +41,14 @@ class BlockTensor(DeviceTensor):
 
 
 class BlockState(OrtState):
-    """A state whose tensors are those of a block, in order."""
+    """A state whose tensors are those of a block, in order; it fits the program by its making."""
 
-    def __init__(self, tensors: Sequence[BlockTensor], memory: DeviceTensor) -> None:
+    def __init__(
+        self, tensors: Sequence[BlockTensor], memory: DeviceTensor, metadata: Metadata
+    ) -> None:
         super().__init__(tensors)
         self.memory = memory
+        self.metadata = metadata
 
 
 class StateBlock:
@@ -79,7 +82,7 @@ class StateBlock:
             BlockTensor(memory, offset, dtype, shape, gpu)
             for offset, (dtype, shape) in zip(offsets, kinds, strict=True)
         ]
-        self.state = BlockState(tensors, memory)
+        self.state = BlockState(tensors, memory, metadata)
 
     def queue_copy_of(self, state: OrtState) -> None:
         """Queue a copy of a state, which must be of this program and batch, into the block."""
