@@ -203,6 +203,7 @@ GATED_RMS_NORM = Operator(
         Size("group_width", 24, _WIDTHS),
     ),
     kernels=("cpu", "cuda"),
+    each_step_alone=True,
 )
 """The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
 
