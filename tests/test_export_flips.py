@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mamba_export
 from mamba_export.adapters.inner import mamba_inner_fn_no_out_proj
 from mamba_export.adapters.mamba import Mamba
+from mamba_export.nn import Mamba2, Mamba2Config
 
 WIDTH = 8
 
@@ -56,6 +57,18 @@ class ChannelsFirst(nn.Module):
             delta_bias=mixer.dt_proj.bias,
         )
         return mixer.out_proj(y.flip([-1]).transpose(1, 2))
+
+
+class Heads(nn.Module):
+    """Mamba-2 each way: channels are cut into heads between the flips, and a norm with a gate stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = Mamba2Config(d_model=WIDTH, n_layer=1, d_state=4, head_dim=4, n_groups=2)
+        self.forwards, self.backwards = Mamba2(config), Mamba2(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forwards(x)[0] + self.backwards(x.flip(1))[0].flip(1)
 
 
 class ReadTwice(nn.Module):
@@ -145,6 +158,7 @@ def reversals(model: onnx.ModelProto) -> list[int]:
     [
         (Normed, 0, [0, 0, 1, 1]),
         (ChannelsFirst, 0, [1, 1]),
+        (Heads, 0, [0, 0, 1, 1]),
         (ReadTwice, 1, [1, 1]),
         (AcrossSteps, 2, [0, 0]),
         (OtherAxis, 2, [0, 0]),

@@ -174,6 +174,8 @@ class Operator:
             not offer to its plugins.
         cases: numbers of several sizes or attributes at once, the others as usual, at which ``verify`` checks
             too: they reach the kernels that are chosen by more than one size.
+        stepwise: a step of the outputs is made of the same step of the inputs alone: a flip of the length
+            may pass the operator.
         version: rises when its meaning changes.
     """
 
@@ -187,6 +189,7 @@ class Operator:
     constant_weights: bool = False
     calls_products: bool = False
     cases: tuple[Mapping[str, float], ...] = ()
+    stepwise: bool = False
     version: int = 1
     _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
 
