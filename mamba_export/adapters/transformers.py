@@ -147,6 +147,16 @@ def make_program(model: Any) -> Program:
     )
 
 
+def genai_sizes(model: Any, program: Program) -> dict[str, int]:
+    """What ONNX Runtime GenAI is told of a model: keywords of ``genai_config``."""
+    sizes = {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
+    for state in program.states:
+        if state.grows is not None:  # every attention layer has the same
+            _, key_heads, _, head_dim = state.past.shape
+            return {**sizes, "key_heads": int(key_heads), "head_dim": int(head_dim)}
+    return sizes
+
+
 @torch.no_grad()
 def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of every layer's states, by name, from the cache that the model itself makes."""
