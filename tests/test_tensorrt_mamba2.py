@@ -1,4 +1,4 @@
-"""Mamba-2 as TensorRT engines, built where there is no GPU: operators are plugins, states inputs and outputs."""
+"""Mamba-2 as TensorRT engines, built where there is no GPU: its operators are plugins, its states inputs."""
 
 from __future__ import annotations
 
