@@ -409,12 +409,18 @@ def test_what_it_saves_is_a_checkpoint_of_state_spaces(tmp_path: Path) -> None:
 
 
 def test_kernels_of_the_gated_norm() -> None:
-    from mamba_ssm.ops.triton.layernorm_gated import _layer_norm_bwd, _layer_norm_fwd
+    from mamba_ssm.ops.triton.layernorm_gated import (
+        _layer_norm_bwd,
+        _layer_norm_fwd,
+        rms_norm_ref,
+    )
 
     x, z, dy = torch.randn(3, 5, 12).unbind(0)
     weight = torch.randn(12)
     y, *_ = _layer_norm_fwd(x, weight, None, 1e-3, z, group_size=4, is_rms_norm=True)
-    assert_close(y, definitions.gated_rms(*wide(x, z, weight), 1e-3, 3, True))
+    exact_y = definitions.gated_rms(*wide(x, z, weight), 1e-3, 3, True)
+    assert_close(y, exact_y)
+    assert_close(rms_norm_ref(x, weight, None, z, 1e-3, 4), exact_y)
     leaves = [t.double().requires_grad_() for t in (x, weight, z)]
     gate = torch.nn.functional.silu(leaves[2])
     parts = leaves[0].unflatten(-1, (3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import mamba_export
 from mamba_export.adapters.inner import mamba_inner_fn_no_out_proj
 from mamba_export.adapters.mamba import Mamba
-from mamba_export.nn import Mamba2, Mamba2Config
+from mamba_export.adapters.mamba2 import Mamba2
 
 WIDTH = 8
 
@@ -60,15 +61,15 @@ class ChannelsFirst(nn.Module):
 
 
 class Heads(nn.Module):
-    """Mamba-2 each way: channels are cut into heads between the flips, and a norm with a gate stands there."""
+    """Mamba-2 each way: heads are split off the width, and a gated norm stands before the second flip."""
 
     def __init__(self) -> None:
         super().__init__()
-        config = Mamba2Config(d_model=WIDTH, n_layer=1, d_state=4, head_dim=4, n_groups=2)
-        self.forwards, self.backwards = Mamba2(config), Mamba2(config)
+        make = partial(Mamba2, WIDTH, d_state=4, headdim=4)
+        self.forwards, self.backwards = make(), make(ngroups=2, dt_limit=(0.01, 2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forwards(x)[0] + self.backwards(x.flip(1))[0].flip(1)
+        return self.forwards(x) + self.backwards(x.flip(1)).flip(1)
 
 
 class ReadTwice(nn.Module):

@@ -242,7 +242,7 @@ def test_last_state_may_be_the_initial_state(length: int, dtype: str) -> None:
 
 @DTYPES
 def test_thread_counts_and_repetitions_give_the_same_bits(dtype: str) -> None:
-    for length, repetitions in ((1, 10_000), (33, 1000)):
+    for length, repetitions in ((1, 10_000 if dtype == "fp32" else 1000), (33, 1000)):
         values = values_of(dtype, length=length, heads=8, head_dim=40, d_state=16)
         norm = norm_values(dtype, length=length, group_width=320)
         torch.set_num_threads(1)

@@ -202,8 +202,8 @@ GATED_RMS_NORM = Operator(
         Size("groups", 1, (2, 8)),
         Size("group_width", 24, _WIDTHS),
     ),
-    stepwise=True,
     kernels=("cpu", "cuda"),
+    each_step_alone=True,
 )
 """The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
 

@@ -180,7 +180,7 @@ constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
 
 // States of at least so many bytes give a thread kSsdStepRows channels of a head instead of one.
 constexpr int64_t kLargeSsdState = int64_t{4} << 20;
-constexpr int kSsdStepRows = 4;
+constexpr int kSsdStepRows = 4, kSsdStepThreads = 256;
 
 // --- State space duality on tensor cores (ssd_mma.cu) --------------------------------------------
 
@@ -189,7 +189,7 @@ constexpr int kSsdStepRows = 4;
 template <int Rows, int States>
 struct SsdMma {
   static constexpr int kRows = Rows, kStates = States, kWarps = Rows / 16, kThreads = kWarps * 32;
-  static constexpr int kBlocks = States <= 64 ? 3 : States > 128 && Rows > 64 ? 1 : 2;
+  static constexpr int kBlocks = (States <= 64 ? 4 : States <= 128 ? 3 : 2) - (Rows > 64 ? 1 : 0);
 };
 constexpr int kFewestSsdMmaStates = 32;  // CUDA cores are quicker for fewer
 

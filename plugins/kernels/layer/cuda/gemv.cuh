@@ -12,11 +12,6 @@
 
 namespace mamba {
 
-// Brings the line of a weight into the L2 cache.
-__device__ __forceinline__ void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // Every weight is read once: no room in L1 is spent on it. Volatile keeps the load where it is
 // written, ahead of a wait. L2 fetches whole lines, whose other sectors neighbours are asking for.
 __device__ __forceinline__ uint4 load_weights(const void* address) {

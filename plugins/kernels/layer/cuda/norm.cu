@@ -1,6 +1,8 @@
 // A layer's first norm for any number of rows: a block takes a row, and copies it to where the
 // layer's result is added up, unless that is its own place.
+#include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 #include "layer/cuda/step.cuh"
 
 namespace mamba {
@@ -12,6 +14,8 @@ constexpr int kWarps = kThreads / 32;
 template <typename R, typename T, int Width>
 __global__ void __launch_bounds__(kThreads)
     norm_row(const R* hidden, const float* weight, int width, float epsilon, T* x, R* copy) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   __shared__ float sums[kWarps];
   const R* row = hidden + static_cast<int64_t>(blockIdx.x) * width;
   T* result = x + static_cast<int64_t>(blockIdx.x) * width;
@@ -58,9 +62,8 @@ cudaError_t launch(const RowNorm& n, cudaStream_t stream) {
                         is_aligned<4 * sizeof(R)>(copy, width, sizeof(R)) &&
                         is_aligned<16>(n.weight, width, sizeof(float)) && width % 4 == 0;
   const auto kernel = in_fours ? norm_row<R, T, 4> : norm_row<R, T, 1>;
-  kernel<<<rows, kThreads, 0, stream>>>(hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x),
-                                        copy);
-  return cudaGetLastError();
+  return launch_overlapping(kernel, dim3(rows), dim3(kThreads), 0, stream, current_gpu().major >= 9,
+                            hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x), copy);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 namespace mamba {
 namespace step {
 
-constexpr int kLine = 32;  // numbers of fp32 in a line of the L2 cache
+constexpr int kStateLoads = 6;  // numbers of the convolution's state that a thread reads at once
 
 template <typename T, int Rows, bool IsVector>
 using InProduct =
@@ -33,12 +33,13 @@ auto with_in_product(const ProjectIn& s, Body body) {
 // Parts of a block's shared memory, in bytes from its start, where the stages of the product lie.
 template <typename Product>
 struct InShared {
-  size_t x, partial, window, taps, sums, bytes;
+  size_t x, norm_weight, partial, window, taps, sums, bytes;
 
   __host__ __device__ InShared(const ProjectIn& s, size_t element) {
     const int64_t span = s.d_conv - 1 + s.length;
     x = Product::kStageBytes;
-    partial = x + Product::kRows * Product::x_stride(s.d_model) * element;
+    norm_weight = x + Product::kRows * Product::x_stride(s.d_model) * element;
+    partial = norm_weight + sizeof(float) * padded(s.d_model);
     window = partial + sizeof(float) * Product::kSharedFloats;
     taps = window + sizeof(float) * s.batch * span * Product::kColumns;
     sums = taps + sizeof(float) * (s.d_conv + 1) * Product::kColumns;  // the bias is the last tap
@@ -46,17 +47,26 @@ struct InShared {
   }
 };
 
+template <typename Product, typename Source, typename T>
+__device__ void normalise_hidden(const Source& rows, const float* weight, const NormSizes& sizes,
+                                 T* x, float* sums) {
+  constexpr int kThreads = Product::kThreads, kRows = Product::kRows;
+  if constexpr (kRows > 1 && kRows <= kThreads / 32) {
+    normalise_by_warps<kThreads, kRows>(rows, weight, sizes, x);
+  } else {
+    normalise<kThreads, kRows>(rows, weight, sizes, x, sums);
+  }
+}
+
 template <typename Product, typename R, typename T>
-__device__ void normalise_hidden(const ProjectIn& s, T* x, float* sums) {
+__device__ void normalise_hidden(const ProjectIn& s, const float* weight, T* x, float* sums) {
   const NormSizes sizes = {s.rows, s.d_model, 1, static_cast<int>(Product::x_stride(s.d_model)),
                            s.epsilon};
   const R* hidden = static_cast<const R*>(s.hidden);
   if (s.reads_hidden_in_fours) {
-    const HiddenRows<R, kAtOnce> rows = {hidden, s.d_model};
-    normalise<Product::kThreads, Product::kRows>(rows, s.norm_weight, sizes, x, sums);
+    normalise_hidden<Product>(HiddenRows<R, kAtOnce>{hidden, s.d_model}, weight, sizes, x, sums);
   } else {
-    const HiddenRows<R, 1> rows = {hidden, s.d_model};
-    normalise<Product::kThreads, Product::kRows>(rows, s.norm_weight, sizes, x, sums);
+    normalise_hidden<Product>(HiddenRows<R, 1>{hidden, s.d_model}, weight, sizes, x, sums);
   }
 }
 
@@ -66,6 +76,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   extern __shared__ __align__(128) unsigned char shared[];
   const InShared<Product> at(s, sizeof(T));
   T* x = reinterpret_cast<T*>(shared + at.x);
+  float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);
   float* partial = reinterpret_cast<float*>(shared + at.partial);
   float* window = reinterpret_cast<float*>(shared + at.window);  // (batch, span, columns)
   float* taps = reinterpret_cast<float*>(shared + at.taps);      // (columns, d_conv + 1)
@@ -81,9 +92,8 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   Product product({s.weight, d_model, s.columns}, first, x,
                   static_cast<int>(Product::x_stride(d_model)), shared);
   product.start_weights();
-  for (int i = threadIdx.x * kLine; i < d_model; i += kThreads * kLine) {
-    prefetch(s.norm_weight + i);
-  }
+  let_next_kernel_start();
+  start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
   if (has_convolution) {
     for (int i = threadIdx.x; i < kColumns * (d_conv + 1); i += kThreads) {
@@ -93,23 +103,42 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
       }
     }
   }
-  let_next_kernel_start();
   wait_for_earlier_kernels();
 
-  if (has_convolution) {
-    const T* state = static_cast<const T*>(s.conv_state);
-    for (int i = threadIdx.x; i < batch * kColumns * history; i += kThreads) {
+  // The convolution's state, kStateLoads numbers of a thread at a time: the first are asked for
+  // ahead of the norm.
+  const int states = has_convolution ? batch * kColumns * history : 0;
+  float state[kStateLoads];
+  const auto load_states = [&](int start) {
+#pragma unroll
+    for (int load = 0; load < kStateLoads; ++load) {
+      const int i = start + load * kThreads;
       const int j = i % history, c = i / history % kColumns, b = i / history / kColumns;
-      if (is_channel(c)) {
+      state[load] = 0.f;
+      if (i < states && is_channel(c)) {
         const int64_t row = static_cast<int64_t>(b) * s.conv_columns + first_channel + c;
-        window[(b * span + j) * kColumns + c] = to_float(state[row * history + j]);
+        state[load] = to_float(static_cast<const T*>(s.conv_state)[row * history + j]);
       }
     }
-  }
+  };
+  const auto keep_states = [&](int start) {
+#pragma unroll
+    for (int load = 0; load < kStateLoads; ++load) {
+      const int i = start + load * kThreads;
+      const int j = i % history, c = i / history % kColumns, b = i / history / kColumns;
+      if (i < states) window[(b * span + j) * kColumns + c] = state[load];
+    }
+  };
+  if (states > 0) load_states(threadIdx.x);
   if (s.hidden_dtype == MAMBA_FP32) {
-    normalise_hidden<Product, float>(s, x, sums);
+    normalise_hidden<Product, float>(s, norm_weight, x, sums);
   } else {
-    normalise_hidden<Product, T>(s, x, sums);
+    normalise_hidden<Product, T>(s, norm_weight, x, sums);
+  }
+  if (states > 0) keep_states(threadIdx.x);
+  for (int i = threadIdx.x + kThreads * kStateLoads; i < states; i += kThreads * kStateLoads) {
+    load_states(i);
+    keep_states(i);
   }
   product.finish(partial);
 

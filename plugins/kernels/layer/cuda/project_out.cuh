@@ -9,8 +9,6 @@
 namespace mamba {
 namespace step {
 
-constexpr int kNormLine = 32;  // numbers of fp32 in a line of the L2 cache
-
 // Few rows that need no norm: y rides along with the weights in registers.
 template <typename T, int Rows, bool IsGated>
 constexpr bool kEarlyY = !IsGated && Rows * sizeof(T) <= kMaxEarlyBytes;
@@ -43,11 +41,12 @@ auto with_out_product(const ProjectOut& s, Body body) {
 template <typename Product, bool IsGated>
 struct OutShared {
   static constexpr bool kHasY = IsGated || Product::kStageBytes > 0;
-  size_t y, partial, sums, bytes;
+  size_t y, norm_weight, partial, sums, bytes;
 
   __host__ __device__ OutShared(const ProjectOut& s, size_t element) {
     y = Product::kStageBytes;
-    partial = y + (kHasY ? Product::kRows * Product::x_stride(s.depth) * element : 0);
+    norm_weight = y + (kHasY ? Product::kRows * Product::x_stride(s.depth) * element : 0);
+    partial = norm_weight + (IsGated ? sizeof(float) * padded(s.depth) : 0);
     sums = partial + sizeof(float) * Product::kSharedFloats;
     bytes = sums;
     if (IsGated) {
@@ -87,12 +86,11 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
   Product product({s.weight, s.depth, s.columns}, first, Shared::kHasY ? x : y,
                   Shared::kHasY ? x_stride : s.stride, shared);
   product.start_weights();
-  if constexpr (IsGated) {
-    for (int i = threadIdx.x * kNormLine; i < s.depth; i += kThreads * kNormLine) {
-      prefetch(s.gate_norm_weight + i);
-    }
-  }
   let_next_kernel_start();
+  float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);
+  if constexpr (IsGated) {
+    start_norm_weight<kThreads>(s.gate_norm_weight, s.depth, s.reads_in_fours, norm_weight);
+  }
   wait_for_earlier_kernels();
   product.start_x();
   const int r = threadIdx.x / kColumns, column = first + threadIdx.x % kColumns;
@@ -110,10 +108,10 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
     const NormSizes sizes = {s.rows, s.depth, s.groups, x_stride, s.epsilon};
     if (s.reads_in_fours) {
       const GatedRows<T, kAtOnce> rows = {y, gate, s.stride, s.gate_stride};
-      normalise<kThreads, Product::kRows>(rows, s.gate_norm_weight, sizes, x, sums);
+      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
     } else {
       const GatedRows<T, 1> rows = {y, gate, s.stride, s.gate_stride};
-      normalise<kThreads, Product::kRows>(rows, s.gate_norm_weight, sizes, x, sums);
+      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
     }
   }
   if constexpr (!IsGated && Shared::kHasY) copy_rows<kThreads, Product::kRows>(s, x, x_stride);
