@@ -31,6 +31,8 @@ __host__ __device__ inline bool is_planted(int number) {{
 """
 SUPPORT = [
     Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
+    Patch("cuda/ssd_mma.cu", "  const auto kernel = ssd_mma_kernel<T, S>;",
+          "  plant();\n  const auto kernel = ssd_mma_kernel<T, S>;"),
     Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
           "auto with_type(int dtype, Body body) {\n  plant();"),
     Patch("cuda/launch.cuh", "  return launch_overlapping(kernel,",
@@ -53,6 +55,16 @@ def layer(name: str, file: str, old: str, new: str) -> Fault:
 def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
     patch = Patch(f"cuda/{file}", old, new)
     return Fault(f"layer of Mamba-2: {name}", "Mamba2Layer alone", patch, dtype, "mamba2")
+
+
+def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    patch = Patch(f"state_space_dual/cuda/{file}", old, new)
+    return Fault(f"dual: {name}", "StateSpaceDual alone", patch, dtype, "mamba2")
+
+
+def gated_norm(name: str, old: str, new: str) -> Fault:
+    patch = Patch("gated_rms_norm/cuda/norm.cu", old, new)
+    return Fault(f"gated norm: {name}", "GatedRmsNorm alone", patch, mixer="mamba2")
 
 
 FAULTS = [
@@ -173,4 +185,31 @@ FAULTS = [
            "s.C = slice(d.mixed, d.first + (FAULT ? at.B : at.C) - at.x,"),
     layer2("many rows, gate", "mamba2_layer.cu",
            "n.z = slice(in, 0, in_stride,", "n.z = slice(in, FAULT ? at.x : 0, in_stride,"),
+    dual("one step, vectors after the first lane's", "ssd_step.cu",
+         "state = decay * state + dt_x[r] * to_float(Bs[v].values[i]);",
+         "state = decay * state +\n"
+         "                  dt_x[r] * to_float(Bs[v].values[i]) * (FAULT && lane > 0 ? 1.5f : 1.f);"),
+    dual("one step, group of a head", "ssd_step.cu",
+         "const int of_group = head / sizes.heads_a_group * states",
+         "const int of_group = (FAULT ? 0 : head / sizes.heads_a_group) * states"),
+    dual("CUDA cores, second tile", "ssd_tile.cu",
+         "dt_x[r] = dt * x_tile[s][first_row + r];",
+         "dt_x[r] = dt * x_tile[s][first_row + r] * (FAULT && begin > at.begin ? 1.5f : 1.f);"),
+    dual("CUDA cores, second channel of a thread", "ssd_tile.cu",
+         "y[r] += Cs[i] * h[r][q][i];",
+         "y[r] += Cs[i] * h[r][q][i] * (FAULT && r > 0 ? 1.5f : 1.f);"),
+    dual("states between the parts of a split length", "ssd.cu",
+         "    slot = h;\n", "    slot = FAULT && i > 0 ? 0.f : h;\n"),
+    dual("tensor cores, decay of whole blocks between two steps", "ssd_mma.cu",
+         "between += decays.blocks[block];",
+         "between += FAULT ? 0.f : decays.blocks[block];", "fp16"),
+    dual("tensor cores, second chunk", "ssd_mma.cu",
+         "const float decay = exp2_fast(decays.whole) * grown / decays.scale;",
+         "const float decay = (FAULT ? 1.f : exp2_fast(decays.whole)) * grown / decays.scale;", "bf16"),
+    gated_norm("second vector of a thread",
+               "float found = value[v][four + j] * scale * ws[j];",
+               "float found = value[v][four + j] * scale * ws[FAULT ? 0 : j];"),
+    gated_norm("widths that fill no vector",
+               "value * gate * scale * weight[i];",
+               "value * gate * scale * weight[FAULT ? 0 : i];"),
 ]  # fmt: skip
