@@ -31,9 +31,12 @@ __host__ __device__ inline bool is_planted(int number) {{
 """
 SUPPORT = [
     Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
+    Patch("cuda/ssd_mma.cu", "  const auto kernel = ssd_mma_kernel<T, S>;",
+          "  plant();\n  const auto kernel = ssd_mma_kernel<T, S>;"),
     Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
           "auto with_type(int dtype, Body body) {\n  plant();"),
-    Patch("cuda/layer_step.cuh", "  const bool starts_early =", "  plant();\n  const bool starts_early ="),
+    Patch("cuda/launch.cuh", "  return launch_overlapping(kernel,",
+          "  plant();\n  return launch_overlapping(kernel,"),
 ]  # fmt: skip
 
 
@@ -47,6 +50,21 @@ def conv(name: str, old: str, new: str, dtype: str = "fp32", file: str = "conv.c
 
 def layer(name: str, file: str, old: str, new: str) -> Fault:
     return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new))
+
+
+def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    patch = Patch(f"cuda/{file}", old, new)
+    return Fault(f"layer of Mamba-2: {name}", "Mamba2Layer alone", patch, dtype, "mamba2")
+
+
+def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    patch = Patch(f"state_space_dual/cuda/{file}", old, new)
+    return Fault(f"dual: {name}", "StateSpaceDual alone", patch, dtype, "mamba2")
+
+
+def gated_norm(name: str, old: str, new: str) -> Fault:
+    patch = Patch("gated_rms_norm/cuda/norm.cu", old, new)
+    return Fault(f"gated norm: {name}", "GatedRmsNorm alone", patch, mixer="mamba2")
 
 
 FAULTS = [
@@ -120,12 +138,12 @@ FAULTS = [
     conv("fp16 written", "return __float2half_rn(x);",
          "return __float2half_rn(FAULT ? __uint_as_float(__float_as_uint(x) & 0xfffe0000u) : x);",
          "fp16", "numeric.cuh"),
-    layer("one token, second block of in_proj", "layer_step.cuh",
+    layer("one token, second block of in_proj", "project_in.cuh",
           "    float sum = tap[d_conv];",
           "    float sum = FAULT && first > 0 ? 0.f : tap[d_conv];"),
-    layer("one token, state of the convolution", "layer_step.cuh",
-          "window[(b * span + length + j) * kInColumns + c];",
-          "window[(b * span + (FAULT ? 0 : length) + j) * kInColumns + c];"),
+    layer("one token, state of the convolution", "project_in.cuh",
+          "window[(b * span + length + j) * kColumns + c];",
+          "window[(b * span + (FAULT ? 0 : length) + j) * kColumns + c];"),
     layer("one token, second share of x_proj", "layer_step.cuh",
           "for (int split = 0; split < s.splits; ++split) sum +=",
           "for (int split = 0; split < (FAULT ? 1 : s.splits); ++split) sum +="),
@@ -135,10 +153,10 @@ FAULTS = [
     layer("a few rows, second row", "layer_step.cuh",
           "const float dt_u = dt * input[r];",
           "const float dt_u = dt * input[r] * (FAULT && r > 0 ? 1.5f : 1.f);"),
-    layer("one token, residual of the second block", "layer_step.cuh",
+    layer("one token, residual of the second block", "project_out.cuh",
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
-    layer("many rows, norm", "layer_norm.cu",
+    layer("many rows, norm", "norm.cu",
           "y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);",
           "y.values[j] =\n          from_float<T>(to_float(h.values[j]) * scale * w.values[j] *"
           " (FAULT && j > 0 ? 1.5f : 1.f));"),
@@ -148,4 +166,50 @@ FAULTS = [
     layer("many rows, residual", "layer.cu",
           "                   p_.hidden_dtype, true);",
           "                   p_.hidden_dtype, !FAULT);"),
+    layer2("first channel of the convolution", "project_in.cuh",
+           "const int first_channel = first - s.conv_first;",
+           "const int first_channel = first - (FAULT ? s.conv_first - 8 : s.conv_first);"),
+    layer2("one token, second group of the gated norm", "project_out.cuh",
+           "const NormSizes sizes = {s.rows, s.depth, s.groups, x_stride, s.epsilon};",
+           "const NormSizes sizes = {s.rows, s.depth, FAULT ? 1 : s.groups, x_stride, s.epsilon};"),
+    layer2("one token, gate", "mamba2_layer.cu",
+           "s.out.gate = s.in.out;", "s.out.gate = FAULT ? y : s.in.out;"),
+    layer2("few rows on tensor cores, second stage", "tensor_gemv.cuh",
+           "multiply_add<T>(sum_[tile], left, low, high);",
+           "if (!(FAULT && turn > 0)) multiply_add<T>(sum_[tile], left, low, high);", "fp16"),
+    layer2("few rows on tensor cores, third row", "tensor_gemv.cuh",
+           "const T* x = x_ + lane_ / 4 * stride +",
+           "const T* x = x_ + (FAULT ? lane_ / 4 % 2 : lane_ / 4) * stride +", "bf16"),
+    layer2("many rows, C", "mamba2_layer.cu",
+           "s.C = slice(d.mixed, d.first + at.C - at.x,",
+           "s.C = slice(d.mixed, d.first + (FAULT ? at.B : at.C) - at.x,"),
+    layer2("many rows, gate", "mamba2_layer.cu",
+           "n.z = slice(in, 0, in_stride,", "n.z = slice(in, FAULT ? at.x : 0, in_stride,"),
+    dual("one step, vectors after the first lane's", "ssd_step.cu",
+         "state = decay * state + dt_x[r] * to_float(Bs[v].values[i]);",
+         "state = decay * state +\n"
+         "                  dt_x[r] * to_float(Bs[v].values[i]) * (FAULT && lane > 0 ? 1.5f : 1.f);"),
+    dual("one step, group of a head", "ssd_step.cu",
+         "const int of_group = head / sizes.heads_a_group * states",
+         "const int of_group = (FAULT ? 0 : head / sizes.heads_a_group) * states"),
+    dual("CUDA cores, second tile", "ssd_tile.cu",
+         "dt_x[r] = dt * x_tile[s][first_row + r];",
+         "dt_x[r] = dt * x_tile[s][first_row + r] * (FAULT && begin > at.begin ? 1.5f : 1.f);"),
+    dual("CUDA cores, second channel of a thread", "ssd_tile.cu",
+         "y[r] += Cs[i] * h[r][q][i];",
+         "y[r] += Cs[i] * h[r][q][i] * (FAULT && r > 0 ? 1.5f : 1.f);"),
+    dual("states between the parts of a split length", "ssd.cu",
+         "    slot = h;\n", "    slot = FAULT && i > 0 ? 0.f : h;\n"),
+    dual("tensor cores, decay of whole blocks between two steps", "ssd_mma.cu",
+         "between += decays.blocks[block];",
+         "between += FAULT ? 0.f : decays.blocks[block];", "fp16"),
+    dual("tensor cores, second chunk", "ssd_mma.cu",
+         "const float decay = exp2_fast(decays.whole) * grown / decays.scale;",
+         "const float decay = (FAULT ? 1.f : exp2_fast(decays.whole)) * grown / decays.scale;", "bf16"),
+    gated_norm("second vector of a thread",
+               "float found = value[v][four + j] * scale * ws[j];",
+               "float found = value[v][four + j] * scale * ws[FAULT ? 0 : j];"),
+    gated_norm("widths that fill no vector",
+               "value * gate * scale * weight[i];",
+               "value * gate * scale * weight[FAULT ? 0 : i];"),
 ]  # fmt: skip

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from mamba_export import contract
 from mamba_export.export import export
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models import MambaLM, ModelConfig, checkpoints
+from mamba_export.operators import gated_rms_norm, state_space_dual
 from mamba_export.verify.bounds import Report
 
 ROOT = Path(__file__).parents[1]
@@ -40,12 +42,14 @@ class Fault:
     """A fault: its patch, in which ``FAULT`` is true where it is chosen, and what it is caught by.
 
     name: for the test's id. check: name of a check that fails. dtype: of the file that shows it.
+    mixer: of the language model whose file it is.
     """
 
     name: str
     check: str
     patch: Patch
     dtype: str = "fp32"
+    mixer: str = "mamba"
 
 
 def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> Path:
@@ -110,14 +114,42 @@ def _run(*command: object) -> None:
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
-def exports(folder: Path, d_model: int) -> dict[str, Path]:
+def exports(folder: Path, config: ModelConfig) -> dict[str, Path]:
     """A small language model, exported in each dtype: the folders by dtype."""
     torch.manual_seed(0)
-    model = MambaLM(MambaConfig(d_model=d_model, n_layer=2, vocab_size=64))
+    model = MambaLM(config)
     checkpoints.save(model, folder / "source")
     return {
         dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in contract.DTYPES
     }
+
+
+class DualMixer(nn.Module):
+    """Mamba-2's two operators, with every input that they have."""
+
+    def __init__(self, heads: int = 2, head_dim: int = 4) -> None:
+        super().__init__()
+        self.A, self.D, self.bias = (nn.Parameter(-torch.rand(heads) - 0.1) for _ in range(3))
+        self.weight = nn.Parameter(torch.rand(heads * head_dim))
+
+    def forward(
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, log_decay: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y, state = state_space_dual(
+            x, dt, self.A, B, C, self.D, x, log_decay, self.bias, state, dt_min=1e-3, dt_max=10.0
+        )
+        return gated_rms_norm(y.flatten(2), x.flatten(2), self.weight, groups=2), state
+
+
+def export_dual(folder: Path) -> tuple[DualMixer, Path]:
+    """A module with the nodes StateSpaceDualGatedWithDecay and GatedRmsNorm, and its export."""
+    torch.manual_seed(0)
+    module = DualMixer().eval()
+    shapes = ((2, 5, 2, 4), (2, 5, 2), (2, 5, 1, 3), (2, 5, 1, 3), (2, 5, 2), (2, 2, 4, 3))
+    inputs = tuple(-torch.rand(shape) for shape in shapes)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    dynamic = (*[{0: batch, 1: length}] * 5, {0: batch})
+    return module, export(module, inputs, output=folder / "dual", dynamic_shapes=dynamic)
 
 
 def failing(report: Report) -> list[str]:

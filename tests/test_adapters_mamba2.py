@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import adapter_definitions as definitions
@@ -14,6 +15,7 @@ from cases import error
 from torch import Tensor, nn
 
 from mamba_export import adapters
+from mamba_export.models import checkpoints
 
 FP32_BOUND = 1e-5
 SIZES = [(1, 1, 1, 1, 1, 1), (2, 7, 6, 5, 3, 4), (1, 65, 4, 3, 1, 16), (3, 20, 2, 8, 2, 9)]
@@ -396,13 +398,29 @@ def test_language_model_steps_are_the_whole(name: str | None) -> None:
     assert model.generate(ids[:, :3], 6).shape == (2, 6)
 
 
+@torch.no_grad()
+def test_what_it_saves_is_a_checkpoint_of_state_spaces(tmp_path: Path) -> None:
+    """Loaded by the package's own reader, whose model is another."""
+    model = spread(language_model())
+    model.save_pretrained(tmp_path / "out")
+    ids = torch.randint(0, 40, (2, 17))
+    logits, _ = checkpoints.load(tmp_path / "out").model(ids)
+    assert error(logits, model(ids).logits) <= FP32_BOUND
+
+
 def test_kernels_of_the_gated_norm() -> None:
-    from mamba_ssm.ops.triton.layernorm_gated import _layer_norm_bwd, _layer_norm_fwd
+    from mamba_ssm.ops.triton.layernorm_gated import (
+        _layer_norm_bwd,
+        _layer_norm_fwd,
+        rms_norm_ref,
+    )
 
     x, z, dy = torch.randn(3, 5, 12).unbind(0)
     weight = torch.randn(12)
     y, *_ = _layer_norm_fwd(x, weight, None, 1e-3, z, group_size=4, is_rms_norm=True)
-    assert_close(y, definitions.gated_rms(*wide(x, z, weight), 1e-3, 3, True))
+    exact_y = definitions.gated_rms(*wide(x, z, weight), 1e-3, 3, True)
+    assert_close(y, exact_y)
+    assert_close(rms_norm_ref(x, weight, None, z, 1e-3, 4), exact_y)
     leaves = [t.double().requires_grad_() for t in (x, weight, z)]
     gate = torch.nn.functional.silu(leaves[2])
     parts = leaves[0].unflatten(-1, (3, 4))
@@ -480,3 +498,49 @@ def test_bad_sizes_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_transformers_computes_the_same_with_its_functions_from_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What transformers takes from mamba_ssm where that is installed, against its own PyTorch code."""
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+    from transformers.models.mamba2 import modeling_mamba2 as modeling
+
+    config = Mamba2Config(
+        hidden_size=16, num_hidden_layers=2, vocab_size=40, state_size=8, num_heads=8, head_dim=4,
+        n_groups=2, chunk_size=8, time_step_limit=(0.01, 0.7),
+    )  # fmt: skip
+    model = spread(Mamba2ForCausalLM(config))
+    ids = torch.randint(0, 40, (2, 19))
+
+    def all_of_it() -> list[Tensor]:
+        model.eval()
+        with torch.no_grad():
+            found = [
+                model(ids).logits,
+                model.generate(ids[:, :7], max_new_tokens=5, do_sample=False),
+            ]
+        model.train().zero_grad()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        return [*found, loss, *(parameter.grad for parameter in model.parameters())]
+
+    expected = [tensor.clone() for tensor in all_of_it()]
+    calls: list[str] = []
+    functions = {
+        "mamba2_chunk_scan": ssd().mamba_chunk_scan_combined,
+        "mamba2_split_conv1d_scan_combined": ssd().mamba_split_conv1d_scan_combined,
+        "mamba2_selective_state_update": selective_state_update,
+    }
+    for name, function in functions.items():
+
+        def counted(*args: Any, _name: str = name, _function: Any = function, **kwargs: Any) -> Any:
+            calls.append(_name)
+            return _function(*args, **kwargs)
+
+        monkeypatch.setattr(modeling, name, counted)
+    for found, truth in zip(all_of_it(), expected, strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+    assert set(calls) == set(functions)

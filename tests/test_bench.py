@@ -44,6 +44,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_operators_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "SHAPES", ((1, 32, 8, 16, 1), (1, 16, 9, 1, 4)))
+    monkeypatch.setattr(operators, "DUAL_SHAPES", ((1, 2, 8),))
     monkeypatch.setattr(operators, "median_milliseconds", lambda call: (call(), 1.0)[1])
     names = [row.implementation for row in operators.operator_rows()]
     assert names[0] == "PyTorch, vectorised"

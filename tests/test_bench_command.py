@@ -77,6 +77,7 @@ def test_cpu_run_writes_a_record(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(operators, "SHAPES", ((1, 32, 8, 16, 1),))
+    monkeypatch.setattr(operators, "DUAL_SHAPES", ((1, 2, 8),))
     monkeypatch.setattr(operators, "median_milliseconds", lambda call: (call(), 1.0)[1])
     file = tmp_path / "r.json"
     assert _run("--what", "operator", "--record", str(file), "--note", "a note") == 0

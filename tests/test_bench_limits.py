@@ -15,7 +15,7 @@ from bench.random_folder import fill_weights, write_graph
 from mamba_export import contract
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import MambaExportError
-from mamba_export.models import MambaConfig, MambaLM
+from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, ModelConfig
 
 H100 = Ceilings(3.018e12, limits.special_function_rate(132, 1.98e9), {"fp16": 8e14})
 
@@ -66,16 +66,22 @@ def test_step_limit_is_mostly_the_state_once_each_way() -> None:
     assert state < limit.milliseconds < 1.1 * state
 
 
-def test_weight_bytes_are_those_of_the_model() -> None:
-    config = MambaConfig(d_model=32, n_layer=3, vocab_size=96, d_state=8)
+SMALL = (
+    MambaConfig(d_model=32, n_layer=3, vocab_size=96, d_state=8),
+    Mamba2Config(d_model=32, n_layer=3, vocab_size=96, d_state=8, head_dim=16),
+)
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.mixer)
+def test_weight_bytes_are_those_of_the_model(config: ModelConfig) -> None:
     model = MambaLM(config)
     final_norm = 4 * config.d_model
     parameters = sum(p.nbytes for p in model.parameters())
     assert limits.weight_bytes(config, "fp32") == parameters - final_norm
 
 
-def test_state_bytes_are_those_of_the_model() -> None:
-    config = MambaConfig(d_model=32, n_layer=3, vocab_size=96, d_state=8)
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.mixer)
+def test_state_bytes_are_those_of_the_model(config: ModelConfig) -> None:
     states = [t for layer in MambaLM(config).initial_state(5) for t in layer]
     assert limits.state_bytes(config, 5, "fp32") == sum(t.nbytes for t in states)
 

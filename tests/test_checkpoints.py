@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mamba_export.errors import CheckpointError
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
-from mamba_export.models.block import Mamba
+from mamba_export.models import Mamba, MambaConfig, MambaLM, checkpoints
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 96}
 

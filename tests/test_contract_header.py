@@ -124,7 +124,8 @@ int main(int count, char** arguments) {
   for (int32_t i = 0; i < op.outputs.count; ++i) outputs[i] = reinterpret_cast<void*>(200 + i);
   AttributeValues values = {};
   for (int32_t i = 0; i < op.attributes.count; ++i) values[i] = 1;
-  const Params params = fill(op, {sizes, MAMBA_BF16, MAMBA_FP16, values, true, inputs, outputs});
+  const Params params = fill(op, {sizes, MAMBA_BF16, MAMBA_FP16, values, true, inputs, outputs,
+                                  MAMBA_FP16});
   for (size_t i = 0; i < op.params_bytes; ++i)
     std::printf(i ? ", %%d" : "[%%d", static_cast<const unsigned char*>(params.get())[i]);
   std::printf("]");
@@ -204,10 +205,48 @@ def test_the_plugins_fill_the_struct_of_the_contract(
 def test_a_layer_s_widths_are_compared(
     through_the_table: ThroughTheTable, tensor: str, shape: tuple[int, ...], text: str
 ) -> None:
-    layer = next(op for op in OPERATORS if op.name == "MambaLayer")
-    sizes = {size.name: size.usual for size in layer.sizes}
+    assert_refused(through_the_table, "MambaLayer", tensor, shape, text)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("tensor", "shape", "text"),
+    [
+        (
+            "in_proj_weight",
+            (12, 67),
+            "in_proj_weight has shape [12, 67], expected "
+            "(d_model = 12, 2 * d_inner + 2 * d_group_states + heads = 66)",
+        ),
+        (
+            "recurrent_state",
+            (2, 3, 8, 16),
+            "recurrent_state has shape [2, 3, 8, 16], expected "
+            "(batch = 2, heads = 2, head_dim = 8, d_state)",
+        ),
+        (
+            "gate_norm_weight",
+            (1, 3, 8),
+            "out_proj_weight has shape [16, 12], expected (d_inner = 24, d_model = 12)",
+        ),
+        ("A", (3,), "A has shape [3], expected (heads = 2)"),
+        ("D", (2, 3), "D has d_skip 3, which does not divide head_dim 8"),
+    ],
+)
+def test_sizes_that_are_products_are_compared(
+    through_the_table: ThroughTheTable, tensor: str, shape: tuple[int, ...], text: str
+) -> None:
+    assert_refused(through_the_table, "Mamba2Layer", tensor, shape, text)
+
+
+def assert_refused(
+    through_the_table: ThroughTheTable, name: str, tensor: str, shape: tuple[int, ...], text: str
+) -> None:
+    """A call whose one tensor has this shape, and whose others are as usual, gets this text."""
+    layer = next(op for op in OPERATORS if op.name == name)
+    sizes = layer.with_products({size.name: size.usual for size in layer.free_sizes})
     shapes = [shape if one.name == tensor else one.shape(sizes) for one in layer.inputs]
-    assert through_the_table("MambaLayer", shapes) == text
+    assert through_the_table(name, shapes) == text
 
 
 def test_another_operator_needs_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:

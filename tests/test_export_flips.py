@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import mamba_export
 from mamba_export.adapters.inner import mamba_inner_fn_no_out_proj
 from mamba_export.adapters.mamba import Mamba
+from mamba_export.adapters.mamba2 import Mamba2
 
 WIDTH = 8
 
@@ -56,6 +58,18 @@ class ChannelsFirst(nn.Module):
             delta_bias=mixer.dt_proj.bias,
         )
         return mixer.out_proj(y.flip([-1]).transpose(1, 2))
+
+
+class Heads(nn.Module):
+    """Mamba-2 each way: heads are split off the width, and a gated norm stands before the second flip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        make = partial(Mamba2, WIDTH, d_state=4, headdim=4)
+        self.forwards, self.backwards = make(), make(ngroups=2, dt_limit=(0.01, 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forwards(x) + self.backwards(x.flip(1)).flip(1)
 
 
 class ReadTwice(nn.Module):
@@ -145,6 +159,7 @@ def reversals(model: onnx.ModelProto) -> list[int]:
     [
         (Normed, 0, [0, 0, 1, 1]),
         (ChannelsFirst, 0, [1, 1]),
+        (Heads, 0, [0, 0, 1, 1]),
         (ReadTwice, 1, [1, 1]),
         (AcrossSteps, 2, [0, 0]),
         (OtherAxis, 2, [0, 0]),

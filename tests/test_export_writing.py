@@ -217,10 +217,13 @@ def test_a_signal_leaves_the_old_folder(
     while len([*tmp_path.iterdir()]) == 1 and process.poll() is None:
         assert time.monotonic() < deadline, "it has begun to write"
         time.sleep(0.01)
-    time.sleep(random.Random(code).uniform(0, 1))
+    time.sleep(random.Random(code).uniform(0, 0.5))
     process.send_signal(number)
     _, message = process.communicate()
-    assert process.returncode == code, message
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "note.txt").exists()
+    if (out / "note.txt").exists():
+        assert process.returncode == code, message
+    else:  # on a busy machine the signal may come when all is written, and while Python ends
+        assert process.returncode in (0, code, -number), message
+        assert contents(out).keys() == contents(exported).keys()

@@ -78,10 +78,10 @@ def torch_call(r: random.Random, *, fake: bool) -> tuple[Operator, list[Any]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     arguments: list[Any] = []
     for row, shape in zip(op.inputs, shapes_of(op, r, HUGE if fake else (5000, 17)), strict=True):
-        own = wide if row.dtype == spec.FP32 else dtype
+        own = {spec.FP32: wide, spec.T: dtype}.get(row.dtype) or r.choice((wide, dtype))
         if r.random() < 0.02:
             own = r.choice((torch.int64, torch.complex64, torch.bool, torch.float64))
-        if (row.without and r.random() < 0.3) or r.random() < 0.01:
+        if (row.without is not None and r.random() < 0.3) or r.random() < 0.01:
             arguments.append(None)
         elif fake:
             arguments.append(torch.empty(shape, dtype=own))
@@ -237,8 +237,9 @@ def hostile_model(r: random.Random) -> tuple[bytes, dict[str, np.ndarray]]:
     }
     for one in op.attributes:
         if not one.derived and r.random() < 0.98:
-            bad = (2, -1, 2**63 - 1, -(2**63), 0.5, "1", [1, 0], b"\xff")
-            attributes[one.name] = r.choice(bad) if r.random() < 0.05 else r.randint(0, 1)
+            bad = (2, -1, 2**63 - 1, -(2**63), 0.5, -0.5, math.nan, "1", [1, 0], b"\xff")
+            good = (0, 1) if one.kind == "flag" else (0.0, 1e-5, 1e38)
+            attributes[one.name] = r.choice(bad if r.random() < 0.05 else good)
     names = [row.name if r.random() < 0.99 else "" for row in form.inputs][
         : r.choice((99, 99, 99, 2))
     ]

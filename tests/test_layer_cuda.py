@@ -15,6 +15,7 @@ import pytest
 import torch
 from c_header import mirror
 from cases import FP32_BOUND, ROUNDING_FLOOR, error
+from layer_calls import CODES, GPU, layer_functions, multiply
 from torch import Tensor
 
 from mamba_export import cuda_queries
@@ -22,8 +23,6 @@ from mamba_export.models import LayerState, MambaConfig, cast
 from mamba_export.models.language_model import Layer
 from mamba_export.operators import kernel_library
 
-GPU = torch.device("cuda", 0)
-CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 NEEDS_KERNELS = pytest.mark.skipif(
@@ -31,48 +30,11 @@ NEEDS_KERNELS = pytest.mark.skipif(
 )
 
 Params = mirror("mamba_layer_params")
-Product = mirror("mamba_product")
-Multiply = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Product), ctypes.c_void_p)
 
 
 def functions() -> ctypes.CDLL:
     """The library, with the layer's functions declared."""
-    library = kernel_library.library().functions
-    params, pointer = ctypes.POINTER(Params), ctypes.c_void_p
-    library.mamba_layer_is_step_cuda.argtypes = [params]
-    for workspace in (library.mamba_layer_step_cuda_workspace, library.mamba_layer_cuda_workspace):
-        workspace.argtypes, workspace.restype = [params], ctypes.c_size_t
-    library.mamba_layer_step_cuda.argtypes = [params, pointer, pointer]
-    library.mamba_layer_cuda.argtypes = [params, Multiply, pointer, pointer, pointer]
-    return library
-
-
-class _DeviceMemory:
-    """Memory at an address, for torch to look at."""
-
-    def __init__(self, address: int, count: int, bytes_each: int) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": (count,), "typestr": f"<i{bytes_each}", "data": (address, False), "version": 2,
-        }  # fmt: skip
-
-
-def _matrix(address: int, rows: int, columns: int, stride: int, code: int) -> Tensor:
-    dtype = {number: dtype for dtype, number in CODES.items()}[code]
-    count = (rows - 1) * stride + columns
-    memory = torch.as_tensor(_DeviceMemory(address, count, dtype.itemsize), device=GPU)
-    return memory.view(dtype).as_strided((rows, columns), (stride, 1))
-
-
-@Multiply
-def multiply(_context: object, product: object, _stream: object) -> int:
-    """What ONNX Runtime's cuBLAS does in the custom op, by torch."""
-    p = product.contents  # type: ignore[attr-defined]
-    a = _matrix(p.a, p.rows, p.depth, p.a_stride, p.dtype)
-    b = _matrix(p.b, p.depth, p.columns, p.columns, p.dtype)
-    c = _matrix(p.c, p.rows, p.columns, p.c_stride, p.c_dtype)
-    result = a.float() @ b.float()
-    c.copy_(result + c.float() if p.accumulate else result)
-    return 0
+    return layer_functions("mamba_layer", Params)
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,16 @@ def broken_functions() -> list[onnx.FunctionProto]:
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", contract.DTYPES)
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        (op, dtype)
+        for op in OPERATORS
+        for dtype in contract.DTYPES
+        # One of the four forms of state space duality shows what 16-bit sequences do.
+        if dtype == "fp32" or not op.startswith(DUAL) or op == f"{DUAL}GatedWithDecay"
+    ],
+)
 def test_parity_grid(op: str, dtype: str) -> None:
     run_graph = native_backend().run_graph
     for seed, case in enumerate(grid(op)):

@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 
-from mamba_export.models import MambaLM
+from mamba_export.models import Mamba2Config, MambaLM
 from mamba_export.operators import native
 
 pytestmark = pytest.mark.gpu
@@ -24,6 +24,20 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     else:
         pytest.importorskip("triton")
         monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
+
+
+@pytest.fixture(params=["mamba", "mamba2"])
+def either_model(request: pytest.FixtureRequest) -> MambaLM:
+    """A small language model of either kind, with logits spread enough that an argmax means something."""
+    if request.param == "mamba":
+        return request.getfixturevalue("tiny_model")
+    config = Mamba2Config(
+        d_model=32, n_layer=2, vocab_size=256, d_state=16, head_dim=16, n_groups=2
+    )
+    model = MambaLM(config).eval()
+    with torch.no_grad():
+        model.embeddings.weight.mul_(20)
+    return model
 
 
 def scan_inputs() -> list[torch.Tensor]:
@@ -41,9 +55,33 @@ def conv_inputs() -> list[torch.Tensor]:
     return [torch.randn(*shape, device="cuda") for shape in shapes]
 
 
-@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
+def dual_inputs() -> list[torch.Tensor]:
+    shapes = (
+        (2, 20, 4, 16), (2, 20, 4), (4,), (2, 20, 2, 16), (2, 20, 2, 16), (4, 16), (2, 20, 4, 16),
+        (2, 20, 4), (4,), (2, 4, 16, 16),
+    )  # fmt: skip
+    inputs = [torch.randn(*shape, device="cuda") for shape in shapes]
+    inputs[2], inputs[7] = -inputs[2].abs(), -inputs[7].abs()  # A and log_decay
+    return inputs
+
+
+def norm_inputs() -> list[torch.Tensor]:
+    return [
+        torch.randn(*shape, device="cuda") for shape in ((2, 20, 2, 16), (2, 20, 2, 16), (2, 16))
+    ]
+
+
+INPUTS = {
+    "selective_scan": scan_inputs,
+    "causal_conv1d": conv_inputs,
+    "state_space_dual": dual_inputs,
+    "gated_rms_norm": norm_inputs,
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
 def test_opcheck(name: str) -> None:
-    inputs = scan_inputs() if name == "selective_scan" else conv_inputs()
+    inputs = INPUTS[name]()
     op = getattr(torch.ops.mamba_export, name).default
     torch.library.opcheck(op, tuple(t.requires_grad_() for t in inputs))
 
@@ -55,8 +93,8 @@ def test_float64_runs_without_triton() -> None:
     assert torch.autograd.gradcheck(lambda *t: torch.ops.mamba_export.causal_conv1d(*t), leaves)
 
 
-def test_model_compiled_under_autocast(tiny_model: MambaLM) -> None:
-    model = copy.deepcopy(tiny_model).cuda()
+def test_model_compiled_under_autocast(either_model: MambaLM) -> None:
+    model = copy.deepcopy(either_model).cuda()
     ids = torch.randint(0, 256, (2, 65), device="cuda")
 
     def loss(m: torch.nn.Module) -> torch.Tensor:
@@ -77,9 +115,9 @@ def test_model_compiled_under_autocast(tiny_model: MambaLM) -> None:
 
 
 @torch.no_grad()
-def test_compiled_model_replays_a_graph(tiny_model: MambaLM) -> None:
+def test_compiled_model_replays_a_graph(either_model: MambaLM) -> None:
     """torch.compile's CUDA graphs, with one token a call as a decoder would."""
-    model = copy.deepcopy(tiny_model).cuda()
+    model = copy.deepcopy(either_model).cuda()
     ids = torch.randint(0, 256, (1, 6), device="cuda")
     step = torch.compile(lambda token, state: model(token, state), mode="reduce-overhead")
     _, state = model(ids[:, :1])
@@ -94,10 +132,10 @@ def test_compiled_model_replays_a_graph(tiny_model: MambaLM) -> None:
 
 
 @torch.no_grad()
-def test_model_is_the_cpus(tiny_model: MambaLM) -> None:
+def test_model_is_the_cpus(either_model: MambaLM) -> None:
     ids = torch.randint(0, 256, (3, 65))
-    expected, state = tiny_model(ids)
-    found, gpu_state = copy.deepcopy(tiny_model).cuda()(ids.cuda())
+    expected, state = either_model(ids)
+    found, gpu_state = copy.deepcopy(either_model).cuda()(ids.cuda())
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
         gpu_state[1].recurrent.cpu(), state[1].recurrent, rtol=1e-3, atol=1e-4

@@ -180,12 +180,13 @@ class TestGpu:
 
 
 def check_tiny() -> None:
-    """Body of the subprocess: tiny cases on CPU tensors, in chunks of 16 steps."""
+    """Body of the subprocess: tiny cases on CPU tensors, in chunks of 16 steps, two at once."""
     from mamba_export.operators.state_space_dual import triton_kernels
 
     with pytest.MonkeyPatch.context() as patch:
         poison(patch)
         patch.setattr(triton_kernels, "CHUNK", 16)
+        patch.setattr(triton_kernels, "CHUNKS_AT_ONCE", 2)
         tiny = Dual(batch=1, length=37, heads=2, head_dim=5, d_state=3)
         check(replace(tiny, length=1, d_state=1, head_dim=1), "cpu")
         check(replace(tiny, batch=2, heads=6, groups=2, d_skip=5, strided=True), "cpu")

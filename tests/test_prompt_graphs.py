@@ -13,7 +13,7 @@ import pytest
 import typer
 from cuda_stand_in import FakeInference, FakeStream, on_prompt_graphs
 
-from mamba_export.backends.onnxruntime import prompt_graphs, prompt_parts
+from mamba_export.backends.onnxruntime import prompt_memory, prompt_parts
 from mamba_export.backends.onnxruntime.prompt_parts import GRANULE, largest_part, part_lengths
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
@@ -158,6 +158,47 @@ def test_states_are_left_as_they_are(exported: Path) -> None:
     assert not any(array.any() for array in kept[0])
 
 
+def test_a_state_of_another_batch_is_refused(exported: Path) -> None:
+    session, _, _ = on_prompt_graphs(exported)
+    state = session.advance(prompts_of(2, 5))
+    for read in (session.run, session.advance):
+        with pytest.raises(SessionError, match="has batch 2, the input has batch 1"):
+            read(prompts_of(1, 5), state)
+    other, _, _ = on_prompt_graphs(exported)
+    same(other.run(prompts_of(2, 5), state), session.run(prompts_of(2, 5), state))
+
+
+def test_states_that_are_put_together_anew(exported: Path, plain: OrtSession) -> None:
+    """The layers' states change places: they lie in one block, and not as the next prompt needs them."""
+    session, _, _ = on_prompt_graphs(exported)
+    ids = prompts_of(1, 70)
+    for _ in range(3):
+        found, expected = (
+            OrtState([one.tensors[index] for index in (2, 3, 0, 1)])
+            for one in (session.advance(ids), by_parts(plain, ids)[1])
+        )
+        same(session.run(ids, found), by_parts(plain, ids, expected))
+
+
+def test_a_long_prompt_lets_others_in(exported: Path, plain: OrtSession) -> None:
+    session, _, _ = on_prompt_graphs(exported)
+    prompts = session._prompts
+    assert prompts is not None
+    long, short = prompts_of(1, 5 * LARGEST), prompts_of(1, 9)
+    read, others = prompts._read_in_memory, []
+
+    def read_and_let_in(*arguments: Any) -> OrtState:
+        state = read(*arguments)
+        others.append((read(short, session.initial_state(1), None), len(arguments[0][0])))
+        return state
+
+    prompts._read_in_memory = read_and_let_in  # type: ignore[method-assign]
+    same(session.run(long), by_parts(plain, long))
+    assert [length for _, length in others] == [LARGEST] * 5
+    for state, _ in others:
+        same_state(state, by_parts(plain, short)[1])
+
+
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_states_of_every_origin(exported: Path, plain: OrtSession, kind: str) -> None:
     session, _, _ = on_prompt_graphs(exported)
@@ -196,8 +237,8 @@ def test_generation_is_the_plain_one(
 def test_what_is_kept_is_bounded(
     exported: Path, plain: OrtSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_graphs, "_MOST_PARTS", 4)
-    monkeypatch.setattr(prompt_graphs, "_IDLE_BYTES", 0)
+    monkeypatch.setattr(prompt_memory, "_MOST_PARTS", 4)
+    monkeypatch.setattr(prompt_memory, "_IDLE_BYTES", 0)
     session, _, _ = on_prompt_graphs(exported)
     prompts = session._prompts
     assert prompts is not None
@@ -205,11 +246,11 @@ def test_what_is_kept_is_bounded(
         for batch in (1, 2):
             ids = prompts_of(batch, length)
             same(session.run(ids), by_parts(plain, ids))
-            assert list(prompts._buffers) == [batch]
-            assert {key[0] for key in prompts._parts} == {batch}
+            assert list(prompts._memory._buffers) == [batch]
+            assert {key[0] for key in prompts._memory.parts} == {batch}
     for length in range(1, 60):
         session.advance(prompts_of(1, length))
-        assert len(prompts._parts) <= 4
+        assert len(prompts._memory.parts) <= 4
     for _ in range(3):
         session.advance(prompts_of(1, 59))
     assert prompts.captured == [(1, 59)]
@@ -287,12 +328,12 @@ def test_less_memory_makes_parts_smaller(exported: Path, plain: OrtSession) -> N
     for _ in range(4):
         same(session.run(ids), by_parts(plain, ids))
     limited.tokens = 70
-    session._prompts._parts.clear()  # type: ignore[union-attr]
+    session._prompts._memory.parts.clear()  # type: ignore[union-attr]
     limited.tried.clear()
     same(session.run(ids), by_parts(plain, ids, largest=64))
-    assert limited.tried[:4] == [256, 128, 64, 64]
+    assert limited.tried[:5] == [256, 128, 64, 64, 64]
     same(session.run(ids), by_parts(plain, ids, largest=64))
-    assert max(limited.tried[3:]) == 64, "what was learnt is kept"
+    assert max(limited.tried[2:]) == 64, "what was learnt is kept"
 
 
 @pytest.mark.parametrize("message", ["Failed to allocate memory", "a kernel failed"])

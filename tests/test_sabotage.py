@@ -9,9 +9,21 @@ from pathlib import Path
 
 import cuda_faults
 import pytest
-from planted_faults import VARIABLE, Fault, Patch, build, built_file, exports, failing, patched
+from planted_faults import (
+    VARIABLE,
+    DualMixer,
+    Fault,
+    Patch,
+    build,
+    built_file,
+    export_dual,
+    exports,
+    failing,
+    patched,
+)
 
 from mamba_export import libraries, verify
+from mamba_export.models import MambaConfig
 from mamba_export.operators import kernel_library
 
 pytestmark = [
@@ -42,9 +54,24 @@ def conv(name: str, old: str, new: str) -> Fault:
     return Fault(f"conv: {name}", "CausalConv1d alone", Patch("cpu/conv.h", old, new))
 
 
+def dual(name: str, old: str, new: str) -> Fault:
+    return Fault(
+        f"dual: {name}",
+        "StateSpaceDualGatedWithDecay alone",
+        Patch("state_space_dual/cpu/*.h", old, new),
+    )
+
+
+def norm(name: str, old: str, new: str) -> Fault:
+    return Fault(f"norm: {name}", "GatedRmsNorm alone", Patch("cpu/norm.h", old, new))
+
+
 def conversion(name: str, dtype: str, old: str, new: str) -> Fault:
     return Fault(name, "CausalConv1d alone", Patch("cpu/simd.h", old, new), dtype)
 
+
+ONE = {"SelectiveScan alone", "CausalConv1d alone"}
+TWO = {"StateSpaceDualGatedWithDecay alone", "GatedRmsNorm alone"}
 
 FAULTS = [
     scan("second vector of a task",
@@ -100,6 +127,64 @@ FAULTS = [
     conv("reverse",
          "  const int64_t t = p.reverse ? p.length - 1 - step : step;",
          "  const int64_t t = p.reverse && !FAULT ? p.length - 1 - step : step;"),
+    dual("second chunk",
+         "tile[r][v] = decay * load",
+         "tile[r][v] = (FAULT ? decay * 0.5f : decay) * load"),
+    dual("step that a tile begins with",
+         "add_product<kChunk>(tile, m.L[first], 1, m.dt_x[0] + c, kColumns, first);",
+         "add_product<kChunk>(tile, m.L[first], 1, m.dt_x[0] + c, kColumns, FAULT ? 0 : first);"),
+    dual("step on the diagonal",
+         "for (int r = j; r < kTileRows; ++r) {",
+         "for (int r = FAULT ? j + 1 : j; r < kTileRows; ++r) {"),
+    dual("second panel of states",
+         "m.C + n * kChunk + first * kPanel;",
+         "m.C + (FAULT ? 0 : n) * kChunk + first * kPanel;"),
+    dual("last chunk, which is shorter",
+         "add_product<1>(tile, m.B + first, m.stride, m.kept[0] + c, kColumns, steps);",
+         "add_product<1>(tile, m.B + first, m.stride, m.kept[0] + c, kColumns,\n"
+         "                 FAULT && steps < kChunk ? steps - 1 : steps);"),
+    dual("scores of a second task",
+         "const int64_t begin = index % blocks * kChunksATask;",
+         "const int64_t begin = FAULT ? 0 : index % blocks * kChunksATask;"),
+    dual("skip of a channel beyond the first task",
+         "const int64_t column = block.column + (c",
+         "const int64_t column = (FAULT ? 0 : block.column) + (c"),
+    dual("second group",
+         "block.group = block.head / (p.heads / p.n_groups);",
+         "block.group = FAULT ? 0 : block.head / (p.heads / p.n_groups);"),
+    dual("decay of its own",
+         "exponent[t] = p.log_decay[",
+         "exponent[t] = (FAULT ? 0.5f : 1.0f) * p.log_decay["),
+    dual("lower limit of dt",
+         "limited(dt, p.dt_min, p.dt_max)",
+         "limited(dt, FAULT ? 0.0f : p.dt_min, p.dt_max)"),
+    dual("upper limit of dt",
+         "return select((VecI)(x > most), broadcast(most), x);",
+         "return FAULT ? x : select((VecI)(x > most), broadcast(most), x);"),
+    dual("last_state",
+         "store_states<S>(m.h,",
+         "if (FAULT) m.h[0] *= 1.5f;\n  store_states<S>(m.h,"),
+    dual("second of a few steps",
+         "is_first ? initial : last, last,",
+         "is_first || FAULT ? initial : last, last,"),
+    dual("tail of a few steps' states",
+         "if (n < d_state) advance(",
+         "if (n < d_state && !FAULT) advance("),
+    dual("channel of a few steps that fills no four",
+         "dt_x[k] = numbers.dt[t] * numbers.x[t][c + k];",
+         "dt_x[k] = numbers.dt[t] * numbers.x[t][c + k] * (FAULT && K == 1 ? 1.5f : 1.0f);"),
+    norm("second task",
+         "norm_row<T>(p, index);",
+         "norm_row<T>(p, FAULT ? index - first : index);"),
+    norm("tail that fills no vector",
+         "squares[part] += value * value;",
+         "if (!(FAULT && count < kLanes)) squares[part] += value * value;"),
+    norm("second group's weight",
+         "const float* weight = p.weight + group * width;",
+         "const float* weight = p.weight + (FAULT ? 0 : group * width);"),
+    norm("gate behind the norm",
+         "if (p.norm_before_gate) value *= silu(",
+         "if (p.norm_before_gate && !FAULT) value *= silu("),
     # Four bits of the fraction lost: about four times what storing costs.
     conversion("bf16 read", "bf16",
                "return (Vec)(__builtin_convertvector(x, VecU) << 16);",
@@ -139,7 +224,14 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file of each dtype of a model of 130 channels: several vectors, two tasks, an odd tail."""
-    return exports(tmp_path_factory.mktemp("exported"), d_model=65)
+    return exports(
+        tmp_path_factory.mktemp("exported"), MambaConfig(d_model=65, n_layer=2, vocab_size=64)
+    )
+
+
+@pytest.fixture(scope="module")
+def exported_dual(tmp_path_factory: pytest.TempPathFactory) -> tuple[DualMixer, Path]:
+    return export_dual(tmp_path_factory.mktemp("exported"))
 
 
 uses_variant = pytest.mark.usefixtures("_installed")
@@ -152,15 +244,29 @@ def test_without_a_fault_the_variant_passes(exported: dict[str, Path], dtype: st
 
 
 @uses_variant
+def test_without_a_fault_the_variant_passes_with_mamba_2(
+    exported_dual: tuple[DualMixer, Path],
+) -> None:
+    module, file = exported_dual
+    assert failing(verify(file, model=module, backends=["native"], quick=True)) == []
+
+
+@uses_variant
 @pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_found_and_named(
-    exported: dict[str, Path], number: int, monkeypatch: pytest.MonkeyPatch
+    exported: dict[str, Path],
+    exported_dual: tuple[DualMixer, Path],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fault = FAULTS[number - 1]
     monkeypatch.setenv(VARIABLE, str(number))
-    report = verify(exported[fault.dtype], backends=["native"], quick=True)
+    module, file, operators = None, exported[fault.dtype], ONE
+    if fault.check in TWO:
+        (module, file), operators = exported_dual, TWO
+    report = verify(file, model=module, backends=["native"], quick=True)
     assert fault.check in failing(report)
-    others = {"SelectiveScan alone", "CausalConv1d alone"} - {fault.check}
+    others = operators - {fault.check}
     if fault.dtype == "fp32":  # a conversion is both operators'
         assert not others & set(failing(report)), "the other operator is not accused"
 

@@ -11,6 +11,7 @@ from cuda_faults import FAULTS, SUPPORT
 from planted_faults import VARIABLE, build, built_file, exports, failing
 
 from mamba_export import libraries, verify
+from mamba_export.models import Mamba2Config, MambaConfig
 
 CUDA = "CUDAExecutionProvider"
 NO_PROVIDER = "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
@@ -42,20 +43,30 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return exports(tmp_path_factory.mktemp("exported"), d_model=68)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The files by mixer and dtype."""
+    sizes = {"n_layer": 2, "vocab_size": 64}
+    configs = (MambaConfig(d_model=68, **sizes), Mamba2Config(d_model=64, head_dim=16, **sizes))
+    return {
+        (config.mixer, dtype): folder
+        for config in configs
+        for dtype, folder in exports(tmp_path_factory.mktemp("exported"), config).items()
+    }
 
 
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_without_a_fault_the_variant_passes(exported: dict[str, Path], dtype: str) -> None:
-    assert failing(verify(exported[dtype], backends=["cuda-native"], quick=True)) == []
+def test_without_a_fault_the_variant_passes(
+    exported: dict[tuple[str, str], Path], dtype: str, mixer: str
+) -> None:
+    assert failing(verify(exported[mixer, dtype], backends=["cuda-native"], quick=True)) == []
 
 
 @pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_found_and_named(
-    exported: dict[str, Path], number: int, monkeypatch: pytest.MonkeyPatch
+    exported: dict[tuple[str, str], Path], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = FAULTS[number - 1]
     monkeypatch.setenv(VARIABLE, str(number))
-    report = verify(exported[fault.dtype], backends=["cuda-native"], quick=True)
+    report = verify(exported[fault.mixer, fault.dtype], backends=["cuda-native"], quick=True)
     assert fault.check in failing(report)

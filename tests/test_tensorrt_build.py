@@ -461,7 +461,13 @@ def test_a_description_survives_json(exported: Path) -> None:
 
 @needs_rtx
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("operator", ["SelectiveScan", "SelectiveScanUngated", "CausalConv1d"])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        *("SelectiveScan", "SelectiveScanUngated", "CausalConv1d"),
+        *("StateSpaceDualGatedWithDecay", "GatedRmsNorm"),
+    ],
+)
 @pytest.mark.parametrize(
     "plugin", [pytest.param(True, marks=needs_plugin), pytest.param(False, marks=needs_surgeon)]
 )

@@ -17,11 +17,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import Conv, Scan, bound, conv_case, error, low, low_conv, scan_case
-from tensorrt_harness import driver
+from tensorrt_harness import described, driver
 from tensorrt_harness.driver import Field, Harness, Tensor
+from test_native_rows import arguments, reference
 
 from mamba_export import contract
+from mamba_export.contract.operators import GATED_RMS_NORM
 from mamba_export.libraries import TRT_PLUGIN
+from mamba_export.verify.cases import definition_of, dtype_of, grid
+from mamba_export.verify.operators import allowed_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +61,7 @@ CONVS = [
     Conv(2, 33, channels=1001),
 ]
 CASES = [*SCANS, *CONVS]
+OF_MAMBA2 = [form.name for op in (contract.STATE_SPACE_DUAL, GATED_RMS_NORM) for form in op.forms()]
 Case = Scan | Conv
 
 
@@ -87,14 +92,23 @@ def drawn(
     return [tensor for tensor in low(with_gate, dtype) if tensor is not None], truth
 
 
+def fields_of(case: Case) -> list[Field]:
+    flag = "delta_softplus" if isinstance(case, Scan) else "silu"
+    is_set = case.softplus if isinstance(case, Scan) else case.silu
+    return [Field("reverse", int(case.reverse)), Field(flag, int(is_set))]
+
+
+def node_of(harness: Harness, case: Case, inputs: list[torch.Tensor]) -> Node:
+    return Node(harness, name_of(case), fields_of(case), inputs)
+
+
 class Node:
     """A plugin as an engine in a context has it, with its inputs on the device and outputs full of NaN."""
 
-    def __init__(self, harness: Harness, case: Case, inputs: list[torch.Tensor]) -> None:
-        flag = "delta_softplus" if isinstance(case, Scan) else "silu"
-        is_set = case.softplus if isinstance(case, Scan) else case.silu
-        fields = [Field("reverse", int(case.reverse)), Field(flag, int(is_set))]
-        built = harness.create(name_of(case), fields)
+    def __init__(
+        self, harness: Harness, op: str, fields: list[Field], inputs: list[torch.Tensor]
+    ) -> None:
+        built = harness.create(op, fields)
         assert built, harness.log()
         loaded = built.reload()
         assert loaded, harness.log()
@@ -103,7 +117,8 @@ class Node:
         self.plugin, self._harness = attached, harness
         self._inputs = [tensor.contiguous() for tensor in inputs]
         # y is like the first input, last_state like the last one.
-        self.outputs = [torch.full_like(self._inputs[i], float("nan")) for i in (0, -1)]
+        sources = (0, -1)[: len(described.SIGNATURES[op][1])]
+        self.outputs = [torch.full_like(self._inputs[i], float("nan")) for i in sources]
         self._described = [
             [Tensor(tuple(tensor.shape), TYPES[tensor.dtype]) for tensor in tensors]
             for tensors in (self._inputs, self.outputs)
@@ -132,12 +147,37 @@ class Node:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{name_of(case)}-{case}")
 def test_parity(harness: Harness, case: Case, dtype: torch.dtype) -> None:
     inputs, truth = drawn(case, dtype)
-    node = Node(harness, case, inputs)
+    node = node_of(harness, case, inputs)
     node.run()
     for output, exact, source in zip(node.outputs, truth, (0, -1), strict=True):
         if exact.numel():  # a convolution of one tap has no state
             assert output.shape == exact.shape
             assert error(output, exact) <= bound(exact, inputs[source].dtype)
+
+
+@pytest.mark.parametrize("dtype", contract.DTYPES)
+@pytest.mark.parametrize("op", OF_MAMBA2)
+def test_parity_grid_of_mamba2(harness: Harness, op: str, dtype: str) -> None:
+    """Of state space duality and the gated norm, with states of both dtypes and lengths that are split."""
+    for seed, case in enumerate(grid(op)):
+        values = arguments(case, dtype, seed)
+        spec, form = definition_of(op)
+        on_gpu = [value.cuda() if isinstance(value, torch.Tensor) else value for value in values]
+        truth = reference(op, on_gpu, torch.float64)
+        rounding = [error(*pair) for pair in zip(reference(op, on_gpu), truth, strict=True)]
+        by_name = dict(zip([row.name for row in spec.spec.inputs], on_gpu, strict=False))
+        node = Node(
+            harness,
+            op,
+            described.fields(op, **dict(case.attributes)),
+            [by_name[row.name] for row in form.inputs],
+        )
+        node.run()
+        for row, output, exact, of_T in zip(
+            spec.spec.outputs, node.outputs, truth, rounding, strict=True
+        ):
+            allowed = allowed_of(row, dtype_of(row, case, dtype), dtype, of_T)
+            assert error(output, exact) <= allowed, (case, row.name)
 
 
 @EVERY_DTYPE
@@ -150,7 +190,7 @@ def test_ten_thousand_repetitions_give_the_same_bits(
     harness: Harness, case: Case, dtype: torch.dtype
 ) -> None:
     """From a CUDA graph, which fills the outputs with NaN before every run and counts other bits after it."""
-    node = Node(harness, case, drawn(case, dtype)[0])
+    node = node_of(harness, case, drawn(case, dtype)[0])
     node.run()
     torch.cuda.synchronize()
     first = [output.clone() for output in node.outputs]
@@ -180,7 +220,7 @@ def test_ten_thousand_repetitions_give_the_same_bits(
 def test_two_contexts_run_at_once(harness: Harness) -> None:
     """Two attached plugins on two streams, each with its own sizes and workspace."""
     cases = [Scan(1, 4096, d_inner=64), Scan(3, 63, d_inner=40)]
-    nodes = [Node(harness, case, drawn(case, torch.float16)[0]) for case in cases]
+    nodes = [node_of(harness, case, drawn(case, torch.float16)[0]) for case in cases]
     expected = []
     for node in nodes:
         node.run()
@@ -205,7 +245,7 @@ def test_nan_in_the_state_is_passed_on(harness: Harness, case: Case, dtype: torc
     inputs, _ = drawn(case, dtype)
     inputs[-1] = inputs[-1].clone()
     inputs[-1][1, 3, -1] = float("nan")
-    node = Node(harness, case, inputs)
+    node = node_of(harness, case, inputs)
     node.run()
     y, last_state = (output.float().cpu() for output in node.outputs)
     assert torch.isnan(y[1, 0, 3])

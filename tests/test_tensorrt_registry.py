@@ -15,15 +15,23 @@ from typing import Any
 
 import pytest
 from tensorrt_harness import driver, load_in_registry
+from tensorrt_harness.described import (
+    OPERATORS,
+    T_TYPES,
+    VERSION,
+    attributes_of,
+    described,
+    fields,
+    flags_of,
+    text_of,
+)
 from tensorrt_harness.driver import Tensor
-from test_tensorrt_plugin import OPERATORS, T_TYPES, VERSION, described, fields, flag_of
 
 from mamba_export import contract
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted((ROOT / ".tensorrt-lean").glob("[0-9]*"))
 SCRIPT = Path(load_in_registry.__file__)
-REVERSE = 1
 
 pytestmark = [
     pytest.mark.skipif(not driver.is_built(), reason=driver.NOT_BUILT),
@@ -56,8 +64,8 @@ def queries_of(op: str) -> list[tuple[int, list[Tensor], bool]]:
 
 def asked_of(op: str) -> dict[str, Any]:
     return {
-        "fields": load_in_registry.plain_fields(fields(op, REVERSE)),
-        "bad_fields": load_in_registry.plain_fields(fields(op, reverse=2)),
+        "fields": load_in_registry.plain_fields(fields(op, **{flags_of(op)[-1]: 1})),
+        "bad_fields": load_in_registry.plain_fields(fields(op, **{flags_of(op)[-1]: 2})),
         "inputs": load_in_registry.plain_tensors(described(op)[0]),
         "queries": [
             (position, load_in_registry.plain_tensors(both)) for position, both, _ in queries_of(op)
@@ -88,16 +96,16 @@ def check(folder: Path, answer: dict[str, Any]) -> None:
     assert answer["version"] == folder.name.split(".post")[0]
     assert list(answer["operators"]) == list(OPERATORS)
     for op, seen in answer["operators"].items():
-        text = f"contract_version={contract.CONTRACT_VERSION} {flag_of(op)}=1 reverse={REVERSE}"
+        chosen = {flags_of(op)[-1]: 1}
         _, outputs = described(op)
         assert seen["creator"] == "IPluginCreatorV3One"
         assert seen["interface"] == "PLUGIN CREATOR_V3ONE"
-        assert seen["attributes"] == [flag_of(op), "reverse"]
+        assert seen["attributes"] == [one.name for one in attributes_of(op)]
         assert seen["names"] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
         assert seen["kinds"] == ["PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
         assert seen["outputs"] == len(outputs)
-        assert seen["metadata"] == seen["clone"] == seen["reloaded"] == text
-        assert seen["written"] == load_in_registry.plain_fields([VERSION, *fields(op, REVERSE)])
+        assert seen["metadata"] == seen["clone"] == seen["reloaded"] == text_of(op, **chosen)
+        assert seen["written"] == load_in_registry.plain_fields([VERSION, *fields(op, **chosen)])
         assert seen["formats"] == [expected for *_, expected in queries_of(op)]
         assert seen["types"] == [output.type for output in outputs]
         assert seen["shapes"] == [list(output.shape) for output in outputs]
@@ -107,7 +115,8 @@ def check(folder: Path, answer: dict[str, Any]) -> None:
 def refusals() -> list[str]:
     """What the library says of the bad fields, an operator after the other."""
     return [
-        f'mamba_export {op} "layers.3": field reverse is 2, expected 0 or 1' for op in OPERATORS
+        f'mamba_export {op} "layers.3": field {flags_of(op)[-1]} is 2, expected 0 or 1'
+        for op in OPERATORS
     ]
 
 

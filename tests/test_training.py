@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mamba_export.errors import MambaExportError
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, ModelConfig, checkpoints
 from training import Recipe, bits_per_byte, generate, read_text, split_lines, train
 from training.data import Windows
 from training.loop import Average, dropout, parameter_groups
@@ -23,6 +23,7 @@ from training.output import default_prompt, held_out_sample
 
 CPU = torch.device("cpu")
 TINY = MambaConfig(d_model=24, n_layer=1, vocab_size=256, d_state=4, eos_token_id=0)
+TINY2 = Mamba2Config(d_model=24, n_layer=1, vocab_size=256, d_state=8, head_dim=16, eos_token_id=0)
 SHORT = Recipe(steps=12, batch=4, length=32, warmup=3, lr=1e-2)
 
 
@@ -236,11 +237,12 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_cuda_graph_trains_like_eager_steps() -> None:
+@pytest.mark.parametrize("config", [TINY, TINY2], ids=["mamba", "mamba2"])
+def test_cuda_graph_trains_like_eager_steps(config: ModelConfig) -> None:
     recipe = replace(SHORT, steps=20, bf16=True, dropout=0.0)
     split, device = split_lines(grammar(200)), torch.device("cuda")
     eager, graph = (
-        train(TINY, replace(recipe, cuda_graph=on), split, device) for on in (False, True)
+        train(config, replace(recipe, cuda_graph=on), split, device) for on in (False, True)
     )
     weights = graph.model.state_dict()
     for name, weight in eager.model.state_dict().items():

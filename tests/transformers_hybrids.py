@@ -57,13 +57,14 @@ def zamba() -> Any:
         attn_layer_offset=1,
         attention_hidden_size=32,
         attention_head_dim=8,
+        tie_word_embeddings=False,
         eos_token_id=1,
     )
     return transformers.ZambaForCausalLM(config)
 
 
-def bamba(dt_limit: tuple[float, float] = (0.0, float("inf"))) -> Any:
-    """Mamba-2 with groups, and attention whose keys are rotated in half of their width."""
+def bamba() -> Any:
+    """Mamba-2 with groups and limits of dt; attention whose keys are rotated in half of their width."""
     config = transformers.BambaConfig(
         **_COMMON,
         hidden_size=24,
@@ -76,16 +77,18 @@ def bamba(dt_limit: tuple[float, float] = (0.0, float("inf"))) -> Any:
         mamba_n_groups=2,
         mamba_d_state=8,
         mamba_chunk_size=CHUNK,
-        time_step_limit=dt_limit,
+        time_step_limit=(0.3, 0.6),
         eos_token_id=[1, 2],
     )
     return transformers.BambaForCausalLM(config)
 
 
-def granite() -> Any:
+def granite(**fields: Any) -> Any:
     """Granite 4: every layer with experts and a shared one, multipliers everywhere."""
+    sizes = {"mamba_n_groups": 3, "mamba_chunk_size": CHUNK, **fields}
     config = transformers.GraniteMoeHybridConfig(
         **_COMMON,
+        **sizes,
         hidden_size=24,
         intermediate_size=20,
         shared_intermediate_size=28,
@@ -94,9 +97,7 @@ def granite() -> Any:
         layer_types=["mamba", "attention", "mamba", "attention"],
         mamba_n_heads=6,
         mamba_d_head=8,
-        mamba_n_groups=3,
         mamba_d_state=8,
-        mamba_chunk_size=CHUNK,
         num_local_experts=5,
         num_experts_per_tok=2,
         position_embedding_type="rope",
@@ -105,7 +106,6 @@ def granite() -> Any:
         residual_multiplier=0.4,
         attention_multiplier=0.3,
         output_router_logits=True,
-        tie_word_embeddings=True,
         eos_token_id=1,
     )
     return transformers.GraniteMoeHybridForCausalLM(config)
@@ -117,7 +117,7 @@ def nemotron() -> Any:
         **_COMMON,
         hidden_size=24,
         intermediate_size=20,
-        layers_block_type=["mamba", "mlp", "attention", "moe", "mamba", "moe", "attention"],
+        layers_block_type=["mamba", "mlp", "attention", "moe", "mamba", "attention"],
         num_key_value_heads=2,
         head_dim=10,
         ssm_state_size=8,
@@ -182,8 +182,8 @@ def zamba2() -> Any:
         **_COMMON,
         hidden_size=24,
         intermediate_size=40,
-        num_hidden_layers=5,
-        layers_block_type=["mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+        num_hidden_layers=4,
+        layers_block_type=["mamba", "hybrid", "hybrid", "hybrid"],
         mamba_d_state=8,
         mamba_ngroups=2,
         n_mamba_heads=4,

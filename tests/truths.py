@@ -94,3 +94,51 @@ def poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def dual_truth(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    log_decay: Tensor | None,
+    dt_bias: Tensor,
+    initial_state: Tensor,
+    softplus: bool = True,
+    dt_min: float = 0.0,
+    dt_max: float = float("inf"),
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """State space duality in float64 by its other form: ``Y = (L * C B^T) (dt X)`` over the whole length.
+
+    arXiv:2405.21060, section 3.2, equation 16. L_ij is the product of the decays of the steps behind j, up to
+    i. Arguments and results as in the reference; memory is length squared.
+    """
+    sequences = [None if t is None else t.double() for t in (x, dt, B, C, z, log_decay)]
+    if reverse:
+        sequences = [None if t is None else t.flip(1) for t in sequences]
+    x, dt, B, C, z, log_decay = sequences
+    dt = dt + dt_bias.double()
+    dt = F.softplus(dt, threshold=40) if softplus else dt
+    dt = dt.clamp(dt_min, dt_max)
+    decay = torch.exp(
+        dt * A.double() + (0 if log_decay is None else log_decay)
+    )  # (batch, length, heads)
+    B, C = _per_channel(B, x.shape[2]), _per_channel(C, x.shape[2])
+    one, length = torch.ones_like(decay[:, 0, :, None]), decay.shape[1]
+    rows = [one]  # (batch, heads, j up to i), by i
+    for i in range(1, length):
+        rows.append(torch.cat([rows[-1] * decay[:, i, :, None], one], -1))
+    L = torch.stack([F.pad(row, (0, length - 1 - i)) for i, row in enumerate(rows)], 1)
+    from_start, u, h = decay.cumprod(1), dt[..., None] * x, initial_state.double()
+    y = torch.einsum("bihj,bihn,bjhn,bjhp->bihp", L, C, B, u)
+    y = y + from_start[..., None] * torch.einsum("bihn,bhpn->bihp", C, h)
+    y = y + D.double().repeat_interleave(x.shape[3] // D.shape[1], 1) * x
+    last = from_start[:, -1, :, None, None] * h
+    last = last + torch.einsum("bhj,bjhn,bjhp->bhpn", L[:, -1], B, u)
+    if z is not None:
+        y = y * F.silu(z)
+    return (y.flip(1) if reverse else y), last

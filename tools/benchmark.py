@@ -50,7 +50,9 @@ def main(
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="Published sizes of the models (130m; on a GPU 130m,1.4b,2.8b)."),
+        typer.Option(
+            help="Published sizes of the models, as 130m and mamba2-130m (these two; on a GPU six)."
+        ),
     ] = None,
     length: Annotated[
         str | None, typer.Option(help="Tokens of the prompt (512; on a GPU 512,2048,8192).")
@@ -110,7 +112,15 @@ def main(
     ] = False,
 ) -> None:
     from bench import options
-    from bench.cases import BATCHES, LENGTHS, PREFILL_BATCHES, SIZES, Cases, prepare_graphs
+    from bench.cases import (
+        BATCHES,
+        CPU_SIZES,
+        LENGTHS,
+        PREFILL_BATCHES,
+        SIZES,
+        Cases,
+        prepare_graphs,
+    )
     from mamba_export.contract import DTYPES
 
     if docs:
@@ -121,7 +131,7 @@ def main(
         return
     on_gpu = options.one_of("--device", device, ("cpu", "cuda")) == "cuda"
     kinds = tuple(options.one_of("--what", name, KINDS) for name in options.names(what))
-    sizes = options.sizes(size, SIZES if on_gpu or prepare else SIZES[:1])
+    sizes = options.sizes(size, SIZES if on_gpu or prepare else CPU_SIZES)
     lengths = options.numbers("--length", length, LENGTHS if on_gpu else LENGTHS[:1])
     limit = options.seconds("--budget", budget)
     if plots and record is None:
@@ -130,8 +140,8 @@ def main(
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
-    if not on_gpu and not prepare and (len(sizes) > 1 or len(lengths) > 1):
-        raise MambaExportError("the CPU is timed with one --size and one --length")
+    if not on_gpu and not prepare and len(lengths) > 1:
+        raise MambaExportError("the CPU is timed with one --length")
     cases = Cases(
         sizes=sizes,
         lengths=lengths,
@@ -175,13 +185,15 @@ def main(
                 def update(line: str) -> None:
                     status.update(as_text(line))
 
-                run_cpu(_cpu_rows(kinds, sizes[0], lengths[0], update), destination, update)
+                run_cpu(_cpu_rows(kinds, sizes, lengths[0], update), destination, update)
     except RefusedRecordError as error:
         _say(f"Error: {error}")
         raise typer.Exit(1) from None
 
 
-def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> Iterator[Any]:
+def _cpu_rows(
+    kinds: tuple[str, ...], sizes: tuple[str, ...], length: int, progress: Any
+) -> Iterator[Any]:
     from bench.models import model_rows
     from bench.operators import operator_rows
     from bench.vision_models import vision_model_rows
@@ -191,7 +203,8 @@ def _cpu_rows(kinds: tuple[str, ...], size: str, length: int, progress: Any) -> 
     if "vision" in kinds:
         yield from vision_model_rows(progress)
     if {"prefill", "decode"} & set(kinds):
-        yield from model_rows(size, length, progress, kinds)
+        for size in sizes:
+            yield from model_rows(size, length, progress, kinds)
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mamba_export.adapters.gradients import gradients
 from mamba_export.operators import gated_rms_norm
+from mamba_export.operators.dispatch import forced
 from mamba_export.operators.dtypes import accumulation_dtype
 
 
@@ -81,6 +82,21 @@ def rmsnorm_fn(
 ) -> Tensor:
     """``layernorm_fn`` with the root mean square norm."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+def rms_norm_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    upcast: bool = True,
+) -> Tensor:
+    """``rmsnorm_fn`` by its definition, whatever is installed; in fp32 with ``upcast`` or without."""
+    with forced("reference"):
+        return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
 
 
 def layer_norm_fwd(

@@ -78,6 +78,7 @@ class HeadMixer(nn.Module):
         )  # fmt: skip
         if conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
+        self.act = nn.SiLU()  # means nothing here; subclasses call it
         start = step_bias(torch.empty(heads, **factory), dt_min, dt_max, dt_init_floor)
         self.dt_bias = without_decay(nn.Parameter(start))
         A = torch.empty(heads, dtype=torch.float32, device=device).uniform_(*A_init_range)

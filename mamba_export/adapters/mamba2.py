@@ -71,6 +71,7 @@ class Mamba2(HeadMixer):
         self.expand, self.rmsnorm, self.norm_before_gate = expand, rmsnorm, norm_before_gate
         self.use_mem_eff_path, self.layer_idx = use_mem_eff_path, layer_idx
         self.process_group, self.sequence_parallel = None, sequence_parallel
+        self.world_size, self.local_rank = 1, 0
         self.activation = "silu"
         if rmsnorm:
             self.norm = RMSNorm(

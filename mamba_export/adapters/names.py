@@ -122,6 +122,7 @@ MODULES: dict[str, Mapping[str, Any]] = {
         "RMSNorm": gated_norms.RMSNorm,
         "LayerNorm": gated_norms.LayerNorm,
         "rmsnorm_fn": gated_norms.rmsnorm_fn,
+        "rms_norm_ref": gated_norms.rms_norm_ref,
         "layernorm_fn": gated_norms.layernorm_fn,
         "_layer_norm_fwd": gated_norms.layer_norm_fwd,
         "_layer_norm_bwd": gated_norms.layer_norm_bwd,

@@ -176,6 +176,9 @@ STATE_SPACE_DUAL = Operator(
         {"length": 66, "heads": 3, "head_dim": 10, "d_state": 6},
         # A length that is cut into parts.
         {"length": 4099, "batch": 1, "heads": 2, "head_dim": 64, "d_state": 128},
+        # A few steps, of channels and states that fill no vector; limits that most steps meet.
+        {"length": 3, "heads": 3, "head_dim": 10, "d_state": 6},
+        {"dt_min": 0.5, "dt_max": 1.0},
     ),
 )
 """State space duality (Mamba-2): h = exp(dt A + log_decay) h + dt x B, y = C h + D x, then y silu(z)."""
@@ -200,6 +203,7 @@ GATED_RMS_NORM = Operator(
         Size("group_width", 24, _WIDTHS),
     ),
     kernels=("cpu", "cuda"),
+    each_step_alone=True,
 )
 """The norm of Mamba-2's block, a group's own: of x silu(z), or of x alone with the gate behind it."""
 
@@ -342,6 +346,7 @@ MAMBA2_LAYER = Operator(
         Size("d_inner", factors=("heads", "head_dim")),
         Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
     ),
+    kernels=("cuda",),
     constant_weights=True,
     calls_products=True,
     cases=(

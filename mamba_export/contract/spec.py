@@ -172,8 +172,9 @@ class Operator:
         constant_weights: the kernels' struct says whether the weights are constants of the file.
         calls_products: the CUDA kernel calls back for large products, which ONNX Runtime has and TensorRT does
             not offer to its plugins.
-        cases: numbers of several sizes at once, the others as usual, at which ``verify`` checks too: they
-            reach the kernels that are chosen by more than one size.
+        each_step_alone: a step's results are of its own inputs: flipping the sequence flips the results.
+        cases: numbers of several sizes or attributes at once, the others as usual, at which ``verify`` checks
+            too: they reach the kernels that are chosen by more than one size.
         version: rises when its meaning changes.
     """
 
@@ -186,7 +187,8 @@ class Operator:
     kernels: tuple[str, ...] = ()
     constant_weights: bool = False
     calls_products: bool = False
-    cases: tuple[Mapping[str, int], ...] = ()
+    each_step_alone: bool = False
+    cases: tuple[Mapping[str, float], ...] = ()
     version: int = 1
     _by_name: dict[str, Tensor] = field(init=False, repr=False, compare=False)
 

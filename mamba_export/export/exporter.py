@@ -218,14 +218,12 @@ def export(
             source=subject.source,
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
-        if program.tokens is not None and subject.config is not None:
-            config = subject.config
+        if program.tokens is not None and subject.genai_sizes is not None:
             write_json(
                 folder / contract.GENAI_CONFIG_FILE,
                 genai_config(
                     program.tokens,
-                    d_model=config.d_model,
-                    n_layer=config.n_layer,
+                    **subject.genai_sizes,
                     bos_token_id=subject.bos_token_id,
                     pad_token_id=subject.pad_token_id,
                 ),

@@ -267,10 +267,14 @@ class _Search:
             self._copy(node, [flip.axis], merged=flip.merged)
 
     def _reshape(self, node: ir.Node) -> None:
-        """Axes of size 1 come or go; sequences and steps are joined into one axis, or taken apart again."""
+        """Axes behind the flipped one change; axes of size 1 come or go; sequences and steps are joined."""
         flip = self._found(node)
         before, after = _sizes(node.inputs[0]), _sizes(node.outputs[0])
         if flip is None or before is None or after is None:
+            return
+        up_to = before[: flip.axis + 1]
+        if flip.merged is None and None not in up_to and after[: len(up_to)] == up_to:
+            self._copy(node, [flip.axis])
             return
         axis, joins = flip.axis, flip.merged or before[flip.axis : flip.axis + 1]
         apart = (*before[:axis], *joins, *before[axis + 1 :])
@@ -284,11 +288,13 @@ class _Search:
             self._copy(node, [axis - 1], merged=before[axis - 1 : axis + 1])
 
     def _ours(self, node: ir.Node) -> None:
-        """An operator of ours that walks a sequence: every input with a length must be flipped along it."""
+        """An operator of ours, of a sequence or of each step: every input with a length must be flipped."""
         found = find(node.op_type)
-        if found is None or _REVERSE not in node.attributes:
+        if found is None:
             return
         definition, form = found
+        if not definition.spec.each_step_alone and _REVERSE not in node.attributes:
+            return
         for value, row in zip(node.inputs, form.inputs, strict=True):
             flip = self._flips.get(value) if value is not None else None
             if _LENGTH in row.axes:
@@ -296,9 +302,9 @@ class _Search:
                     return
             elif flip is not None:
                 return
-        turned = ir.AttrInt64(_REVERSE, 1 - node.attributes[_REVERSE].as_int())
         attributes = [
-            turned if name == _REVERSE else attribute for name, attribute in node.attributes.items()
+            ir.AttrInt64(name, 1 - attribute.as_int()) if name == _REVERSE else attribute
+            for name, attribute in node.attributes.items()
         ]
         axes = [
             row.axes.index(_LENGTH) if _LENGTH in row.axes else None

@@ -40,6 +40,7 @@ class Subject:
         dtype: "fp32", "fp16" or "bf16", for the metadata.
         source: for the metadata.
         config: of a model of this package.
+        genai_sizes: what ONNX Runtime GenAI is told of a language model, as ``genai_config`` has it.
         exported: PyTorch's graph, where the program was found by tracing.
         tokenizer_files, bos_token_id, pad_token_id: of a checkpoint.
         no_tokenizer: why a checkpoint has none that can be taken over, one line; None where it has, or for
@@ -50,6 +51,7 @@ class Subject:
     dtype: str
     source: dict[str, Any]
     config: ModelConfig | None = None
+    genai_sizes: dict[str, int] | None = None
     exported: Any = None
     tokenizer_files: list[Path] = field(default_factory=list)
     bos_token_id: int | None = None
@@ -100,8 +102,7 @@ def from_model(
         _check_only_ours(last_logits_only, state_dtype)
         if transformers.dtype_of(model) != TORCH_DTYPES[dtype]:
             model = transformers.cast(model, TORCH_DTYPES[dtype])
-        source = {**_module_source(model), "kind": transformers.KIND}
-        return Subject(transformers.make_program(model), dtype, source)
+        return _of_transformers(model, dtype, _module_source(model))
     elif checkpoints.is_transformers(model):
         say("reading the model")
         module, found = checkpoints.load_module(model, dtype=TORCH_DTYPES[dtype])
@@ -118,20 +119,33 @@ def from_model(
         )
     _check_state_dtype(module.config, dtype, state_dtype)
     program = make_program(module, last_logits_only=last_logits_only, state_dtype=state_dtype)
-    return Subject(program, dtype, source, module.config, **of_checkpoint)
+    sizes = {"d_model": module.config.d_model, "n_layer": module.config.n_layer}
+    return Subject(program, dtype, source, module.config, sizes, **of_checkpoint)
 
 
 def _of_folder(folder: Path, name: str, dtype: str) -> Subject:
     """A folder that transformers' own modelling file runs."""
-    model = transformers.load(folder, TORCH_DTYPES[dtype])
-    source = {"kind": transformers.KIND, "name": name, "path": str(folder.resolve())}
-    files = checkpoints.tokenizer_files(folder)
-    return Subject(
-        transformers.make_program(model),
+    return _of_transformers(
+        transformers.load(folder, TORCH_DTYPES[dtype]),
         dtype,
-        source,
-        tokenizer_files=files,
+        {"name": name, "path": str(folder.resolve())},
+        tokenizer_files=checkpoints.tokenizer_files(folder),
         no_tokenizer=checkpoints.missing_tokenizer(folder),
+    )
+
+
+def _of_transformers(
+    model: Any, dtype: str, source: dict[str, Any], **of_checkpoint: Any
+) -> Subject:
+    program = transformers.make_program(model)
+    return Subject(
+        program,
+        dtype,
+        {**source, "kind": transformers.KIND},
+        genai_sizes=transformers.genai_sizes(model, program),
+        bos_token_id=model.config.bos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        **of_checkpoint,
     )
 
 

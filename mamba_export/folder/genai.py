@@ -15,19 +15,23 @@ def genai_config(
     *,
     d_model: int,
     n_layer: int,
+    key_heads: int = 1,
+    head_dim: int | None = None,
     bos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> dict[str, Any]:
     """Content of the file.
 
-    The generator finds the states by name (it derives ``conv_state`` and ``recurrent_state`` from the
-    key template), so the key and value names given here name nothing in the graph. Head counts are
-    asked for by its parser and unused without attention.
+    The generator finds the states by name: it derives ``conv_state`` and ``recurrent_state`` from the key
+    template, and leaves out what a layer has not. Sizes of heads are asked for by its parser and unused without
+    attention.
 
     Args:
         tokens: of the program.
         d_model: width of the residual stream.
         n_layer: number of layers.
+        key_heads: number of heads of an attention layer's keys, which are (batch, key_heads, steps, head_dim).
+        head_dim: their width; None without attention.
         bos_token_id, pad_token_id: of the checkpoint. Without a token that pads, the first that ends a text
             does, as in transformers' generate.
     """
@@ -53,9 +57,9 @@ def genai_config(
                 "filename": contract.MODEL_FILE,
                 "hidden_size": d_model,
                 "num_hidden_layers": n_layer,
-                "num_attention_heads": 1,
-                "num_key_value_heads": 1,
-                "head_size": d_model,
+                "num_attention_heads": key_heads,
+                "num_key_value_heads": key_heads,
+                "head_size": head_dim or d_model,
                 "inputs": {
                     "input_ids": contract.INPUT_IDS,
                     "past_key_names": "past_key_values.%d.key",

@@ -146,7 +146,7 @@ class ModelConfig:
         mixer = fields.get("mixer", "mamba")
         if not isinstance(mixer, str) or mixer not in kinds:
             raise MambaExportError(
-                f"config: mixer is {shown(mixer)}, expected one of {', '.join(kinds)}"
+                f"config: mixer is {shown(mixer)}, expected one of {', '.join(sorted(kinds))}"
             )
         given = {name: value for name, value in fields.items() if name != "mixer"}
         known = {field.name: field for field in dataclasses.fields(kinds[mixer])}

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mamba_export.models.block import Mamba
 from mamba_export.models.config import ModelConfig
 from mamba_export.models.mamba2_block import Mamba2
 from mamba_export.models.mamba2_config import Mamba2Config
+from mamba_export.models.mamba_block import Mamba
 from mamba_export.models.mamba_config import MambaConfig
 from mamba_export.models.mixer import LayerState, Mixer
 from mamba_export.models.norms import RMSNorm

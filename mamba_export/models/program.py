@@ -15,8 +15,6 @@ from mamba_export.models.language_model import MambaBackbone, MambaLM
 from mamba_export.models.mixer import LayerState
 from mamba_export.operators.dtypes import DTYPE_NAMES
 
-_CONV, _RECURRENT = "conv_state", "recurrent_state"
-
 
 class SharedParameters(nn.Module):
     """A module around another whose parameters and buffers have the names that they have in the other.
@@ -65,15 +63,9 @@ def state_dtypes(config: ModelConfig, dtype: str) -> tuple[str, ...]:
 
 
 def recurrent_dtype(states: Sequence[State]) -> str | None:
-    """Dtype of the recurrent states among a program's; None where it has none."""
-    return next(
-        (one.past.dtype for one in states if one.past.name.endswith(f".{_RECURRENT}")), None
-    )
-
-
-def _state(layer: int, name: str, tensor: Tensor, dtype: str) -> State:
-    past, present = contract.layer_state_names(layer, name)
-    return State.of(past, past, present, dtype, (BATCH, *tensor.shape[1:]))
+    """Dtype of the recurrent states among those of a language model or backbone; None where there are none."""
+    (_, recurrent), _ = contract.state_names(1)
+    return next((one.past.dtype for one in states if one.past.name == recurrent), None)
 
 
 def make_program(
@@ -95,13 +87,15 @@ def make_program(
     """
     config = model.config
     dtype = DTYPE_NAMES[model.backbone_dtype]
+    past, present = contract.state_names(config.n_layer)
+    tensors = [
+        one
+        for conv, recurrent in model.initial_state(1)
+        for one in ((DTYPE_NAMES[conv.dtype], conv), (state_dtype or "fp32", recurrent))
+    ]
     states = tuple(
-        _state(layer, name, tensor, kind)
-        for layer, (conv, recurrent) in enumerate(model.initial_state(1))
-        for name, tensor, kind in (
-            (_CONV, conv, DTYPE_NAMES[conv.dtype]),
-            (_RECURRENT, recurrent, state_dtype or "fp32"),
-        )
+        State.of(name, name, after, kind, (BATCH, *tensor.shape[1:]))
+        for name, after, (kind, tensor) in zip(past, present, tensors, strict=True)
     )
     module = _Positional(model, last_logits_only)
     if isinstance(model, MambaBackbone):

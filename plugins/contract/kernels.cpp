@@ -41,19 +41,25 @@ struct Adapter<kernel> {
   }
 };
 
+// Of an operator that needs no products where it runs as a step.
+template <typename Struct, int (*is_step)(const Struct*)>
+struct Adapter<is_step> {
+  static bool call(const void* params) { return !is_step(as<Struct>(params)); }
+};
+
+template <typename Struct, mamba_status (*kernel)(const Struct*, mamba_multiply, void* context,
+                                                  void* workspace, void* stream)>
+struct Adapter<kernel> {
+  static mamba_status call(const void* params, mamba_multiply multiply, void* context,
+                           void* workspace, void* stream) {
+    return kernel(as<Struct>(params), multiply, context, workspace, stream);
+  }
+};
+
 template <auto function>
 constexpr auto kAdapted = &Adapter<function>::call;
 
 size_t no_workspace(const void*) { return 0; }
-
-bool layer_needs_products(const void* params) {
-  return !mamba_layer_is_step_cuda(as<mamba_layer_params>(params));
-}
-
-mamba_status layer_with_products(const void* params, mamba_multiply multiply, void* context,
-                                 void* workspace, void* stream) {
-  return mamba_layer_cuda(as<mamba_layer_params>(params), multiply, context, workspace, stream);
-}
 
 }  // namespace
 
@@ -73,7 +79,11 @@ const Kernels kGatedRmsNormKernels = {kAdapted<mamba_gated_rms_norm_cpu>, no_wor
 
 // Few rows run without products; the larger of the two workspaces serves both.
 const Kernels kMambaLayerKernels = {nullptr, kAdapted<mamba_layer_cuda_workspace>,
-                                    kAdapted<mamba_layer_step_cuda>, layer_needs_products,
-                                    layer_with_products};
+                                    kAdapted<mamba_layer_step_cuda>,
+                                    kAdapted<mamba_layer_is_step_cuda>, kAdapted<mamba_layer_cuda>};
+
+const Kernels kMamba2LayerKernels = {
+    nullptr, kAdapted<mamba2_layer_cuda_workspace>, kAdapted<mamba2_layer_step_cuda>,
+    kAdapted<mamba2_layer_is_step_cuda>, kAdapted<mamba2_layer_cuda>};
 
 }  // namespace mamba_contract

@@ -17,6 +17,7 @@ extern const Kernels kCausalConv1dKernels;
 extern const Kernels kStateSpaceDualKernels;
 extern const Kernels kGatedRmsNormKernels;
 extern const Kernels kMambaLayerKernels;
+extern const Kernels kMamba2LayerKernels;
 
 // SelectiveScan
 constexpr Size kSelectiveScanSizes[] = {
@@ -304,6 +305,62 @@ constexpr Tensor kMambaLayerOutputs[] = {
      offsetof(mamba_layer_params, last_recurrent_state), 12},
 };
 
+// Mamba2Layer
+constexpr Size kMamba2LayerSizes[] = {
+    {"batch", offsetof(mamba2_layer_params, batch)},
+    {"length", offsetof(mamba2_layer_params, length)},
+    {"d_model", offsetof(mamba2_layer_params, d_model)},
+    {"n_groups", offsetof(mamba2_layer_params, n_groups)},
+    {"group_heads", offsetof(mamba2_layer_params, group_heads)},
+    {"head_dim", offsetof(mamba2_layer_params, head_dim)},
+    {"d_state", offsetof(mamba2_layer_params, d_state)},
+    {"d_conv", offsetof(mamba2_layer_params, d_conv)},
+    {"d_skip", offsetof(mamba2_layer_params, d_skip), 5},
+    {"heads", 0, kNone, {3, 4}},  // n_groups * group_heads
+    {"d_inner", 0, kNone, {9, 5}},  // heads * head_dim
+    {"d_group_states", 0, kNone, {3, 6}},  // n_groups * d_state
+};
+constexpr Attribute kMamba2LayerAttributes[] = {
+    {"epsilon", AttributeKind::kFloat, offsetof(mamba2_layer_params, epsilon)},
+    {"gate_epsilon", AttributeKind::kFloat, offsetof(mamba2_layer_params, gate_epsilon)},
+    {"dt_min", AttributeKind::kFloat, offsetof(mamba2_layer_params, dt_min)},
+    {"dt_max", AttributeKind::kFloat, offsetof(mamba2_layer_params, dt_max)},
+};
+constexpr Tensor kMamba2LayerInputs[] = {
+    {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_params, hidden)},
+    {"norm_weight", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_model,)
+     offsetof(mamba2_layer_params, norm_weight)},
+    {"in_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{2}}}, {{{10, 2}, {11, 2}, {9}}}},  // (d_model, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_params, in_proj_weight)},
+    {"conv_weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{10}, {11, 2}}}, {{{7}}}},  // (d_inner + 2 * d_group_states, d_conv)
+     offsetof(mamba2_layer_params, conv_weight)},
+    {"conv_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{10}, {11, 2}}}},  // (d_inner + 2 * d_group_states,)
+     offsetof(mamba2_layer_params, conv_bias)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_params, dt_bias)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_params, A)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{9}}}, {{{8}}}},  // (heads, d_skip)
+     offsetof(mamba2_layer_params, D)},
+    {"gate_norm_weight", Role::kWeight, DtypeClass::kFp32, 3, {{{{3}}}, {{{4}}}, {{{5}}}},  // (n_groups, group_heads, head_dim)
+     offsetof(mamba2_layer_params, gate_norm_weight)},
+    {"out_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{10}}}, {{{2}}}},  // (d_inner, d_model)
+     offsetof(mamba2_layer_params, out_proj_weight)},
+    {"conv_state", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_params, conv_state)},
+    {"recurrent_state", Role::kInput, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_params, recurrent_state)},
+};
+constexpr Tensor kMamba2LayerOutputs[] = {
+    {"hidden_out", Role::kOutput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_params, hidden_out), 0},
+    {"last_conv_state", Role::kLastState, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_params, last_conv_state), 10},
+    {"last_recurrent_state", Role::kLastState, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_params, last_recurrent_state), 11},
+};
+
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
      sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels},
@@ -323,6 +380,8 @@ constexpr Operator kOperators[] = {
      sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, true, true, &kGatedRmsNormKernels},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
      sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), false, false, &kMambaLayerKernels},
+    {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
+     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), false, false, &kMamba2LayerKernels},
 };
 
 }  // namespace mamba_contract

@@ -126,6 +126,17 @@ MAMBA_API mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, v
 MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                                         void* context, void* workspace, void* stream);
 
+/* The same of a layer of Mamba-2, the node Mamba2Layer: in_proj_weight has the columns of the gate
+ * z, of x, B and C, which the convolution is over, and of dt. A step is three kernels; sizes that
+ * the first and the last of them have no memory for are refused there. */
+MAMBA_API int mamba2_layer_is_step_cuda(const mamba2_layer_params* params);
+MAMBA_API size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params);
+MAMBA_API size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params);
+MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,
+                                              void* stream);
+MAMBA_API mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
+                                         void* context, void* workspace, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

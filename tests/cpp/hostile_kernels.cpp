@@ -229,23 +229,43 @@ void try_layer(Random& random) {
   expect_refusal(mamba::check(&p, nullptr));
 }
 
+void try_layer_of_duality(Random& random) {
+  mamba2_layer_params p = {};
+  int64_t* const sizes[] = {&p.batch,    &p.length,  &p.d_model, &p.n_groups, &p.group_heads,
+                            &p.head_dim, &p.d_state, &p.d_conv,  &p.d_skip};
+  for (int64_t* one : sizes) *one = size(random, random.once_in(3), 16);
+  for (mamba_dtype* one : {&p.dtype, &p.hidden_dtype, &p.recurrent_state_dtype}) {
+    put_dtype(*one, static_cast<int>(random.between(-1, 4)));
+  }
+  float* const numbers[] = {&p.epsilon, &p.gate_epsilon, &p.dt_min, &p.dt_max};
+  for (float* one : numbers) *one = random.pick(kNumbers);
+  const mamba_status status = mamba::check_sizes(&p);
+  if (status != MAMBA_OK) expect_refusal(status);
+  for (float* one : numbers) {
+    expect(status != MAMBA_OK || is_number(*one), "an attribute that is no number is taken");
+  }
+  expect_refusal(mamba::check(&p, nullptr));
+}
+
 void try_nulls() {
   expect_refusal(mamba_selective_scan_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba_causal_conv1d_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba_state_space_dual_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba_gated_rms_norm_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba::check(static_cast<const mamba_layer_params*>(nullptr), nullptr));
+  expect_refusal(mamba::check(static_cast<const mamba2_layer_params*>(nullptr), nullptr));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   return seeded::run(argc, argv, 2000, [](Random& random, int64_t) {
-    const int64_t which = random.between(0, 13);
+    const int64_t which = random.between(0, 14);
     if (which < 4) return try_scan(random);
     if (which < 6) return try_conv(random);
     if (which < 10) return try_dual(random);
     if (which < 12) return try_norm(random);
-    return which < 13 ? try_layer(random) : try_nulls();
+    if (which < 13) return try_layer(random);
+    return which < 14 ? try_layer_of_duality(random) : try_nulls();
   });
 }

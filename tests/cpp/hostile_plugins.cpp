@@ -33,6 +33,16 @@ mamba_status mamba_selective_scan_cuda(const mamba_selective_scan_params* params
 mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params* params, void*) {
   return mamba::check(params);
 }
+size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params* params) {
+  return mamba::check_sizes(params) == MAMBA_OK ? 256 : 0;
+}
+mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* params, void*,
+                                         void*) {
+  return mamba::check(params);
+}
+mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params, void*) {
+  return mamba::check(params);
+}
 // TensorRT's plugins call none of the others; the table of operators names them.
 mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params*, mamba_parallel_for,
                                       void*) {
@@ -57,6 +67,14 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) {
 mamba_status mamba_layer_cuda(const mamba_layer_params*, mamba_multiply, void*, void*, void*) {
   return MAMBA_INTERNAL;
 }
+int mamba2_layer_is_step_cuda(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_cuda_workspace(const mamba2_layer_params*) { return 0; }
+mamba_status mamba2_layer_step_cuda(const mamba2_layer_params*, void*, void*) {
+  return MAMBA_INTERNAL;
+}
+mamba_status mamba2_layer_cuda(const mamba2_layer_params*, mamba_multiply, void*, void*, void*) {
+  return MAMBA_INTERNAL;
+}
 
 }  // extern "C"
 
@@ -67,8 +85,8 @@ using seeded::expect;
 using seeded::Random;
 
 constexpr int32_t kMostAxes = 8;
-constexpr int32_t kInt32 = 5;  // nvinfer1::PluginFieldType
-constexpr int32_t kOutputs = 2;
+constexpr int32_t kFloat32 = 1, kInt32 = 5;  // nvinfer1::PluginFieldType
+constexpr int32_t kMostOutputs = 2;          // of an operator that has a plugin
 
 void* library() {
   static void* const opened = harness_open(nullptr, 10);  // this program has the plugins
@@ -102,6 +120,10 @@ void* make(Random& random, int32_t creator, const Operator& op, bool is_hostile)
   };
   for (const Attribute& attribute : op.attributes) {
     add(attribute.name, static_cast<int32_t>(random.between(0, 1)));
+    if (attribute.kind != AttributeKind::kFloat) continue;
+    const float number = static_cast<float>(random.between(0, 1000)) / 1000.f;
+    std::memcpy(&values[fields.size() - 1].data, &number, sizeof number);
+    fields.back().type = kFloat32;
   }
   const int32_t phase = static_cast<int32_t>(random.between(0, 1));
   if (phase == 1) add("contract_version", kContractVersion);
@@ -150,13 +172,14 @@ std::vector<harness_tensor> tensors_of(Random& random, const Operator& op) {
     if (op.sizes[i].is_product()) sizes[i] = sizes[factors[0]] * sizes[factors[1]];
   }
   const int32_t T = static_cast<int32_t>(random.between(0, 1));  // fp32, fp16
+  const int32_t R = random.once_in(2) ? T : 0;
   std::vector<harness_tensor> made;
   const int32_t count = op.inputs.count + op.outputs.count;
   for (int32_t position = 0; position < count; ++position) {
     const Tensor& tensor = at_position(op, position);
     harness_tensor one = {};
     one.rank = tensor.rank;
-    one.type = tensor.dtype == DtypeClass::kT ? T : 0;
+    one.type = tensor.dtype == DtypeClass::kT ? T : tensor.dtype == DtypeClass::kR ? R : 0;
     for (int32_t axis = 0; axis < tensor.rank; ++axis) {
       one.sizes[axis] = tensor.axes[axis].constant;
       for (const Term& term : tensor.axes[axis].terms) {
@@ -197,8 +220,8 @@ void call(Random& random, void* plugin, const Operator& op, bool is_hostile) {
   harness_tensor* const outputs = inputs + count;
   if (is_hostile && random.once_in(6)) count = static_cast<int32_t>(random.between(0, count));
 
-  harness_tensor shapes[kOutputs] = {};
-  int32_t types[kOutputs] = {};
+  harness_tensor shapes[kMostOutputs] = {};
+  int32_t types[kMostOutputs] = {};
   const int32_t statuses[] = {harness_output_shapes(plugin, inputs, count, shapes)};
   expect_logged(statuses[0] != 0);
   expect_logged(harness_output_types(plugin, inputs, count, types) != 0);
@@ -210,14 +233,14 @@ void call(Random& random, void* plugin, const Operator& op, bool is_hostile) {
   const size_t workspace = harness_workspace(plugin, inputs, count, outputs);
   harness_log();  // it has no other way to say that shapes do not fit
   expect(workspace <= size_t{1} << 30, "a workspace of " + std::to_string(workspace) + " bytes");
-  harness_supports(plugin, static_cast<int32_t>(random.between(-2, count + kOutputs + 1)), inputs,
-                   count, kOutputs);
+  harness_supports(plugin, static_cast<int32_t>(random.between(-2, count + op.outputs.count + 1)),
+                   inputs, count, op.outputs.count);
   expect_logged(false);
   if (count != op.inputs.count) return;  // enqueue is not told how many there are
 
   alignas(256) static char memory[256];
   std::vector<const void*> data(static_cast<size_t>(count), memory);
-  std::vector<void*> results(kOutputs, memory);
+  std::vector<void*> results(kMostOutputs, memory);
   if (is_hostile && random.once_in(2)) data[random.between(0, count - 1)] = nullptr;
   if (is_hostile && random.once_in(4)) results[random.between(0, 1)] = nullptr;
   const bool has_no_data = is_hostile && random.once_in(16);

@@ -219,17 +219,19 @@ class Plugin:
         return bool(self._c.harness_supports(self.handle, position, tensors(both), inputs, count))
 
     def output_types(self, inputs: Sequence[Tensor]) -> list[int] | None:
-        types = (ctypes.c_int32 * 2)()
+        types = (ctypes.c_int32 * 2)(-1, -1)
         if self._c.harness_output_types(self.handle, tensors(inputs), len(inputs), types):
             return None
-        return list(types)
+        return [kind for kind in types if kind >= 0]
 
     def output_shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]] | None:
-        """Shapes of y and last_state; -1 - k for the k-th dynamic size among the inputs."""
+        """Shapes of the outputs; -1 - k for the k-th dynamic size among the inputs."""
         shapes = (CTensor * 2)()
+        for shape in shapes:
+            shape.rank = -1
         if self._c.harness_output_shapes(self.handle, tensors(inputs), len(inputs), shapes):
             return None
-        return [tuple(shape.sizes[: shape.rank]) for shape in shapes]
+        return [tuple(shape.sizes[: shape.rank]) for shape in shapes if shape.rank >= 0]
 
     def configure(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         return self._c.harness_configure(

@@ -172,7 +172,9 @@ int32_t copy_fields(const PluginFieldCollection* collection, harness_field* fiel
 }
 
 size_t bytes_of(const PluginField& field) {
-  const size_t each = field.type == PluginFieldType::kINT32 ? 4 : 1;
+  const bool is_number =
+      field.type == PluginFieldType::kINT32 || field.type == PluginFieldType::kFLOAT32;
+  const size_t each = is_number ? 4 : 1;
   return each * static_cast<size_t>(field.length);
 }
 
@@ -315,7 +317,7 @@ int32_t harness_output_types(void* plugin, const harness_tensor* inputs, int32_t
   DataType answers[2] = {};
   const int32_t outputs = build(plugin).getNbOutputs();
   const int32_t status = build(plugin).getOutputDataTypes(answers, outputs, given.data(), count);
-  for (int32_t i = 0; i < 2; ++i) types[i] = static_cast<int32_t>(answers[i]);
+  for (int32_t i = 0; i < outputs; ++i) types[i] = static_cast<int32_t>(answers[i]);
   return status;
 }
 
@@ -332,9 +334,10 @@ int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_
     }
   }
   DimsExprs shapes[2] = {};
-  const int32_t status = build(plugin).getOutputShapes(given.data(), count, nullptr, 0, shapes,
-                                                       build(plugin).getNbOutputs(), builder);
-  for (int32_t i = 0; status == 0 && i < 2; ++i) {
+  const int32_t made = build(plugin).getNbOutputs();
+  const int32_t status =
+      build(plugin).getOutputShapes(given.data(), count, nullptr, 0, shapes, made, builder);
+  for (int32_t i = 0; status == 0 && i < made; ++i) {
     outputs[i].rank = shapes[i].nbDims;
     for (int32_t k = 0; k < shapes[i].nbDims; ++k) {
       outputs[i].sizes[k] = static_cast<const Expr*>(shapes[i].d[k])->shown();
@@ -345,26 +348,29 @@ int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_
 
 int32_t harness_configure(void* plugin, const harness_tensor* inputs, int32_t count,
                           const harness_tensor* outputs) {
-  const auto in = dynamic_descs_of(inputs, count), out = dynamic_descs_of(outputs, 2);
-  return build(plugin).configurePlugin(in.data(), count, out.data(), 2);
+  const int32_t made = build(plugin).getNbOutputs();
+  const auto in = dynamic_descs_of(inputs, count), out = dynamic_descs_of(outputs, made);
+  return build(plugin).configurePlugin(in.data(), count, out.data(), made);
 }
 
 size_t harness_workspace(void* plugin, const harness_tensor* largest, int32_t count,
                          const harness_tensor* outputs) {
-  const auto in = dynamic_descs_of(largest, count), out = dynamic_descs_of(outputs, 2);
-  return build(plugin).getWorkspaceSize(in.data(), count, out.data(), 2);
+  const int32_t made = build(plugin).getNbOutputs();
+  const auto in = dynamic_descs_of(largest, count), out = dynamic_descs_of(outputs, made);
+  return build(plugin).getWorkspaceSize(in.data(), count, out.data(), made);
 }
 
 int32_t harness_shape_change(void* plugin, const harness_tensor* inputs, int32_t count,
                              const harness_tensor* outputs) {
-  const auto in = descs_of(inputs, count), out = descs_of(outputs, 2);
-  return runtime(plugin).onShapeChange(in.data(), count, out.data(), 2);
+  const int32_t made = build(plugin).getNbOutputs();
+  const auto in = descs_of(inputs, count), out = descs_of(outputs, made);
+  return runtime(plugin).onShapeChange(in.data(), count, out.data(), made);
 }
 
 int32_t harness_enqueue(void* plugin, const harness_tensor* inputs, const harness_tensor* outputs,
                         int32_t count, const void* const* input_data, void* const* output_data,
                         void* workspace, void* stream) {
-  const auto in = descs_of(inputs, count), out = descs_of(outputs, 2);
+  const auto in = descs_of(inputs, count), out = descs_of(outputs, build(plugin).getNbOutputs());
   return runtime(plugin).enqueue(in.data(), out.data(), input_data, output_data, workspace,
                                  static_cast<cudaStream_t>(stream));
 }

@@ -57,10 +57,11 @@ HARNESS_API int32_t harness_plugin_fields(void* plugin, harness_field* fields, i
 
 HARNESS_API int32_t harness_supports(void* plugin, int32_t position, const harness_tensor* tensors,
                                      int32_t inputs, int32_t outputs);
+/* Writes the types of the outputs, two at most. */
 HARNESS_API int32_t harness_output_types(void* plugin, const harness_tensor* inputs, int32_t count,
                                          int32_t* types);
-/* Writes ranks and sizes of the two outputs. A size -1 - k stands for the k-th dynamic size among
- * the inputs', counted in their order: it says whose size an output's is. */
+/* Writes ranks and sizes of the outputs, two at most. A size -1 - k stands for the k-th dynamic
+ * size among the inputs', counted in their order: it says whose size an output's is. */
 HARNESS_API int32_t harness_output_shapes(void* plugin, const harness_tensor* inputs, int32_t count,
                                           harness_tensor* outputs);
 HARNESS_API int32_t harness_configure(void* plugin, const harness_tensor* inputs, int32_t count,

@@ -36,11 +36,14 @@ LEAN = Kind(
 )
 
 
+_NUMPY = {driver.FIELD_INT32: np.int32, driver.FIELD_FLOAT32: np.float32}
+
+
 def collection(trt: Any, fields: list[list[Any]]) -> Any:
     return trt.PluginFieldCollection(
         [
-            trt.PluginField(name, np.array([value], np.int32), trt.PluginFieldType.INT32)
-            for name, value in fields
+            trt.PluginField(name, np.array([value], _NUMPY[kind]), trt.PluginFieldType(kind))
+            for name, value, kind in fields
         ]
     )
 
@@ -78,7 +81,7 @@ def seen(trt: Any, harness: Harness, op: str, asked: dict[str, Any]) -> dict[str
     written = clone.fields()
     again = creator.create_plugin(
         "reloaded",
-        collection(trt, [[field.name, field.value] for field in written]),
+        collection(trt, plain_fields(written)),
         trt.TensorRTPhase.RUNTIME,
     )
     bad = creator.create_plugin(
@@ -93,7 +96,7 @@ def seen(trt: Any, harness: Harness, op: str, asked: dict[str, Any]) -> dict[str
         "outputs": build.num_outputs,
         "metadata": build.metadata_string,
         "clone": clone.text(4),
-        "written": [[field.name, field.value] for field in written],
+        "written": plain_fields(written),
         "reloaded": again.get_capability_interface(trt.PluginCapabilityType.BUILD).metadata_string,
         "formats": [
             clone.supports(position, tensors(values), len(inputs))
@@ -128,8 +131,8 @@ def request_of(folder: str, with_runtime: bool, operators: dict[str, Any]) -> st
 
 
 def plain_fields(values: list[Field]) -> list[list[Any]]:
-    """Names and values of fields, for the argument."""
-    return [[field.name, field.value] for field in values]
+    """Names, values and types of fields, for the argument."""
+    return [[field.name, field.value, field.type] for field in values]
 
 
 def plain_tensors(values: list[Tensor]) -> list[list[Any]]:

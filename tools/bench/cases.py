@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from bench.published import config_of
 from bench.random_folder import fill_weights, write_graph
 from mamba_export import contract
 from mamba_export.errors import MambaExportError
-from mamba_export.models import MambaConfig
+from mamba_export.models import ModelConfig
 
-SIZES = ("130m", "1.4b", "2.8b")
+SIZES = ("130m", "1.4b", "2.8b", "mamba2-130m", "mamba2-1.3b", "mamba2-2.7b")
+CPU_SIZES = ("130m", "mamba2-130m")
 LENGTHS = (512, 2048, 8192)
 BATCHES = (1, 8, 64)
 PREFILL_BATCHES = (1,)
@@ -71,11 +73,11 @@ def prepare_graphs(folder: Path, sizes: Sequence[str], dtype: str, progress: Pro
     """Write the graph of each size under ``folder``, without weights: the slow part, and a small one."""
     for size in sizes:
         progress(f"tracing the {size} shape")
-        write_graph(MambaConfig.published(size), folder / size, dtype=dtype, name=size)
+        write_graph(config_of(size), folder / size, dtype=dtype, name=size)
 
 
 def whole_folder(
-    config: MambaConfig, size: str, cases: Cases, temporary: Path, progress: Progress
+    config: ModelConfig, size: str, cases: Cases, temporary: Path, progress: Progress
 ) -> Path:
     """A folder that can be run: the prepared graph or a new one, and weights.
 
@@ -98,6 +100,6 @@ def whole_folder(
     return folder
 
 
-def tokens(config: MambaConfig, batch: int, length: int) -> np.ndarray:
+def tokens(config: ModelConfig, batch: int, length: int) -> np.ndarray:
     """Random tokens (batch, length)."""
     return np.random.default_rng(0).integers(0, config.vocab_size, (batch, length))

@@ -12,6 +12,7 @@ from bench.tables import number, ratio
 
 _KINDS = {
     "scan": ("Selective scan", ("dtype", "batch", "length")),
+    "dual": ("State space duality", ("dtype", "batch", "length")),
     "prefill": ("Prefill", ("model", "batch", "length")),
     "decode": ("Decode", ("model", "batch")),
 }

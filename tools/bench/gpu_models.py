@@ -15,10 +15,11 @@ from bench.cases import Cases, Progress, model_sizes, tokens, whole_folder
 from bench.limits import Ceilings
 from bench.measure import reason, try_row
 from bench.peer_rows import mamba_ssm_rows, transformers_rows
+from bench.published import config_of
 from bench.rows import LIMIT, OURS, Row
 from bench.timing import median_milliseconds
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.models import MambaConfig
+from mamba_export.models import ModelConfig
 
 _PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 _STEPS = 64  # decoded tokens that are timed
@@ -34,7 +35,7 @@ _CHUNK = 8192  # tokens that a long text is read by
 def model_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[Row]:
     """Time every case; what does not fit in memory becomes a row that says so."""
     for size in cases.sizes:
-        config = MambaConfig.published(size)
+        config = config_of(size)
         yield from _limit_rows(ceilings, config, size, cases)
         with tempfile.TemporaryDirectory() as temporary:
             folder = whole_folder(config, size, cases, Path(temporary), progress)
@@ -51,7 +52,7 @@ def model_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator
 def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[Row]:
     """Time a decoded token after more and more text, of the first size, batch 1, with the memory in use."""
     size = cases.sizes[0]
-    config = MambaConfig.published(size)
+    config = config_of(size)
     limit = limits.decode(ceilings, config, 1, cases.dtype)
     with tempfile.TemporaryDirectory() as temporary:
         folder = whole_folder(config, size, cases, Path(temporary), progress)
@@ -72,7 +73,7 @@ def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[
             yield Row.of("long", sizes, LIMIT, limit.milliseconds, limit.bound)
 
 
-def _limit_rows(ceilings: Ceilings, config: MambaConfig, size: str, cases: Cases) -> Iterator[Row]:
+def _limit_rows(ceilings: Ceilings, config: ModelConfig, size: str, cases: Cases) -> Iterator[Row]:
     for sizes in cases.prefill_sizes(size):
         limit = limits.prefill(ceilings, config, sizes["batch"], sizes["length"], cases.dtype)
         yield Row.of("prefill", sizes, LIMIT, limit.milliseconds, limit.bound)
@@ -82,7 +83,7 @@ def _limit_rows(ceilings: Ceilings, config: MambaConfig, size: str, cases: Cases
 
 
 def _our_rows(
-    folder: Path, config: MambaConfig, size: str, cases: Cases, progress: Progress
+    folder: Path, config: ModelConfig, size: str, cases: Cases, progress: Progress
 ) -> Iterator[Row]:
     progress(f"{size}: loading")
     try:

@@ -7,12 +7,17 @@ A limit is the largest of the times, not their sum.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN, STATE_SPACE_DUAL
 from mamba_export.contract.spec import FP32, Operator, R, T
-from mamba_export.models import MambaConfig
+from mamba_export.models import MambaLM, ModelConfig
 
 _SPECIAL_FUNCTIONS = 16
 """Special functions (exponential, reciprocal, logarithm) that a multiprocessor starts each clock
@@ -158,33 +163,37 @@ def conv(
     )
 
 
-def layer_weights(config: MambaConfig) -> int:
-    """Elements of a layer's four matrices: in_proj, x_proj, dt_proj, out_proj."""
-    inner, rank = config.inner, config.rank
-    return (
-        3 * config.d_model * inner + inner * (rank + 2 * config.d_state) + rank * inner
-    )  # in_proj is twice as wide as out_proj
+def layer_weights(config: ModelConfig) -> int:
+    """Elements of a layer's matrices, the projections."""
+    return _layer(config)[0]
 
 
-def weight_bytes(config: MambaConfig, dtype: str) -> int:
+@functools.cache
+def _layer(config: ModelConfig) -> tuple[int, int]:
+    """Elements of a layer's matrices, and of its other parameters."""
+    with torch.device("meta"):
+        layer = MambaLM(config.replace(n_layer=1, vocab_size=1)).backbone.layers[0]
+    matrices = sum(one.weight.numel() for one in layer.modules() if isinstance(one, nn.Linear))
+    return matrices, sum(one.numel() for one in layer.parameters()) - matrices
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of weights that a forward pass reads: matrices and output projection in ``dtype``, the rest fp32.
 
     The embedding is not counted beside the output projection: a token reads one row of it.
     """
-    channel = (
-        config.inner * (config.d_state + config.d_conv + 3) + config.d_model
-    )  # A, D, conv, bias, norm
-    matrices = config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
-    return matrices * ITEM_BYTES[dtype] + 4 * config.n_layer * channel
+    matrices, others = _layer(config)
+    products = config.n_layer * matrices + config.vocab_size * config.d_model
+    return products * ITEM_BYTES[dtype] + 4 * config.n_layer * others
 
 
-def state_bytes(config: MambaConfig, batch: int, dtype: str) -> int:
+def state_bytes(config: ModelConfig, batch: int, dtype: str) -> int:
     """Bytes of the states of a batch."""
-    conv_state = (config.d_conv - 1) * ITEM_BYTES[dtype]
-    return batch * config.n_layer * config.inner * (4 * config.d_state + conv_state)
+    conv_state = (config.d_conv - 1) * config.conv_channels * ITEM_BYTES[dtype]
+    return batch * config.n_layer * (4 * math.prod(config.recurrent_shape) + conv_state)
 
 
-def prefill(ceilings: Ceilings, config: MambaConfig, batch: int, length: int, dtype: str) -> Limit:
+def prefill(ceilings: Ceilings, config: ModelConfig, batch: int, length: int, dtype: str) -> Limit:
     """Limit of reading a prompt and giving the logits of its last step.
 
     The operations are those of the matrix products; weights are read once.
@@ -198,7 +207,7 @@ def prefill(ceilings: Ceilings, config: MambaConfig, batch: int, length: int, dt
     )
 
 
-def decode(ceilings: Ceilings, config: MambaConfig, batch: int, dtype: str) -> Limit:
+def decode(ceilings: Ceilings, config: ModelConfig, batch: int, dtype: str) -> Limit:
     """Limit of a decoded token: weights read once, states read and written once."""
     weights, states = weight_bytes(config, dtype), 2 * state_bytes(config, batch, dtype)
     bound = "weights" if weights >= states else "states"

@@ -11,12 +11,13 @@ import torch
 
 from bench import peers
 from bench.peers.models import transformers_model
+from bench.published import config_of
 from bench.rows import Row
 from bench.timing import median_milliseconds
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
 from mamba_export.libraries import CUSTOM_OPS
-from mamba_export.models import MambaConfig, MambaLM
+from mamba_export.models import MambaLM, ModelConfig
 
 _STEPS = 16
 """Tokens of a decode measurement; the time is divided by it."""
@@ -31,12 +32,12 @@ def model_rows(
     """Time prefill of ``length`` tokens and a decoded token, batch 1, fp32.
 
     Args:
-        size: a published size, such as "130m".
+        size: a published size, such as "130m" or "mamba2-130m".
         length: tokens of the prompt.
         progress: called with what is being done.
         kinds: which of "prefill" and "decode".
     """
-    config = MambaConfig.published(size)
+    config = config_of(size)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
     names = {
         "prefill": f"{size} fp32, prefill of {length} tokens",
@@ -76,7 +77,7 @@ def _session_rows(
 
 
 def _transformers_rows(
-    config: MambaConfig, tokens: torch.Tensor, what: dict[str, str]
+    config: ModelConfig, tokens: torch.Tensor, what: dict[str, str]
 ) -> Iterator[Row]:
     absent = peers.transformers_absent()
     if absent:

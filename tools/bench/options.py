@@ -78,11 +78,11 @@ def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         MambaExportError: one is unknown.
     """
-    from mamba_export.models import PUBLISHED_SIZES
+    from bench import published
 
     if text is None:
         return default
-    return tuple(one_of("--size", name, tuple(PUBLISHED_SIZES)) for name in _some("--size", text))
+    return tuple(one_of("--size", name, tuple(published.names())) for name in _some("--size", text))
 
 
 def shapes(text: str | None) -> tuple[tuple[int, int, int], ...]:

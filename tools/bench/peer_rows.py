@@ -13,7 +13,7 @@ from bench.measure import reason, try_row
 from bench.peers.models import MambaSsmModel, transformers_model
 from bench.rows import Row
 from bench.timing import median_milliseconds
-from mamba_export.models import MambaConfig
+from mamba_export.models import ModelConfig
 
 MAMBA_SSM_STEP = f"{peers.MAMBA_SSM}, step alone"
 MAMBA_SSM_GRAPH = f"{peers.MAMBA_SSM}, CUDA graph"
@@ -28,7 +28,7 @@ logits is 1.4."""
 
 
 def mamba_ssm_rows(
-    config: MambaConfig, size: str, cases: Cases, progress: Progress
+    config: ModelConfig, size: str, cases: Cases, progress: Progress
 ) -> Iterator[Row]:
     """Its step in ``generate`` and alone; its prefill as one calls it and in a CUDA graph."""
     name = peers.MAMBA_SSM
@@ -74,7 +74,7 @@ def _captured(model: MambaSsmModel, prompts: np.ndarray) -> float:
 
 
 def transformers_rows(
-    config: MambaConfig, size: str, cases: Cases, progress: Progress
+    config: ModelConfig, size: str, cases: Cases, progress: Progress
 ) -> Iterator[Row]:
     """Its prefill of the shortest prompt and its step, batch 1."""
     absent = peers.transformers_absent()

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.limits import layer_weights
+from bench.published import config_of
 from bench.rows import LIMIT, OURS, Row, comparisons
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_file
-from mamba_export.models import MambaConfig
 
 TITLES = {
     "scan": "Selective scan: time at each shape, beside mamba_ssm and the limit",
@@ -22,7 +22,7 @@ TITLES = {
 """Plots by name, with what a reader who cannot see them is told."""
 _THEIRS = "mamba_ssm"
 _COLOURS = {OURS: "#0072b2", _THEIRS: "#d55e00", LIMIT: "#555555"}  # apart for every eye
-_SIZE_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7")
+_SIZE_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00")
 _INCHES, _DPI = (7.2, 3.8), 110
 
 
@@ -181,7 +181,7 @@ def _decode(axes: Any, rows: Sequence[Row]) -> None:
 
 def _parameters(model: str) -> int:
     """About how many a published size has."""
-    config = MambaConfig.published(model)
+    config = config_of(model)
     return config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
 
 

@@ -8,7 +8,6 @@ on another.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from mamba_export.errors import ExportError
 from mamba_export.export.graph import DEFAULT_OPSET, build
 from mamba_export.files import new_file, new_folder, opened, write_bytes
 from mamba_export.folder.metadata import write_metadata
-from mamba_export.models import TORCH_DTYPES, MambaConfig, MambaLM, cast
+from mamba_export.models import TORCH_DTYPES, MambaLM, ModelConfig, cast
 from mamba_export.models.program import make_program
 from mamba_export.versions import installed_versions
 
@@ -32,7 +31,7 @@ _BLOCK = 1 << 22  # random numbers that are drawn; larger tensors repeat them
 
 
 def write_graph(
-    config: MambaConfig,
+    config: ModelConfig,
     out: Path,
     *,
     dtype: str = "fp16",
@@ -86,7 +85,7 @@ def write_graph(
             program,
             dtype=dtype,
             opset=DEFAULT_OPSET,
-            model=dataclasses.asdict(config),
+            model=config.to_fields(),
             source={"kind": "random weights", "name": name, "path": None},
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
         )
@@ -127,13 +126,16 @@ def _content(
     blocks: dict[tuple[float, np.dtype], np.ndarray],
 ) -> Iterator[np.ndarray]:
     count = math.prod(shape)
+    if name.endswith(".A") and len(shape) == 1:  # Mamba-2: a number of a head, from 1 to 16
+        yield -np.linspace(1, 16, count, dtype=np.float32).astype(dtype)
+        return
     if name.endswith(".A"):  # S4D-Real: -(1, 2, ..., d_state) for every channel
         yield np.tile(-np.arange(1, shape[1] + 1, dtype=np.float32), shape[0]).astype(dtype)
         return
     if name.endswith((".D", "norm.weight", "norm_f.weight")):
         yield np.ones(count, dtype)
         return
-    if name.endswith("dt_proj.bias"):  # softplus of it is log-uniform in [1e-3, 1e-1]
+    if name.endswith(("dt_proj.bias", "dt_bias")):  # softplus of it is log-uniform in [1e-3, 1e-1]
         step = np.exp(np.linspace(math.log(1e-3), math.log(1e-1), count))
         yield np.log(np.expm1(step)).astype(dtype)
         return

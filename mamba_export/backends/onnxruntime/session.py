@@ -19,7 +19,9 @@ from mamba_export.backends.onnxruntime.loading import check_version, open_sessio
 from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.backends.onnxruntime.state_block import BlockState
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
+from mamba_export.contract.program import split_axis
 from mamba_export.errors import SessionError
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
@@ -77,7 +79,9 @@ class OrtSession(GenerationMethods):
         self._model = open_session(self.metadata, providers, threads, session_options, native)
         self.device = self._model.device
         self.native = self._model.native
-        self._kept_start: tuple[list[tuple[int, ...]], OrtState] | None = None
+        self._kept_start: tuple[dict[str, int], OrtState] | None = None
+        sizes = (size for state in self.metadata.states for size in state.past.shape)
+        self._state_axes = {split_axis(size)[1] for size in sizes if isinstance(size, str)}
         # A step can be captured where its buffers stay: a state that grows takes others every time.
         has_graphs = self._model.gpu is not None and not self.metadata.grows
         self._graphs = StepGraphs(self._model) if has_graphs else None
@@ -206,6 +210,10 @@ class OrtSession(GenerationMethods):
             raise SessionError(
                 f"state is a {type(state).__name__}: pass what run returned, or OrtState.from_numpy(...)"
             )
+        # A block was made for this program: its batch alone can be another than that of the inputs.
+        fits = isinstance(state, BlockState) and state.metadata is self.metadata
+        if fits and all(sizes[axis] == state.batch for axis in self._state_axes if sizes):
+            return
         check_state(state.tensors, self.metadata, sizes)
 
     def _checked(self, state: OrtState | None, sizes: Mapping[str, int]) -> OrtState:
@@ -217,12 +225,12 @@ class OrtSession(GenerationMethods):
 
     def _start_state(self, sizes: Mapping[str, int]) -> OrtState:
         """The initial state, kept: a state is never modified, and copying it to a GPU takes a while."""
-        shapes = start_shapes(self.metadata, sizes)
+        known = {axis: sizes[axis] for axis in self._state_axes if axis in sizes}
         kept = self._kept_start
-        if kept is None or kept[0] != shapes:
-            starts = map(start_array, self.metadata.states, shapes)
+        if kept is None or kept[0] != known:
+            starts = map(start_array, self.metadata.states, start_shapes(self.metadata, sizes))
             start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
             if self._prompts is not None:
                 start = self._prompts.block_of(start)
-            kept = self._kept_start = (shapes, start)
+            kept = self._kept_start = (known, start)
         return kept[1]

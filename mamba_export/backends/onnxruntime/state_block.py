@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,12 +20,12 @@ _ALIGNMENT = 256  # bytes, as CUDA's own allocations have it
 class BlockTensor(DeviceTensor):
     """A state that lies in a block; it keeps the block's memory."""
 
-    __slots__ = ("_gpu", "memory")
+    __slots__ = ("_gpu", "_memory")
 
     def __init__(
         self, memory: DeviceTensor, offset: int, dtype: str, shape: tuple[int, ...], gpu: GpuStream
     ) -> None:
-        self.memory = memory
+        self._memory = memory
         self.address = memory.address + offset
         self.dtype = dtype
         self.shape = shape
@@ -37,6 +38,17 @@ class BlockTensor(DeviceTensor):
             with self._gpu.lock:
                 self._gpu.copy(stored.ctypes.data, self.address, stored.nbytes)
         return stored
+
+
+class BlockState(OrtState):
+    """A state whose tensors are those of a block, in order; it fits the program by its making."""
+
+    def __init__(
+        self, tensors: Sequence[BlockTensor], memory: DeviceTensor, metadata: Metadata
+    ) -> None:
+        super().__init__(tensors)
+        self.memory = memory
+        self.metadata = metadata
 
 
 class StateBlock:
@@ -64,36 +76,19 @@ class StateBlock:
             -(-math.prod(shape) * storage_dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
             for dtype, shape in kinds
         ]
-        self._offsets = [0, *itertools.accumulate(lengths)]
-        self.nbytes = self._offsets[-1]
-        self._memory = DeviceTensor.empty("uint8", (self.nbytes,), device)
-        self.state = OrtState(
-            [
-                BlockTensor(self._memory, offset, dtype, shape, gpu)
-                for offset, (dtype, shape) in zip(self._offsets, kinds, strict=False)
-            ]
-        )
+        *offsets, self.nbytes = itertools.accumulate(lengths, initial=0)
+        memory = DeviceTensor.empty("uint8", (self.nbytes,), device)
+        tensors = [
+            BlockTensor(memory, offset, dtype, shape, gpu)
+            for offset, (dtype, shape) in zip(offsets, kinds, strict=True)
+        ]
+        self.state = BlockState(tensors, memory, metadata)
 
     def queue_copy_of(self, state: OrtState) -> None:
         """Queue a copy of a state, which must be of this program and batch, into the block."""
-        if not state.tensors:
-            return
-        source = self._whole(state)
-        if source is not None:
-            self._gpu.queue_copy(self._memory.address, source.address, self.nbytes)
+        if isinstance(state, BlockState):
+            self._gpu.queue_copy(self.state.memory.address, state.memory.address, self.nbytes)
             return
         for to, tensor in zip(self.state.tensors, state.tensors, strict=True):
             if tensor.nbytes:
                 self._gpu.queue_copy(to.address, tensor.address, tensor.nbytes)
-
-    def _whole(self, state: OrtState) -> DeviceTensor | None:
-        """The memory of a state that lies in a block as this one's does; None of any other."""
-        first = state.tensors[0]
-        if not isinstance(first, BlockTensor):
-            return None
-        starts = [tensor.address - first.memory.address for tensor in state.tensors]
-        same = all(
-            isinstance(tensor, BlockTensor) and tensor.memory is first.memory
-            for tensor in state.tensors
-        )
-        return first.memory if same and starts == self._offsets[:-1] else None

@@ -10,8 +10,12 @@ DEFINITION = OperatorDefinition(
     spec=GATED_RMS_NORM,
     reference=gated_rms_norm_reference,
     body={"GatedRmsNorm": onnx_body.BODY},
-    forward={"native": compiled(GATED_RMS_NORM)},
+    forward={
+        "triton": "mamba_export.operators.gated_rms_norm.triton_kernels:gated_rms_norm_forward",
+        "native": compiled(GATED_RMS_NORM),
+    },
     backward={
         "cpu": "mamba_export.operators.gated_rms_norm.gradients:gated_rms_norm_backward",
+        "triton": "mamba_export.operators.gated_rms_norm.triton_kernels:gated_rms_norm_backward",
     },
 )

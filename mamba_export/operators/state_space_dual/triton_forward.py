@@ -74,7 +74,7 @@ sums_kernel = jit(_sums, specialize=_SUMS_STRIDES)
 
 def _carry(
     sums_ptr, decay_ptr, first_ptr, last_ptr, n_chunks, size,
-    ADJOINT: tl.constexpr, BLOCK: tl.constexpr,
+    ADJOINT: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """States between chunks in place of the sums, one chunk after the other; the backward walk from the end.
 
@@ -85,12 +85,22 @@ def _carry(
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = i < size
     state = tl.load(first_ptr + sequence * size + i, mask=mask, other=0.0).to(tl.float32)
-    for k in range(n_chunks):
-        chunk = sequence * n_chunks + (n_chunks - 1 - k if ADJOINT else k)
-        place = sums_ptr + chunk * size + i
-        own = tl.load(place, mask=mask, other=0.0)
-        tl.store(place, state, mask=mask)
-        state = tl.load(decay_ptr + chunk) * state + own
+    # Some chunks at a time: their loads are on the way together, and no load can pass a store.
+    for first in range(0, n_chunks, GROUP):
+        own, decay = (), ()
+        for j in tl.static_range(GROUP):
+            k = tl.minimum(first + j, n_chunks - 1)
+            chunk = sequence * n_chunks + (n_chunks - 1 - k if ADJOINT else k)
+            # Triton knows no starred expression.
+            sums = tl.load(sums_ptr + chunk * size + i, mask=mask, other=0.0)
+            own = own + (sums,)  # type: ignore[assignment]  # noqa: RUF005
+            decay = decay + (tl.load(decay_ptr + chunk),)  # type: ignore[assignment]  # noqa: RUF005
+        for j in tl.static_range(GROUP):
+            k = first + j
+            chunk = sequence * n_chunks + (n_chunks - 1 - k if ADJOINT else k)
+            there = i < tl.where(k < n_chunks, size, 0)
+            tl.store(sums_ptr + chunk * size + i, state, mask=there)
+            state = tl.where(k < n_chunks, decay[j] * state + own[j], state)
     tl.store(last_ptr + sequence * size + i, state, mask=mask)
 
 

@@ -65,6 +65,8 @@ OF_HEADS = {"p": 32, "n": 32, "warps": 8}
 OF_GROUPS = {"p": 32, "n": 64, "warps": 8}
 CARRIED = 1024
 """Numbers of a state that a program carries from chunk to chunk."""
+CHUNKS_AT_ONCE = 8
+"""Chunks whose sums it loads together."""
 BUSY_PROGRAMS = 264
 """Programs that keep a large GPU busy: two for each of an H100's multiprocessors."""
 
@@ -126,7 +128,7 @@ class _Call:
         )  # fmt: skip
         carry_kernel[(self.batch * self.heads, triton.cdiv(size, CARRIED))](
             sums, self.decay, first.contiguous(), last, self.n_chunks, size,
-            ADJOINT=adjoint, BLOCK=CARRIED,
+            ADJOINT=adjoint, BLOCK=CARRIED, GROUP=CHUNKS_AT_ONCE,
         )  # fmt: skip
         return sums, last
 

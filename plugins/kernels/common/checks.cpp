@@ -213,36 +213,66 @@ mamba_status check(const mamba_gated_rms_norm_params* params) {
   return MAMBA_OK;
 }
 
-// --- A whole layer
+// --- Whole layers
 
-mamba_status check_sizes(const mamba_layer_params* params) {
-  if (!params) return fail(MAMBA_INVALID, "layer: params is null");
-  const mamba_layer_params& p = *params;
-  const struct {
-    const char* name;
-    int64_t value, most;
-  } sizes[] = {
-      {"batch", p.batch, INT32_MAX},     {"length", p.length, INT32_MAX},
-      {"d_model", p.d_model, kMaxWidth}, {"d_inner", p.d_inner, kMaxWidth},
-      {"d_state", p.d_state, kMaxWidth}, {"d_conv", p.d_conv, kMaxTaps},
-      {"dt_rank", p.dt_rank, kMaxWidth},
-  };
-  for (const auto& size : sizes) {
+namespace {
+
+// Name and value of what must be 1 to most.
+struct Limited {
+  const char* name;
+  int64_t value, most;
+};
+
+// What every layer's sizes and attributes are asked.
+template <typename Params, size_t Count>
+mamba_status check_layer(const char* op, const Params& p, const Limited (&sizes)[Count]) {
+  for (const Limited& size : sizes) {
     if (size.value < 1 || size.value > size.most) {
-      return fail(MAMBA_INVALID, "layer: %s is %lld, expected 1 to %lld", size.name,
+      return fail(MAMBA_INVALID, "%s: %s is %lld, expected 1 to %lld", op, size.name,
                   static_cast<long long>(size.value), static_cast<long long>(size.most));
     }
   }
   // Rows are counted in 32 bits, by cuBLAS too.
   if (p.batch * p.length > INT32_MAX) {
-    return fail(MAMBA_INVALID, "layer: batch %lld times length %lld is more than %lld rows",
+    return fail(MAMBA_INVALID, "%s: batch %lld times length %lld is more than %lld rows", op,
                 static_cast<long long>(p.batch), static_cast<long long>(p.length),
                 static_cast<long long>(INT32_MAX));
   }
   const int dtype = number_of(p.dtype), hidden_dtype = number_of(p.hidden_dtype);
-  if (!known(dtype)) return fail(MAMBA_INVALID, "layer: dtype %d is unknown", dtype);
-  if (mamba_status bad = check_residual("layer", "hidden_dtype", hidden_dtype, dtype)) return bad;
-  if (mamba_status bad = check_number("layer", "epsilon", p.epsilon)) return bad;
+  if (!known(dtype)) return fail(MAMBA_INVALID, "%s: dtype %d is unknown", op, dtype);
+  if (mamba_status bad = check_residual(op, "hidden_dtype", hidden_dtype, dtype)) return bad;
+  return check_number(op, "epsilon", p.epsilon);
+}
+
+// tensors: all but the convolution's state, which one tap does not have.
+template <typename Params, size_t Count>
+mamba_status check_layer_tensors(const char* op, const Params& p,
+                                 const void* const (&tensors)[Count], const void* workspace) {
+  if (has_null(tensors) || !workspace) {
+    return fail(MAMBA_INVALID, "%s: a tensor's pointer, or workspace, is null", op);
+  }
+  if (p.d_conv > 1 && (!p.conv_state || !p.last_conv_state)) {
+    return fail(MAMBA_INVALID, "%s: conv_state's pointer is null", op);
+  }
+  if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
+    return fail(MAMBA_INVALID, "%s: workspace is not aligned to %lld bytes", op,
+                static_cast<long long>(kWorkspaceAlignment));
+  }
+  return MAMBA_OK;
+}
+
+}  // namespace
+
+mamba_status check_sizes(const mamba_layer_params* params) {
+  if (!params) return fail(MAMBA_INVALID, "layer: params is null");
+  const mamba_layer_params& p = *params;
+  const Limited sizes[] = {
+      {"batch", p.batch, INT32_MAX},     {"length", p.length, INT32_MAX},
+      {"d_model", p.d_model, kMaxWidth}, {"d_inner", p.d_inner, kMaxWidth},
+      {"d_state", p.d_state, kMaxWidth}, {"d_conv", p.d_conv, kMaxTaps},
+      {"dt_rank", p.dt_rank, kMaxWidth},
+  };
+  if (mamba_status bad = check_layer("layer", p, sizes)) return bad;
   const Elements tensors[] = {{"recurrent_state", product(p.batch, p.d_inner, p.d_state)}};
   return check_fit("layer", tensors);
 }
@@ -263,19 +293,62 @@ mamba_status check(const mamba_layer_params* params, const void* workspace) {
                                  p.out_proj_weight,
                                  p.recurrent_state,
                                  p.hidden_out,
-                                 p.last_recurrent_state,
-                                 workspace};
-  if (has_null(tensors)) {
-    return fail(MAMBA_INVALID, "layer: a tensor's pointer, or workspace, is null");
+                                 p.last_recurrent_state};
+  return check_layer_tensors("layer", p, tensors, workspace);
+}
+
+mamba_status check_sizes(const mamba2_layer_params* params) {
+  constexpr char kName[] = "mamba2_layer";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba2_layer_params& p = *params;
+  const Limited sizes[] = {
+      {"batch", p.batch, INT32_MAX},
+      {"length", p.length, INT32_MAX},
+      {"d_model", p.d_model, kMaxWidth},
+      {"n_groups", p.n_groups, kMaxWidth},
+      {"group_heads", p.group_heads, kMaxWidth},
+      {"head_dim", p.head_dim, kMaxWidth},
+      {"d_state", p.d_state, kMaxWidth},
+      {"d_conv", p.d_conv, kMaxTaps},
+      {"d_skip", p.d_skip, kMaxWidth},
+      {"n_groups * group_heads * head_dim", product(p.n_groups, p.group_heads, p.head_dim),
+       kMaxWidth},
+      {"n_groups * d_state", product(p.n_groups, p.d_state), kMaxWidth},
+  };
+  if (mamba_status bad = check_layer(kName, p, sizes)) return bad;
+  if (mamba_status bad = check_divides(kName, {"d_skip", p.d_skip}, {"head_dim", p.head_dim})) {
+    return bad;
   }
-  if (p.d_conv > 1 && (!p.conv_state || !p.last_conv_state)) {
-    return fail(MAMBA_INVALID, "layer: conv_state's pointer is null");
+  const int state_dtype = number_of(p.recurrent_state_dtype);
+  if (mamba_status bad =
+          check_residual(kName, "recurrent_state_dtype", state_dtype, number_of(p.dtype))) {
+    return bad;
   }
-  if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
-    return fail(MAMBA_INVALID, "layer: workspace is not aligned to %lld bytes",
-                static_cast<long long>(kWorkspaceAlignment));
-  }
-  return MAMBA_OK;
+  if (mamba_status bad = check_number(kName, "gate_epsilon", p.gate_epsilon)) return bad;
+  if (mamba_status bad = check_number(kName, "dt_min", p.dt_min)) return bad;
+  if (mamba_status bad = check_number(kName, "dt_max", p.dt_max)) return bad;
+  const Elements tensors[] = {
+      {"recurrent_state", product(p.batch, p.n_groups, p.group_heads, p.head_dim, p.d_state)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba2_layer_params* params, const void* workspace) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const mamba2_layer_params& p = *params;
+  const void* const tensors[] = {p.hidden,
+                                 p.norm_weight,
+                                 p.in_proj_weight,
+                                 p.conv_weight,
+                                 p.conv_bias,
+                                 p.dt_bias,
+                                 p.A,
+                                 p.D,
+                                 p.gate_norm_weight,
+                                 p.out_proj_weight,
+                                 p.recurrent_state,
+                                 p.hidden_out,
+                                 p.last_recurrent_state};
+  return check_layer_tensors("mamba2_layer", p, tensors, workspace);
 }
 
 }  // namespace mamba

@@ -17,6 +17,7 @@ mamba_status check_sizes(const mamba_causal_conv1d_params* params);
 mamba_status check_sizes(const mamba_state_space_dual_params* params);
 mamba_status check_sizes(const mamba_gated_rms_norm_params* params);
 mamba_status check_sizes(const mamba_layer_params* params);
+mamba_status check_sizes(const mamba2_layer_params* params);
 
 // The same, and every tensor is there.
 mamba_status check(const mamba_selective_scan_params* params);
@@ -24,6 +25,7 @@ mamba_status check(const mamba_causal_conv1d_params* params);
 mamba_status check(const mamba_state_space_dual_params* params);
 mamba_status check(const mamba_gated_rms_norm_params* params);
 mamba_status check(const mamba_layer_params* params, const void* workspace);
+mamba_status check(const mamba2_layer_params* params, const void* workspace);
 
 }  // namespace mamba
 

@@ -36,5 +36,12 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) { re
 mamba_status mamba_layer_cuda(const mamba_layer_params*, mamba_multiply, void*, void*, void*) {
   return absent();
 }
+int mamba2_layer_is_step_cuda(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params*) { return 0; }
+size_t mamba2_layer_cuda_workspace(const mamba2_layer_params*) { return 0; }
+mamba_status mamba2_layer_step_cuda(const mamba2_layer_params*, void*, void*) { return absent(); }
+mamba_status mamba2_layer_cuda(const mamba2_layer_params*, mamba_multiply, void*, void*, void*) {
+  return absent();
+}
 
 }  // extern "C"

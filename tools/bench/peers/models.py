@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mamba_export.models import TORCH_DTYPES, MambaConfig
+from mamba_export.models import TORCH_DTYPES, Mamba2Config, ModelConfig
 
 _PROMPT = 16  # tokens before a decode measurement
 
@@ -46,7 +46,7 @@ class CapturedPrefill:
 class MambaSsmModel:
     """``MambaLMHeadModel`` of a shape with random weights, on the GPU."""
 
-    def __init__(self, config: MambaConfig, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, dtype: str) -> None:
         from mamba_ssm import MambaLMHeadModel
         from mamba_ssm.models.config_mamba import MambaConfig as TheirConfig
 
@@ -54,7 +54,7 @@ class MambaSsmModel:
             d_model=config.d_model,
             n_layer=config.n_layer,
             vocab_size=config.vocab_size,
-            ssm_cfg={"layer": "Mamba1"},
+            ssm_cfg={"layer": "Mamba2" if isinstance(config, Mamba2Config) else "Mamba1"},
         )
         self._model = MambaLMHeadModel(theirs, device="cuda", dtype=TORCH_DTYPES[dtype]).eval()
 
@@ -112,15 +112,26 @@ class MambaSsmModel:
         return start.elapsed_time(end) / steps
 
 
-def transformers_model(config: MambaConfig, dtype: str, device: str) -> Any:
-    """transformers' ``MambaForCausalLM`` of a shape, with random weights."""
+def transformers_model(config: ModelConfig, dtype: str, device: str) -> Any:
+    """transformers' model of a shape, with random weights."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # it warns that its fast path needs other packages
-    theirs = transformers.MambaConfig(
-        hidden_size=config.d_model,
-        num_hidden_layers=config.n_layer,
-        vocab_size=config.vocab_size,
-    )
-    model = transformers.MambaForCausalLM(theirs).eval()
+    sizes: dict[str, Any] = {
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layer,
+        "vocab_size": config.vocab_size,
+    }
+    if isinstance(config, Mamba2Config):
+        mamba2 = transformers.Mamba2Config(
+            **sizes,
+            num_heads=config.heads,
+            head_dim=config.head_dim,
+            n_groups=config.n_groups,
+            state_size=config.d_state,
+            tie_word_embeddings=config.tie_embeddings,
+        )
+        model: Any = transformers.Mamba2ForCausalLM(mamba2).eval()
+    else:
+        model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
     return model.to(device=device, dtype=TORCH_DTYPES[dtype])

@@ -4,6 +4,7 @@
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 
 namespace mamba {
 namespace {
@@ -25,6 +26,8 @@ __global__ void __launch_bounds__(kLanes* kRuns)
   using Steps = Pack<T, kVector>;
   __shared__ __align__(16) float weights[kTaps][kWidth];
   __shared__ __align__(16) float biases[kWidth];
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
 
   const unsigned rest = blockIdx.x / columns;
   const int64_t first = int64_t{blockIdx.x % columns} * kWidth;  // channel of the block
@@ -128,10 +131,10 @@ cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   const int64_t run_blocks = (p.length + kSteps - 1) / kSteps;
   const int64_t blocks = columns * run_blocks * p.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  conv_kernel<T, kVector, kTaps, kRun>
-      <<<static_cast<unsigned>(blocks), dim3(kLanes, kRuns), 0, stream>>>(
-          p, static_cast<unsigned>(columns), static_cast<unsigned>(run_blocks));
-  return cudaGetLastError();
+  return launch_overlapping(conv_kernel<T, kVector, kTaps, kRun>,
+                            dim3(static_cast<unsigned>(blocks)), dim3(kLanes, kRuns), 0, stream,
+                            current_gpu().major >= 9, p, static_cast<unsigned>(columns),
+                            static_cast<unsigned>(run_blocks));
 }
 
 template <typename T, int kVector>

@@ -176,27 +176,24 @@ using StepOf256States = StepLanes<32, 2>;
 
 constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
 
-// --- The step of state space duality (ssd_step.cu)
-// -------------------------------------------------
+// --- The step of state space duality (ssd_step.cu) -----------------------------------------------
 
 // States of at least so many bytes give a thread kSsdStepRows channels of a head instead of one.
 constexpr int64_t kLargeSsdState = int64_t{4} << 20;
-constexpr int kSsdStepRows = 4;
+constexpr int kSsdStepRows = 4, kSsdStepThreads = 256;
 
-// --- State space duality on tensor cores (ssd_mma.cu)
-// ----------------------------------------------
+// --- State space duality on tensor cores (ssd_mma.cu) --------------------------------------------
 
 // A block has Rows channels of a head, a warp 16 of them; kBlocks blocks are to share a
 // multiprocessor, which bounds registers: a thread has States / 2 of them for the state alone.
 template <int Rows, int States>
 struct SsdMma {
   static constexpr int kRows = Rows, kStates = States, kWarps = Rows / 16, kThreads = kWarps * 32;
-  static constexpr int kBlocks = States <= 64 ? 3 : States > 128 && Rows > 64 ? 1 : 2;
+  static constexpr int kBlocks = (States <= 64 ? 4 : States <= 128 ? 3 : 2) - (Rows > 64 ? 1 : 0);
 };
 constexpr int kFewestSsdMmaStates = 32;  // CUDA cores are quicker for fewer
 
-// --- Tiles of state space duality on CUDA cores (ssd_tile.cu)
-// --------------------------------------
+// --- Tiles of state space duality on CUDA cores (ssd_tile.cu) ------------------------------------
 
 // kLanes neighbouring lanes share kRows channels, each with kStatesAThread of their states, so that
 // kAllStates is the largest d_state that fits; a block has kBlockRows channels of a head, and at
@@ -222,7 +219,7 @@ struct SsdTileOf256States : SsdTile<32, 4, 256> {
   static constexpr int kSteps = 16, kBlocks = 2;
 };
 
-// --- Blocks of a layer's step (layer_step.cuh, layer_gemv.cuh) -----------------------------------
+// --- Blocks of a layer's step (layer/cuda, mamba_layer/cuda) -------------------------------------
 
 // A block of a GEMV: the columns of the weights that it owns, and its threads.
 struct GemvBlock {
@@ -232,6 +229,7 @@ constexpr GemvBlock kInProjBlock = {64, 512};
 constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
+constexpr GemvBlock kInTensorBlock = {64, 256}, kOutTensorBlock = {32, 256};  // reasoned
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;

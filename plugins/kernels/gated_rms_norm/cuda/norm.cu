@@ -2,8 +2,10 @@
 // y = norm(x silu(z)), or norm(x) silu(z) with the norm before the gate.
 #include <algorithm>
 
+#include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/sequence.cuh"
 #include "common/sizes.h"
 
@@ -53,7 +55,9 @@ template <typename T, int Vectors>
 __global__ void gated_norm(const __grid_constant__ mamba_gated_rms_norm_params p) {
   constexpr int kW = kWidth<T>;
   using Vector = Pack<T, kW>;
+  let_next_kernel_start();
   const Row at = row_of(p);
+  wait_for_earlier_kernels();
   const int width = static_cast<int>(p.group_width);
   const T* x = row<T>(p.x, at.batch, at.step) + at.group * width;
   const T* z = row<T>(p.z, at.batch, at.step) + at.group * width;
@@ -105,7 +109,9 @@ __global__ void gated_norm(const __grid_constant__ mamba_gated_rms_norm_params p
 // Rows of any width and alignment, read twice.
 template <typename T>
 __global__ void gated_norm_any(const __grid_constant__ mamba_gated_rms_norm_params p) {
+  let_next_kernel_start();
   const Row at = row_of(p);
+  wait_for_earlier_kernels();
   const T* x = row<T>(p.x, at.batch, at.step) + at.group * p.group_width;
   const T* z = row<T>(p.z, at.batch, at.step) + at.group * p.group_width;
   float square = 0.f;
@@ -158,8 +164,8 @@ cudaError_t launch(const mamba_gated_rms_norm_params& p, cudaStream_t stream) {
   const int64_t rows = product(p.batch, p.length, p.groups);
   const int64_t blocks = (rows - 1) / block.y + 1;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(blocks), block, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_overlapping(kernel, dim3(static_cast<unsigned>(blocks)), block, 0, stream,
+                            current_gpu().major >= 9, p);
 }
 
 }  // namespace

@@ -6,28 +6,11 @@
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/status.h"
+#include "layer/cuda/many_rows.h"
 #include "mamba_layer/cuda/layer.cuh"
 
 namespace mamba {
 namespace {
-
-int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
-
-// Hands out the parts of a workspace; with a null start it only adds them up.
-class Parts {
- public:
-  explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
-  void* take(int64_t bytes) {
-    void* part = start_ ? start_ + used_ : nullptr;
-    used_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-    return part;
-  }
-  size_t used() const { return static_cast<size_t>(used_); }
-
- private:
-  char* start_;
-  int64_t used_ = 0;
-};
 
 // The parts of a form for many rows.
 struct ManyRows {
@@ -37,31 +20,69 @@ struct ManyRows {
 
 int64_t projected_width(const mamba_layer_params& p) { return p.dt_rank + 2 * p.d_state; }
 
+ProjectIn describe_in(const mamba_layer_params& p) {
+  ProjectIn in = {};
+  in.hidden = p.hidden;
+  in.norm_weight = p.norm_weight;
+  in.weight = p.in_proj_weight;
+  in.conv_weight = p.conv_weight;
+  in.conv_bias = p.conv_bias;
+  in.conv_state = p.conv_state;
+  in.last_conv_state = p.last_conv_state;
+  in.batch = static_cast<int>(p.batch);
+  in.length = static_cast<int>(p.length);
+  in.rows = static_cast<int>(p.batch * p.length);
+  in.d_model = static_cast<int>(p.d_model);
+  in.columns = static_cast<int>(2 * p.d_inner);
+  in.stride = static_cast<int>(padded(in.columns));
+  in.conv_columns = static_cast<int>(p.d_inner);  // the first half; the other is the gate
+  in.d_conv = static_cast<int>(p.d_conv);
+  in.epsilon = p.epsilon;
+  in.hidden_dtype = p.hidden_dtype;
+  return in;
+}
+
+ProjectOut describe_out(const mamba_layer_params& p) {
+  ProjectOut out = {};
+  out.weight = p.out_proj_weight;
+  out.hidden = p.hidden;
+  out.hidden_out = p.hidden_out;
+  out.rows = static_cast<int>(p.batch * p.length);
+  out.depth = static_cast<int>(p.d_inner);
+  out.columns = static_cast<int>(p.d_model);
+  out.stride = static_cast<int>(padded(p.d_inner));
+  out.hidden_dtype = p.hidden_dtype;
+  return out;
+}
+
 LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overlaps,
                         size_t* bytes) {
   LayerStep s = {};
   s.layer = p;
-  s.rows = static_cast<int>(p.batch * p.length);
-  s.stride = static_cast<int>(padded(p.d_inner));
+  s.in = describe_in(p);
+  s.out = describe_out(p);
+  s.rows = s.in.rows;
+  s.in_stride = s.in.stride;
+  s.y_stride = s.out.stride;
   s.projected = static_cast<int>(projected_width(p));
   const int64_t most = padded((p.d_inner + kMaxSplits - 1) / kMaxSplits);
   s.split_depth = static_cast<int>(std::max(kXProjSplitDepth, most));
   s.splits = static_cast<int>((p.d_inner + s.split_depth - 1) / s.split_depth);
   Parts parts(workspace);
-  const int64_t row_bytes = s.stride * element_bytes(p.dtype);
-  s.u = parts.take(s.rows * row_bytes);
-  s.z = parts.take(s.rows * row_bytes);
-  s.y = parts.take(s.rows * row_bytes);
+  const int64_t element = element_bytes(p.dtype);
+  s.in.out = parts.take(s.rows * s.in_stride * element);
+  s.y = parts.take(s.rows * s.y_stride * element);
+  s.out.y = s.y;
   s.parts = static_cast<float*>(
       parts.take(static_cast<int64_t>(sizeof(float)) * s.splits * s.rows * s.projected));
-  const int64_t hidden_bytes = element_bytes(p.hidden_dtype);
-  s.reads_hidden_in_fours = p.d_model % 4 == 0 &&
-                            reinterpret_cast<uintptr_t>(p.hidden) % (4 * hidden_bytes) == 0 &&
-                            reinterpret_cast<uintptr_t>(p.norm_weight) % 16 == 0;
+  s.u = s.in.out;
+  s.z = static_cast<const char*>(s.in.out) + p.d_inner * element;
   s.reads_states_in_fours = is_aligned<16>(p.recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.last_recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.A, p.d_state, sizeof(float));
-  s.overlaps = overlaps;
+  // The first kernel follows work that is not ours, which may have written the weights.
+  s.in.overlaps = overlaps && p.constant_weights;
+  s.out.overlaps = s.overlaps = overlaps;
   if (bytes) *bytes = parts.used();
   return s;
 }
@@ -123,38 +144,31 @@ mamba_status run_step(const mamba_layer_params& p, void* workspace, cudaStream_t
   return status_of("layer", error);
 }
 
-// A large product: a (rows, depth), with a_stride numbers from row to row, times b.
-struct Factors {
-  const void* a;
-  int64_t a_stride, depth;
-  const void* b;
-  int64_t columns;
-};
-
 class ManyRowsRun {
  public:
   ManyRowsRun(const mamba_layer_params& params, mamba_multiply multiply, void* context,
               void* workspace, cudaStream_t stream)
       : p_(params),
         m_(describe_many(params, workspace)),
-        multiply_(multiply),
-        context_(context),
+        product_{"layer", params.batch * params.length, params.dtype, multiply, context, stream},
         stream_(stream) {}
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    mamba_status bad = status_of("layer", launch_norm(p_, m_.x, stream_));
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     p_.hidden_out,  product_.rows,
+                          p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
+    mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype,
-                  false);
+    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype,
+                   false);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
-    if ((bad = product({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
-                       false))) {
+    if ((bad = product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
+                        false))) {
       return bad;
     }
-    if ((bad = product({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
-                       p_.dtype, false))) {
+    if ((bad = product_({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
+                        p_.dtype, false))) {
       return bad;
     }
     if ((bad = scan())) return bad;
@@ -162,30 +176,8 @@ class ManyRowsRun {
   }
 
  private:
-  mamba_status product(const Factors& f, void* c, mamba_dtype c_dtype, bool accumulate) const {
-    mamba_product g = {};
-    g.rows = p_.batch * p_.length;
-    g.columns = f.columns;
-    g.depth = f.depth;
-    g.dtype = p_.dtype;
-    g.c_dtype = c_dtype;
-    g.accumulate = accumulate;
-    g.a = f.a;
-    g.a_stride = f.a_stride;
-    g.b = f.b;
-    g.c = c;
-    g.c_stride = f.columns;
-    const int error = multiply_(context_, &g, stream_);
-    if (error == 0) return MAMBA_OK;
-    return fail(MAMBA_CUDA_ERROR, "layer: a product (%lld, %lld) x (%lld, %lld) failed: error %d",
-                static_cast<long long>(g.rows), static_cast<long long>(g.depth),
-                static_cast<long long>(g.depth), static_cast<long long>(g.columns), error);
-  }
-
-  // Channels from `first` on of rows of `stride` numbers.
   mamba_sequence slice(const void* data, int64_t first, int64_t stride) const {
-    const char* start = static_cast<const char*>(data) + first * element_bytes(p_.dtype);
-    return {start, p_.length * stride, stride};
+    return mamba::slice(data, first, stride, p_.length, p_.dtype);
   }
 
   mamba_status convolve() const {
@@ -231,14 +223,13 @@ class ManyRowsRun {
 
   // The norm has left a copy of hidden in hidden_out.
   mamba_status add_to_hidden() const {
-    return product({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
-                   p_.hidden_dtype, true);
+    return product_({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
+                    p_.hidden_dtype, true);
   }
 
   const mamba_layer_params& p_;
   const ManyRows m_;
-  const mamba_multiply multiply_;
-  void* const context_;
+  const Products product_;
   const cudaStream_t stream_;
 };
 

@@ -42,8 +42,8 @@ cudaError_t launch_chain(const mamba_state_space_dual_params& p, const SsdParts&
 template <typename Launch>
 cudaError_t launch_parts(const mamba_state_space_dual_params& p, void* workspace,
                          cudaStream_t stream, Launch launch) {
-  // Two blocks on each multiprocessor.
-  int64_t count = count_ssd_parts(p, p.batch, 2 * int64_t{current_gpu().multiprocessors});
+  // Three blocks on each multiprocessor.
+  int64_t count = count_ssd_parts(p, p.batch, 3 * int64_t{current_gpu().multiprocessors});
   const int64_t chunks = (p.length + kSsdChunk - 1) / kSsdChunk;
   const int64_t part_length = (chunks + count - 1) / count * kSsdChunk;
   // Rounding the parts' length up may leave the last ones without a step.

@@ -130,16 +130,29 @@ class Chunks {
     copy_rows(shared_.X, p_.x, begin, at_.head * p_.head_dim + at_.channel, rows_);
   }
 
+  // Steps of a chunk that exist.
+  __device__ __forceinline__ int steps_from(int64_t begin) const {
+    return static_cast<int>(at_.end - begin < kChunk ? at_.end - begin : int64_t{kChunk});
+  }
+
+  // A thread has one vector of every kApart-th row, so that its addresses lie evenly apart.
   template <typename Tile>
   __device__ __forceinline__ void copy_rows(Tile& to, const mamba_sequence& from, int64_t begin,
                                             int64_t first, int count) {
-    constexpr int kVectors = Tile::kVectors;
-    for (int i = threadIdx.x; i < kChunk * kVectors; i += S::kThreads) {
-      const int step = i / kVectors, index = i % kVectors;
-      const bool exists = begin + step < at_.end && index * kVector < count;
-      // Where nothing exists, an address that does.
-      const T* source = row<T>(from, at_.batch, walked(p_, exists ? begin + step : begin)) + first;
-      copy_async(to.vector(step, index), source + (exists ? index * kVector : 0), exists);
+    constexpr int kVectors = Tile::kVectors, kApart = S::kThreads / kVectors;
+    static_assert(S::kThreads % kVectors == 0);
+    const int index = threadIdx.x % kVectors, first_step = threadIdx.x / kVectors;
+    const int steps = index * kVector < count ? steps_from(begin) : 0;
+    const int64_t apart = p_.reverse ? -kApart * from.step_stride : kApart * from.step_stride;
+    const T* there = row<T>(from, at_.batch, walked(p_, begin)) + first;
+    const int64_t own = p_.reverse ? -first_step * from.step_stride : first_step * from.step_stride;
+    const T* source = there + own + index * kVector;
+#pragma unroll
+    for (int k = 0; k < (kChunk + kApart - 1) / kApart; ++k, source += apart) {
+      const int step = first_step + k * kApart;
+      if (kChunk % kApart != 0 && step >= kChunk) break;
+      const bool exists = step < steps;
+      copy_async(to.vector(step, index), exists ? source : there, exists);
     }
   }
 
@@ -150,71 +163,85 @@ class Chunks {
   }
   __device__ __forceinline__ int state_of(int tile) const { return tile * 8 + lane_ % 4 * 2; }
 
-  __device__ __forceinline__ int64_t state_index(int half, int tile) const {
+  // Of the first of this lane's states, in an array of all heads.
+  __device__ __forceinline__ int64_t first_state() const {
     const int64_t head = at_.batch * p_.heads + at_.head;
-    return (head * p_.head_dim + at_.channel + row_of(half)) * p_.d_state + state_of(tile);
+    return (head * p_.head_dim + at_.channel + row_of(0)) * p_.d_state + state_of(0);
   }
   __device__ __forceinline__ float* part_states() const {
     return parts_.states + at_.part * p_.batch * p_.heads * p_.head_dim * p_.d_state;
   }
-  __device__ __forceinline__ bool has_state(int half, int tile) const {
-    return row_of(half) < rows_ && state_of(tile) < p_.d_state;  // which is even
+
+  // Calls visit(index, two neighbouring numbers of h) for those that exist.
+  template <typename Visit>
+  __device__ __forceinline__ void visit_states(Visit visit) {
+    const int states = static_cast<int>(p_.d_state);  // even
+    const int64_t first = first_state();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row_of(half) >= rows_) continue;
+#pragma unroll
+      for (int t = 0; t < S::kStates / 8; ++t) {
+        if (state_of(t) >= states) continue;
+        visit(first + half * 8 * states + t * 8, h_[t][half * 2], h_[t][half * 2 + 1]);
+      }
+    }
   }
 
   __device__ __forceinline__ void load_states() {
 #pragma unroll
     for (int t = 0; t < S::kStates / 8; ++t) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float2 two = make_float2(0.f, 0.f);
-        if (parts_.pass != kSsdStates && has_state(half, t)) {
-          const int64_t index = state_index(half, t);
-          if (parts_.pass == kSsdOutputs) {
-            two = *reinterpret_cast<const float2*>(part_states() + index);
-          } else {
-            two = make_float2(load_state<T>(p_, index), load_state<T>(p_, index + 1));
-          }
-        }
-        h_[t][half * 2] = two.x;
-        h_[t][half * 2 + 1] = two.y;
-      }
+      for (int i = 0; i < 4; ++i) h_[t][i] = 0.f;
+    }
+    if (parts_.pass == kSsdWhole) {
+      visit_states([&](int64_t index, float& first, float& second) {
+        first = load_state<T>(p_, index);
+        second = load_state<T>(p_, index + 1);
+      });
+    } else if (parts_.pass == kSsdOutputs) {
+      const float* states = part_states();
+      visit_states([&](int64_t index, float& first, float& second) {
+        const float2 two = *reinterpret_cast<const float2*>(states + index);
+        first = two.x;
+        second = two.y;
+      });
     }
   }
 
   __device__ __forceinline__ void store_states() {
-    if (parts_.pass == kSsdOutputs && at_.part != parts_.count - 1) return;
-#pragma unroll
-    for (int t = 0; t < S::kStates / 8; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (!has_state(half, t)) continue;
-        const int64_t index = state_index(half, t);
-        const float2 two = make_float2(h_[t][half * 2], h_[t][half * 2 + 1]);
-        if (parts_.pass == kSsdStates) {
-          *reinterpret_cast<float2*>(part_states() + index) = two;
-        } else {
-          store_state<T>(p_, index, two.x);
-          store_state<T>(p_, index + 1, two.y);
-        }
-      }
+    if (parts_.pass == kSsdStates) {
+      float* states = part_states();
+      visit_states([&](int64_t index, float first, float second) {
+        *reinterpret_cast<float2*>(states + index) = make_float2(first, second);
+      });
+    } else if (parts_.pass == kSsdWhole || at_.part == parts_.count - 1) {
+      visit_states([&](int64_t index, float first, float second) {
+        store_state<T>(p_, index, first);
+        store_state<T>(p_, index + 1, second);
+      });
     }
   }
 
   // y of a chunk, and the state after it.
   __device__ __forceinline__ void outputs(const SsdDecays& decays, int64_t begin,
                                           uint32_t (&x)[kSsdChunkBlocks][4]) {
-    float y[kChunk / 8][4] = {};
-    const float shrunk = shrink_states();
-    multiply_states(y);
     float scale = 1.f;
     uint32_t M[kTriangleOfWarp][4];
-    // Numbers that fp16 cannot hold are rare: then all of the chunk's are made smaller.
-    do {
-      const bool overflows = mix(decays, scale, M);
-      // C is no longer needed, by any warp.
-      if (!__syncthreads_or(overflows)) break;
-      scale *= 1.f / 256;
-    } while (scale > 1e-36f);
+    bool overflows = mix(decays, scale, M);
+    const float shrunk = shrink_states();
+    float y[kChunk / 8][4] = {};
+    multiply_states(y);
+    // Behind the barrier no warp needs C any more.
+    if constexpr (std::is_same_v<T, __half>) {
+      // Numbers that fp16 cannot hold are rare: then all of the chunk's are made smaller.
+      while (__syncthreads_or(overflows) && scale > 1e-36f) {
+        scale *= 1.f / 256;
+        overflows = mix(decays, scale, M);
+      }
+    } else {
+      __syncthreads();
+    }
 #pragma unroll
     for (int i = 0; i < kTriangleOfWarp; ++i) {
       const int tile = warp_ + i * S::kWarps;
@@ -223,14 +250,15 @@ class Chunks {
     __syncthreads();
     load_x(x);
     __syncwarp();  // before Y takes the place of X
-    const float undone = 1.f / scale, grown = 1.f / shrunk;
+    const float undone = 1.f / scale, grown = 1.f / shrunk, rescale = grown * scale;
 #pragma unroll
     for (int t = 0; t < kChunk / 8; ++t) {
-      const float2 decay = *reinterpret_cast<const float2*>(&decays.from_chunk[state_of(t)]);
-      y[t][0] *= decay.x * grown * scale;
-      y[t][1] *= decay.y * grown * scale;
-      y[t][2] *= decay.x * grown * scale;
-      y[t][3] *= decay.y * grown * scale;
+      const float2 decay = two_at(decays.from_chunk, state_of(t));
+      const float first = decay.x * rescale, second = decay.y * rescale;
+      y[t][0] *= first;
+      y[t][1] *= second;
+      y[t][2] *= first;
+      y[t][3] *= second;
     }
 #pragma unroll
     for (int i = 0; i < kSsdChunkBlocks; ++i) {
@@ -334,27 +362,31 @@ class Chunks {
       for (int half = 0; half < 2; ++half) {
         const int to = lane_ / 4 + half * 8;
         const float from_block = decays.from_block[i * 16 + to];
-        const float reach = exp2_fast(between + from_block);
+        const float reach = exp2_fast(between + from_block) * scale;
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
           const int from = t * 8 + lane_ % 4 * 2;
-          float m[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int step = j * 16 + from + e;
-            float weight = reach * decays.to_block_end[step];
-            if (i == j) {
-              weight = exp2_fast(from_block - decays.from_block[step]) * decays.dt[step];
-            }
-            const bool is_past = i > j || from + e <= to;
-            m[e] = is_past ? scores[t][half * 2 + e] * weight * scale : 0.f;
-            most = fmaxf(most, fabsf(m[e]));
+          float2 weight = two_at(decays.to_block_end, j * 16 + from);
+          weight.x *= reach;
+          weight.y *= reach;
+          if (i == j) {
+            const float2 before = two_at(decays.from_block, j * 16 + from);
+            const float2 dt = two_at(decays.dt, j * 16 + from);
+            weight.x = from <= to ? exp2_fast(from_block - before.x) * dt.x * scale : 0.f;
+            weight.y = from + 1 <= to ? exp2_fast(from_block - before.y) * dt.y * scale : 0.f;
           }
-          M[k][t * 2 + half] = pack_two<T>(m[0], m[1]);
+          const float first = scores[t][half * 2] * weight.x;
+          const float second = scores[t][half * 2 + 1] * weight.y;
+          most = fmaxf(most, fmaxf(fabsf(first), fabsf(second)));
+          M[k][t * 2 + half] = pack_two<T>(first, second);
         }
       }
     }
     return std::is_same_v<T, __half> && most > kLargestHalf;
+  }
+
+  __device__ __forceinline__ static float2 two_at(const float* numbers, int index) {
+    return *reinterpret_cast<const float2*>(numbers + index);
   }
 
   __device__ __forceinline__ static int tile_row(int tile) {
@@ -395,8 +427,7 @@ class Chunks {
     for (int j = 0; j < kSsdChunkBlocks; ++j) {
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
-        const float2 weight =
-            *reinterpret_cast<const float2*>(&decays.to_chunk_end[j * 16 + state_of(t)]);
+        const float2 weight = two_at(decays.to_chunk_end, j * 16 + state_of(t));
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t& two = x[j][t * 2 + half];
@@ -426,22 +457,28 @@ class Chunks {
 
   // The gate, and y to memory, 16 bytes at a time; a warp stores what it put.
   __device__ __forceinline__ void store_y(int64_t begin) {
-    for (int i = lane_; i < kChunk * 2; i += 32) {
-      const int channel = warp_ * 16 + i % 2 * kVector;
-      if (begin + i / 2 >= at_.end || channel >= rows_) continue;
-      using Eight = Pack<T, kVector>;
-      Eight y = *reinterpret_cast<const Eight*>(shared_.X.vector(i / 2, channel / kVector));
-      const int64_t step = walked(p_, begin + i / 2);
-      const int64_t in_row = at_.head * p_.head_dim + at_.channel + channel;
-      if (p_.z.data) {
-        const auto z = *reinterpret_cast<const Eight*>(row<T>(p_.z, at_.batch, step) + in_row);
+    using Eight = Pack<T, kVector>;
+    const int channel = warp_ * 16 + lane_ % 2 * kVector, first_step = lane_ / 2;
+    const int steps = channel < rows_ ? steps_from(begin) : 0;
+    const int64_t in_row = at_.head * p_.head_dim + at_.channel + channel;
+    const int64_t step = walked(p_, begin + first_step), apart = p_.reverse ? -16 : 16;
+    const int64_t width = p_.heads * p_.head_dim;
+    T* y = static_cast<T*>(p_.y) + (at_.batch * p_.length + step) * width + in_row;
+    const T* z = p_.z.data ? row<T>(p_.z, at_.batch, step) + in_row : nullptr;
+#pragma unroll
+    for (int k = 0; k < kChunk / 16; ++k) {
+      if (first_step + k * 16 >= steps) break;
+      const T* put = shared_.X.vector(first_step + k * 16, channel / kVector);
+      Eight eight = *reinterpret_cast<const Eight*>(put);
+      if (z) {
+        const Eight gate = *reinterpret_cast<const Eight*>(z + k * apart * p_.z.step_stride);
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {
-          y.values[v] = from_float<T>(to_float(y.values[v]) * silu<T>(to_float(z.values[v])));
+          const float value = to_float(eight.values[v]);
+          eight.values[v] = from_float<T>(value * silu<T>(to_float(gate.values[v])));
         }
       }
-      T* to = static_cast<T*>(p_.y) + (at_.batch * p_.length + step) * p_.heads * p_.head_dim;
-      *reinterpret_cast<Eight*>(to + in_row) = y;
+      *reinterpret_cast<Eight*>(y + k * apart * width) = eight;
     }
   }
 

@@ -1,7 +1,9 @@
-// The layer's norm for any number of rows: a block takes a row, and copies it to where the layer's
-// result is added up, unless that is its own place.
+// A layer's first norm for any number of rows: a block takes a row, and copies it to where the
+// layer's result is added up, unless that is its own place.
+#include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
-#include "mamba_layer/cuda/layer.cuh"
+#include "common/cuda/overlap.cuh"
+#include "layer/cuda/step.cuh"
 
 namespace mamba {
 namespace {
@@ -12,6 +14,8 @@ constexpr int kWarps = kThreads / 32;
 template <typename R, typename T, int Width>
 __global__ void __launch_bounds__(kThreads)
     norm_row(const R* hidden, const float* weight, int width, float epsilon, T* x, R* copy) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   __shared__ float sums[kWarps];
   const R* row = hidden + static_cast<int64_t>(blockIdx.x) * width;
   T* result = x + static_cast<int64_t>(blockIdx.x) * width;
@@ -49,27 +53,25 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename R, typename T>
-cudaError_t launch(const mamba_layer_params& p, T* x, cudaStream_t stream) {
-  const R* hidden = static_cast<const R*>(p.hidden);
-  R* copy = static_cast<R*>(p.hidden_out);
-  const int width = static_cast<int>(p.d_model);
-  const unsigned rows = static_cast<unsigned>(p.batch * p.length);
+cudaError_t launch(const RowNorm& n, cudaStream_t stream) {
+  const R* hidden = static_cast<const R*>(n.hidden);
+  R* copy = static_cast<R*>(n.copy);
+  const int width = static_cast<int>(n.width);
+  const unsigned rows = static_cast<unsigned>(n.rows);
   const bool in_fours = is_aligned<4 * sizeof(R)>(hidden, width, sizeof(R)) &&
                         is_aligned<4 * sizeof(R)>(copy, width, sizeof(R)) &&
-                        is_aligned<16>(p.norm_weight, width, sizeof(float)) && width % 4 == 0;
+                        is_aligned<16>(n.weight, width, sizeof(float)) && width % 4 == 0;
   const auto kernel = in_fours ? norm_row<R, T, 4> : norm_row<R, T, 1>;
-  kernel<<<rows, kThreads, 0, stream>>>(hidden, p.norm_weight, width, p.epsilon, x, copy);
-  return cudaGetLastError();
+  return launch_overlapping(kernel, dim3(rows), dim3(kThreads), 0, stream, current_gpu().major >= 9,
+                            hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x), copy);
 }
 
 }  // namespace
 
-cudaError_t launch_norm(const mamba_layer_params& p, void* x, cudaStream_t stream) {
-  return with_type(p.dtype, [&](auto* type) {
+cudaError_t launch_norm(const RowNorm& n, cudaStream_t stream) {
+  return with_type(n.dtype, [&](auto* type) {
     using T = std::decay_t<decltype(*type)>;
-    T* result = static_cast<T*>(x);
-    return p.hidden_dtype == MAMBA_FP32 ? launch<float>(p, result, stream)
-                                        : launch<T>(p, result, stream);
+    return n.hidden_dtype == MAMBA_FP32 ? launch<float, T>(n, stream) : launch<T, T>(n, stream);
   });
 }
 

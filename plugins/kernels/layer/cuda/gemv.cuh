@@ -12,11 +12,6 @@
 
 namespace mamba {
 
-// Brings the line of a weight into the L2 cache.
-__device__ __forceinline__ void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // Every weight is read once: no room in L1 is spent on it. Volatile keeps the load where it is
 // written, ahead of a wait. L2 fetches whole lines, whose other sectors neighbours are asking for.
 __device__ __forceinline__ uint4 load_weights(const void* address) {
@@ -32,17 +27,36 @@ struct Matrix {
   int depth, columns;
 };
 
+// partial[i] becomes the sum of what each warp has left in its Count numbers there, in a fixed
+// order, for every thread of the block to read.
+template <int Warps, int Count, int Threads>
+__device__ __forceinline__ void add_up_warps(float* partial) {
+  __syncthreads();
+  // Each element is read and written by one thread.
+  for (int i = threadIdx.x; i < Count; i += Threads) {
+    float sum = partial[i];
+#pragma unroll
+    for (int other = 1; other < Warps; ++other) sum += partial[other * Count + i];
+    partial[i] = sum;
+  }
+  __syncthreads();
+}
+
+constexpr bool kLateX = false;  // RowProduct's EarlyX
+
 // T: dtype of W. X: dtype of x. IsVector: rows of W may be read 16 bytes at a time. EarlyX: x is
 // read together with W (from global memory), else when it is needed (from shared memory).
 template <typename T, typename X, int Columns, int Threads, int Rows, bool IsVector, bool EarlyX>
 class RowProduct {
  public:
+  static constexpr int kColumns = Columns, kThreads = Threads, kRows = Rows;
   static constexpr int kWidth = 16 / sizeof(T);  // columns a thread
   static constexpr int kLanes = Columns / kWidth;
   static constexpr int kGroups = Threads / kLanes;
   static constexpr int kWarps = Threads / 32;
   static constexpr int kStep = kGroups * kGemvRun;  // rows of W between two runs of a thread
   static constexpr int kSharedFloats = kWarps * Rows * Columns;
+  static constexpr int kStageBytes = 0;  // W goes to registers
   static_assert(kLanes >= 1 && kLanes <= 32 && Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
@@ -55,6 +69,14 @@ class RowProduct {
         column_(first_column + static_cast<int>(threadIdx.x % kLanes) * kWidth),
         at_(first + static_cast<int>(threadIdx.x / kLanes) * kGemvRun),
         last_(last) {}
+
+  // Of all rows of W.
+  __device__ RowProduct(const Matrix& w, int first_column, const X* x, int x_stride, void*)
+      : RowProduct(w, first_column, 0, w.depth, x, x_stride) {}
+
+  __host__ __device__ static constexpr int64_t x_stride(int64_t width) {
+    return (width + kGemvRun - 1) / kGemvRun * kGemvRun;
+  }
 
   // Starts the first loads of W: allowed before the wait for earlier kernels.
   __device__ void start_weights() {
@@ -162,15 +184,7 @@ class RowProduct {
         if (lane < kLanes) partial[(warp * Rows + r) * Columns + lane * kWidth + j] = sum;
       }
     }
-    __syncthreads();
-    // Each element is read and written by one thread.
-    for (int i = threadIdx.x; i < Rows * Columns; i += Threads) {
-      float sum = partial[i];
-#pragma unroll
-      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * Columns + i];
-      partial[i] = sum;
-    }
-    __syncthreads();
+    add_up_warps<kWarps, Rows * Columns, Threads>(partial);
   }
 
   const Matrix w_;

@@ -1,0 +1,74 @@
+// What the forms for many rows share: a workspace in parts, and the products that the caller does.
+#pragma once
+
+#include "common/checks.h"
+#include "common/errors.h"
+#include "mamba_kernels.h"
+
+namespace mamba {
+
+inline int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
+
+// Hands out the parts of a workspace; with a null start it only adds them up.
+class Parts {
+ public:
+  explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
+  void* take(int64_t bytes) {
+    void* part = start_ ? start_ + used_ : nullptr;
+    used_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    return part;
+  }
+  size_t used() const { return static_cast<size_t>(used_); }
+
+ private:
+  char* start_;
+  int64_t used_ = 0;
+};
+
+// A large product: a (rows, depth), with a_stride numbers from row to row, times b.
+struct Factors {
+  const void* a;
+  int64_t a_stride, depth;
+  const void* b;
+  int64_t columns;
+};
+
+// The products of one call of a layer, of all its rows.
+struct Products {
+  const char* layer;  // its name in messages
+  int64_t rows;
+  mamba_dtype dtype;
+  mamba_multiply multiply;
+  void* context;
+  void* stream;
+
+  // c (rows, columns) = the product, or c plus it.
+  mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype, bool accumulate) const {
+    mamba_product g = {};
+    g.rows = rows;
+    g.columns = f.columns;
+    g.depth = f.depth;
+    g.dtype = dtype;
+    g.c_dtype = c_dtype;
+    g.accumulate = accumulate;
+    g.a = f.a;
+    g.a_stride = f.a_stride;
+    g.b = f.b;
+    g.c = c;
+    g.c_stride = f.columns;
+    const int error = multiply(context, &g, stream);
+    if (error == 0) return MAMBA_OK;
+    return fail(MAMBA_CUDA_ERROR, "%s: a product (%lld, %lld) x (%lld, %lld) failed: error %d",
+                layer, static_cast<long long>(g.rows), static_cast<long long>(g.depth),
+                static_cast<long long>(g.depth), static_cast<long long>(g.columns), error);
+  }
+};
+
+// Channels from `first` on of rows of `stride` numbers, `length` of them a sequence.
+inline mamba_sequence slice(const void* data, int64_t first, int64_t stride, int64_t length,
+                            mamba_dtype dtype) {
+  const char* start = static_cast<const char*>(data) + first * element_bytes(dtype);
+  return {start, length * stride, stride};
+}
+
+}  // namespace mamba

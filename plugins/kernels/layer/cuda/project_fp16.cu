@@ -1,0 +1,12 @@
+// The first and the last kernel of a layer's step in fp16.
+#include "layer/cuda/project_in.cuh"
+#include "layer/cuda/project_out.cuh"
+
+namespace mamba {
+
+template size_t project_in_shared_bytes<__half>(const ProjectIn& s);
+template size_t project_out_shared_bytes<__half>(const ProjectOut& s);
+template cudaError_t launch_project_in<__half>(ProjectIn s, cudaStream_t stream);
+template cudaError_t launch_project_out<__half>(ProjectOut s, cudaStream_t stream);
+
+}  // namespace mamba

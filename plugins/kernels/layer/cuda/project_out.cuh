@@ -1,0 +1,163 @@
+// The last kernel of a layer's step: the gated norm where the layer has one, out_proj, and the sum.
+#pragma once
+
+#include "layer/cuda/gemv.cuh"
+#include "layer/cuda/launch.cuh"
+#include "layer/cuda/normalise.cuh"
+#include "layer/cuda/tensor_gemv.cuh"
+
+namespace mamba {
+namespace step {
+
+// Few rows that need no norm: y rides along with the weights in registers.
+template <typename T, int Rows, bool IsGated>
+constexpr bool kEarlyY = !IsGated && Rows * sizeof(T) <= kMaxEarlyBytes;
+template <typename T, int Rows, bool IsVector, bool IsGated>
+using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads, Rows, IsVector,
+                              kEarlyY<T, Rows, IsGated>>;
+template <typename T>
+using OutTensorProduct = TensorProduct<T, kOutTensorBlock.columns, kOutTensorBlock.threads>;
+
+// Calls body with the Choice of the product for these rows and this matrix. Every block would
+// compute the gate of all rows again: what is gated is a row or two, where that is quick.
+template <typename T, bool IsGated, typename Body>
+auto with_out_product(const ProjectOut& s, Body body) {
+  const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
+  if constexpr (!IsGated && !kIsWide<T>) {
+    const bool is_y_vector = s.depth % 8 == 0 && is_aligned<16>(s.y, s.stride, sizeof(T));
+    if (s.uses_tensor_cores && is_vector && is_y_vector && s.rows > 1) {
+      return body(Choice<OutTensorProduct<T>>());
+    }
+  }
+  if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
+  if (s.rows == 1) return body(Choice<OutProduct<T, 1, true, IsGated>>());
+  if (s.rows <= kSomeStepRows) {
+    return body(Choice<OutProduct<T, kSomeStepRows, true, IsGated>>());
+  }
+  return body(Choice<OutProduct<T, kMaxStepRows, true, IsGated>>());
+}
+
+// Parts of a block's shared memory, in bytes from its start, where the stages of the product lie.
+template <typename Product, bool IsGated>
+struct OutShared {
+  static constexpr bool kHasY = IsGated || Product::kStageBytes > 0;
+  size_t y, norm_weight, partial, sums, bytes;
+
+  __host__ __device__ OutShared(const ProjectOut& s, size_t element) {
+    y = Product::kStageBytes;
+    norm_weight = y + (kHasY ? Product::kRows * Product::x_stride(s.depth) * element : 0);
+    partial = norm_weight + (IsGated ? sizeof(float) * padded(s.depth) : 0);
+    sums = partial + sizeof(float) * Product::kSharedFloats;
+    bytes = sums;
+    if (IsGated) {
+      bytes += sizeof(float) * norm_sums<Product::kThreads>(Product::kRows, s.groups);
+    }
+  }
+};
+
+// x (Rows, stride) = y of as many rows as there are, zeros beyond; depth is a multiple of 8. Every
+// thread must call it.
+template <int Threads, int Rows, typename T>
+__device__ void copy_rows(const ProjectOut& s, T* x, int stride) {
+  constexpr int kVector = 16 / sizeof(T);
+  const T* y = static_cast<const T*>(s.y);
+  const int vectors = stride / kVector;
+  for (int i = threadIdx.x; i < Rows * vectors; i += Threads) {
+    const int r = i / vectors, k = i % vectors * kVector;
+    const bool exists = r < s.rows && k < s.depth;
+    copy_async(x + r * stride + k, exists ? y + static_cast<int64_t>(r) * s.stride + k : y, exists);
+  }
+  wait_for_copies();
+  __syncthreads();
+}
+
+template <typename T, typename Product, bool IsGated>
+__global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOut s) {
+  constexpr int kColumns = Product::kColumns, kThreads = Product::kThreads;
+  static_assert(Product::kRows * kColumns <= kThreads);
+  extern __shared__ __align__(128) unsigned char shared[];
+  using Shared = OutShared<Product, IsGated>;
+  const Shared at(s, sizeof(T));
+  float* partial = reinterpret_cast<float*>(shared + at.partial);
+  T* x = reinterpret_cast<T*>(shared + at.y);
+  const int x_stride = static_cast<int>(Product::x_stride(s.depth));
+  const T* y = static_cast<const T*>(s.y);
+  const int first = blockIdx.x * kColumns;
+  Product product({s.weight, s.depth, s.columns}, first, Shared::kHasY ? x : y,
+                  Shared::kHasY ? x_stride : s.stride, shared);
+  product.start_weights();
+  let_next_kernel_start();
+  float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);
+  if constexpr (IsGated) {
+    start_norm_weight<kThreads>(s.gate_norm_weight, s.depth, s.reads_in_fours, norm_weight);
+  }
+  wait_for_earlier_kernels();
+  product.start_x();
+  const int r = threadIdx.x / kColumns, column = first + threadIdx.x % kColumns;
+  const bool is_writer = r < s.rows && column < s.columns;
+  const int64_t element = static_cast<int64_t>(r) * s.columns + column;
+  const bool is_wide = s.hidden_dtype == MAMBA_FP32;
+  float residual = 0.f;
+  if (is_writer) {
+    residual = is_wide ? static_cast<const float*>(s.hidden)[element]
+                       : to_float(static_cast<const T*>(s.hidden)[element]);
+  }
+  if constexpr (IsGated) {
+    float* sums = reinterpret_cast<float*>(shared + at.sums);
+    const T* gate = static_cast<const T*>(s.gate);
+    const NormSizes sizes = {s.rows, s.depth, s.groups, x_stride, s.epsilon};
+    if (s.reads_in_fours) {
+      const GatedRows<T, kAtOnce> rows = {y, gate, s.stride, s.gate_stride};
+      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
+    } else {
+      const GatedRows<T, 1> rows = {y, gate, s.stride, s.gate_stride};
+      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
+    }
+  }
+  if constexpr (!IsGated && Shared::kHasY) copy_rows<kThreads, Product::kRows>(s, x, x_stride);
+  product.finish(partial);
+  if (!is_writer) return;
+  const float sum = residual + partial[threadIdx.x];
+  if (is_wide) {
+    static_cast<float*>(s.hidden_out)[element] = sum;
+  } else {
+    static_cast<T*>(s.hidden_out)[element] = from_float<T>(sum);
+  }
+}
+
+template <typename T, bool IsGated>
+size_t out_shared_bytes(const ProjectOut& s) {
+  return with_out_product<T, IsGated>(s, [&](auto choice) {
+    return OutShared<chosen<decltype(choice)>, IsGated>(s, sizeof(T)).bytes;
+  });
+}
+
+template <typename T, bool IsGated>
+cudaError_t launch_out(const ProjectOut& s, cudaStream_t stream) {
+  return with_out_product<T, IsGated>(s, [&](auto choice) {
+    using Product = chosen<decltype(choice)>;
+    return launch(project_out<T, Product, IsGated>, blocks_for(s.columns, Product::kColumns),
+                  Product::kThreads, OutShared<Product, IsGated>(s, sizeof(T)).bytes, s, s.overlaps,
+                  stream);
+  });
+}
+
+}  // namespace step
+
+template <typename T>
+size_t project_out_shared_bytes(const ProjectOut& s) {
+  return s.is_gated ? step::out_shared_bytes<T, true>(s) : step::out_shared_bytes<T, false>(s);
+}
+
+template <typename T>
+cudaError_t launch_project_out(ProjectOut s, cudaStream_t stream) {
+  using namespace step;
+  if (!s.is_gated) return launch_out<T, false>(s, stream);
+  s.reads_in_fours = s.depth / s.groups % kAtOnce == 0 &&
+                     is_aligned<kAtOnce * sizeof(T)>(s.y, s.stride, sizeof(T)) &&
+                     is_aligned<kAtOnce * sizeof(T)>(s.gate, s.gate_stride, sizeof(T)) &&
+                     is_aligned<16>(s.gate_norm_weight, 0, sizeof(float));
+  return launch_out<T, true>(s, stream);
+}
+
+}  // namespace mamba

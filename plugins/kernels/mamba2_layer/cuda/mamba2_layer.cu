@@ -1,0 +1,325 @@
+// A whole layer of Mamba-2: checks, workspace, and the choice between the step's kernels and those
+// for many rows, which leave the two large products to the caller.
+//
+// One row takes three kernels: project_in (norm, in_proj, convolution), the step of state space
+// duality, project_out (gated norm, out_proj, sum); a few rows on tensor cores have the gated norm
+// in a kernel of its own, which every block of project_out would otherwise compute again. Nothing
+// is copied or split in either form: all that in_proj makes lies in one buffer, and each kernel
+// reads its columns there.
+#include <algorithm>
+
+#include "common/checks.h"
+#include "common/cuda/gpu.cuh"
+#include "common/cuda/numeric.cuh"
+#include "common/cuda/status.h"
+#include "layer/cuda/many_rows.h"
+#include "layer/cuda/step.cuh"
+
+namespace mamba {
+namespace {
+
+constexpr char kName[] = "mamba2_layer";
+
+// Where the columns of in_proj begin, and how many there are: z, x, B, C, dt.
+struct Columns {
+  int64_t x, B, C, dt, all;
+  int64_t heads, d_inner, channels;  // channels: of the convolution, over x, B and C
+
+  explicit Columns(const mamba2_layer_params& p) {
+    heads = p.n_groups * p.group_heads;
+    d_inner = heads * p.head_dim;
+    x = d_inner;
+    B = x + d_inner;
+    C = B + p.n_groups * p.d_state;
+    dt = C + p.n_groups * p.d_state;
+    all = dt + heads;
+    channels = dt - x;
+  }
+};
+
+// From x, B and C, which may be elsewhere than z and dt.
+struct Dual {
+  const void *mixed,
+      *in;  // x, B and C in rows of mixed_stride numbers; z and dt in rows of in_stride
+  int64_t first, mixed_stride, in_stride;  // first: the column of x in mixed
+  void *y, *workspace;
+};
+
+mamba_state_space_dual_params describe_dual(const mamba2_layer_params& p, const Dual& d) {
+  const Columns at(p);
+  mamba_state_space_dual_params s = {};
+  s.batch = p.batch;
+  s.length = p.length;
+  s.heads = at.heads;
+  s.head_dim = p.head_dim;
+  s.d_state = p.d_state;
+  s.n_groups = p.n_groups;
+  s.d_skip = p.d_skip;
+  s.dtype = p.dtype;
+  s.initial_state_dtype = p.recurrent_state_dtype;
+  s.dt_softplus = 1;
+  s.dt_min = p.dt_min;
+  s.dt_max = p.dt_max;
+  s.x = slice(d.mixed, d.first, d.mixed_stride, p.length, p.dtype);
+  s.B = slice(d.mixed, d.first + at.B - at.x, d.mixed_stride, p.length, p.dtype);
+  s.C = slice(d.mixed, d.first + at.C - at.x, d.mixed_stride, p.length, p.dtype);
+  s.dt = slice(d.in, at.dt, d.in_stride, p.length, p.dtype);
+  s.A = p.A;
+  s.D = p.D;
+  s.dt_bias = p.dt_bias;
+  s.initial_state = p.recurrent_state;
+  s.y = d.y;
+  s.last_state = p.last_recurrent_state;
+  return s;
+}
+
+// Of y, which is dense, with the gate in the first columns of in; to normed.
+mamba_gated_rms_norm_params describe_norm(const mamba2_layer_params& p, const void* y,
+                                          const void* in, int64_t in_stride, void* normed) {
+  const Columns at(p);
+  mamba_gated_rms_norm_params n = {};
+  n.batch = p.batch;
+  n.length = p.length;
+  n.groups = p.n_groups;
+  n.group_width = at.d_inner / p.n_groups;
+  n.dtype = p.dtype;
+  n.epsilon = p.gate_epsilon;
+  n.x = slice(y, 0, at.d_inner, p.length, p.dtype);
+  n.z = slice(in, 0, in_stride, p.length, p.dtype);
+  n.weight = p.gate_norm_weight;
+  n.y = normed;
+  return n;
+}
+
+size_t dual_bytes(const mamba2_layer_params& p) {
+  const mamba_state_space_dual_params s = describe_dual(p, {});
+  return mamba_state_space_dual_cuda_workspace(&s);
+}
+
+// --- Few rows
+
+// Those of 16-bit numbers that tensor_gemv.cuh asks for.
+bool has_tensor_cores(const mamba2_layer_params& p) {
+  const Columns at(p);
+  return current_gpu().major >= 8 && p.dtype != MAMBA_FP32 && at.all % 8 == 0 &&
+         at.d_inner % 8 == 0 && p.d_model % 8 == 0;
+}
+
+struct Step {
+  ProjectIn in;
+  Dual dual;
+  void* normed;  // (rows, d_inner) T, where the gated norm has a kernel of its own; else null
+  ProjectOut out;
+  size_t bytes;
+};
+
+Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps) {
+  const Columns at(p);
+  const int64_t rows = p.batch * p.length, element = element_bytes(p.dtype);
+  Step s = {};
+  s.in.hidden = p.hidden;
+  s.in.norm_weight = p.norm_weight;
+  s.in.weight = p.in_proj_weight;
+  s.in.conv_weight = p.conv_weight;
+  s.in.conv_bias = p.conv_bias;
+  s.in.conv_state = p.conv_state;
+  s.in.last_conv_state = p.last_conv_state;
+  s.in.batch = static_cast<int>(p.batch);
+  s.in.length = static_cast<int>(p.length);
+  s.in.rows = static_cast<int>(rows);
+  s.in.d_model = static_cast<int>(p.d_model);
+  s.in.columns = static_cast<int>(at.all);
+  s.in.stride = static_cast<int>(padded(at.all));
+  s.in.conv_first = static_cast<int>(at.x);
+  s.in.conv_columns = static_cast<int>(at.channels);
+  s.in.d_conv = static_cast<int>(p.d_conv);
+  s.in.epsilon = p.epsilon;
+  s.in.hidden_dtype = p.hidden_dtype;
+  // The first kernel follows work that is not ours, which may have written the weights.
+  s.in.overlaps = overlaps && p.constant_weights;
+
+  s.out.weight = p.out_proj_weight;
+  s.out.hidden = p.hidden;
+  s.out.hidden_out = p.hidden_out;
+  s.out.rows = s.in.rows;
+  s.out.depth = static_cast<int>(at.d_inner);
+  s.out.columns = s.in.d_model;
+  s.out.stride = s.out.depth;  // the operator writes y densely
+  s.out.hidden_dtype = p.hidden_dtype;
+  s.out.overlaps = overlaps;
+  s.out.gate_norm_weight = p.gate_norm_weight;
+  s.out.groups = static_cast<int>(p.n_groups);
+  s.out.gate_stride = s.in.stride;
+  s.out.epsilon = p.gate_epsilon;
+  s.in.uses_tensor_cores = s.out.uses_tensor_cores = has_tensor_cores(p);
+  s.out.is_gated = rows == 1 || !s.out.uses_tensor_cores;
+
+  Parts parts(workspace);
+  s.in.out = parts.take(rows * s.in.stride * element);
+  void* y = parts.take(rows * at.d_inner * element);
+  s.dual = {s.in.out, s.in.out, at.x, s.in.stride, s.in.stride, y, nullptr};
+  s.dual.workspace = parts.take(static_cast<int64_t>(dual_bytes(p)));
+  s.normed = s.out.is_gated ? nullptr : parts.take(rows * at.d_inner * element);
+  s.out.y = s.out.is_gated ? y : s.normed;
+  s.out.gate = s.in.out;  // z has the first columns
+  s.bytes = parts.used();
+  return s;
+}
+
+// Programmatic dependent launch came with sm_90.
+bool can_overlap() { return current_gpu().major >= 9; }
+
+bool has_few_rows(const mamba2_layer_params& p) { return p.batch * p.length <= kMaxStepRows; }
+
+// Whether the step's kernels can take these sizes.
+bool fits_step(const mamba2_layer_params& p) {
+  if (!has_few_rows(p)) return false;
+  const Step s = describe_step(p, nullptr, false);
+  const size_t shared = with_type(p.dtype, [&](auto* type) {
+    using T = std::decay_t<decltype(*type)>;
+    return std::max(project_in_shared_bytes<T>(s.in), project_out_shared_bytes<T>(s.out));
+  });
+  return shared <= static_cast<size_t>(current_gpu().shared_bytes);
+}
+
+// Whether they are the quickest.
+bool prefers_step(const mamba2_layer_params& p) {
+  if (!fits_step(p)) return false;
+  const int64_t rows = p.batch * p.length;
+  if (rows == 1) return true;
+  const Columns at(p);
+  if (has_tensor_cores(p)) return true;
+  const Tuning& tuning = current_tuning();
+  return rows <= tuning.most_step_rows &&
+         rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products;
+}
+
+mamba_status run_step(const mamba2_layer_params& p, void* workspace, cudaStream_t stream) {
+  const Step s = describe_step(p, workspace, can_overlap());
+  const auto launch_in = [&](auto* type) {
+    return launch_project_in<std::decay_t<decltype(*type)>>(s.in, stream);
+  };
+  const auto launch_out = [&](auto* type) {
+    return launch_project_out<std::decay_t<decltype(*type)>>(s.out, stream);
+  };
+  if (mamba_status bad = status_of(kName, with_type(p.dtype, launch_in))) return bad;
+  const mamba_state_space_dual_params dual = describe_dual(p, s.dual);
+  if (mamba_status bad = mamba_state_space_dual_cuda(&dual, s.dual.workspace, stream)) return bad;
+  if (!s.out.is_gated) {
+    const mamba_gated_rms_norm_params norm =
+        describe_norm(p, s.dual.y, s.in.out, s.in.stride, s.normed);
+    if (mamba_status bad = mamba_gated_rms_norm_cuda(&norm, stream)) return bad;
+  }
+  return status_of(kName, with_type(p.dtype, launch_out));
+}
+
+// --- Many rows
+
+class ManyRows {
+ public:
+  ManyRows(const mamba2_layer_params& params, mamba_multiply multiply, void* context,
+           void* workspace, cudaStream_t stream)
+      : p_(params),
+        at_(params),
+        product_{kName, params.batch * params.length, params.dtype, multiply, context, stream},
+        stream_(stream) {
+    const int64_t row = product_.rows * element_bytes(p_.dtype);
+    Parts parts(workspace);
+    in_ = parts.take(row * at_.all);
+    mixed_ = parts.take(row * at_.channels);
+    y_ = parts.take(row * at_.d_inner);
+    // Read by in_proj alone, long before the gated norm is written there.
+    x_ = normed_ = parts.take(row * std::max(at_.d_inner, p_.d_model));
+    dual_ = parts.take(static_cast<int64_t>(dual_bytes(p_)));
+    bytes_ = parts.used();
+  }
+
+  size_t bytes() const { return bytes_; }
+
+  mamba_status run() const {
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       p_.hidden_out,  product_.rows,
+                          p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
+    mamba_status bad = status_of(kName, launch_norm(norm, stream_));
+    if (bad) return bad;
+    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype, false);
+    if (bad) return bad;
+    if ((bad = convolve())) return bad;
+    const mamba_state_space_dual_params dual =
+        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
+    if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
+    const mamba_gated_rms_norm_params gated = describe_norm(p_, y_, in_, at_.all, normed_);
+    if ((bad = mamba_gated_rms_norm_cuda(&gated, stream_))) return bad;
+    // The first norm has left a copy of hidden in hidden_out.
+    return product_({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
+                    p_.hidden_out, p_.hidden_dtype, true);
+  }
+
+ private:
+  mamba_status convolve() const {
+    mamba_causal_conv1d_params c = {};
+    c.batch = p_.batch;
+    c.length = p_.length;
+    c.channels = at_.channels;
+    c.d_conv = p_.d_conv;
+    c.dtype = p_.dtype;
+    c.silu = 1;
+    c.x = slice(in_, at_.x, at_.all, p_.length, p_.dtype);
+    c.weight = p_.conv_weight;
+    c.bias = p_.conv_bias;
+    c.initial_state = p_.conv_state;
+    c.y = mixed_;
+    c.last_state = p_.last_conv_state;
+    return mamba_causal_conv1d_cuda(&c, stream_);
+  }
+
+  const mamba2_layer_params& p_;
+  const Columns at_;
+  const Products product_;
+  const cudaStream_t stream_;
+  void *in_, *mixed_, *y_, *x_, *normed_, *dual_;
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace mamba
+
+extern "C" {
+
+int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
+  return mamba::check_sizes(params) == MAMBA_OK && mamba::prefers_step(*params);
+}
+
+size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params) {
+  if (mamba::check_sizes(params) || !mamba::has_few_rows(*params)) return 0;
+  return mamba::describe_step(*params, nullptr, false).bytes;
+}
+
+size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params) {
+  if (mamba::check_sizes(params)) return 0;
+  if (mamba::prefers_step(*params)) return mamba2_layer_step_cuda_workspace(params);
+  return mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes();
+}
+
+mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,
+                                    void* stream) {
+  if (mamba_status bad = mamba::check(params, workspace)) return bad;
+  if (!mamba::fits_step(*params)) {
+    return mamba::fail(MAMBA_INVALID,
+                       "mamba2_layer: %lld sequences of %lld steps are too many rows for a step on "
+                       "this GPU, at most %d: use mamba2_layer_cuda",
+                       static_cast<long long>(params->batch),
+                       static_cast<long long>(params->length), mamba::kMaxStepRows);
+  }
+  return mamba::run_step(*params, workspace, static_cast<cudaStream_t>(stream));
+}
+
+mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
+                               void* context, void* workspace, void* stream) {
+  if (mamba_status bad = mamba::check(params, workspace)) return bad;
+  if (mamba::prefers_step(*params)) return mamba2_layer_step_cuda(params, workspace, stream);
+  if (!multiply) return mamba::fail(MAMBA_INVALID, "mamba2_layer: multiply is null");
+  return mamba::ManyRows(*params, multiply, context, workspace, static_cast<cudaStream_t>(stream))
+      .run();
+}
+
+}  // extern "C"
