@@ -16,7 +16,8 @@
 // the copy engine, and one warp for each consumer that turns dt into the factors of a chunk
 // (ssd_hopper_steps.cuh).
 //
-//   ssd_hopper_outputs.cuh   the kernel that computes y and the last state
+//   ssd_hopper_outputs.cuh   the kernel that computes y and the last state; its producers are in
+//                            ssd_hopper_producers.cuh
 //   ssd_hopper_states.cuh    the kernel before it where the length is split: each part's own state
 //   ssd_hopper_tiles.cuh     what lies where in shared memory
 //   hopper_wgmma.cuh         products;  hopper_ptx.cuh: other instructions
