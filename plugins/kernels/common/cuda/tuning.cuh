@@ -180,7 +180,7 @@ constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
 
 // States of at least so many bytes give a thread kSsdStepRows channels of a head instead of one.
 constexpr int64_t kLargeSsdState = int64_t{4} << 20;
-constexpr int kSsdStepRows = 4, kSsdStepThreads = 256;
+constexpr int kSsdStepRows = 2, kSsdStepThreads = 256;
 
 // --- State space duality on tensor cores (ssd_mma.cu) --------------------------------------------
 
