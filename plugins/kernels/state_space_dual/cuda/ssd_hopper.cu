@@ -178,9 +178,11 @@ SsdHopperPlan ssd_hopper_plan(const mamba_state_space_dual_params& p) {
   const int64_t most_parts = std::max<int64_t>(1, std::min(consumers / sequences, longest));
   plan.part_chunks = static_cast<int>((chunks + most_parts - 1) / most_parts);
   plan.parts = static_cast<int>((chunks + plan.part_chunks - 1) / plan.part_chunks);
-  plan.persistent = pairs && sequences > consumers;
+  // Blocks that live on start the next sequence sooner, which pays where there are very many.
+  plan.persistent = pairs && sequences > 4 * consumers;
   // A block of two slices reads B and C half as often; two blocks of one start sooner.
-  plan.slices_a_block = pairs && (plan.persistent || plan.part_chunks >= 32) ? 2 : 1;
+  const bool wide = sequences > consumers || plan.part_chunks >= 32;
+  plan.slices_a_block = pairs && wide ? 2 : 1;
   plan.state_slices_a_block = plan.slices_a_block;
   return plan;
 }
