@@ -99,7 +99,7 @@ def _spell_out_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     # It warns that numpy has no bf16, and keeps such tensors as they are.
     G_LOGGER.severity = G_LOGGER.ERROR
-    # Its sorting never ends where a function of two holds a loop.
+    # Its sorting of functions recurses without end for some that hold loops.
     others = [one for one in model.functions if one.name != contract.CAUSAL_CONV1D.name]
     del model.functions[:]
     graph = gs.import_onnx(model)
