@@ -1,8 +1,10 @@
-"""What is not taken of transformers' models: one line, and nothing written."""
+"""What a user meets at transformers' models: one line of what is not taken, and nothing written."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,21 @@ def edited(folder: Path, **fields: Any) -> Path:
     config = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({name: one for name, one in config.items() if one is not None}))
     return folder
+
+
+def test_the_command_line_says_its_own_words_alone(tmp_path: Path) -> None:
+    """transformers' bars and its advice to install other kernels are not for who exports."""
+    granite().save_pretrained(tmp_path / "checkpoint")
+    arguments = ["export", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mamba_export", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("transformers]", "falling back", "Loading weights"):
+        assert word not in done.stderr
 
 
 def test_last_logits_only(tmp_path: Path) -> None:
@@ -73,6 +90,15 @@ def test_rotary_frequencies_that_follow_the_length(tmp_path: Path) -> None:
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ExportError, match="rope_type 'dynamic' changes the keys"):
         mamba_export.export(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("fields", [{"mamba_chunk_size": 0}, {"mamba_n_groups": 4}], ids=str)
+def test_sizes_that_do_not_fit(fields: dict[str, int], tmp_path: Path) -> None:
+    model = make(lambda: granite(**fields))
+    with pytest.raises(ExportError, match="GraniteMoeHybridForCausalLM does not run") as caught:
+        mamba_export.export(model, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_modelling_file_of_another_version(

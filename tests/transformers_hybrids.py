@@ -83,10 +83,12 @@ def bamba() -> Any:
     return transformers.BambaForCausalLM(config)
 
 
-def granite() -> Any:
+def granite(**fields: Any) -> Any:
     """Granite 4: every layer with experts and a shared one, multipliers everywhere."""
+    sizes = {"mamba_n_groups": 3, "mamba_chunk_size": CHUNK, **fields}
     config = transformers.GraniteMoeHybridConfig(
         **_COMMON,
+        **sizes,
         hidden_size=24,
         intermediate_size=20,
         shared_intermediate_size=28,
@@ -95,9 +97,7 @@ def granite() -> Any:
         layer_types=["mamba", "attention", "mamba", "attention"],
         mamba_n_heads=6,
         mamba_d_head=8,
-        mamba_n_groups=3,
         mamba_d_state=8,
-        mamba_chunk_size=CHUNK,
         num_local_experts=5,
         num_experts_per_tok=2,
         position_embedding_type="rope",

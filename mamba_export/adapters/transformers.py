@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +78,36 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     with requirements.named():
         import transformers
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto",  # as it is stored: transformers would round what stays fp32 as well
-            attn_implementation="eager",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        with _quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",  # as it is stored: transformers would round what stays fp32 as well
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     except Exception as error:  # transformers raises what it likes
         raise CheckpointError(
             f"{folder}: transformers cannot load it: {first_line(error)}"
         ) from error
     return _cast(model.eval(), dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars, and its advice to install faster kernels, from the user."""
+    with requirements.named():
+        from transformers.utils import logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def dtype_of(model: Any) -> torch.dtype:
@@ -161,8 +180,13 @@ def genai_sizes(model: Any, program: Program) -> dict[str, int]:
 def _state_shapes(model: Any) -> dict[int, dict[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of every layer's states, by name, from the cache that the model itself makes."""
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    with plain(model):
-        cache = model(input_ids=ids, use_cache=True).cache
+    try:
+        with _quiet(), plain(model):
+            cache = model(input_ids=ids, use_cache=True).cache
+    except Exception as error:  # sizes that do not fit, which transformers does not check
+        raise ExportError(
+            f"{type(model).__name__} does not run two tokens in transformers itself: {first_line(error)}"
+        ) from error
     found: dict[int, dict[str, tuple[tuple[int, ...], str]]] = {}
     for index, layer in enumerate(cache.layers):
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}

@@ -60,6 +60,13 @@ static inline const typename T::Bits* channels_at(const mamba_state_space_dual_p
   return row<T>(sequence, block.batch, step) + block.head * p.head_dim + block.column;
 }
 
+template <typename T>
+static inline typename T::Bits* output_at(const mamba_state_space_dual_params& p,
+                                          const DualBlock& block, int64_t step) {
+  const int64_t at = (block.batch * p.length + step) * p.heads + block.head;
+  return static_cast<typename T::Bits*>(p.y) + at * p.head_dim + block.column;
+}
+
 // A decay, or a product of some, that is no normal number is 0: subnormal ones are slow. NaN stays.
 static inline Vec without_subnormals(Vec decay) {
   return select((VecI)(decay < FLT_MIN), Vec{}, decay);
@@ -75,9 +82,11 @@ static inline Vec limited(Vec x, float least, float most) {
   return select((VecI)(x > most), broadcast(most), x);
 }
 
-template <typename Bits>
+template <int kToWrite = 0, typename Bits>
 static inline void prefetch(const Bits* from, int count) {
-  for (int i = 0; i < count; i += static_cast<int>(64 / sizeof(Bits))) __builtin_prefetch(from + i);
+  for (int i = 0; i < count; i += static_cast<int>(64 / sizeof(Bits))) {
+    __builtin_prefetch(from + i, kToWrite);
+  }
 }
 
 template <typename T>
@@ -97,6 +106,7 @@ static inline void read_steps(const mamba_state_space_dual_params& p, const Dual
       const int64_t next = walked(p, first + t + kChunk);
       prefetch(channels_at<T>(p, p.x, block, next), block.count);
       if (p.z.data) prefetch(channels_at<T>(p, p.z, block, next), block.count);
+      prefetch<1>(output_at<T>(p, block, next), block.count);
     }
     for (int c = 0; c < block.count; c += kLanes) {
       const int count = block.count - c < kLanes ? block.count - c : kLanes;

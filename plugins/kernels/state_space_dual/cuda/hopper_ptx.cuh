@@ -83,6 +83,17 @@ __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// Brings bytes, a multiple of 16, into the L2 cache.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
+               "r"(bytes)
+               : "memory");
+}
+
 // What this thread wrote to shared memory, the copy engine and wgmma see after the next barrier.
 __device__ __forceinline__ void publish_shared_writes() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

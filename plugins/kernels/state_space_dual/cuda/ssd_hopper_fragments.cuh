@@ -1,41 +1,13 @@
-// What a consumer holds in registers: pairs of 16 bits, slices of x, and the state, with its ways
-// in and out of memory.
+// What a consumer holds in registers: slices of x, and the state, with its ways in and out of
+// memory.
 #pragma once
 
-#include "common/cuda/numeric.cuh"
 #include "state_space_dual/cuda/hopper_ptx.cuh"
+#include "state_space_dual/cuda/ssd_hopper_pair.cuh"
 #include "state_space_dual/cuda/ssd_hopper_tiles.cuh"
 
 namespace mamba {
 namespace hopper {
-
-// Two numbers of T in 32 bits, the first in the lower half.
-template <typename T>
-struct Pair;
-
-template <>
-struct Pair<__nv_bfloat16> {
-  static __device__ __forceinline__ uint32_t of(float first, float second) {
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-    return pair;
-  }
-  static __device__ __forceinline__ float2 floats(uint32_t pair) {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
-  }
-};
-
-template <>
-struct Pair<__half> {
-  static __device__ __forceinline__ uint32_t of(float first, float second) {
-    uint32_t pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-    return pair;
-  }
-  static __device__ __forceinline__ float2 floats(uint32_t pair) {
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-  }
-};
 
 // --- x of a chunk, transposed: an operand of 64 channels by 64 steps -----------------------------
 

@@ -25,9 +25,9 @@ struct Work {
       return i == 0;
     }
     const int wide = (p.slices + Tiles::kSlices - 1) / Tiles::kSlices;
-    const int64_t item = blockIdx.x + int64_t{i} * gridDim.x;
-    batch = static_cast<int>(item / wide);
-    slice = static_cast<int>(item % wide) * Tiles::kSlices;
+    const int item = blockIdx.x + i * gridDim.x;
+    batch = item / wide;
+    slice = item % wide * Tiles::kSlices;
     part = 0;
     first = 0;
     end = p.chunks;
@@ -56,12 +56,30 @@ struct Ring {
 
 // --- Producers -----------------------------------------------------------------------------------
 
+// Brings the initial states of a work to come into the L2 cache.
+template <typename Tiles>
+__device__ __forceinline__ void prefetch_states(const SsdHopperArguments& p, const Work& work) {
+  const int size = p.state_is_fp32 ? 4 : 2;
+#pragma unroll
+  for (int k = 0; k < Tiles::kSlices; ++k) {
+    const Slice slice(p, work.slice + k);
+    if (slice.head >= p.heads) return;
+    const int64_t first = state_offset<Tiles::kStates>(p, work.batch, slice) * size;
+    prefetch(static_cast<const char*>(p.initial_state) + first,
+             slice.channels * Tiles::kStates * size);
+  }
+}
+
 template <typename Tiles, bool Split>
 __device__ __forceinline__ void load_tiles(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                                            uint32_t shared) {
   Ring<Tiles::kStages> ring;
   Work work;
   for (int i = 0; work.take<Tiles, Split>(p, i); ++i) {
+    Work next;
+    if (!Split && p.initial_state && next.take<Tiles, Split>(p, i + 1)) {
+      prefetch_states<Tiles>(p, next);
+    }
     const int group = work.slice / p.slices_a_group;
     int heads[Tiles::kSlices], channels[Tiles::kSlices];
 #pragma unroll
@@ -206,14 +224,13 @@ __device__ __forceinline__ void begin_state(const SsdHopperArguments& p, const W
                                             float (&h)[States / 2]) {
 #pragma unroll
   for (int i = 0; i < States / 2; ++i) h[i] = 0.f;
-  const bool split = Split && p.parts > 1;
+  const bool split = Split && p.parts > 1, copied = split && p.initial_copy;
+  const void* initial = copied ? p.initial_copy : p.initial_state;
+  const bool exists = slice.head < p.heads;
+  if (copied) wait_for_previous_launch();
+  if (initial && exists) load_state<T, States>(p, initial, work.batch, slice, place, h);
   if (split) wait_for_previous_launch();
-  if (slice.head >= p.heads) return;
-  const void* initial = split && p.initial_copy ? p.initial_copy : p.initial_state;
-  if (initial) {
-    load_state<T, States>(p, initial, work.batch, slice, place, h);
-  }
-  if (!split) return;
+  if (!split || !exists) return;
   const auto index = [&](int part) {
     return (int64_t{part} * p.batch + work.batch) * p.slices + slice.index;
   };
@@ -394,6 +411,10 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
                                          ~static_cast<uintptr_t>(1023));
   const uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0) {
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.B);
+    prefetch_map(&maps.C);
+    prefetch_map(&maps.y);
     for (int i = 0; i < Tiles::kStages; ++i) {
       barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);   // the copies, the factors
       barrier_init(shared + Tiles::kEmpty + 8 * i, 4 * Tiles::kSlices);  // the consumers' warps

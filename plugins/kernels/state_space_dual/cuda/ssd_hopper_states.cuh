@@ -40,31 +40,38 @@ __device__ __forceinline__ void load_state_tiles(const SsdHopperMaps& maps,
   });
 }
 
-// The weights of one slice's chunks; dt is fetched kAhead chunks ahead.
+// The weights of one slice's chunks. kAtOnce chunks are computed side by side, for the way from dt
+// to a weight is long, and the dt of the next ones is fetched meanwhile.
 template <typename T, typename Tiles>
 __device__ __forceinline__ void make_weights(const SsdHopperArguments& p, char* memory,
                                              uint32_t shared, int first, int end, int own) {
-  constexpr int kAhead = 4;
+  constexpr int kAtOnce = 4;
   const int slice = blockIdx.x * Tiles::kSlices + own, lane = threadIdx.x & 31;
   const Steps<T> steps(p, blockIdx.z, Slice(p, min(slice, p.slices - 1)).head);
   float after = 0.f;  // the exponent of the chunks that were walked
-  T raw[kAhead][2] = {};
+  T raw[kAtOnce][2] = {};
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) steps.fetch(end - 1 - k, end - 1 - k >= first, raw[k]);
-  for (int base = 0; base < end - first; base += kAhead) {
+  for (int k = 0; k < kAtOnce; ++k) steps.fetch(end - 1 - k, end - 1 - k >= first, raw[k]);
+  for (int base = 0; base < end - first; base += kAtOnce) {
+    float2 weights[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const int number = base + k, chunk = end - 1 - number;
-      if (chunk >= first) {
-        const ChunkSteps of_chunk(steps, chunk, raw[k]);
-        steps.fetch(chunk - kAhead, chunk - kAhead >= first, raw[k]);
-        const int stage = number % Tiles::kStages, round = number / Tiles::kStages;
-        const float2 weights = of_chunk.weights(after);
-        after += of_chunk.total();
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int chunk = end - 1 - base - k;
+      // Before the part's first chunk: like one behind the length, whose steps are 0.
+      const ChunkSteps of_chunk(steps, chunk >= first ? chunk : p.chunks, raw[k]);
+      steps.fetch(chunk - kAtOnce, chunk - kAtOnce >= first, raw[k]);
+      weights[k] = of_chunk.weights(after);
+      after += of_chunk.total();
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int number = base + k, stage = number % Tiles::kStages;
+      if (number < end - first) {
+        const int round = number / Tiles::kStages;
         if (round > 0) barrier_wait(shared + Tiles::kEmpty + 8 * stage, (round & 1) ^ 1);
         float* to = reinterpret_cast<float*>(memory + Tiles::kWeights) +
                     (stage * Tiles::kSlices + own) * kHopperChunk;
-        reinterpret_cast<float2*>(to)[lane] = weights;
+        reinterpret_cast<float2*>(to)[lane] = weights[k];
         __syncwarp();
         if (lane == 0) barrier_arrive(shared + Tiles::kFull + 8 * stage);
       }
@@ -147,6 +154,8 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
                                          ~static_cast<uintptr_t>(1023));
   const uint32_t shared = shared_address(memory);
   if (threadIdx.x == 0) {
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.B);
     for (int i = 0; i < Tiles::kStages; ++i) {
       barrier_init(shared + Tiles::kFull + 8 * i, 1 + Tiles::kSlices);
       barrier_init(shared + Tiles::kEmpty + 8 * i, 4 * Tiles::kSlices);
