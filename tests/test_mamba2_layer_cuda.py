@@ -145,12 +145,12 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize(
-    ("dtype", "rows", "is_step"),
-    [("fp32", 1, 1), ("fp32", 8, 0), ("fp16", 1, 1), ("bf16", 8, 1), ("fp16", 9, 0)],
+    ("shape", "rows", "is_step"),
+    [(SHAPES[0], 1, 1), (SHAPES[0], 4, 1), (SHAPES[0], 5, 0), (SHAPES[1], 1, 1), (SHAPES[1], 4, 0)],
+    ids=["small", "small, a few", "small, several", "large", "large, a few"],
 )
-def test_which_sizes_are_a_step(dtype: str, rows: int, is_step: int) -> None:
-    """On tensor cores all that fit are."""
-    call = Call(drawn(Case.of(ROW.name, batch=rows, length=1, **SHAPES[1]), dtype))
+def test_which_sizes_are_a_step(shape: dict[str, int], rows: int, is_step: int) -> None:
+    call = Call(drawn(Case.of(ROW.name, batch=rows, length=1, **shape), "fp16"))
     assert call.library.mamba2_layer_is_step_cuda(call.params) == is_step
 
 

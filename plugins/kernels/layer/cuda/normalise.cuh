@@ -136,39 +136,38 @@ __device__ void normalise(const Source& source, const float* weight, const NormS
   __syncthreads();
 }
 
-// The same of several rows without groups, a warp each, so that all rows are read at once.
+// The same of several rows without groups, a warp a row, so that rows are read at once.
 template <int Threads, int Rows, typename T, typename Source>
 __device__ void normalise_by_warps(const Source& source, const float* weight, const NormSizes& n,
                                    T* x) {
   constexpr int kWarps = Threads / 32, kWidth = Source::kWidth, kStep = 32 * kWidth;
   constexpr int kLoads = 32 / kWidth;  // of a lane at a time
-  static_assert(Rows <= kWarps);
-  const int row = threadIdx.x / 32, start = threadIdx.x % 32 * kWidth;
-  const bool exists = row < n.rows;
-  float square = 0.f;
-  for (int first = start; exists && first < n.width; first += kLoads * kStep) {
-    Pack<float, kWidth> values[kLoads] = {};
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int i = first + load * kStep;
-      if (i < n.width) values[load] = source.at(row, i);
-    }
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        square = fmaf(values[load].values[j], values[load].values[j], square);
-      }
-    }
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    square += __shfl_xor_sync(0xffffffffu, square, offset);
-  }
-  const float scale = 1.f / sqrtf(square / n.width + n.epsilon);
+  const int start = threadIdx.x % 32 * kWidth;
   wait_for_copies();
   __syncthreads();  // of the weight
-  if (row < Rows) {
+  for (int row = threadIdx.x / 32; row < Rows; row += kWarps) {
+    const bool exists = row < n.rows;
+    float square = 0.f;
+    for (int first = start; exists && first < n.width; first += kLoads * kStep) {
+      Pack<float, kWidth> values[kLoads] = {};
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load) {
+        const int i = first + load * kStep;
+        if (i < n.width) values[load] = source.at(row, i);
+      }
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          square = fmaf(values[load].values[j], values[load].values[j], square);
+        }
+      }
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      square += __shfl_xor_sync(0xffffffffu, square, offset);
+    }
+    const float scale = 1.f / sqrtf(square / n.width + n.epsilon);
     T* result = x + row * n.stride;
 #pragma unroll 4
     for (int i = start; i < n.width; i += kStep) {

@@ -15,7 +15,8 @@ template <typename T, int Rows, bool IsVector>
 using InProduct =
     RowProduct<T, T, kInProjBlock.columns, kInProjBlock.threads, Rows, IsVector, kLateX>;
 template <typename T>
-using InTensorProduct = TensorProduct<T, kInTensorBlock.columns, kInTensorBlock.threads>;
+using InTensorProduct =
+    TensorProduct<T, kInTensorBlock.columns, kInTensorBlock.threads, kInTensorStages>;
 
 // Calls body with the Choice of the product for these rows and this matrix.
 template <typename T, typename Body>
@@ -51,7 +52,7 @@ template <typename Product, typename Source, typename T>
 __device__ void normalise_hidden(const Source& rows, const float* weight, const NormSizes& sizes,
                                  T* x, float* sums) {
   constexpr int kThreads = Product::kThreads, kRows = Product::kRows;
-  if constexpr (kRows > 1 && kRows <= kThreads / 32) {
+  if constexpr (kRows > 1) {
     normalise_by_warps<kThreads, kRows>(rows, weight, sizes, x);
   } else {
     normalise<kThreads, kRows>(rows, weight, sizes, x, sums);

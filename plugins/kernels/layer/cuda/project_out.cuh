@@ -16,7 +16,8 @@ template <typename T, int Rows, bool IsVector, bool IsGated>
 using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads, Rows, IsVector,
                               kEarlyY<T, Rows, IsGated>>;
 template <typename T>
-using OutTensorProduct = TensorProduct<T, kOutTensorBlock.columns, kOutTensorBlock.threads>;
+using OutTensorProduct =
+    TensorProduct<T, kOutTensorBlock.columns, kOutTensorBlock.threads, kOutTensorStages>;
 
 // Calls body with the Choice of the product for these rows and this matrix. Every block would
 // compute the gate of all rows again: what is gated is a row or two, where that is quick.

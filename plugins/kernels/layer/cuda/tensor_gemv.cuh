@@ -13,13 +13,14 @@
 
 namespace mamba {
 
-template <typename T, int Columns, int Threads>
+template <typename T, int Columns, int Threads, int Stages>
 class TensorProduct {
  public:
   static constexpr int kColumns = Columns, kThreads = Threads, kRows = 8;
   static constexpr int kWarps = Threads / 32;
   static constexpr int kSharedFloats = kWarps * kRows * Columns;
-  static constexpr int kStages = 4, kStageNumbers = 1024, kStageRows = kStageNumbers / Columns;
+  static constexpr int kStages = Stages;
+  static constexpr int kStageNumbers = 1024, kStageRows = kStageNumbers / Columns;
   static constexpr int kStageBytes = kWarps * kStages * kStageNumbers * int{sizeof(T)};
   static_assert(sizeof(T) == 2 && Columns % 16 == 0 && kStageRows % 16 == 0);
 

@@ -151,7 +151,9 @@ Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps)
   s.out.groups = static_cast<int>(p.n_groups);
   s.out.gate_stride = s.in.stride;
   s.out.epsilon = p.gate_epsilon;
-  s.in.uses_tensor_cores = s.out.uses_tensor_cores = has_tensor_cores(p);
+  // Of fewer rows CUDA cores are done while the weights are read.
+  s.in.uses_tensor_cores = s.out.uses_tensor_cores =
+      has_tensor_cores(p) && rows > current_tuning().most_step_rows;
   s.out.is_gated = rows == 1 || !s.out.uses_tensor_cores;
 
   Parts parts(workspace);
@@ -188,10 +190,13 @@ bool prefers_step(const mamba2_layer_params& p) {
   const int64_t rows = p.batch * p.length;
   if (rows == 1) return true;
   const Columns at(p);
-  if (has_tensor_cores(p)) return true;
   const Tuning& tuning = current_tuning();
-  return rows <= tuning.most_step_rows &&
-         rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products;
+  if (rows <= tuning.most_step_rows &&
+      rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products) {
+    return true;
+  }
+  return describe_step(p, nullptr, false).in.uses_tensor_cores &&
+         rows <= tuning.most_tensor_step_rows;
 }
 
 mamba_status run_step(const mamba2_layer_params& p, void* workspace, cudaStream_t stream) {
