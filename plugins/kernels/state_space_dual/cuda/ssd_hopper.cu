@@ -181,7 +181,7 @@ SsdHopperPlan ssd_hopper_plan(const mamba_state_space_dual_params& p) {
   // Blocks that live on start the next sequence sooner, which pays where there are very many.
   plan.persistent = pairs && sequences > 4 * consumers;
   // A block of two slices reads B and C half as often; two blocks of one start sooner.
-  const bool wide = sequences > consumers || plan.part_chunks >= 32;
+  const bool wide = sequences > consumers || plan.part_chunks >= 8;
   plan.slices_a_block = pairs && wide ? 2 : 1;
   plan.state_slices_a_block = plan.slices_a_block;
   return plan;
