@@ -178,7 +178,7 @@ FAULTS = [
            "s.C = slice(d.mixed, d.first + at.C - at.x,",
            "s.C = slice(d.mixed, d.first + (FAULT ? at.B : at.C) - at.x,"),
     layer2("many rows, gate", "mamba2_layer.cu",
-           "n.z = slice(in, 0, in_stride,", "n.z = slice(in, FAULT ? at.x : 0, in_stride,"),
+           "n.z = slice(in_, 0, at_.all,", "n.z = slice(in_, FAULT ? at_.x : 0, at_.all,"),
     dual("one step, vectors after the first lane's", "ssd_step.cu",
          "state = decay * state + dt_x[r] * to_float(Bs[v].values[i]);",
          "state = decay * state +\n"

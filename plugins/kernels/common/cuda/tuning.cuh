@@ -22,13 +22,9 @@ struct Tuning {
   // on many rows' path, are quicker.
   int64_t most_step_rows;
   int64_t most_step_products;
-  // Beyond those, up to so many rows of 16 bits of a layer of Mamba-2 run the step with its
-  // products on tensor cores. On an H200 8 rows took 26, 60 and 78 us a layer (130M, 1.3B, 2.7B) in
-  // blocks of 256 threads, the form for many rows less: 0.
-  int64_t most_tensor_step_rows;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, int64_t{1} << 24, 4, 64'000'000, 0};
+constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, int64_t{1} << 24, 4, 64'000'000};
 
 // A row serves its architecture (ten times the compute capability's major number, plus its minor)
 // and the later ones up to the next row.
@@ -233,10 +229,6 @@ constexpr GemvBlock kInProjBlock = {64, 512};
 constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
-// The same on tensor cores (tensor_gemv.cuh), with the stages of a warp: small enough that two
-// blocks, of a kernel and of the next, share a multiprocessor. Reasoned.
-constexpr GemvBlock kInTensorBlock = {64, 128}, kOutTensorBlock = {16, 128};
-constexpr int kInTensorStages = 4, kOutTensorStages = 3;
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;

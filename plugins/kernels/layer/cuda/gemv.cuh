@@ -27,21 +27,6 @@ struct Matrix {
   int depth, columns;
 };
 
-// partial[i] becomes the sum of what each warp has left in its Count numbers there, in a fixed
-// order, for every thread of the block to read.
-template <int Warps, int Count, int Threads>
-__device__ __forceinline__ void add_up_warps(float* partial) {
-  __syncthreads();
-  // Each element is read and written by one thread.
-  for (int i = threadIdx.x; i < Count; i += Threads) {
-    float sum = partial[i];
-#pragma unroll
-    for (int other = 1; other < Warps; ++other) sum += partial[other * Count + i];
-    partial[i] = sum;
-  }
-  __syncthreads();
-}
-
 constexpr bool kLateX = false;  // RowProduct's EarlyX
 
 // T: dtype of W. X: dtype of x. IsVector: rows of W may be read 16 bytes at a time. EarlyX: x is
@@ -56,7 +41,6 @@ class RowProduct {
   static constexpr int kWarps = Threads / 32;
   static constexpr int kStep = kGroups * kGemvRun;  // rows of W between two runs of a thread
   static constexpr int kSharedFloats = kWarps * Rows * Columns;
-  static constexpr int kStageBytes = 0;  // W goes to registers
   static_assert(kLanes >= 1 && kLanes <= 32 && Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
@@ -69,10 +53,6 @@ class RowProduct {
         column_(first_column + static_cast<int>(threadIdx.x % kLanes) * kWidth),
         at_(first + static_cast<int>(threadIdx.x / kLanes) * kGemvRun),
         last_(last) {}
-
-  // Of all rows of W.
-  __device__ RowProduct(const Matrix& w, int first_column, const X* x, int x_stride, void*)
-      : RowProduct(w, first_column, 0, w.depth, x, x_stride) {}
 
   __host__ __device__ static constexpr int64_t x_stride(int64_t width) {
     return (width + kGemvRun - 1) / kGemvRun * kGemvRun;
@@ -184,7 +164,15 @@ class RowProduct {
         if (lane < kLanes) partial[(warp * Rows + r) * Columns + lane * kWidth + j] = sum;
       }
     }
-    add_up_warps<kWarps, Rows * Columns, Threads>(partial);
+    __syncthreads();
+    // Each element is read and written by one thread.
+    for (int i = threadIdx.x; i < Rows * Columns; i += Threads) {
+      float sum = partial[i];
+#pragma unroll
+      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * Columns + i];
+      partial[i] = sum;
+    }
+    __syncthreads();
   }
 
   const Matrix w_;

@@ -4,7 +4,6 @@
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/normalise.cuh"
-#include "layer/cuda/tensor_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -14,31 +13,25 @@ constexpr int kStateLoads = 6;  // numbers of the convolution's state that a thr
 template <typename T, int Rows, bool IsVector>
 using InProduct =
     RowProduct<T, T, kInProjBlock.columns, kInProjBlock.threads, Rows, IsVector, kLateX>;
-template <typename T>
-using InTensorProduct =
-    TensorProduct<T, kInTensorBlock.columns, kInTensorBlock.threads, kInTensorStages>;
 
 // Calls body with the Choice of the product for these rows and this matrix.
 template <typename T, typename Body>
 auto with_in_product(const ProjectIn& s, Body body) {
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
-  if constexpr (!kIsWide<T>) {
-    if (s.uses_tensor_cores && is_vector && s.rows > 1) return body(Choice<InTensorProduct<T>>());
-  }
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
   if (s.rows == 1) return body(Choice<InProduct<T, 1, true>>());
   if (s.rows <= kSomeStepRows) return body(Choice<InProduct<T, kSomeStepRows, true>>());
   return body(Choice<InProduct<T, kMaxStepRows, true>>());
 }
 
-// Parts of a block's shared memory, in bytes from its start, where the stages of the product lie.
+// Parts of a block's shared memory, in bytes from its start.
 template <typename Product>
 struct InShared {
   size_t x, norm_weight, partial, window, taps, sums, bytes;
 
   __host__ __device__ InShared(const ProjectIn& s, size_t element) {
     const int64_t span = s.d_conv - 1 + s.length;
-    x = Product::kStageBytes;
+    x = 0;
     norm_weight = x + Product::kRows * Product::x_stride(s.d_model) * element;
     partial = norm_weight + sizeof(float) * padded(s.d_model);
     window = partial + sizeof(float) * Product::kSharedFloats;
@@ -90,8 +83,8 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     return first_channel + c >= 0 && first_channel + c < s.conv_columns;
   };
 
-  Product product({s.weight, d_model, s.columns}, first, x,
-                  static_cast<int>(Product::x_stride(d_model)), shared);
+  Product product({s.weight, d_model, s.columns}, first, 0, d_model, x,
+                  static_cast<int>(Product::x_stride(d_model)));
   product.start_weights();
   let_next_kernel_start();
   start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);

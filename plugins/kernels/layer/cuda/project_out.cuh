@@ -4,7 +4,6 @@
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/normalise.cuh"
-#include "layer/cuda/tensor_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -15,21 +14,12 @@ constexpr bool kEarlyY = !IsGated && Rows * sizeof(T) <= kMaxEarlyBytes;
 template <typename T, int Rows, bool IsVector, bool IsGated>
 using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads, Rows, IsVector,
                               kEarlyY<T, Rows, IsGated>>;
-template <typename T>
-using OutTensorProduct =
-    TensorProduct<T, kOutTensorBlock.columns, kOutTensorBlock.threads, kOutTensorStages>;
 
-// Calls body with the Choice of the product for these rows and this matrix. Every block would
-// compute the gate of all rows again: what is gated is a row or two, where that is quick.
+// Calls body with the Choice of the product for these rows and this matrix. Every block computes
+// the gated norm of all rows again, which is quick for the few rows of a step.
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
-  if constexpr (!IsGated && !kIsWide<T>) {
-    const bool is_y_vector = s.depth % 8 == 0 && is_aligned<16>(s.y, s.stride, sizeof(T));
-    if (s.uses_tensor_cores && is_vector && is_y_vector && s.rows > 1) {
-      return body(Choice<OutTensorProduct<T>>());
-    }
-  }
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if (s.rows == 1) return body(Choice<OutProduct<T, 1, true, IsGated>>());
   if (s.rows <= kSomeStepRows) {
@@ -38,15 +28,14 @@ auto with_out_product(const ProjectOut& s, Body body) {
   return body(Choice<OutProduct<T, kMaxStepRows, true, IsGated>>());
 }
 
-// Parts of a block's shared memory, in bytes from its start, where the stages of the product lie.
+// Parts of a block's shared memory, in bytes from its start.
 template <typename Product, bool IsGated>
 struct OutShared {
-  static constexpr bool kHasY = IsGated || Product::kStageBytes > 0;
   size_t y, norm_weight, partial, sums, bytes;
 
   __host__ __device__ OutShared(const ProjectOut& s, size_t element) {
-    y = Product::kStageBytes;
-    norm_weight = y + (kHasY ? Product::kRows * Product::x_stride(s.depth) * element : 0);
+    y = 0;
+    norm_weight = y + (IsGated ? Product::kRows * Product::x_stride(s.depth) * element : 0);
     partial = norm_weight + (IsGated ? sizeof(float) * padded(s.depth) : 0);
     sums = partial + sizeof(float) * Product::kSharedFloats;
     bytes = sums;
@@ -56,36 +45,19 @@ struct OutShared {
   }
 };
 
-// x (Rows, stride) = y of as many rows as there are, zeros beyond; depth is a multiple of 8. Every
-// thread must call it.
-template <int Threads, int Rows, typename T>
-__device__ void copy_rows(const ProjectOut& s, T* x, int stride) {
-  constexpr int kVector = 16 / sizeof(T);
-  const T* y = static_cast<const T*>(s.y);
-  const int vectors = stride / kVector;
-  for (int i = threadIdx.x; i < Rows * vectors; i += Threads) {
-    const int r = i / vectors, k = i % vectors * kVector;
-    const bool exists = r < s.rows && k < s.depth;
-    copy_async(x + r * stride + k, exists ? y + static_cast<int64_t>(r) * s.stride + k : y, exists);
-  }
-  wait_for_copies();
-  __syncthreads();
-}
-
 template <typename T, typename Product, bool IsGated>
 __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOut s) {
   constexpr int kColumns = Product::kColumns, kThreads = Product::kThreads;
   static_assert(Product::kRows * kColumns <= kThreads);
   extern __shared__ __align__(128) unsigned char shared[];
-  using Shared = OutShared<Product, IsGated>;
-  const Shared at(s, sizeof(T));
+  const OutShared<Product, IsGated> at(s, sizeof(T));
   float* partial = reinterpret_cast<float*>(shared + at.partial);
   T* x = reinterpret_cast<T*>(shared + at.y);
   const int x_stride = static_cast<int>(Product::x_stride(s.depth));
   const T* y = static_cast<const T*>(s.y);
   const int first = blockIdx.x * kColumns;
-  Product product({s.weight, s.depth, s.columns}, first, Shared::kHasY ? x : y,
-                  Shared::kHasY ? x_stride : s.stride, shared);
+  Product product({s.weight, s.depth, s.columns}, first, 0, s.depth, IsGated ? x : y,
+                  IsGated ? x_stride : s.stride);
   product.start_weights();
   let_next_kernel_start();
   float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);
@@ -115,7 +87,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
       normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
     }
   }
-  if constexpr (!IsGated && Shared::kHasY) copy_rows<kThreads, Product::kRows>(s, x, x_stride);
   product.finish(partial);
   if (!is_writer) return;
   const float sum = residual + partial[threadIdx.x];

@@ -30,7 +30,6 @@ struct ProjectIn {
   int conv_first, conv_columns, d_conv;  // the first column of the convolution, and their number
   float epsilon;
   mamba_dtype hidden_dtype;
-  bool uses_tensor_cores;      // for several rows of 16 bits; sm_80 and later
   bool reads_hidden_in_fours;  // launch_project_in sets it
   bool overlaps;               // it may start before the kernel ahead of it has ended
 };
@@ -43,7 +42,6 @@ struct ProjectOut {
   int rows, depth, columns, stride;
   mamba_dtype hidden_dtype;
   bool overlaps;
-  bool uses_tensor_cores;  // for several rows of 16 bits that are not gated; sm_80 and later
   // The gated norm of y, of each group of channels alone; else y is multiplied as it is.
   bool is_gated;
   const void* gate;               // (rows, gate_stride) T

@@ -1,11 +1,9 @@
 // A whole layer of Mamba-2: checks, workspace, and the choice between the step's kernels and those
 // for many rows, which leave the two large products to the caller.
 //
-// One row takes three kernels: project_in (norm, in_proj, convolution), the step of state space
-// duality, project_out (gated norm, out_proj, sum); a few rows on tensor cores have the gated norm
-// in a kernel of its own, which every block of project_out would otherwise compute again. Nothing
-// is copied or split in either form: all that in_proj makes lies in one buffer, and each kernel
-// reads its columns there.
+// A step takes three kernels: project_in (norm, in_proj, convolution), the step of state space
+// duality, project_out (gated norm, out_proj, sum). Nothing is copied or split in either form: all
+// that in_proj makes lies in one buffer, and each kernel reads its columns there.
 #include <algorithm>
 
 #include "common/checks.h"
@@ -73,24 +71,6 @@ mamba_state_space_dual_params describe_dual(const mamba2_layer_params& p, const 
   return s;
 }
 
-// Of y, which is dense, with the gate in the first columns of in; to normed.
-mamba_gated_rms_norm_params describe_norm(const mamba2_layer_params& p, const void* y,
-                                          const void* in, int64_t in_stride, void* normed) {
-  const Columns at(p);
-  mamba_gated_rms_norm_params n = {};
-  n.batch = p.batch;
-  n.length = p.length;
-  n.groups = p.n_groups;
-  n.group_width = at.d_inner / p.n_groups;
-  n.dtype = p.dtype;
-  n.epsilon = p.gate_epsilon;
-  n.x = slice(y, 0, at.d_inner, p.length, p.dtype);
-  n.z = slice(in, 0, in_stride, p.length, p.dtype);
-  n.weight = p.gate_norm_weight;
-  n.y = normed;
-  return n;
-}
-
 size_t dual_bytes(const mamba2_layer_params& p) {
   const mamba_state_space_dual_params s = describe_dual(p, {});
   return mamba_state_space_dual_cuda_workspace(&s);
@@ -98,17 +78,9 @@ size_t dual_bytes(const mamba2_layer_params& p) {
 
 // --- Few rows
 
-// Those of 16-bit numbers that tensor_gemv.cuh asks for.
-bool has_tensor_cores(const mamba2_layer_params& p) {
-  const Columns at(p);
-  return current_gpu().major >= 8 && p.dtype != MAMBA_FP32 && at.all % 8 == 0 &&
-         at.d_inner % 8 == 0 && p.d_model % 8 == 0;
-}
-
 struct Step {
   ProjectIn in;
   Dual dual;
-  void* normed;  // (rows, d_inner) T, where the gated norm has a kernel of its own; else null
   ProjectOut out;
   size_t bytes;
 };
@@ -150,19 +122,15 @@ Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps)
   s.out.gate_norm_weight = p.gate_norm_weight;
   s.out.groups = static_cast<int>(p.n_groups);
   s.out.gate_stride = s.in.stride;
+  s.out.is_gated = true;
   s.out.epsilon = p.gate_epsilon;
-  // Of fewer rows CUDA cores are done while the weights are read.
-  s.in.uses_tensor_cores = s.out.uses_tensor_cores =
-      has_tensor_cores(p) && rows > current_tuning().most_step_rows;
-  s.out.is_gated = rows == 1 || !s.out.uses_tensor_cores;
 
   Parts parts(workspace);
   s.in.out = parts.take(rows * s.in.stride * element);
   void* y = parts.take(rows * at.d_inner * element);
   s.dual = {s.in.out, s.in.out, at.x, s.in.stride, s.in.stride, y, nullptr};
   s.dual.workspace = parts.take(static_cast<int64_t>(dual_bytes(p)));
-  s.normed = s.out.is_gated ? nullptr : parts.take(rows * at.d_inner * element);
-  s.out.y = s.out.is_gated ? y : s.normed;
+  s.out.y = y;
   s.out.gate = s.in.out;  // z has the first columns
   s.bytes = parts.used();
   return s;
@@ -191,12 +159,8 @@ bool prefers_step(const mamba2_layer_params& p) {
   if (rows == 1) return true;
   const Columns at(p);
   const Tuning& tuning = current_tuning();
-  if (rows <= tuning.most_step_rows &&
-      rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products) {
-    return true;
-  }
-  return describe_step(p, nullptr, false).in.uses_tensor_cores &&
-         rows <= tuning.most_tensor_step_rows;
+  return rows <= tuning.most_step_rows &&
+         rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products;
 }
 
 mamba_status run_step(const mamba2_layer_params& p, void* workspace, cudaStream_t stream) {
@@ -210,11 +174,6 @@ mamba_status run_step(const mamba2_layer_params& p, void* workspace, cudaStream_
   if (mamba_status bad = status_of(kName, with_type(p.dtype, launch_in))) return bad;
   const mamba_state_space_dual_params dual = describe_dual(p, s.dual);
   if (mamba_status bad = mamba_state_space_dual_cuda(&dual, s.dual.workspace, stream)) return bad;
-  if (!s.out.is_gated) {
-    const mamba_gated_rms_norm_params norm =
-        describe_norm(p, s.dual.y, s.in.out, s.in.stride, s.normed);
-    if (mamba_status bad = mamba_gated_rms_norm_cuda(&norm, stream)) return bad;
-  }
   return status_of(kName, with_type(p.dtype, launch_out));
 }
 
@@ -252,8 +211,7 @@ class ManyRows {
     const mamba_state_space_dual_params dual =
         describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
-    const mamba_gated_rms_norm_params gated = describe_norm(p_, y_, in_, at_.all, normed_);
-    if ((bad = mamba_gated_rms_norm_cuda(&gated, stream_))) return bad;
+    if ((bad = normalise())) return bad;
     // The first norm has left a copy of hidden in hidden_out.
     return product_({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
                     p_.hidden_out, p_.hidden_dtype, true);
@@ -275,6 +233,21 @@ class ManyRows {
     c.y = mixed_;
     c.last_state = p_.last_conv_state;
     return mamba_causal_conv1d_cuda(&c, stream_);
+  }
+
+  mamba_status normalise() const {
+    mamba_gated_rms_norm_params n = {};
+    n.batch = p_.batch;
+    n.length = p_.length;
+    n.groups = p_.n_groups;
+    n.group_width = at_.d_inner / p_.n_groups;
+    n.dtype = p_.dtype;
+    n.epsilon = p_.gate_epsilon;
+    n.x = slice(y_, 0, at_.d_inner, p_.length, p_.dtype);
+    n.z = slice(in_, 0, at_.all, p_.length, p_.dtype);
+    n.weight = p_.gate_norm_weight;
+    n.y = normed_;
+    return mamba_gated_rms_norm_cuda(&n, stream_);
   }
 
   const mamba2_layer_params& p_;
