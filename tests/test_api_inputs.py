@@ -28,7 +28,7 @@ from mamba_export.export.program_checks import check_program
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.generation.sampling import Sampling
-from mamba_export.models import MambaBackbone, MambaConfig, MambaLM, checkpoints
+from mamba_export.models import Mamba2Config, MambaBackbone, MambaConfig, MambaLM, checkpoints
 from mamba_export.verify import verify
 
 HUGE = 10**400
@@ -372,8 +372,12 @@ def test_odd_arguments_of_models_and_checkpoints(tiny_model: MambaLM, tmp_path: 
     for module in (nn_of_ours.MambaLM, nn_of_ours.MambaBackbone, nn_of_ours.Mamba):
         assert answers(module) == []
     assert answers(MambaConfig.published) == []
-    for name in MambaConfig.__dataclass_fields__:
-        answers(lambda v, name=name: MambaConfig(d_model=8, n_layer=1).replace(**{name: v}))
+    for small in (
+        MambaConfig(d_model=8, n_layer=1),
+        Mamba2Config(d_model=8, n_layer=1, head_dim=4, d_state=4),
+    ):
+        for field in dataclasses.fields(small):
+            answers(lambda v, small=small, name=field.name: small.replace(**{name: v}))
     assert answers(checkpoints.load) == []
     assert answers(checkpoints.locate_tokenizer) == []
     values = [value for value in ODD if not isinstance(value, (str, bytes, Path))]

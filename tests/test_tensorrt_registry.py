@@ -80,7 +80,8 @@ def run(folder: Path, with_runtime: bool) -> tuple[dict[str, Any], str]:
     )
     paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
-        [sys.executable, SCRIPT, request],
+        [sys.executable, SCRIPT],
+        input=request,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Loads the plugin library into the registry of NVIDIA's lean runtime, and prints in JSON what came of it.
 
-One argument, in JSON: ``folder``, where the wheels are unpacked; ``with_runtime``, whether to create a Runtime
+Standard input, in JSON: ``folder``, where the wheels are; ``with_runtime``, whether to create a Runtime
 (it needs a GPU); and for each operator its ``fields``, ``bad_fields``, ``inputs``, and ``queries`` of formats.
 
 The Python bindings give a plugin's names and texts. They do not give its clone, its serialised fields, its
@@ -109,7 +109,7 @@ def seen(trt: Any, harness: Harness, op: str, asked: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    request = json.loads(sys.argv[1])
+    request = json.load(sys.stdin)
     sys.path.insert(0, request["folder"])
     path, harness_path = TRT_PLUGIN.path(), driver.harness_path()
     assert path
@@ -126,17 +126,17 @@ def main() -> None:
 
 
 def request_of(folder: str, with_runtime: bool, operators: dict[str, Any]) -> str:
-    """The argument of a run."""
+    """What a run reads from its standard input."""
     return json.dumps({"folder": folder, "with_runtime": with_runtime, "operators": operators})
 
 
 def plain_fields(values: list[Field]) -> list[list[Any]]:
-    """Names, values and types of fields, for the argument."""
+    """Names, values and types of fields, for a request."""
     return [[field.name, field.value, field.type] for field in values]
 
 
 def plain_tensors(values: list[Tensor]) -> list[list[Any]]:
-    """Tensors, for the argument."""
+    """Tensors, for a request."""
     return [list(asdict(tensor).values()) for tensor in values]
 
 

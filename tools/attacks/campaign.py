@@ -48,9 +48,9 @@ class Result:
 
 def environment(root: Path) -> dict[str, str]:
     """Of a worker: no home of the user's, no network, one thread."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAMBA_EXPORT_")
-    }
+    # A compiler's cache, which PyTorch names in its own process's environment, is not the attempts'.
+    others = ("MAMBA_EXPORT_", "TORCHINDUCTOR_", "TRITON_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     libraries = ("MAMBA_EXPORT_KERNELS", "MAMBA_EXPORT_LIBRARY", "MAMBA_EXPORT_TRT_PLUGIN")
     return {
         **kept,
