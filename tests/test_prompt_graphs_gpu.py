@@ -81,7 +81,7 @@ def same(found: tuple[np.ndarray, OrtState], expected: tuple[np.ndarray, OrtStat
 
 
 def used_by(session: OrtSession, prompts: list[np.ndarray]) -> int:
-    """Bytes of GPU memory that reading prompts leaves taken. Of the whole GPU: nothing else may use it meanwhile."""
+    """Bytes of GPU memory that reading prompts leaves taken. The whole GPU's: nothing else may use it."""
     gc.collect()
     before = torch.cuda.mem_get_info()[0]
     for ids in prompts:

@@ -19,23 +19,30 @@ _KINDS = {
 
 
 def figures(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of the newest GPU's record three ranges, without one the CPU's times beside transformers'.
+    """Markdown: of each GPU's record a range a kind, without one the CPU's times beside transformers'.
 
     Args:
         records: valid, newest first.
     """
-    gpu = next((one for one in records if any(row.kind in _KINDS for row in rows_of(one))), None)
-    if gpu is None:
-        lines = ["No valid record of an NVIDIA GPU exists yet."]
-        lines += [f"On {record['device']}:\n\n{_cpu_lines(record)}" for record in records[:1]]
-        return "\n\n".join(lines)
+    of_gpus = [text for record in records if (text := _gpu_figures(record))]
+    if of_gpus:
+        return "\n\n".join(of_gpus)
+    lines = ["No valid record of an NVIDIA GPU exists yet."]
+    lines += [f"On {record['device']}:\n\n{_cpu_lines(record)}" for record in records[:1]]
+    return "\n\n".join(lines)
+
+
+def _gpu_figures(gpu: dict[str, Any]) -> str:
+    """A head and a line a kind; empty where the record has none of them."""
+    lines = [line for kind in _KINDS if (line := _gpu_line(gpu, kind))]
+    if not lines:
+        return ""
     peers = ", ".join(
         f"{name} {gpu['versions'][name]}"
         for name in ("mamba_ssm", "causal_conv1d")
         if gpu["versions"].get(name, "not installed") != "not installed"
     )
     head = f"On an {gpu['device']} ({gpu['date']}), beside {peers or 'no peer'} at its fastest in the same run:"
-    lines = [line for kind in _KINDS if (line := _gpu_line(gpu, kind))]
     return "\n".join([head, "", *lines])
 
 
