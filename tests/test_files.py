@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import random
 import resource
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from mamba_export.cli.signals import ending_well
 from mamba_export.errors import MambaExportError
 from mamba_export.files import (
     check_inside,
@@ -594,6 +596,35 @@ def test_a_living_run_s_folder_stays(runners: list[Runner], tmp_path: Path) -> N
         assert len([name for name in names(tmp_path) if name.startswith(PREFIX)]) == 1
     assert names(tmp_path) == ["one", "three", "two"]
     assert texts(tmp_path / "one") == {"one"}
+
+
+def test_what_a_signal_ended_is_freed_at_once() -> None:
+    """A signal may come while a block's end is being called: then freeing its frames ends the block."""
+    ended = []
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ended.append(True)
+
+    def work() -> None:
+        opened = block()
+        opened.__enter__()  # and no __exit__, as where the signal came in between
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1)
+
+    gc.disable()
+    try:
+        try:
+            with ending_well():
+                work()
+        except SystemExit as stop:
+            code = stop.code
+        assert (code, ended) == (129, [True])
+    finally:
+        gc.enable()
 
 
 def test_nohup_stays_in_force(tmp_path: Path) -> None:

@@ -50,5 +50,8 @@ def ending_well() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = report
+        # The exception's frames lead here: without this they would live until garbage is collected, and with
+        # them a block whose end the signal met before it had begun.
+        raised.clear()
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
