@@ -150,7 +150,8 @@ class ManyRowsRun {
               void* workspace, cudaStream_t stream)
       : p_(params),
         m_(describe_many(params, workspace)),
-        product_{"layer", params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{"layer", params.batch * params.length, params.dtype, multiply, context,
+                 stream,  params.constant_weights != 0},
         stream_(stream) {}
 
   mamba_status run() {
