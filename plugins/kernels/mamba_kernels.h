@@ -102,7 +102,8 @@ typedef struct {
   mamba_dtype c_dtype; /* of addend and c */
   const void* a;
   int64_t a_stride;
-  const void *b, *addend;
+  const void* b;
+  const void* addend;
   void* c;
   int64_t c_stride;
 } mamba_product;
