@@ -19,7 +19,7 @@ Public repositories of Mamba models, each with a small model of its own classes 
 random weights), on a machine without mamba_ssm, Triton or a GPU: `import mamba_export.adapters.mamba_ssm`, the
 repository's own import, then `mamba_export.export`. No file of a repository is changed, and none is kept here.
 The end of the page says of which only a block is exported, what an entry replaces in memory, and for which
-packages there are stand-ins. Families of Mamba-2 (Hydra, VSSD) are not in this record.
+packages there are stand-ins.
 
 Each file runs in ONNX Runtime with our library and without it, at the size that was traced and at sizes that
 were not. The error is the norm of the difference over the norm of the truth, the worst of outputs and sizes.
