@@ -31,7 +31,7 @@ def _hydra(root: Path) -> Trial:
 @family(
     "goombalab/hydra",
     "hydra.modules.hydra.Hydra",
-    name="hydra, fused",
+    name="hydra fused",
     note="Its autograd function over private names of mamba_ssm, which cuts the batch in two and so fixes it.",
 )
 def _hydra_fused(root: Path) -> Trial:
