@@ -126,7 +126,7 @@ def test_later_record_replaces_the_families_that_it_holds(empty: dict, tmp_path:
     text = page(records(tmp_path))
     assert "3 of 3 are exported" in text
     assert "Measured on 2026-01-02, " in text
-    assert "b, c on 2026-01-03, " in text
+    assert "b, c: measured on 2026-01-03, " in text
 
 
 def test_page_says_what_happened_to_each(empty: dict, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def page(recorded: Sequence[Record]) -> str:
 
 
 def _measured(record: Record, most: bool) -> str:
-    which = "Measured" if most else ", ".join(one["family"] for one in record["families"])
+    names = ", ".join(one["family"] for one in record["families"])
+    which = "Measured" if most else f"{names}: measured"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
         f"{which} on {record['date']}, commit {record['commit']}, {record['device']}; {versions}."
