@@ -169,6 +169,7 @@ STATE_SPACE_DUAL = Operator(
     cases=(
         # The shapes of published models, around the chunks of a kernel.
         {"length": 1, "heads": 24, "head_dim": 64, "d_state": 128},
+        {"length": 1, "heads": 4, "n_groups": 2},
         {"length": 130, "batch": 1, "heads": 5, "head_dim": 64, "d_state": 128},
         {"length": 257, "batch": 1, "heads": 8, "head_dim": 64, "d_state": 128, "n_groups": 2},
         {"length": 70, "heads": 6, "head_dim": 80, "d_state": 64, "n_groups": 3, "d_skip": 80},
