@@ -196,11 +196,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (column >= columns) continue;
     const int64_t at = row * s.p.c_stride + column;
     if (s.p.c_dtype == MAMBA_FP32) {
-      float* c = static_cast<float*>(s.p.c) + at;
-      *c = s.p.accumulate ? *c + total : total;
+      if (s.p.addend) total += static_cast<const float*>(s.p.addend)[at];
+      static_cast<float*>(s.p.c)[at] = total;
     } else {
-      T* c = static_cast<T*>(s.p.c) + at;
-      *c = from_float<T>(s.p.accumulate ? to_float(*c) + total : total);
+      if (s.p.addend) total += to_float(static_cast<const T*>(s.p.addend)[at]);
+      static_cast<T*>(s.p.c)[at] = from_float<T>(total);
     }
   }
   if (blocks > 1) cluster_barrier();  // the others may still be reading this block's sums

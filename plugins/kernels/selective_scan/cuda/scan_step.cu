@@ -77,7 +77,9 @@ __global__ void __launch_bounds__(kThreads)
       const int n = (q * kLanes + lane) * 4;
 #pragma unroll
       for (int i = 0; i < kSequences; ++i) {
-        prefetch(p.initial_state + sequence(i) * sequence_states + of_channel + n);
+        if (p.initial_state) {
+          prefetch(p.initial_state + sequence(i) * sequence_states + of_channel + n);
+        }
       }
       prefetch(A_row + n);
     }
@@ -85,13 +87,14 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier_kernels();
 
   for (; first < batches; first += static_cast<int>(gridDim.y) * kSequences) {
-    float h[kSequences][kQuads][4], A[kQuads][4];
+    float h[kSequences][kQuads][4] = {}, A[kQuads][4];
 #pragma unroll
     for (int i = 0; i < kSequences; ++i) {
       const float* state = p.initial_state + sequence(i) * sequence_states + of_channel;
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int n = (q * kLanes + lane) * 4;
+        if (!p.initial_state) continue;
         if constexpr (kIsPlain) {
           load_state(state + n, h[i][q]);
         } else {
