@@ -19,7 +19,7 @@ from mamba_export.export import export
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 
-PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}}
+PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"dtype": "fp16"}}
 """What the weights are kept in, and what ``export`` is told for it."""
 
 
