@@ -100,16 +100,17 @@ MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_para
  * (in, out): in_proj_weight has the convolution's columns, then the gate's. epsilon is the norm's.
  * States and hidden may be the buffers of their results. */
 
-/* c (rows, columns) = a (rows, depth) b (depth, columns), plus c where accumulate is 1. Row-major;
- * b is contiguous, strides are in elements. Sums are fp32 at least. */
+/* c (rows, columns) = a (rows, depth) b (depth, columns), plus addend where that is not null: laid
+ * out as c, and c itself or apart from it. Row-major; b is contiguous, strides are in elements.
+ * Sums are fp32 at least. */
 typedef struct {
   int64_t rows, columns, depth;
-  mamba_dtype dtype; /* of a and b */
-  mamba_dtype c_dtype;
-  int accumulate;
+  mamba_dtype dtype;   /* of a and b */
+  mamba_dtype c_dtype; /* of addend and c */
   const void* a;
   int64_t a_stride;
   const void* b;
+  const void* addend;
   void* c;
   int64_t c_stride;
 } mamba_product;

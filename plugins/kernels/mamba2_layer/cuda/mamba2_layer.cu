@@ -164,19 +164,18 @@ class ManyRows {
   }
 
   mamba_status run() const {
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       p_.hidden_out,  product_.rows,
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       product_.rows,
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype, false);
+    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
     const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
     if ((bad = normalise())) return bad;
-    // The first norm has left a copy of hidden in hidden_out.
     return product_({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
-                    p_.hidden_out, p_.hidden_dtype, true);
+                    p_.hidden_out, p_.hidden_dtype, p_.hidden);
   }
 
  private:

@@ -90,12 +90,14 @@ __device__ __forceinline__ float log_decay_at(const mamba_state_space_dual_param
 // The skip of a channel of a head.
 __device__ __forceinline__ float skip_at(const mamba_state_space_dual_params& p, int64_t head,
                                          int64_t channel) {
-  return p.D[head * p.d_skip + channel / (p.head_dim / p.d_skip)];
+  const int64_t own = p.d_skip == 1 ? 0 : channel / (p.head_dim / p.d_skip);
+  return p.D[head * p.d_skip + own];
 }
 
-// A number of a state whose dtype R is fp32 or T.
+// A number of a state whose dtype R is fp32 or T; without an initial state it is 0.
 template <typename T>
 __device__ __forceinline__ float load_state(const mamba_state_space_dual_params& p, int64_t at) {
+  if (!p.initial_state) return 0.f;
   if (p.initial_state_dtype == MAMBA_FP32) return static_cast<const float*>(p.initial_state)[at];
   return to_float(static_cast<const T*>(p.initial_state)[at]);
 }
