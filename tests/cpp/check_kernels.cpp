@@ -231,6 +231,7 @@ int main(int argc, char** argv) {
   if ((device != "cpu" && device != "cuda") || argc > 3 || (argc == 3 && guards != "guards")) {
     check::fail("expected the arguments: cpu or cuda, and guards or nothing");
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // whole lines, though a sanitizer ends it
   try {
     const auto kind = device == "cuda" ? check::Device::kCuda : check::Device::kCpu;
     return check::run_all({kind, argc == 3}) ? 1 : 0;
