@@ -29,7 +29,8 @@ limit, it is the least time that the hardware needs; a record in which anything 
 the CPU, `python tools/benchmark.py --device cuda --long --plots --record tools/records` for an NVIDIA GPU.
 
 On a CPU, llama.cpp is timed in the same run where its Python package is installed and its sources are named.
-The source package on PyPI holds both, and compiles for the processor that it is on (10 to 20 minutes on two cores):
+The source package on PyPI holds both, and compiles for the processor that it is on (10 to 20 minutes on two
+cores):
 
 ```
 pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
