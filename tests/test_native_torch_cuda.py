@@ -100,8 +100,8 @@ SCANS = [
     *(Scan(1, 20000, 64, reverse=r) for r in (False, True)),
     *(Scan(2, 4097, d, n) for d, n in ((1, 16), (7, 64), (32, 128), (64, 8), (16, 300))),
     Scan(1, 5000, 64, 16, 2, gate=False, shift=-6),
-    Scan(1, 2048, 1536), Scan(8, 300, 1024), Scan(64, 64, 1536), Scan(64, 1, 1536), Scan(8, 1, 1536, 128), Scan(2, 1, 1536, 16, 2),
-    Scan(4, 300, 512, 128), Scan(2, 300, 512, 64, 8, reverse=True),
+    Scan(1, 2048, 1536), Scan(8, 300, 1024), Scan(64, 64, 1536), Scan(64, 1, 1536), Scan(8, 1, 1536, 128),
+    Scan(2, 1, 1536, 16, 2), Scan(4, 300, 512, 128), Scan(2, 300, 512, 64, 8, reverse=True),
 ]  # fmt: skip
 CONVS = [
     *(
