@@ -58,6 +58,7 @@ SHAPES = [
     Shape(96, 200, 5, d_state=8, d_conv=3),
     Shape(98, 201, 7, d_state=5, d_conv=2),  # nothing can be read in 16 bytes
     Shape(64, 128, 8, d_state=64, d_conv=16),
+    Shape(128, 256, 8, d_state=8, d_conv=3),
 ]
 ROWS = [(1, 1), (2, 1), (3, 1), (8, 1), (1, 3), (2, 4)]
 

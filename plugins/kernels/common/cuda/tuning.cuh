@@ -250,6 +250,9 @@ constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread re
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows
 constexpr int64_t kXProjSplitDepth = 512;  // rows of x_proj that one block reads, at least
+// One row of so many blocks' channels, at most, goes to x_proj in the blocks that make them: every
+// block of the kernel after adds up their shares.
+constexpr int kMostNextShares = 64;
 
 // --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
 // ------------------------
