@@ -1,4 +1,4 @@
-"""Families: entries, records of runs, and the page that is made of the newest one."""
+"""Families: entries, records of runs, and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from model_families.record import (
     add,
     continued,
     new_record,
-    newest,
     path_in,
     read_record,
+    records,
     write,
 )
 
@@ -45,16 +45,20 @@ class Small(torch.nn.Module):
 """
 
 
-def test_page_is_what_the_record_makes() -> None:
-    said = f"{PAGE} is not what the newest record makes: python tools/families.py --docs"
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(newest()), said
+def test_page_is_what_the_records_make() -> None:
+    said = f"{PAGE} is not what the records make: python tools/families.py --docs"
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(records()), said
 
 
-def test_record_holds_every_entry_with_its_commit() -> None:
-    record = newest()
-    assert [one["family"] for one in record["families"]] == list(FAMILIES)
-    assert "changed" not in record["commit"], "a record is made of a clean tree"
-    for one in record["families"]:
+def _families() -> list[dict]:
+    return [one for record in records() for one in record["families"]]
+
+
+def test_records_hold_every_entry_with_its_commit() -> None:
+    assert sorted(one["family"] for one in _families()) == sorted(FAMILIES)
+    for record in records():
+        assert "changed" not in record["commit"], "a record is made of a clean tree"
+    for one in _families():
         entry = FAMILIES[one["family"]]
         assert (one["repository"], one["class"]) == (entry.repository, entry.cls)
         assert len(one["commit"]) == 40, "of the repository, unchanged"
@@ -62,7 +66,7 @@ def test_record_holds_every_entry_with_its_commit() -> None:
 
 
 def test_record_s_errors_are_below_the_tolerance() -> None:
-    right = [one for one in newest()["families"] if one["status"] == "right"]
+    right = [one for one in _families() if one["status"] == "right"]
     assert len(right) >= 12
     for one in right:
         assert max(one["error"], one["error_without_library"]) <= trial.TOLERANCE
@@ -108,7 +112,21 @@ def test_bad_record_is_named(empty: dict, tmp_path: Path) -> None:
         with pytest.raises(MambaExportError, match=r"r\.json is not a record of tools/families"):
             read_record(file)
     with pytest.raises(MambaExportError, match="holds no record of families"):
-        newest(tmp_path)
+        records(tmp_path)
+
+
+def test_later_record_replaces_the_families_that_it_holds(empty: dict, tmp_path: Path) -> None:
+    place = tmp_path / "tools/records"
+    place.mkdir(parents=True)
+    for day, names in (("01", "ab"), ("02", "a"), ("03", "bc")):
+        record = {**empty, "date": f"2026-01-{day}", "families": [_result(one) for one in names]}
+        write(path_in(place, record), record)
+    kept = [(one["date"], [f["family"] for f in one["families"]]) for one in records(tmp_path)]
+    assert kept == [("2026-01-02", ["a"]), ("2026-01-03", ["b", "c"])]
+    text = page(records(tmp_path))
+    assert "3 of 3 are exported" in text
+    assert "Measured on 2026-01-02, " in text
+    assert "b, c: measured on 2026-01-03, " in text
 
 
 def test_page_says_what_happened_to_each(empty: dict, tmp_path: Path) -> None:

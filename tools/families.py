@@ -63,7 +63,7 @@ def main(
         bool, typer.Option("--list", help="Only list the families, with their repositories.")
     ] = False,
     docs: Annotated[
-        bool, typer.Option("--docs", help="Only write docs/families.md from the newest record.")
+        bool, typer.Option("--docs", help="Only write docs/families.md from the records.")
     ] = False,
 ) -> None:
     from model_families import record as records

@@ -1,25 +1,25 @@
-"""docs/families.md, made of the newest record."""
+"""docs/families.md, made of the records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.record import write_whole
-from model_families.record import ROOT, STATUSES, Record, newest
+from model_families.record import ROOT, STATUSES, Record, records
 
 PAGE = "docs/families.md"
 
 _HEAD = """# Families that were tried
 
-<!-- written by tools/families.py --docs from the newest record of families: change those, not this page -->
+<!-- written by tools/families.py --docs from the records of families: change those, not this page -->
 
 Public repositories of Mamba models, each with a small model of its own classes (reduced widths and depths,
 random weights), on a machine without mamba_ssm, Triton or a GPU: `import mamba_export.adapters.mamba_ssm`, the
 repository's own import, then `mamba_export.export`. No file of a repository is changed, and none is kept here.
 The end of the page says of which only a block is exported, what an entry replaces in memory, and for which
-packages there are stand-ins. Families of Mamba-2 (Hydra, VSSD) are not in this record.
+packages there are stand-ins.
 
 Each file runs in ONNX Runtime with our library and without it, at the size that was traced and at sizes that
 were not. The error is the norm of the difference over the norm of the truth, the worst of outputs and sizes.
@@ -36,15 +36,15 @@ python tools/families.py --repositories FOLDER --record tools/records
 """
 
 
-def page(record: Record) -> str:
-    """The whole page."""
-    families = record["families"]
+def page(recorded: Sequence[Record]) -> str:
+    """The whole page, of records oldest first."""
+    families = [one for record in recorded for one in record["families"]]
     right = [one for one in families if one["status"] == "right"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     parts = [
         _HEAD,
-        f"{len(right)} of {len(families)} are exported and agree with PyTorch. Measured on "
-        f"{record['date']}, commit {record['commit']}, {record['device']}; {versions}.\n",
+        f"{len(right)} of {len(families)} are exported and agree with PyTorch. ",
+        " ".join(_measured(record, record is recorded[0]) for record in recorded),
+        "\n",
         "\n## Exported\n\n",
         _table(
             ("family", "repository, commit", "class", "size traced", "sizes swept", "nodes of ours", "reversed",
@@ -63,6 +63,15 @@ def page(record: Record) -> str:
         ]
     parts += ["\n## What was exported of each\n\n", *(_details(one) for one in families)]
     return "".join(parts)
+
+
+def _measured(record: Record, most: bool) -> str:
+    names = ", ".join(one["family"] for one in record["families"])
+    which = "Measured" if most else f"{names}: measured"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"{which} on {record['date']}, commit {record['commit']}, {record['device']}; {versions}."
+    )
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -127,7 +136,7 @@ def _details(one: Mapping[str, Any]) -> str:
 
 
 def write_page(root: Path = ROOT) -> Path:
-    """Write the page from the newest record."""
+    """Write the page from the records."""
     path = root / PAGE
-    write_whole(path, page(newest(root)))
+    write_whole(path, page(records(root)))
     return path

@@ -124,15 +124,25 @@ def _wrong(record: Any) -> str:
     return ""
 
 
-def newest(root: Path = ROOT) -> Record:
-    """The newest record of the repository.
+def records(root: Path = ROOT) -> list[Record]:
+    """The repository's records, oldest first, each with the families that no later one holds.
+
+    So a new family has a record of its own until all are tried again.
 
     Raises:
         MambaExportError: there is none.
     """
-    files = sorted((root / RECORDS).glob(f"*{FAMILIES_SUFFIX}"))
+    files = sorted((root / RECORDS).glob(f"*{FAMILIES_SUFFIX}"), reverse=True)
     if not files:
         raise MambaExportError(
             f"{RECORDS} holds no record of families: run with --record {RECORDS}"
         )
-    return read_record(files[-1])
+    kept: list[Record] = []
+    seen: set[str] = set()
+    for file in files:
+        record = read_record(file)
+        families = [one for one in record["families"] if one["family"] not in seen]
+        seen |= {one["family"] for one in families}
+        if families:
+            kept.insert(0, {**record, "families": families})
+    return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_families.entries import classification, pixels, sequences  # noqa: F401
+from model_families.entries import classification, heads, pixels, sequences  # noqa: F401
 from model_families.family import FAMILIES
 
 __all__ = ["FAMILIES"]

@@ -1,5 +1,5 @@
-// A whole layer of Mamba-2: checks, workspace, and the choice between the step's kernels and those
-// for many rows, which leave the two large products to the caller.
+// A whole layer of Mamba-2: its step's kernels, and its form for many rows, which leaves the two
+// large products to the caller. layer/cuda/entry.cuh chooses.
 //
 // A step takes three kernels: project_in (norm, in_proj, convolution), the step of state space
 // duality, project_out (gated norm, out_proj, sum). Nothing is copied or split in either form: all
@@ -7,9 +7,9 @@
 #include <algorithm>
 
 #include "common/checks.h"
-#include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/status.h"
+#include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "layer/cuda/step.cuh"
 
@@ -136,47 +136,6 @@ Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps)
   return s;
 }
 
-// Programmatic dependent launch came with sm_90.
-bool can_overlap() { return current_gpu().major >= 9; }
-
-bool has_few_rows(const mamba2_layer_params& p) { return p.batch * p.length <= kMaxStepRows; }
-
-// Whether the step's kernels can take these sizes.
-bool fits_step(const mamba2_layer_params& p) {
-  if (!has_few_rows(p)) return false;
-  const Step s = describe_step(p, nullptr, false);
-  const size_t shared = with_type(p.dtype, [&](auto* type) {
-    using T = std::decay_t<decltype(*type)>;
-    return std::max(project_in_shared_bytes<T>(s.in), project_out_shared_bytes<T>(s.out));
-  });
-  return shared <= static_cast<size_t>(current_gpu().shared_bytes);
-}
-
-// Whether they are the quickest.
-bool prefers_step(const mamba2_layer_params& p) {
-  if (!fits_step(p)) return false;
-  const int64_t rows = p.batch * p.length;
-  if (rows == 1) return true;
-  const Columns at(p);
-  const Tuning& tuning = current_tuning();
-  return rows <= tuning.most_step_rows &&
-         rows * p.d_model * (at.all + at.d_inner) <= tuning.most_step_products;
-}
-
-mamba_status run_step(const mamba2_layer_params& p, void* workspace, cudaStream_t stream) {
-  const Step s = describe_step(p, workspace, can_overlap());
-  const auto launch_in = [&](auto* type) {
-    return launch_project_in<std::decay_t<decltype(*type)>>(s.in, stream);
-  };
-  const auto launch_out = [&](auto* type) {
-    return launch_project_out<std::decay_t<decltype(*type)>>(s.out, stream);
-  };
-  if (mamba_status bad = status_of(kName, with_type(p.dtype, launch_in))) return bad;
-  const mamba_state_space_dual_params dual = describe_dual(p, s.dual);
-  if (mamba_status bad = mamba_state_space_dual_cuda(&dual, s.dual.workspace, stream)) return bad;
-  return status_of(kName, with_type(p.dtype, launch_out));
-}
-
 // --- Many rows
 
 class ManyRows {
@@ -185,7 +144,8 @@ class ManyRows {
            void* workspace, cudaStream_t stream)
       : p_(params),
         at_(params),
-        product_{kName, params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{kName,  params.batch * params.length, params.dtype, multiply, context,
+                 stream, params.constant_weights != 0},
         stream_(stream) {
     const int64_t row = product_.rows * element_bytes(p_.dtype);
     Parts parts(workspace);
@@ -200,21 +160,23 @@ class ManyRows {
 
   size_t bytes() const { return bytes_; }
 
+  mamba_state_space_dual_params dual() const {
+    return describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
+  }
+
   mamba_status run() const {
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       p_.hidden_out,  product_.rows,
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       product_.rows,
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype, false);
+    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
-    const mamba_state_space_dual_params dual =
-        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
+    const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
     if ((bad = normalise())) return bad;
-    // The first norm has left a copy of hidden in hidden_out.
     return product_({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
-                    p_.hidden_out, p_.hidden_dtype, true);
+                    p_.hidden_out, p_.hidden_dtype, p_.hidden);
   }
 
  private:
@@ -258,46 +220,79 @@ class ManyRows {
   size_t bytes_;
 };
 
+// --- The choice
+
+struct Mamba2 {
+  using Params = mamba2_layer_params;
+  using ManyRows = mamba::ManyRows;
+  static constexpr const char* kName = mamba::kName;
+  static constexpr char kCall[] = "mamba2_layer_cuda";
+
+  static size_t step_bytes(const Params& p) { return describe_step(p, nullptr, false).bytes; }
+
+  static size_t step_shared_bytes(const Params& p) {
+    const Step s = describe_step(p, nullptr, false);
+    return with_type(p.dtype, [&](auto* type) {
+      using T = std::decay_t<decltype(*type)>;
+      return std::max(project_in_shared_bytes<T>(s.in), project_out_shared_bytes<T>(s.out));
+    });
+  }
+
+  static int64_t row_products(const Params& p) {
+    const Columns at(p);
+    return p.d_model * (at.all + at.d_inner);
+  }
+
+  static mamba_status run_step(const Params& p, void* workspace, bool overlaps,
+                               cudaStream_t stream) {
+    const Step s = describe_step(p, workspace, overlaps);
+    const auto launch_in = [&](auto* type) {
+      return launch_project_in<std::decay_t<decltype(*type)>>(s.in, stream);
+    };
+    const auto launch_out = [&](auto* type) {
+      return launch_project_out<std::decay_t<decltype(*type)>>(s.out, stream);
+    };
+    if (mamba_status bad = status_of(kName, with_type(p.dtype, launch_in))) return bad;
+    const mamba_state_space_dual_params dual = describe_dual(p, s.dual);
+    if (mamba_status bad = mamba_state_space_dual_cuda(&dual, s.dual.workspace, stream)) return bad;
+    return status_of(kName, with_type(p.dtype, launch_out));
+  }
+};
+
+using Entry = LayerEntry<Mamba2>;
+
 }  // namespace
 }  // namespace mamba
 
 extern "C" {
 
 int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
-  return mamba::check_sizes(params) == MAMBA_OK && mamba::prefers_step(*params);
+  return mamba::Entry::is_step(params);
+}
+
+const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture) {
+  if (mamba::check_sizes(params)) return "";
+  const mamba::ManyRows rows(*params, nullptr, nullptr, nullptr, nullptr);
+  const mamba_state_space_dual_params dual = rows.dual();
+  return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
 
 size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params) {
-  if (mamba::check_sizes(params) || !mamba::has_few_rows(*params)) return 0;
-  return mamba::describe_step(*params, nullptr, false).bytes;
+  return mamba::Entry::step_workspace(params);
 }
 
 size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params) {
-  if (mamba::check_sizes(params)) return 0;
-  if (mamba::prefers_step(*params)) return mamba2_layer_step_cuda_workspace(params);
-  return mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes();
+  return mamba::Entry::workspace(params);
 }
 
 mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,
                                     void* stream) {
-  if (mamba_status bad = mamba::check(params, workspace)) return bad;
-  if (!mamba::fits_step(*params)) {
-    return mamba::fail(MAMBA_INVALID,
-                       "mamba2_layer: %lld sequences of %lld steps are too many rows for a step on "
-                       "this GPU, at most %d: use mamba2_layer_cuda",
-                       static_cast<long long>(params->batch),
-                       static_cast<long long>(params->length), mamba::kMaxStepRows);
-  }
-  return mamba::run_step(*params, workspace, static_cast<cudaStream_t>(stream));
+  return mamba::Entry::step(params, workspace, stream);
 }
 
 mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
                                void* context, void* workspace, void* stream) {
-  if (mamba_status bad = mamba::check(params, workspace)) return bad;
-  if (mamba::prefers_step(*params)) return mamba2_layer_step_cuda(params, workspace, stream);
-  if (!multiply) return mamba::fail(MAMBA_INVALID, "mamba2_layer: multiply is null");
-  return mamba::ManyRows(*params, multiply, context, workspace, static_cast<cudaStream_t>(stream))
-      .run();
+  return mamba::Entry::run(params, multiply, context, workspace, stream);
 }
 
 }  // extern "C"

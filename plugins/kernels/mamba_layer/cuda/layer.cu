@@ -1,11 +1,11 @@
-// A whole layer: checks, workspace, and the choice between the step's kernels and those for many
-// rows, which leave the large products to the caller.
+// A whole layer of Mamba: its step's kernels, and its form for many rows. layer/cuda/entry.cuh
+// chooses.
 #include <algorithm>
 
 #include "common/checks.h"
-#include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/status.h"
+#include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "mamba_layer/cuda/layer.cuh"
 
@@ -13,7 +13,7 @@ namespace mamba {
 namespace {
 
 // The parts of a form for many rows.
-struct ManyRows {
+struct ManyRowsParts {
   void *x, *xz, *u, *projected, *delta, *y, *scan;
   size_t bytes;
 };
@@ -98,10 +98,10 @@ size_t scan_bytes(const mamba_layer_params& p) {
   return mamba_selective_scan_cuda_workspace(&scan);
 }
 
-ManyRows describe_many(const mamba_layer_params& p, void* workspace) {
+ManyRowsParts describe_many(const mamba_layer_params& p, void* workspace) {
   const int64_t row = p.batch * p.length * element_bytes(p.dtype);
   Parts parts(workspace);
-  ManyRows m = {};
+  ManyRowsParts m = {};
   m.xz = parts.take(row * 2 * p.d_inner);
   m.u = parts.take(row * p.d_inner);
   m.projected = parts.take(row * projected_width(p));
@@ -113,62 +113,33 @@ ManyRows describe_many(const mamba_layer_params& p, void* workspace) {
   return m;
 }
 
-// Programmatic dependent launch came with sm_90.
-bool can_overlap() { return current_gpu().major >= 9; }
-
-bool has_few_rows(const mamba_layer_params& p) { return p.batch * p.length <= kMaxStepRows; }
-
-// Whether the step's kernels can take these sizes.
-bool fits_step(const mamba_layer_params& p) {
-  if (!has_few_rows(p)) return false;
-  const LayerStep s = describe_step(p, nullptr, false, nullptr);
-  const size_t shared = with_type(
-      p.dtype, [&](auto* type) { return step_shared_bytes<std::decay_t<decltype(*type)>>(s); });
-  return shared <= static_cast<size_t>(current_gpu().shared_bytes);
-}
-
-// Whether they are the quickest.
-bool prefers_step(const mamba_layer_params& p) {
-  if (!fits_step(p)) return false;
-  const int64_t rows = p.batch * p.length;
-  if (rows == 1) return true;
-  const Tuning& tuning = current_tuning();
-  return rows <= tuning.most_step_rows &&
-         rows * p.d_model * 3 * p.d_inner <= tuning.most_step_products;
-}
-
-mamba_status run_step(const mamba_layer_params& p, void* workspace, cudaStream_t stream) {
-  const LayerStep s = describe_step(p, workspace, can_overlap(), nullptr);
-  const cudaError_t error = with_type(
-      p.dtype, [&](auto* type) { return launch_step<std::decay_t<decltype(*type)>>(s, stream); });
-  return status_of("layer", error);
-}
-
-class ManyRowsRun {
+class ManyRows {
  public:
-  ManyRowsRun(const mamba_layer_params& params, mamba_multiply multiply, void* context,
-              void* workspace, cudaStream_t stream)
+  ManyRows(const mamba_layer_params& params, mamba_multiply multiply, void* context,
+           void* workspace, cudaStream_t stream)
       : p_(params),
         m_(describe_many(params, workspace)),
-        product_{"layer", params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{"layer", params.batch * params.length, params.dtype, multiply, context,
+                 stream,  params.constant_weights != 0},
         stream_(stream) {}
+
+  size_t bytes() const { return m_.bytes; }
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     p_.hidden_out,  product_.rows,
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     product_.rows,
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype,
-                   false);
+    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
-    if ((bad = product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
-                        false))) {
+    if ((bad =
+             product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
       return bad;
     }
     if ((bad = product_({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
-                        p_.dtype, false))) {
+                        p_.dtype))) {
       return bad;
     }
     if ((bad = scan())) return bad;
@@ -221,17 +192,47 @@ class ManyRowsRun {
     return mamba_selective_scan_cuda(&s, m_.scan, stream_);
   }
 
-  // The norm has left a copy of hidden in hidden_out.
   mamba_status add_to_hidden() const {
     return product_({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
-                    p_.hidden_dtype, true);
+                    p_.hidden_dtype, p_.hidden);
   }
 
   const mamba_layer_params& p_;
-  const ManyRows m_;
+  const ManyRowsParts m_;
   const Products product_;
   const cudaStream_t stream_;
 };
+
+struct Mamba {
+  using Params = mamba_layer_params;
+  using ManyRows = mamba::ManyRows;
+  static constexpr char kName[] = "layer", kCall[] = "mamba_layer_cuda";
+
+  static size_t step_bytes(const Params& p) {
+    size_t bytes = 0;
+    describe_step(p, nullptr, false, &bytes);
+    return bytes;
+  }
+
+  static size_t step_shared_bytes(const Params& p) {
+    const LayerStep s = describe_step(p, nullptr, false, nullptr);
+    return with_type(p.dtype, [&](auto* type) {
+      return mamba::step_shared_bytes<std::decay_t<decltype(*type)>>(s);
+    });
+  }
+
+  static int64_t row_products(const Params& p) { return p.d_model * 3 * p.d_inner; }
+
+  static mamba_status run_step(const Params& p, void* workspace, bool overlaps,
+                               cudaStream_t stream) {
+    const LayerStep s = describe_step(p, workspace, overlaps, nullptr);
+    const cudaError_t error = with_type(
+        p.dtype, [&](auto* type) { return launch_step<std::decay_t<decltype(*type)>>(s, stream); });
+    return status_of(kName, error);
+  }
+};
+
+using Entry = LayerEntry<Mamba>;
 
 }  // namespace
 }  // namespace mamba
@@ -239,43 +240,25 @@ class ManyRowsRun {
 extern "C" {
 
 int mamba_layer_is_step_cuda(const mamba_layer_params* params) {
-  return mamba::check_sizes(params) == MAMBA_OK && mamba::prefers_step(*params);
+  return mamba::Entry::is_step(params);
 }
 
 size_t mamba_layer_step_cuda_workspace(const mamba_layer_params* params) {
-  if (mamba::check_sizes(params) || !mamba::has_few_rows(*params)) return 0;
-  size_t bytes = 0;
-  mamba::describe_step(*params, nullptr, false, &bytes);
-  return bytes;
+  return mamba::Entry::step_workspace(params);
 }
 
 size_t mamba_layer_cuda_workspace(const mamba_layer_params* params) {
-  if (mamba::check_sizes(params)) return 0;
-  if (mamba::prefers_step(*params)) return mamba_layer_step_cuda_workspace(params);
-  return mamba::describe_many(*params, nullptr).bytes;
+  return mamba::Entry::workspace(params);
 }
 
 mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
                                    void* stream) {
-  if (mamba_status bad = mamba::check(params, workspace)) return bad;
-  if (!mamba::fits_step(*params)) {
-    return mamba::fail(MAMBA_INVALID,
-                       "layer: %lld sequences of %lld steps are too many rows for a step on this "
-                       "GPU, at most %d: use mamba_layer_cuda",
-                       static_cast<long long>(params->batch),
-                       static_cast<long long>(params->length), mamba::kMaxStepRows);
-  }
-  return mamba::run_step(*params, workspace, static_cast<cudaStream_t>(stream));
+  return mamba::Entry::step(params, workspace, stream);
 }
 
 mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                               void* context, void* workspace, void* stream) {
-  if (mamba_status bad = mamba::check(params, workspace)) return bad;
-  if (mamba::prefers_step(*params)) return mamba_layer_step_cuda(params, workspace, stream);
-  if (!multiply) return mamba::fail(MAMBA_INVALID, "layer: multiply is null");
-  return mamba::ManyRowsRun(*params, multiply, context, workspace,
-                            static_cast<cudaStream_t>(stream))
-      .run();
+  return mamba::Entry::run(params, multiply, context, workspace, stream);
 }
 
 }  // extern "C"
