@@ -31,10 +31,24 @@ constexpr int kRowVectors = kColumns / kVector;  // of a row of W
 constexpr int kSumStride = kColumns + 4;         // of a row of sums: rows start in other banks
 constexpr int kMaxShares = 8;                    // of the depth: blocks of a cluster
 
+constexpr int kTaps = 4;          // of the convolution
+constexpr int kLineNumbers = 64;  // of 16 bits: 128 bytes
+
+// A convolution of one step over the columns from `first` on; y is null where there is none.
+struct Convolution {
+  const float* weight;  // (columns, kTaps)
+  const float* bias;
+  const void* past;  // (rows, columns, kTaps - 1)
+  void *y, *last;
+  int first, columns;
+  bool silu;
+};
+
 struct SkinnyProduct {
   mamba_product p;
   int share;  // of the depth, a multiple of kStep
   bool reads_early;
+  Convolution conv;
 };
 
 // RowTiles: eight rows of x each.
@@ -79,6 +93,35 @@ __device__ __forceinline__ float load_from_block(const float* own, int block) {
   return value;
 }
 
+// Brings the states of a block's channels into the L2 cache.
+template <typename T>
+__device__ __forceinline__ void prefetch_states(const Convolution& c, int rows, int first_channel) {
+  constexpr int kNumbers = kColumns * (kTaps - 1), kLines = kNumbers / kLineNumbers + 1;
+  for (int i = threadIdx.x; i < rows * kLines; i += kThreads) {
+    const int channel = max(first_channel, 0) + i % kLines * kLineNumbers / (kTaps - 1);
+    if (channel >= c.columns) continue;
+    const int64_t at = (int64_t{i / kLines} * c.columns + channel) * (kTaps - 1);
+    prefetch(static_cast<const T*>(c.past) + at);
+  }
+}
+
+// One step of one channel of a sequence.
+template <typename T>
+__device__ __forceinline__ void convolve(const Convolution& c, int row, int channel, T x) {
+  const int64_t index = int64_t{row} * c.columns + channel;
+  const T* past = static_cast<const T*>(c.past) + index * (kTaps - 1);
+  const float4 w = *reinterpret_cast<const float4*>(c.weight + int64_t{channel} * kTaps);
+  const T steps[kTaps] = {past[0], past[1], past[2], x};
+  const float weight[kTaps] = {w.x, w.y, w.z, w.w};
+  float sum = c.bias[channel];
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) sum += weight[k] * to_float(steps[k]);
+  static_cast<T*>(c.y)[index] = from_float<T>(c.silu ? silu<T>(sum) : sum);
+  T* last = static_cast<T*>(c.last) + index * (kTaps - 1);
+#pragma unroll
+  for (int k = 1; k < kTaps; ++k) last[k - 1] = steps[k];
+}
+
 template <typename T, int RowTiles>
 __global__ void __launch_bounds__(kThreads, 2)
     skinny_product(const __grid_constant__ SkinnyProduct s) {
@@ -107,6 +150,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   };
   if (s.reads_early) load_weights();
+  const int first_channel = first_column - s.conv.first;
+  const bool has_channels =
+      s.conv.y && first_channel + kColumns > 0 && first_channel < s.conv.columns;
+  if (has_channels && blockIdx.y == 0) prefetch_states<T>(s.conv, rows, first_channel);
   wait_for_earlier_kernels();
   if (!s.reads_early) load_weights();
 
@@ -194,6 +241,11 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int other = 0; other < blocks; ++other) total += load_from_block(own, other);
     }
     if (column >= columns) continue;
+    const int channel = first_channel + i % kColumns;
+    if (has_channels && channel >= 0 && channel < s.conv.columns) {
+      convolve(s.conv, row, channel, from_float<T>(total));
+      continue;
+    }
     const int64_t at = row * s.p.c_stride + column;
     if (s.p.c_dtype == MAMBA_FP32) {
       if (s.p.addend) total += static_cast<const float*>(s.p.addend)[at];
@@ -272,8 +324,24 @@ bool skinny_product_fits(const mamba_product& p) {
   return shared <= static_cast<size_t>(current_gpu().shared_bytes);
 }
 
-cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early, cudaStream_t stream) {
-  const SkinnyProduct s = {p, share_of(p), reads_early};
+bool skinny_convolution_fits(const mamba_causal_conv1d_params& c) {
+  return c.length == 1 && c.d_conv == kTaps && is_aligned<16>(c.weight, 0, 1);
+}
+
+cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early,
+                                  const mamba_causal_conv1d_params* conv, cudaStream_t stream) {
+  SkinnyProduct s = {p, share_of(p), reads_early, {}};
+  if (conv) {
+    const auto bytes = static_cast<const char*>(conv->x.data) - static_cast<const char*>(p.c);
+    s.conv = {conv->weight,
+              conv->bias,
+              conv->initial_state,
+              conv->y,
+              conv->last_state,
+              static_cast<int>(bytes / 2),
+              static_cast<int>(conv->channels),
+              conv->silu != 0};
+  }
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (kIsWide<T>) {

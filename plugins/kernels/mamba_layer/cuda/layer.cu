@@ -142,9 +142,9 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype);
+    bad = product_.with_convolution({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
+                                    m_.xz, convolution());
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
     if ((bad =
              product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
       return bad;
@@ -162,7 +162,7 @@ class ManyRows {
     return mamba::slice(data, first, stride, p_.length, p_.dtype);
   }
 
-  mamba_status convolve() const {
+  mamba_causal_conv1d_params convolution() const {
     mamba_causal_conv1d_params c = {};
     c.batch = p_.batch;
     c.length = p_.length;
@@ -176,7 +176,7 @@ class ManyRows {
     c.initial_state = p_.conv_state;
     c.y = m_.u;
     c.last_state = p_.last_conv_state;
-    return mamba_causal_conv1d_cuda(&c, stream_);
+    return c;
   }
 
   mamba_status scan() const {
