@@ -145,18 +145,24 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize(
-    ("shape", "rows", "is_step"),
-    [(SHAPES[0], 1, 1), (SHAPES[0], 4, 1), (SHAPES[0], 5, 0), (SHAPES[1], 1, 1), (SHAPES[1], 4, 0)],
+    ("shape", "rows", "dtype", "is_step"),
+    [
+        (SHAPES[0], 1, "fp16", 1),
+        (SHAPES[0], 4, "fp32", 1),
+        (SHAPES[0], 5, "fp32", 0),
+        (SHAPES[1], 1, "fp16", 1),
+        (SHAPES[1], 4, "fp16", 0),
+    ],
     ids=["small", "small, a few", "small, several", "large", "large, a few"],
 )
-def test_which_sizes_are_a_step(shape: dict[str, int], rows: int, is_step: int) -> None:
-    call = Call(drawn(Case.of(ROW.name, batch=rows, length=1, **shape), "fp16"))
+def test_which_sizes_are_a_step(shape: dict[str, int], rows: int, dtype: str, is_step: int) -> None:
+    call = Call(drawn(Case.of(ROW.name, batch=rows, length=1, **shape), dtype))
     assert call.library.mamba2_layer_is_step_cuda(call.params) == is_step
 
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1), (64, 1)], ids=str)
+@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1), (20, 1), (64, 1)], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[0], *SHAPES[2:]], ids=name_of)
 @EVERY_DTYPE
 def test_many_rows_match_float64(

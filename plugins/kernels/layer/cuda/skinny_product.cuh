@@ -8,7 +8,7 @@
 
 namespace mamba {
 
-constexpr int kMaxSkinnyRows = 64;
+constexpr int kMaxSkinnyRows = 32;
 
 // Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
 bool skinny_product_fits(const mamba_product& p);

@@ -21,7 +21,7 @@ constexpr int kXColumns = kXProjBlock.columns, kXThreads = kXProjBlock.threads;
 constexpr int kStateColumns = kDtProjBlock.columns, kStateThreads = kDtProjBlock.threads;
 constexpr int kTeam = 4;           // threads that share a channel's states
 constexpr int kTeamStates = 4;     // states that a thread takes at once
-constexpr int kSplitsAtOnce = 16;  // shares of x_proj that a thread asks for at once
+constexpr int kSplitsAtOnce = 32;  // shares of x_proj that a thread asks for at once
 static_assert(kStateThreads / kTeam == kStateColumns);
 
 // Few rows: x rides along with the weights in registers.
