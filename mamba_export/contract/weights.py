@@ -22,7 +22,7 @@ there is little."""
 METHODS = ("nearest", "gptq")
 """How codes are chosen: each weight's own nearest, or so that the outputs over a text change least."""
 
-CODES, SCALES, ZERO_POINTS = "codes", "scales", "zero_points"
+PARTS = CODES, SCALES, ZERO_POINTS = "codes", "scales", "zero_points"
 """The tensors that a packed matrix is stored as."""
 
 
