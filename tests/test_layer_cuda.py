@@ -63,7 +63,9 @@ def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "length"), [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (40, 1)], ids=str
+)
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=name_of)
 @EVERY_DTYPE
 def test_many_rows_match_float64(
@@ -90,18 +92,21 @@ def test_residual_stream_of_16_bits(dtype: str, length: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("batch", [3, 24])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=name_of)
 @EVERY_DTYPE
-def test_same_bits_every_time_and_in_place(dtype: str, shape: dict[str, int]) -> None:
-    given = LAYER.drawn(dtype, batch=3, length=1, **shape)
+def test_same_bits_every_time_and_in_place(dtype: str, shape: dict[str, int], batch: int) -> None:
+    given = LAYER.drawn(dtype, batch=batch, length=1, **shape)
     check_same_bits_and_in_place(LAYER, given, step=False)
 
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("constant", [0, 1], ids=["weights just written", "constant weights"])
-def test_steps_in_a_cuda_graph(constant: int) -> None:
-    check_steps_in_a_graph(LAYER, LAYER.drawn("fp16", batch=1, length=1, **SHAPES[0]), constant)
+@pytest.mark.parametrize("batch", [1, 12, 64])
+def test_steps_in_a_cuda_graph(batch: int, constant: int) -> None:
+    given = LAYER.drawn("fp16", batch=batch, length=1, **SHAPES[0])
+    check_steps_in_a_graph(LAYER, given, constant)
 
 
 @pytest.mark.gpu
