@@ -85,6 +85,13 @@ MAMBA_API mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params
 MAMBA_API size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params* params);
 MAMBA_API mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* params,
                                                    void* workspace, void* stream);
+/* The name of the kernel that mamba_state_space_dual_cuda runs for these parameters on a GPU of an
+ * architecture, such as 90, which need not be there; 0: on the current device. "step" for a few
+ * steps of length, "hopper" and "mma" on tensor cores, "tile" for other sizes, "any" for a d_state
+ * beyond those; "" for sizes that the call refuses, and where the library was built without CUDA. A
+ * tensor that is null counts as aligned. */
+MAMBA_API const char* mamba_state_space_dual_cuda_form(const mamba_state_space_dual_params* params,
+                                                       int architecture);
 MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params,
                                                  void* stream);
 
@@ -131,6 +138,8 @@ MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_
  * z, of x, B and C, which the convolution is over, and of dt. A step is three kernels; sizes that
  * the first and the last of them have no memory for are refused there. */
 MAMBA_API int mamba2_layer_is_step_cuda(const mamba2_layer_params* params);
+/* What mamba_state_space_dual_cuda_form says of the operator inside a layer of Mamba-2. */
+MAMBA_API const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture);
 MAMBA_API size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params);
 MAMBA_API size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params);
 MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,
