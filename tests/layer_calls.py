@@ -52,7 +52,7 @@ def multiply(_context: object, product: object, _stream: object) -> int:
     """What ONNX Runtime's cuBLAS does in the custom op, by torch."""
     p = product.contents  # type: ignore[attr-defined]
     a = _matrix(p.a, p.rows, p.depth, p.a_stride, p.dtype)
-    b = _matrix(p.b, p.depth, p.columns, p.columns, p.dtype)
+    b = _matrix(p.b, p.depth, p.columns, p.b_stride, p.dtype)
     c = _matrix(p.c, p.rows, p.columns, p.c_stride, p.c_dtype)
     result = a.float() @ b.float()
     if p.addend:

@@ -101,8 +101,8 @@ MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_para
  * States and hidden may be the buffers of their results. */
 
 /* c (rows, columns) = a (rows, depth) b (depth, columns), plus addend where that is not null: laid
- * out as c, and c itself or apart from it. Row-major; b is contiguous, strides are in elements.
- * Sums are fp32 at least. */
+ * out as c, and c itself or apart from it. Row-major; strides are in elements. Sums are fp32 at
+ * least. */
 typedef struct {
   int64_t rows, columns, depth;
   mamba_dtype dtype;   /* of a and b */
@@ -110,6 +110,7 @@ typedef struct {
   const void* a;
   int64_t a_stride;
   const void* b;
+  int64_t b_stride;
   const void* addend;
   void* c;
   int64_t c_stride;

@@ -31,6 +31,7 @@ struct Factors {
   int64_t a_stride, depth;
   const void* b;
   int64_t columns;
+  int64_t b_stride = 0;  // 0: b has these columns alone
 };
 
 // The products of one call of a layer, of all its rows.
@@ -54,6 +55,7 @@ struct Products {
     g.a = f.a;
     g.a_stride = f.a_stride;
     g.b = f.b;
+    g.b_stride = f.b_stride ? f.b_stride : f.columns;
     g.addend = addend;
     g.c = c;
     g.c_stride = f.columns;
