@@ -170,6 +170,15 @@ def test_many_rows_match_float64(
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_dt_as_a_product_of_its_own_matches_float64(dtype: str) -> None:
+    """So many rows of so large a layer that in_proj is two products."""
+    given = drawn(Case.of(ROW.name, batch=4, length=300, **SHAPES[1]), dtype)
+    assert_close(given, Call(given).run(), dtype)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
 @pytest.mark.parametrize("length", [1, 30], ids=["step", "many rows"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_states_of_16_bits(dtype: str, length: int) -> None:

@@ -147,7 +147,8 @@ class ManyRows {
            void* workspace, cudaStream_t stream)
       : p_(params),
         at_(params),
-        product_{kName, params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{kName,  params.batch * params.length, params.dtype, multiply, context,
+                 stream, params.constant_weights != 0},
         stream_(stream) {
     const int64_t row = product_.rows * element_bytes(p_.dtype);
     Parts parts(workspace);
@@ -183,8 +184,7 @@ class ManyRows {
   }
 
  private:
-  // Whether the few columns of dt are a product of their own: the others are a multiple of the
-  // tiles that products are made of, and without dt whole waves of them where a GPU is filled.
+  // Whether the few columns of dt are a product of their own.
   bool splits_dt() const {
     return product_.rows * p_.d_model * at_.all >= current_tuning().least_split_product;
   }
