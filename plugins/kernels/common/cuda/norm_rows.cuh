@@ -18,6 +18,20 @@ constexpr int kFewestThreads = 128;         // of a block, which has several row
 constexpr int kMostVectors = 4;             // of a thread
 constexpr int kMostThreads = kMostWarps * kWarp;
 
+// Numbers as they lie in memory, in whole registers: halves of registers that are zeroed, or loaded
+// if they exist, are put together as soon as they arrive, and nothing is fetched ahead then.
+template <int Bytes>
+struct alignas(Bytes) Words {
+  uint32_t words[Bytes / 4];
+};
+
+template <typename T, int Count>
+__device__ __forceinline__ void widen(const Words<sizeof(T) * Count>& from, float (&to)[Count]) {
+  const auto& numbers = reinterpret_cast<const Pack<T, Count>&>(from);
+#pragma unroll
+  for (int i = 0; i < Count; ++i) to[i] = to_float(numbers.values[i]);
+}
+
 // The sum over the threads of a row, to each of them. A row of more than a warp has the block for
 // itself; sums are then those of another half at every other call.
 __device__ __forceinline__ float sum_of_row(float part, float* sums) {
@@ -26,14 +40,18 @@ __device__ __forceinline__ float sum_of_row(float part, float* sums) {
   if (blockDim.x == kWarp) return part;
   if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = part;
   __syncthreads();
-  part = 0.f;
-  for (int warp = 0; warp < blockDim.x / kWarp; ++warp) part += sums[warp];
+  const unsigned warp = threadIdx.x % kMostWarps;
+  part = warp < blockDim.x / kWarp ? sums[warp] : 0.f;
+#pragma unroll
+  for (int apart = kMostWarps / 2; apart > 0; apart /= 2) {
+    part += __shfl_xor_sync(~0u, part, apart);
+  }
   return part;
 }
 
 // Rows says what is normalised:
 //   kWidth                 numbers that a thread moves at a time
-//   Vector                 such numbers as they lie in memory
+//   Vector                 Words of them
 //   Place                  where a row lies
 //   width, epsilon         of a row
 //   place(row)             a Place
@@ -59,6 +77,7 @@ __global__ void __launch_bounds__(kMostThreads)
       if (column(v) < s.width) vectors[v] = s.fetch(place, column(v));
     }
   };
+  const float per_number = 1.f / static_cast<float>(s.width);
   wait_for_earlier_kernels();
   if (row >= rows) return;  // all threads of the row, and of the block if it has no other
 
@@ -83,8 +102,8 @@ __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
       for (int j = 0; j < kW; ++j) square = fmaf(value[v][j], value[v][j], square);
     }
-    const float mean = sum_of_row(square, sums[turn]) / static_cast<float>(s.width);
-    const float scale = 1.f / sqrtf(mean + s.epsilon);
+    const float mean = sum_of_row(square, sums[turn]) * per_number;
+    const float scale = rsqrtf(mean + s.epsilon);  // to 2 ulp
 #pragma unroll
     for (int v = 0; v < Vectors; ++v) {
       const int i = column(v);
@@ -115,11 +134,12 @@ constexpr int64_t widest_row(int width) { return int64_t{width} * kMostVectors *
 
 template <typename Rows>
 cudaError_t launch_norm_rows(const Rows& s, int64_t rows, cudaStream_t stream) {
-  // A row of many numbers gives its threads more of them, until they are few enough.
+  // What is done once a row and thread, such as finding the row and adding up the warps' sums,
+  // costs as much as a dozen numbers do: a row of many numbers gives its threads more of them.
   const int64_t vectors_of_row = (s.width + Rows::kWidth - 1) / Rows::kWidth;
-  const int vectors = vectors_of_row <= 2 * kFewestThreads ? 1
-                      : vectors_of_row <= 2 * kMostThreads ? 2
-                                                           : kMostVectors;
+  const int vectors = vectors_of_row <= kFewestThreads       ? 1
+                      : vectors_of_row <= 2 * kFewestThreads ? 2
+                                                             : kMostVectors;
   const auto kernel = vectors == 1   ? norm_rows<Rows, 1>
                       : vectors == 2 ? norm_rows<Rows, 2>
                                      : norm_rows<Rows, kMostVectors>;

@@ -14,7 +14,7 @@ template <typename T, bool NormFirst>
 struct GatedRows {
   static constexpr int kWidth = 16 / sizeof(T);
   struct Vector {
-    Pack<T, kWidth> x, z;
+    norm::Words<16> x, z;
   };
   struct Place {
     const T *x, *z;
@@ -24,37 +24,51 @@ struct GatedRows {
   mamba_gated_rms_norm_params p;
   int width;
   float epsilon;
+  bool is_flat;  // a step lies as far from the one before whether or not a sequence ends between
 
   explicit GatedRows(const mamba_gated_rms_norm_params& params)
-      : p(params), width(static_cast<int>(params.group_width)), epsilon(params.epsilon) {}
+      : p(params), width(static_cast<int>(params.group_width)), epsilon(params.epsilon) {
+    const auto flat = [this](const mamba_sequence& s) {
+      return p.batch == 1 || s.batch_stride == p.length * s.step_stride;
+    };
+    is_flat = flat(p.x) && flat(p.z);
+  }
 
   __device__ Place place(unsigned index) const {
-    const unsigned groups = static_cast<unsigned>(p.groups),
-                   length = static_cast<unsigned>(p.length);
-    const unsigned group = index % groups, at = index / groups;
-    const unsigned step = at % length, batch = at / length;
+    // A division takes some twenty instructions, and most models need none.
+    unsigned step = index, batch = 0, group = 0;
+    if (p.groups > 1) {
+      step = index / static_cast<unsigned>(p.groups);
+      group = index - step * static_cast<unsigned>(p.groups);
+    }
+    if (!is_flat) {
+      batch = step / static_cast<unsigned>(p.length);
+      step -= batch * static_cast<unsigned>(p.length);
+    }
     const int first = static_cast<int>(group) * width;
     return {row<T>(p.x, batch, step) + first, row<T>(p.z, batch, step) + first, p.weight + first,
             static_cast<T*>(p.y) + int64_t{index} * width};
   }
   __device__ Vector fetch(const Place& at, int i) const {
-    return {*reinterpret_cast<const Pack<T, kWidth>*>(at.x + i),
-            *reinterpret_cast<const Pack<T, kWidth>*>(at.z + i)};
+    return {*reinterpret_cast<const norm::Words<16>*>(at.x + i),
+            *reinterpret_cast<const norm::Words<16>*>(at.z + i)};
   }
-  __device__ void values(const Vector& vector, float* value) const {
+  __device__ void values(const Vector& vector, float (&value)[kWidth]) const {
+    norm::widen<T>(vector.x, value);
+    if (NormFirst) return;
+    float z[kWidth];
+    norm::widen<T>(vector.z, z);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      value[j] = to_float(vector.x.values[j]);
-      if (!NormFirst) value[j] *= silu<T>(to_float(vector.z.values[j]));
-    }
+    for (int j = 0; j < kWidth; ++j) value[j] *= silu<T>(z[j]);
   }
   __device__ const float* weight(const Place& at, int i) const { return at.weight + i; }
   __device__ void store(const Place& at, int i, const Vector& vector, const float* normed) const {
+    float z[kWidth];
+    norm::widen<T>(vector.z, z);
     Pack<T, kWidth> y;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const float gate = NormFirst ? silu<T>(to_float(vector.z.values[j])) : 1.f;
-      y.values[j] = from_float<T>(NormFirst ? normed[j] * gate : normed[j]);
+      y.values[j] = from_float<T>(NormFirst ? normed[j] * silu<T>(z[j]) : normed[j]);
     }
     *reinterpret_cast<Pack<T, kWidth>*>(at.y + i) = y;
   }

@@ -9,7 +9,7 @@ namespace {
 template <typename R, typename T>
 struct HiddenRows {
   static constexpr int kWidth = 4;
-  using Vector = Pack<R, kWidth>;
+  using Vector = norm::Words<sizeof(R) * kWidth>;
   struct Place {
     const R* hidden;
     T* x;
@@ -26,9 +26,8 @@ struct HiddenRows {
   __device__ Vector fetch(const Place& at, int i) const {
     return *reinterpret_cast<const Vector*>(at.hidden + i);
   }
-  __device__ void values(const Vector& vector, float* value) const {
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) value[j] = to_float(vector.values[j]);
+  __device__ void values(const Vector& vector, float (&value)[kWidth]) const {
+    norm::widen<R>(vector, value);
   }
   __device__ const float* weight(const Place&, int i) const { return norm_weight + i; }
   __device__ void store(const Place& at, int i, const Vector&, const float* normed) const {
