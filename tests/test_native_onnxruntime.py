@@ -38,10 +38,12 @@ OLDEST_ORT = Path(__file__).parent.parent / ".ort-oldest"
 OPSET = 20
 SCAN, CONV = contract.SELECTIVE_SCAN.name, contract.CAUSAL_CONV1D.name
 DUAL, NORM = STATE_SPACE_DUAL.name, GATED_RMS_NORM.name
-OPERATORS = tuple(
-    form.name for op in contract.OPERATORS if "cpu" in op.kernels for form in op.forms()
-)
-FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
+ROWS = [op for op in contract.OPERATORS if "cpu" in op.kernels]
+LAYERS = tuple(op.name for op in ROWS if op.calls_products)
+OPERATORS = tuple(form.name for op in ROWS if op.name not in LAYERS for form in op.forms())
+FUNCTIONS = [
+    function for function in function_protos(OPSET) if function.name in OPERATORS + LAYERS
+]
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
 needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
@@ -132,7 +134,7 @@ def broken_functions() -> list[onnx.FunctionProto]:
     ("op", "dtype"),
     [
         (op, dtype)
-        for op in OPERATORS
+        for op in OPERATORS + LAYERS
         for dtype in contract.DTYPES
         # One of the four forms of state space duality shows what 16-bit sequences do.
         if dtype == "fp32" or not op.startswith(DUAL) or op == f"{DUAL}GatedWithDecay"
