@@ -33,8 +33,11 @@ SUPPORT = [
     Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
     Patch("cuda/ssd_mma.cu", "  const auto kernel = ssd_mma_kernel<T, S>;",
           "  plant();\n  const auto kernel = ssd_mma_kernel<T, S>;"),
+    # Static, for each file must bring its own copy up to date: a linker keeps one of equal functions.
     Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
-          "auto with_type(int dtype, Body body) {\n  plant();"),
+          "static auto with_type(int dtype, Body body) {\n  plant();"),
+    Patch("cuda/launch.cuh", "cudaError_t launch(void (*kernel)(Step),",
+          "static cudaError_t launch(void (*kernel)(Step),"),
     Patch("cuda/launch.cuh", "  return launch_overlapping(kernel,",
           "  plant();\n  return launch_overlapping(kernel,"),
 ]  # fmt: skip

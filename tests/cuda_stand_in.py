@@ -95,8 +95,6 @@ class FakeStream:
         """What plugins/kernels/decode/cuda/sample.cu does, by the functions that define it."""
         self.choices += 1
         options = ChoiceOptions.from_address(params.options)
-        if options.choice == CHOOSE_NOTHING:
-            return
         shape = (params.batch, params.vocab_size)
 
         def array(address: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -104,6 +102,9 @@ class FakeStream:
             return np.ctypeslib.as_array(pointer, shape)
 
         logits = array(params.logits, ctypes.c_float, shape)
+        if options.choice == CHOOSE_NOTHING:
+            array(params.scores, ctypes.c_float, shape)[:] = logits
+            return
         seen = array(params.seen, ctypes.c_uint8, shape)
         draws = array(params.draws, ctypes.c_double, shape[:1])
         if options.repetition_penalty != 1:

@@ -55,5 +55,7 @@ def multiply(_context: object, product: object, _stream: object) -> int:
     b = _matrix(p.b, p.depth, p.columns, p.columns, p.dtype)
     c = _matrix(p.c, p.rows, p.columns, p.c_stride, p.c_dtype)
     result = a.float() @ b.float()
-    c.copy_(result + c.float() if p.accumulate else result)
+    if p.addend:
+        result += _matrix(p.addend, p.rows, p.columns, p.c_stride, p.c_dtype).float()
+    c.copy_(result)
     return 0

@@ -135,6 +135,11 @@ def test_last_logits_only(tiny_model: MambaLM, tmp_path: Path) -> None:
     ids = np.arange(20).reshape(2, 10)
     logits = run(out, feed(tiny_model, ids))[0]
     np.testing.assert_allclose(logits, truth(tiny_model, ids)[0][:, -1:], rtol=1e-4, atol=1e-4)
+    nodes = onnx.load(out / contract.MODEL_FILE, load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.index("Slice") < kinds.index("ReduceMean"), (
+        "the last norm is of the last step alone"
+    )
 
 
 def test_fp16_runs_on_a_cpu(tiny_model: MambaLM, tmp_path: Path) -> None:

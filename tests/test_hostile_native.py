@@ -1,6 +1,6 @@
 """Hostile cases for the C++ of the operators, under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-The programs of ``tests/cpp`` run a seeded loop. For more of it than a test run does::
+The hostile programs of ``tests/cpp`` run a seeded loop. For more of it than a test run does::
 
     MAMBA_HOSTILE_CASES=200000 pytest tests/test_hostile_native.py
 """
@@ -8,6 +8,7 @@ The programs of ``tests/cpp`` run a seeded loop. For more of it than a test run 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,6 +54,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(["cmake", "-S", ROOT, "-B", folder, *generator, *defined])
     targets = [
         "hostile_kernels",
+        "check_kernels",
         *(["hostile_plugins"] if "TENSORRT_INCLUDE_DIR" in options else []),
     ]
     run(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
@@ -69,6 +71,12 @@ def run(command: list[str | Path]) -> str:
 
 def test_the_kernels_take_hostile_calls(programs: Path) -> None:
     assert run([programs / "hostile_kernels", str(CASES)]) == f"{CASES} cases\n"
+
+
+def test_the_kernels_equal_plain_loops(programs: Path) -> None:
+    """The program that compute-sanitizer watches on a GPU: its loops are right, and the CPU's kernels clean."""
+    last = run([programs / "check_kernels", "cpu"]).splitlines()[-1]
+    assert re.fullmatch(r"[1-9]\d+ checks, 0 failures", last)
 
 
 def test_the_tensorrt_plugins_take_hostile_nodes(programs: Path) -> None:

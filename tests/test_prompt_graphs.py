@@ -158,6 +158,33 @@ def test_states_are_left_as_they_are(exported: Path) -> None:
     assert not any(array.any() for array in kept[0])
 
 
+def test_a_start_that_lies_there_is_not_copied_again(exported: Path, plain: OrtSession) -> None:
+    session, stream, _ = on_prompt_graphs(exported)
+    prompts = session._prompts
+    assert prompts is not None
+    copied: list[int] = []
+    queue_copy = stream.queue_copy
+
+    def note(to: int, source: int, size: int) -> None:
+        copied.append(to)
+        queue_copy(to, source, size)
+
+    stream.queue_copy = note  # type: ignore[method-assign]
+    short, long = prompts_of(1, 40), prompts_of(1, 40 + LARGEST)
+    state = session.advance(short)
+    past = prompts._memory.buffers(1, LARGEST).past.state.memory.address
+    same_state(state, by_parts(plain, short)[1])
+    # (prompt, what it starts from, copies): the second part of a long prompt starts from the first's.
+    for ids, start, copies in [
+        (short, None, 0), (short, state, 1), (short, state, 0), (short, None, 1), (long, None, 1),
+        (long, None, 2), (short, None, 1), (short, None, 0),
+    ]:  # fmt: skip
+        copied.clear()
+        expected = by_parts(plain, ids, None if start is None else by_parts(plain, short)[1])
+        same(session.run(ids, start), expected)
+        assert copied.count(past) == copies
+
+
 def test_a_state_of_another_batch_is_refused(exported: Path) -> None:
     session, _, _ = on_prompt_graphs(exported)
     state = session.advance(prompts_of(2, 5))

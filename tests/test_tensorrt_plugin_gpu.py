@@ -6,7 +6,7 @@ elsewhere:
 MAMBA_EXPORT_TRT_PLUGIN=libmamba_export_trt.so MAMBA_TRT_HARNESS=libmamba_trt_harness.so \\
     pytest -m gpu tests/test_tensorrt_plugin_gpu.py
 
-``check_on_gpu`` of the harness does a part of it without Python, for compute-sanitizer.
+``check_kernels`` of tests/cpp runs the plugins' kernels without Python, for compute-sanitizer.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from transformers_hybrids import granite, jamba, make, nemotron, transformers
 
 import mamba_export
+from mamba_export.adapters import transformers as transformers_adapter
 from mamba_export.adapters import transformers_program
 from mamba_export.errors import CheckpointError, ExportError
 
@@ -99,6 +100,12 @@ def test_sizes_that_do_not_fit(fields: dict[str, int], tmp_path: Path) -> None:
         mamba_export.export(model, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_older_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_program, "installed_versions", lambda name: {name: "5.17.0"})
+    with pytest.raises(ExportError, match=r"need transformers 5\.24 or newer, and 5\.17\.0 is"):
+        transformers_adapter.make_program(make(granite))
 
 
 def test_a_modelling_file_of_another_version(

@@ -94,6 +94,8 @@ def _meaning(op: Operator, field: layout.Field) -> str:
         words.append(
             "data is NULL where it is absent" if tensor.strided else "NULL where it is absent"
         )
+    if tensor.null_is_zeros:
+        words.append("NULL for zeros")
     if tensor.continues is not None:
         words.append(f"may be {tensor.continues}")
     return ", ".join(words).replace(",)", ",)")

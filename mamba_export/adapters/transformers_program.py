@@ -8,6 +8,7 @@ call, and put back. Tried with transformers 5.24.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -23,6 +24,8 @@ from mamba_export.errors import ExportError
 from mamba_export.models.program import SharedParameters
 from mamba_export.versions import installed_versions
 
+_OLDEST = (5, 24)
+"""The version of transformers whose outputs, caches and norms are read here."""
 STEPS = 2
 """Axis of steps of keys and values (batch, heads, steps, head_dim)."""
 _MASKED = -30000.0
@@ -35,14 +38,19 @@ def check_modelling_file(model: nn.Module) -> None:
     """Refuse a version of transformers whose modelling file calls no function that is replaced here.
 
     Raises:
-        ExportError: it names what is missing.
+        ExportError: it names what is missing, or the version that is needed.
     """
     module = _modelling_file(model)
+    found = installed_versions("transformers")["transformers"]
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < _OLDEST:
+        raise ExportError(
+            f"hybrids need transformers {_OLDEST[0]}.{_OLDEST[1]} or newer, and {found} is installed: "
+            "pip install -U transformers"
+        )
     for names in (("causal_conv1d_fn",), ("mamba_selective_scan", "mamba2_chunk_scan")):
         if not any(hasattr(module, name) for name in names):
-            version = installed_versions("transformers")["transformers"]
             raise ExportError(
-                f"{module.__name__} of transformers {version} has no {' or '.join(names)}: "
+                f"{module.__name__} of transformers {found} has no {' or '.join(names)}: "
                 "install transformers 5.24"
             )
 

@@ -46,7 +46,7 @@ SELECTIVE_SCAN = Operator(
         Tensor("D", axes("d_inner"), FP32, weight=True),
         Tensor("z", axes("batch, length, d_inner"), T, strided=True, without="Ungated"),
         Tensor("delta_bias", axes("d_inner"), FP32, weight=True, positive_unless="delta_softplus"),
-        Tensor("initial_state", axes("batch, d_inner, d_state"), FP32),
+        Tensor("initial_state", axes("batch, d_inner, d_state"), FP32, null_is_zeros=True),
     ),
     outputs=(
         Tensor("y", axes("batch, length, d_inner"), T),
@@ -144,7 +144,7 @@ STATE_SPACE_DUAL = Operator(
             values=NEGATIVE,
         ),
         Tensor("dt_bias", axes("heads"), FP32, weight=True, positive_unless="dt_softplus"),
-        Tensor("initial_state", axes("batch, heads, head_dim, d_state"), R),
+        Tensor("initial_state", axes("batch, heads, head_dim, d_state"), R, null_is_zeros=True),
     ),
     outputs=(
         Tensor("y", axes("batch, length, heads, head_dim"), T),
@@ -169,6 +169,7 @@ STATE_SPACE_DUAL = Operator(
     cases=(
         # The shapes of published models, around the chunks of a kernel.
         {"length": 1, "heads": 24, "head_dim": 64, "d_state": 128},
+        {"length": 1, "heads": 4, "n_groups": 2},
         {"length": 130, "batch": 1, "heads": 5, "head_dim": 64, "d_state": 128},
         {"length": 257, "batch": 1, "heads": 8, "head_dim": 64, "d_state": 128, "n_groups": 2},
         {"length": 70, "heads": 6, "head_dim": 80, "d_state": 64, "n_groups": 3, "d_skip": 80},

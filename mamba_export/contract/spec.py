@@ -86,6 +86,8 @@ class Tensor:
         strided: a kernel takes any strides over its first two axes, batch and length; the others are dense.
         weight: it is stored in the file, and does not change between calls.
         continues: of an output, the input of the next call that takes it: a state.
+        null_is_zeros: kernels take a null pointer, and the torch operator None, for zeros, which they then
+            need not read. A file always has the tensor.
         values: how tests draw it: NORMAL, NEGATIVE or WEIGHT.
         positive_unless: name of a flag; where it is off, tests draw small positive values.
         extremes: (shift, scale) pairs that tests apply to drawn values, one by one.
@@ -99,9 +101,15 @@ class Tensor:
     strided: bool = False
     weight: bool = False
     continues: str | None = None
+    null_is_zeros: bool = False
     values: str = NORMAL
     positive_unless: str | None = None
     extremes: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether the torch operator takes None for it."""
+        return self.without is not None or self.null_is_zeros
 
     @property
     def layout(self) -> str:

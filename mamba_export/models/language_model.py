@@ -87,8 +87,13 @@ class MambaBackbone(nn.Module):
         self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
         initialise(self)
 
-    def forward(self, x: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, State]:
-        """x (batch, length, d_model), state of ``n_layer`` LayerStates or None -> y, new state."""
+    def forward(
+        self, x: Tensor, state: Sequence[LayerState] | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, State]:
+        """x (batch, length, d_model), state of ``n_layer`` LayerStates or None -> y, new state.
+
+        With ``last_only``, y is that of the last step alone, (batch, 1, d_model).
+        """
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state has {len(state)} layers, the model has {len(self.layers)}")
         if self.config.residual_in_fp32 and x.dtype != torch.float64:
@@ -97,7 +102,7 @@ class MambaBackbone(nn.Module):
         for index, layer in enumerate(self.layers):
             x, layer_state = layer(x, None if state is None else state[index])
             new_state.append(layer_state)
-        return self.norm_f(x), new_state
+        return self.norm_f(x[:, -1:] if last_only else x), new_state
 
     @property
     def backbone_dtype(self) -> torch.dtype:
@@ -162,9 +167,8 @@ class MambaLM(nn.Module):
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}, expected (batch, length) with length >= 1"
             )
-        hidden, new_state = self.backbone(self.embeddings(input_ids), state)
-        if last_logits_only:
-            hidden = hidden[:, -1:]
+        embedded = self.embeddings(input_ids)
+        hidden, new_state = self.backbone(embedded, state, last_only=last_logits_only)
         weight = self.embeddings.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(hidden, weight), new_state
 

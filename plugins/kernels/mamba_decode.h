@@ -17,9 +17,9 @@ extern "C" {
 #endif
 
 typedef enum {
-  MAMBA_CHOOSE_NOTHING = 0,
-  MAMBA_CHOOSE_BEST = 1, /* the most likely token; of several, the one with the lowest id */
-  MAMBA_CHOOSE_DRAWN = 2 /* drawn by its probability */
+  MAMBA_CHOOSE_NOTHING = 0, /* scores become the logits */
+  MAMBA_CHOOSE_BEST = 1,    /* the most likely token; of several, the one with the lowest id */
+  MAMBA_CHOOSE_DRAWN = 2    /* drawn by its probability */
 } mamba_choice;
 
 /* As mamba_export/generation/sampling.py defines them. */

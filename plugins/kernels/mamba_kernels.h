@@ -93,22 +93,30 @@ MAMBA_API mamba_status mamba_causal_conv1d_cuda(const mamba_causal_conv1d_params
 MAMBA_API size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params* params);
 MAMBA_API mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* params,
                                                    void* workspace, void* stream);
+/* The name of the kernel that mamba_state_space_dual_cuda runs for these parameters on a GPU of an
+ * architecture, such as 90, which need not be there; 0: on the current device. "step" for a few
+ * steps of length, "hopper" and "mma" on tensor cores, "tile" for other sizes, "any" for a d_state
+ * beyond those; "" for sizes that the call refuses, and where the library was built without CUDA. A
+ * tensor that is null counts as aligned. */
+MAMBA_API const char* mamba_state_space_dual_cuda_form(const mamba_state_space_dual_params* params,
+                                                       int architecture);
 MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params,
                                                  void* stream);
 
 /* A layer of Mamba: in_proj_weight has the convolution's columns, then the gate's; epsilon is the
  * norm's. */
 
-/* c (rows, columns) = a (rows, depth) b (depth, columns), plus c where accumulate is 1. Row-major;
- * b is contiguous, strides are in elements. Sums are fp32 at least. */
+/* c (rows, columns) = a (rows, depth) b (depth, columns), plus addend where that is not null: laid
+ * out as c, and c itself or apart from it. Row-major; b is contiguous, strides are in elements.
+ * Sums are fp32 at least. */
 typedef struct {
   int64_t rows, columns, depth;
-  mamba_dtype dtype; /* of a and b */
-  mamba_dtype c_dtype;
-  int accumulate;
+  mamba_dtype dtype;   /* of a and b */
+  mamba_dtype c_dtype; /* of addend and c */
   const void* a;
   int64_t a_stride;
   const void* b;
+  const void* addend;
   void* c;
   int64_t c_stride;
 } mamba_product;
@@ -136,6 +144,8 @@ MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_
  * z, of x, B and C, which the convolution is over, and of dt. A step is three kernels; sizes that
  * the first and the last of them have no memory for are refused there. */
 MAMBA_API int mamba2_layer_is_step_cuda(const mamba2_layer_params* params);
+/* What mamba_state_space_dual_cuda_form says of the operator inside a layer of Mamba-2. */
+MAMBA_API const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture);
 MAMBA_API size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params);
 MAMBA_API size_t mamba2_layer_cuda_workspace(const mamba2_layer_params* params);
 MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* workspace,

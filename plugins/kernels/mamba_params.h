@@ -41,7 +41,7 @@ typedef struct {
   const float* A;              /* (d_inner, d_state), fp32 */
   const float* D;              /* (d_inner,), fp32 */
   const float* delta_bias;     /* (d_inner,), fp32 */
-  const float* initial_state;  /* (batch, d_inner, d_state), fp32 */
+  const float* initial_state;  /* (batch, d_inner, d_state), fp32, NULL for zeros */
   void* y;                     /* (batch, length, d_inner), T */
   float* last_state;           /* (batch, d_inner, d_state), fp32, may be initial_state */
 } mamba_selective_scan_params;
@@ -87,7 +87,7 @@ typedef struct {
   const float* D;                   /* (heads, d_skip), fp32 */
   const float* log_decay;           /* (batch, length, heads), fp32, NULL where it is absent */
   const float* dt_bias;             /* (heads,), fp32 */
-  const void* initial_state;        /* (batch, heads, head_dim, d_state), R */
+  const void* initial_state;        /* (batch, heads, head_dim, d_state), R, NULL for zeros */
   void* y;                          /* (batch, length, heads, head_dim), T */
   void* last_state;                 /* (batch, heads, head_dim, d_state), R, may be initial_state */
 } mamba_state_space_dual_params;

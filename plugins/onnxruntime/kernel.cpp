@@ -94,7 +94,7 @@ class Call {
     if (!kernels.needs_products || !kernels.needs_products(params)) {
       return check(kernels.cuda(params, workspace, stream));
     }
-    Products products(api_, context_);
+    Products products(api_, context_, scratch_);
     check(kernels.cuda_with_products(params, multiply, &products, workspace, stream));
   }
 

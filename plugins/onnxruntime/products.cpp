@@ -2,56 +2,211 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
+
+#include "cuda_device.h"
+
 namespace mamba_ort {
 namespace {
 
-// cuBLAS's binary interface, as far as it is used here: it is not linked, because its version must
-// be the one that made the runtime's handle.
-using GemmEx = int (*)(void* handle, int transpose_a, int transpose_b, int m, int n, int k,
-                       const void* alpha, const void* a, int a_type, int lda, const void* b,
-                       int b_type, int ldb, const void* beta, void* c, int c_type, int ldc,
-                       int compute_type, int algorithm);
-using GetMathMode = int (*)(void* handle, int* mode);
-using SetMathMode = int (*)(void* handle, int mode);
+// cuBLASLt's binary interface, as far as it is used here: it is not linked, because its version
+// must be the one that made the runtime's handle.
+using Status = int;
+using Object = void*;  // a description of a product, of a matrix, or of what is asked for
+struct Algorithm {
+  uint64_t data[8];
+};
+struct Candidate {
+  Algorithm algorithm;
+  size_t workspace_bytes;
+  Status state;
+  float waves;
+  int reserved[4];
+};
 constexpr int kTypes[] = {0, 2, 14};  // CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF, in mamba_dtype's order
-constexpr int kPlain = 0;             // CUBLAS_OP_N
+constexpr int kSums = 0;              // CUDA_R_32F
 constexpr int kCompute32 = 68, kComputePedantic32 = 69;  // the latter without TF32
-constexpr int kDefaultAlgorithm = -1;
-// CUBLAS_DEFAULT_MATH, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: parts are added in fp32.
-constexpr int kMathMode = 0 | 16;
+// Of cublasLtMatmulPreferenceAttributes_t.
+constexpr int kMostWorkspaceBytes = 1, kReductions = 3, kAlignments[] = {5, 6, 7, 8};
+constexpr uint32_t kReduceIn32 = 2;  // parts of a sum are added in fp32, not in the type of c
+constexpr Status kNotSupported = 15;
+constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;  // cuBLAS's own advice for Hopper
+constexpr uint32_t kMostAlignment = 256;                  // that algorithms tell apart
 
 // The runtime's own numbers: CudaResource's cublas_handle_t, and the first version that has it.
 constexpr int kCublasHandle = 10002, kResourceVersion = 1;
 
-struct Cublas {
-  GemmEx gemm = nullptr;
-  GetMathMode get_math_mode = nullptr;
-  SetMathMode set_math_mode = nullptr;
+struct CublasLt {
+  Status (*create_product)(Object*, int compute_type, int scale_type) = nullptr;
+  Status (*destroy_product)(Object) = nullptr;
+  Status (*create_matrix)(Object*, int type, uint64_t rows, uint64_t columns,
+                          int64_t stride) = nullptr;
+  Status (*destroy_matrix)(Object) = nullptr;
+  Status (*create_preference)(Object*) = nullptr;
+  Status (*set_preference)(Object, int attribute, const void* value, size_t bytes) = nullptr;
+  Status (*destroy_preference)(Object) = nullptr;
+  Status (*choose)(void* handle, Object product, Object a, Object b, Object c, Object d,
+                   Object preference, int wanted, Candidate*, int* found) = nullptr;
+  Status (*run)(void* handle, Object product, const void* alpha, const void* a, Object a_layout,
+                const void* b, Object b_layout, const void* beta, const void* c, Object c_layout,
+                void* d, Object d_layout, const Algorithm*, void* workspace, size_t bytes,
+                void* stream) = nullptr;
+  bool is_loaded = false;
 
-  Cublas() {
+  CublasLt() {
     // The provider first: a lookup in it sees the libraries that it was linked with.
-    for (const char* name : {"libonnxruntime_providers_cuda.so", "libcublas.so.13",
-                             "libcublas.so.12", "libcublas.so.11"}) {
+    for (const char* name : {"libonnxruntime_providers_cuda.so", "libcublasLt.so.13",
+                             "libcublasLt.so.12", "libcublasLt.so.11"}) {
       void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
       if (!library) continue;
-      gemm = reinterpret_cast<GemmEx>(dlsym(library, "cublasGemmEx"));
-      get_math_mode = reinterpret_cast<GetMathMode>(dlsym(library, "cublasGetMathMode"));
-      set_math_mode = reinterpret_cast<SetMathMode>(dlsym(library, "cublasSetMathMode"));
-      if (gemm && get_math_mode && set_math_mode) return;
+      is_loaded = find(library, "cublasLtMatmulDescCreate", &create_product) &&
+                  find(library, "cublasLtMatmulDescDestroy", &destroy_product) &&
+                  find(library, "cublasLtMatrixLayoutCreate", &create_matrix) &&
+                  find(library, "cublasLtMatrixLayoutDestroy", &destroy_matrix) &&
+                  find(library, "cublasLtMatmulPreferenceCreate", &create_preference) &&
+                  find(library, "cublasLtMatmulPreferenceSetAttribute", &set_preference) &&
+                  find(library, "cublasLtMatmulPreferenceDestroy", &destroy_preference) &&
+                  find(library, "cublasLtMatmulAlgoGetHeuristic", &choose) &&
+                  find(library, "cublasLtMatmul", &run);
+      if (is_loaded) return;
     }
-    gemm = nullptr;
+  }
+
+  template <typename Function>
+  static bool find(void* library, const char* name, Function* function) {
+    *function = reinterpret_cast<Function>(dlsym(library, name));
+    return *function != nullptr;
   }
 };
 
-const Cublas& cublas() {
-  static const Cublas loaded;
+const CublasLt& cublas() {
+  static const CublasLt loaded;
   return loaded;
 }
 
+// An object of cuBLASLt's, gone with this.
+class Owned {
+ public:
+  explicit Owned(Status (*destroy)(Object)) : destroy_(destroy) {}
+  ~Owned() {
+    if (object_) destroy_(object_);
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+
+  Object* place() { return &object_; }
+  operator Object() const { return object_; }
+
+ private:
+  Object object_ = nullptr;
+  Status (*destroy_)(Object);
+};
+
+uint32_t alignment_of(const void* address) {
+  const auto bits = reinterpret_cast<uintptr_t>(address) | kMostAlignment;
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+// All that an algorithm is chosen by.
+using Case = std::array<int64_t, 11>;
+
+// A product as cuBLASLt sees it. It counts by columns, so that is the transpose of each matrix:
+// c' = b' a'.
+class Described {
+ public:
+  explicit Described(const mamba_product& p) : p_(p) {}
+
+  Status make() {
+    const CublasLt& lt = cublas();
+    const int compute = p_.dtype == MAMBA_FP32 ? kComputePedantic32 : kCompute32;
+    const auto rows = static_cast<uint64_t>(p_.rows), columns = static_cast<uint64_t>(p_.columns),
+               depth = static_cast<uint64_t>(p_.depth);
+    Status bad = lt.create_product(product_.place(), compute, kSums);
+    if (!bad) bad = lt.create_matrix(b_.place(), kTypes[p_.dtype], columns, depth, p_.columns);
+    if (!bad) bad = lt.create_matrix(a_.place(), kTypes[p_.dtype], depth, rows, p_.a_stride);
+    if (!bad) bad = lt.create_matrix(c_.place(), kTypes[p_.c_dtype], columns, rows, p_.c_stride);
+    return bad;
+  }
+
+  // The first that cuBLASLt advises: the same for the same case, of one GPU and library.
+  Status choose(void* handle, Algorithm* algorithm) const {
+    const CublasLt& lt = cublas();
+    Owned preference(lt.destroy_preference);
+    Status bad = lt.create_preference(preference.place());
+    if (!bad) {
+      bad = lt.set_preference(preference, kMostWorkspaceBytes, &kWorkspaceBytes,
+                              sizeof kWorkspaceBytes);
+    }
+    if (!bad) bad = lt.set_preference(preference, kReductions, &kReduceIn32, sizeof kReduceIn32);
+    const void* matrices[] = {p_.b, p_.a, addend(), p_.c};
+    for (int i = 0; i < 4 && !bad; ++i) {
+      const uint32_t alignment = alignment_of(matrices[i]);
+      bad = lt.set_preference(preference, kAlignments[i], &alignment, sizeof alignment);
+    }
+    if (bad) return bad;
+    Candidate best = {};
+    int found = 0;
+    bad = lt.choose(handle, product_, b_, a_, c_, c_, preference, 1, &best, &found);
+    if (bad) return bad;
+    if (found == 0) return kNotSupported;
+    *algorithm = best.algorithm;
+    return best.state;
+  }
+
+  Status run(const Products& products, const Algorithm& algorithm, void* stream) const {
+    const float one = 1.f, beta = p_.addend ? 1.f : 0.f;
+    return cublas().run(products.handle, product_, &one, p_.b, b_, p_.a, a_, &beta, addend(), c_,
+                        p_.c, c_, &algorithm, products.workspace, kWorkspaceBytes, stream);
+  }
+
+  Case key() const {
+    const int64_t alignments = alignment_of(p_.a) | alignment_of(p_.b) << 10 |
+                               static_cast<int64_t>(alignment_of(addend())) << 20 |
+                               static_cast<int64_t>(alignment_of(p_.c)) << 30;
+    return {current_device(), p_.rows,     p_.columns,  p_.depth,   p_.dtype,
+            p_.c_dtype,       p_.a_stride, p_.c_stride, alignments, p_.addend != nullptr,
+            p_.addend == p_.c};
+  }
+
+ private:
+  const void* addend() const { return p_.addend ? p_.addend : p_.c; }
+
+  const mamba_product& p_;
+  Owned product_{cublas().destroy_product};
+  Owned a_{cublas().destroy_matrix}, b_{cublas().destroy_matrix}, c_{cublas().destroy_matrix};
+};
+
+// The algorithms of the cases that were met, for a choice takes tens of microseconds.
+class Algorithms {
+ public:
+  Status find(const Described& described, void* handle, Algorithm* algorithm) {
+    const Case key = described.key();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = chosen_.find(key);
+    if (found != chosen_.end()) {
+      *algorithm = found->second;
+      return 0;
+    }
+    if (const Status bad = described.choose(handle, algorithm)) return bad;
+    if (chosen_.size() >= kMost) chosen_.clear();
+    chosen_.emplace(key, *algorithm);
+    return 0;
+  }
+
+ private:
+  static constexpr size_t kMost = 4096;
+  std::mutex mutex_;
+  std::map<Case, Algorithm> chosen_;
+};
+
 }  // namespace
 
-Products::Products(const OrtFunctions& api, const OrtKernelContext* context) : handle(nullptr) {
-  if (!cublas().gemm) {
+Products::Products(const OrtFunctions& api, const OrtKernelContext* context, Scratch& scratch)
+    : handle(nullptr) {
+  if (!cublas().is_loaded) {
     throw Failure(MAMBA_NO_CUDA,
                   "cuBLAS is not loaded: ONNX Runtime's CUDA provider should have done so");
   }
@@ -59,24 +214,21 @@ Products::Products(const OrtFunctions& api, const OrtKernelContext* context) : h
   if (!handle) {
     throw Failure(MAMBA_CUDA_ERROR, "ONNX Runtime has no cuBLAS handle for this stream");
   }
+  workspace = scratch.take(kWorkspaceBytes, "the workspace of products");
 }
 
-int multiply(void* context, const mamba_product* product, void*) {
-  const mamba_product& p = *product;
-  void* handle = static_cast<const Products*>(context)->handle;
-  int mode = 0;
-  if (int error = cublas().get_math_mode(handle, &mode)) return error;
-  if (int error = cublas().set_math_mode(handle, kMathMode)) return error;
-  const float one = 1.f, beta = p.accumulate ? 1.f : 0.f;
-  const int rows = static_cast<int>(p.rows), columns = static_cast<int>(p.columns);
-  // cuBLAS counts by columns, so what it sees is the transpose of each: c' = b' a'.
-  const int error =
-      cublas().gemm(handle, kPlain, kPlain, columns, rows, static_cast<int>(p.depth), &one, p.b,
-                    kTypes[p.dtype], columns, p.a, kTypes[p.dtype], static_cast<int>(p.a_stride),
-                    &beta, p.c, kTypes[p.c_dtype], static_cast<int>(p.c_stride),
-                    p.dtype == MAMBA_FP32 ? kComputePedantic32 : kCompute32, kDefaultAlgorithm);
-  const int restored = cublas().set_math_mode(handle, mode);
-  return error ? error : restored;
+int multiply(void* context, const mamba_product* product, void* stream) {
+  static Algorithms algorithms;
+  const auto& products = *static_cast<const Products*>(context);
+  Described described(*product);
+  if (const Status bad = described.make()) return bad;
+  Algorithm algorithm = {};
+  try {
+    if (const Status bad = algorithms.find(described, products.handle, &algorithm)) return bad;
+  } catch (const std::exception&) {  // no memory to remember it by
+    if (const Status bad = described.choose(products.handle, &algorithm)) return bad;
+  }
+  return described.run(products, algorithm, stream);
 }
 
 }  // namespace mamba_ort

@@ -67,7 +67,7 @@ void try_scan(Random& random) {
   p.A = static_cast<const float*>(tensors.input(p.d_inner * p.d_state, MAMBA_FP32, 0));
   p.D = fp32(p.d_inner);
   p.delta_bias = fp32(p.d_inner);
-  p.initial_state = fp32(elements[2]);
+  if (random.once_in(2)) p.initial_state = fp32(elements[2]);
   p.y = tensors.output(elements[0], dtype);
   p.last_state = static_cast<float*>(tensors.output(elements[2], MAMBA_FP32));
   if (random.once_in(8)) {
@@ -172,13 +172,13 @@ void try_dual(Random& random) {
   p.D = fp32(p.heads * p.d_skip, 1);
   if (random.once_in(2)) p.log_decay = fp32(p.batch * p.length * p.heads, 0);
   p.dt_bias = fp32(p.heads, 1);
-  p.initial_state = tensors.input(states, state_dtype);
+  if (random.once_in(2)) p.initial_state = tensors.input(states, state_dtype);
   p.y = tensors.output(numbers, dtype);
-  p.last_state =
-      random.once_in(4) ? const_cast<void*>(p.initial_state) : tensors.output(states, state_dtype);
+  p.last_state = p.initial_state && random.once_in(4) ? const_cast<void*>(p.initial_state)
+                                                      : tensors.output(states, state_dtype);
   if (random.once_in(8)) {
     const void** const pointers[] = {&p.x.data, &p.dt.data, reinterpret_cast<const void**>(&p.A),
-                                     &p.initial_state, const_cast<const void**>(&p.y)};
+                                     const_cast<const void**>(&p.y)};
     *random.pick(pointers) = nullptr;
     return expect_refusal(mamba_state_space_dual_cpu(&p, nullptr, nullptr));
   }

@@ -1,7 +1,7 @@
 /* Drives a TensorRT plugin library through its public interface, with no TensorRT present: what the
  * runtime would be to a plugin (logger, shape expressions, serialisation, tensors' descriptions) is
- * played here. For ctypes and for check_on_gpu.cpp. Calls return what the plugin returned; -1 and
- * null are failures. */
+ * played here. For ctypes and for tests/cpp/hostile_plugins.cpp. Calls return what the plugin
+ * returned; -1 and null are failures. */
 #ifndef MAMBA_TRT_HARNESS_H
 #define MAMBA_TRT_HARNESS_H
 

@@ -30,12 +30,11 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
     GpuStream,
     Graph,
 )
-from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
+from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import StateBlock
 from mamba_export.errors import SessionError
-from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.sampling import Sampler, divisor
 from mamba_export.generation.state import step_sizes
 
@@ -77,6 +76,7 @@ class StepGraph:
         self._draws = self._gpu.host_array((batch,), np.float64)
         options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
         self._options = ChoiceOptions.from_buffer(options.data)
+        self._choice = CHOOSE_NOTHING
         self._params = ChooseParams(
             batch=batch,
             vocab_size=shape[-1],
@@ -108,10 +108,10 @@ class StepGraph:
     def set_choice(self, sampler: Sampler | None) -> None:
         """Choose the tokens to come as a sampler would; None for no choice."""
         if sampler is None:
-            self._options.choice = CHOOSE_NOTHING
+            self._choice = CHOOSE_NOTHING
             return
         sampling = sampler.sampling
-        self._options.choice = CHOOSE_BEST if sampling.temperature == 0 else CHOOSE_DRAWN
+        self._choice = CHOOSE_BEST if sampling.temperature == 0 else CHOOSE_DRAWN
         self._options.temperature = float(divisor(sampling))
         self._options.top_k = min(sampling.top_k, np.iinfo(np.int32).max)
         self._options.top_p = sampling.top_p
@@ -133,8 +133,11 @@ class StepGraph:
                 self._tokens.address, self._host_tokens.ctypes.data, self._host_tokens.nbytes
             )
 
-    def advance(self) -> np.ndarray:
+    def advance(self, *, chooses: bool) -> np.ndarray:
         """Read one token a sequence, and choose the next.
+
+        Args:
+            chooses: False for a step whose ``logits`` are read.
 
         Returns:
             (batch,) int64, valid until the next call; -1 where the largest logit is not finite.
@@ -142,6 +145,7 @@ class StepGraph:
         Raises:
             SessionError: ONNX Runtime or CUDA failed.
         """
+        self._options.choice = self._choice if chooses else CHOOSE_NOTHING
         if self._graph is None and self._has_run and self.capture_problem is None:
             self._capture()
         if self._graph is None:
@@ -153,16 +157,18 @@ class StepGraph:
 
     @functools.cached_property
     def _host_logits(self) -> np.ndarray:
-        return self._gpu.host_array(self._logits.shape, storage_dtype(self._logits.dtype))
+        return self._gpu.host_array(self._scores.shape, np.float32)
 
     def logits(self) -> np.ndarray:
-        """Of the last step: (batch, vocab_size) fp32, valid until the next."""
+        """Of the last step, which chose nothing: (batch, vocab_size) fp32, valid until the next.
+
+        The GPU has made fp32 of them: NumPy takes 1 to 2 ns a number.
+        """
         with self._gpu.lock:
             self._gpu.copy(
-                self._host_logits.ctypes.data, self._logits.address, self._host_logits.nbytes
+                self._host_logits.ctypes.data, self._scores.address, self._host_logits.nbytes
             )
-        logits = self._host_logits.view(NUMPY_DTYPES[self._logits.dtype])[:, 0]
-        return logits.astype(np.float32, copy=False)
+        return self._host_logits[:, 0]
 
     def _run_uncaptured(self) -> None:
         execute(self._model, self._step)

@@ -65,7 +65,7 @@ class GraphStepper:
             SessionError: the tokens are others, or ONNX Runtime or CUDA failed.
         """
         self._graph.set_tokens(step_tokens(tokens, self._graph.batch, self._metadata))
-        self._advance()
+        self._advance(chooses=False)
         return self._graph.logits()
 
     def next(self) -> np.ndarray:
@@ -81,13 +81,13 @@ class GraphStepper:
             raise ValueError("the stepper was made without a sampler")
         if self._sampler.sampling.temperature != 0:
             self._graph.set_draws(self._sampler.draws())
-        tokens = self._advance().copy()
+        tokens = self._advance(chooses=True).copy()
         check_finite(tokens >= 0)
         self._sampler.note(tokens)
         return tokens
 
-    def _advance(self) -> np.ndarray:
-        tokens = self._graph.advance()
+    def _advance(self, *, chooses: bool) -> np.ndarray:
+        tokens = self._graph.advance(chooses=chooses)
         self._state = self._graph.state
         return tokens
 

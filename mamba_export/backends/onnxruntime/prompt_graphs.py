@@ -131,7 +131,7 @@ class PromptGraphs:
                 part = self._memory.part(buffers, length)
                 after = position + length
                 with gpu.lock:
-                    buffers.past.queue_copy_of(past)
+                    buffers.queue_past(past)
                     gpu.queue_upload(
                         buffers.tokens.address, np.ascontiguousarray(tokens[:, position:after])
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import weakref
 
 import onnxruntime as ort
 
@@ -11,6 +12,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import Graph
 from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part
+from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import StateBlock
 
 _MOST_PARTS = 64  # that are remembered, with their graphs
@@ -33,10 +35,23 @@ class Buffers:
         self.past, self.present = (
             StateBlock(metadata, batch, model.device, model.gpu) for _ in range(2)
         )
+        self._in_past: weakref.ref[OrtState] | None = None  # whose content the parts read
         self.tokens = DeviceTensor.empty(ids.dtype, (batch, largest), model.device)
         shape = output.resolve(_sizes(model, batch, largest))
         self.logits = DeviceTensor.empty(output.dtype, shape, model.device)
         self.nbytes = 2 * self.past.nbytes + self.tokens.nbytes + self.logits.nbytes
+
+    def queue_past(self, state: OrtState) -> None:
+        """Queue a copy of the state that the next part starts from, unless it is the one before's.
+
+        Parts do not change it, and most prompts start from the same, which is as large as all states.
+        """
+        if self._in_past is not None and self._in_past() is state:
+            return
+        self._in_past = None
+        self.past.queue_copy_of(state)
+        if state is not self.present.state:  # which every part changes
+            self._in_past = weakref.ref(state)
 
 
 class Part:

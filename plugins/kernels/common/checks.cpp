@@ -114,8 +114,8 @@ mamba_status check_sizes(const mamba_selective_scan_params* params) {
 mamba_status check(const mamba_selective_scan_params* params) {
   if (mamba_status bad = check_sizes(params)) return bad;
   const mamba_selective_scan_params& p = *params;
-  const void* const tensors[] = {p.u.data, p.delta.data, p.B.data,        p.C.data, p.A,
-                                 p.D,      p.delta_bias, p.initial_state, p.y,      p.last_state};
+  const void* const tensors[] = {p.u.data, p.delta.data, p.B.data, p.C.data,    p.A,
+                                 p.D,      p.delta_bias, p.y,      p.last_state};
   if (has_null(tensors)) return fail(MAMBA_INVALID, "selective_scan: a tensor's pointer is null");
   return MAMBA_OK;
 }
@@ -181,8 +181,8 @@ mamba_status check_sizes(const mamba_state_space_dual_params* params) {
 mamba_status check(const mamba_state_space_dual_params* params) {
   if (mamba_status bad = check_sizes(params)) return bad;
   const mamba_state_space_dual_params& p = *params;
-  const void* const tensors[] = {p.x.data, p.dt.data, p.B.data,        p.C.data, p.A,
-                                 p.D,      p.dt_bias, p.initial_state, p.y,      p.last_state};
+  const void* const tensors[] = {p.x.data, p.dt.data, p.B.data, p.C.data,    p.A,
+                                 p.D,      p.dt_bias, p.y,      p.last_state};
   if (has_null(tensors)) {
     return fail(MAMBA_INVALID, "state_space_dual: a tensor's pointer is null");
   }

@@ -26,6 +26,9 @@ size_t mamba_state_space_dual_cuda_workspace(const mamba_state_space_dual_params
 mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params*, void*, void*) {
   return absent();
 }
+const char* mamba_state_space_dual_cuda_form(const mamba_state_space_dual_params*, int) {
+  return "";
+}
 mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params*, void*) {
   return absent();
 }
@@ -36,6 +39,7 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) { re
 mamba_status mamba_layer_cuda(const mamba_layer_params*, mamba_multiply, void*, void*, void*) {
   return absent();
 }
+const char* mamba2_layer_cuda_form(const mamba2_layer_params*, int) { return ""; }
 int mamba2_layer_is_step_cuda(const mamba2_layer_params*) { return 0; }
 size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params*) { return 0; }
 size_t mamba2_layer_cuda_workspace(const mamba2_layer_params*) { return 0; }

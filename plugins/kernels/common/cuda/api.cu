@@ -95,6 +95,11 @@ mamba_status mamba_state_space_dual_cuda(const mamba_state_space_dual_params* pa
                           mamba::launch_ssd(*params, workspace, static_cast<cudaStream_t>(stream)));
 }
 
+const char* mamba_state_space_dual_cuda_form(const mamba_state_space_dual_params* params,
+                                             int architecture) {
+  return mamba::check_sizes(params) ? "" : mamba::ssd_form_name(*params, architecture);
+}
+
 mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params, void* stream) {
   if (mamba_status bad = mamba::check(params)) return bad;
   return mamba::status_of("gated_rms_norm",

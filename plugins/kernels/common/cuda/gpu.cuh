@@ -9,6 +9,9 @@ struct Gpu {
   int major, minor;  // of the compute capability
   int multiprocessors;
   int shared_bytes;  // that one block may have
+
+  // One of another machine, which a question is about, has a compute capability alone.
+  bool is_present() const { return multiprocessors > 0; }
 };
 
 // Asked for once a device; zeros where there is no GPU, which the launch then reports.

@@ -148,11 +148,15 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   __shared__ mamba_choice_options options;  // one trip to host memory
   if (threadIdx.x == 0) options = *p.options;
   __syncthreads();
-  if (options.choice == MAMBA_CHOOSE_NOTHING) return;
 
   const int64_t row = blockIdx.x;
   const int count = static_cast<int>(p.vocab_size);
   const T* logits = static_cast<const T*>(p.logits) + row * count;
+  float* scores = p.scores + row * count;
+  if (options.choice == MAMBA_CHOOSE_NOTHING) {
+    for (int i = threadIdx.x; i < count; i += kThreads) scores[i] = to_float(logits[i]);
+    return;
+  }
   uint8_t* seen = p.seen + row * count;
   const bool penalises = options.repetition_penalty != 1.f;
   const auto logit = [&](int i) {
@@ -182,7 +186,6 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   }
   unsigned int token = 0xffffffffu - static_cast<unsigned int>(best);
   if (options.choice == MAMBA_CHOOSE_DRAWN) {
-    float* scores = p.scores + row * count;
     const float top = disordered(best >> 32);
     for (int i = threadIdx.x; i < count; i += kThreads) {
       scores[i] = (logit(i) - top) / options.temperature;

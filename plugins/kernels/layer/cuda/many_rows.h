@@ -24,18 +24,19 @@ struct Products {
   void* context;
   void* stream;
 
-  // c (rows, columns) = the product, or c plus it.
-  mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype, bool accumulate) const {
+  // c (rows, columns) = the product, plus addend unless that is null.
+  mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype,
+                          const void* addend = nullptr) const {
     mamba_product g = {};
     g.rows = rows;
     g.columns = f.columns;
     g.depth = f.depth;
     g.dtype = dtype;
     g.c_dtype = c_dtype;
-    g.accumulate = accumulate;
     g.a = f.a;
     g.a_stride = f.a_stride;
     g.b = f.b;
+    g.addend = addend;
     g.c = c;
     g.c_stride = f.columns;
     const int error = multiply(context, &g, stream);

@@ -1,5 +1,4 @@
-// A layer's first norm for any number of rows: a block takes a row, and copies it to where the
-// layer's result is added up, unless that is its own place.
+// A layer's first norm for any number of rows: a block takes a row.
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
@@ -13,13 +12,12 @@ constexpr int kWarps = kThreads / 32;
 
 template <typename R, typename T, int Width>
 __global__ void __launch_bounds__(kThreads)
-    norm_row(const R* hidden, const float* weight, int width, float epsilon, T* x, R* copy) {
+    norm_row(const R* hidden, const float* weight, int width, float epsilon, T* x) {
   let_next_kernel_start();
   wait_for_earlier_kernels();
   __shared__ float sums[kWarps];
   const R* row = hidden + static_cast<int64_t>(blockIdx.x) * width;
   T* result = x + static_cast<int64_t>(blockIdx.x) * width;
-  R* row_copy = copy + static_cast<int64_t>(blockIdx.x) * width;
   float square = 0.f;
   for (int i = threadIdx.x * Width; i < width; i += kThreads * Width) {
     const Pack<R, Width> h = *reinterpret_cast<const Pack<R, Width>*>(row + i);
@@ -48,22 +46,19 @@ __global__ void __launch_bounds__(kThreads)
       y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);
     }
     *reinterpret_cast<Pack<T, Width>*>(result + i) = y;
-    if (copy != hidden) *reinterpret_cast<Pack<R, Width>*>(row_copy + i) = h;
   }
 }
 
 template <typename R, typename T>
 cudaError_t launch(const RowNorm& n, cudaStream_t stream) {
   const R* hidden = static_cast<const R*>(n.hidden);
-  R* copy = static_cast<R*>(n.copy);
   const int width = static_cast<int>(n.width);
   const unsigned rows = static_cast<unsigned>(n.rows);
   const bool in_fours = is_aligned<4 * sizeof(R)>(hidden, width, sizeof(R)) &&
-                        is_aligned<4 * sizeof(R)>(copy, width, sizeof(R)) &&
                         is_aligned<16>(n.weight, width, sizeof(float)) && width % 4 == 0;
   const auto kernel = in_fours ? norm_row<R, T, 4> : norm_row<R, T, 1>;
   return launch_overlapping(kernel, dim3(rows), dim3(kThreads), 0, stream, current_gpu().major >= 9,
-                            hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x), copy);
+                            hidden, n.weight, width, n.epsilon, static_cast<T*>(n.x));
 }
 
 }  // namespace

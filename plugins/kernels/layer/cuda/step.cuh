@@ -62,13 +62,11 @@ cudaError_t launch_project_in(ProjectIn s, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_project_out(ProjectOut s, cudaStream_t stream);
 
-// x (rows, width) T = norm(hidden), for any number of rows; hidden (rows, width) R is copied to
-// copy, unless that is its own place.
+// x (rows, width) T = norm(hidden), for any number of rows.
 struct RowNorm {
-  const void* hidden;
+  const void* hidden;  // (rows, width) R
   const float* weight;
   void* x;
-  void* copy;
   int64_t rows, width;
   float epsilon;
   mamba_dtype dtype, hidden_dtype;  // T and R

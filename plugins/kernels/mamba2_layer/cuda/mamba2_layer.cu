@@ -145,21 +145,23 @@ class ManyRows {
 
   size_t bytes() const { return bytes_; }
 
+  mamba_state_space_dual_params dual() const {
+    return describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
+  }
+
   mamba_status run() const {
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       p_.hidden_out,  product_.rows,
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       product_.rows,
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype, false);
+    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
-    const mamba_state_space_dual_params dual =
-        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
+    const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
     if ((bad = normalise())) return bad;
-    // The first norm has left a copy of hidden in hidden_out.
     return product_({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
-                    p_.hidden_out, p_.hidden_dtype, true);
+                    p_.hidden_out, p_.hidden_dtype, p_.hidden);
   }
 
  private:
@@ -251,6 +253,13 @@ extern "C" {
 
 int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
   return mamba::Entry::is_step(params);
+}
+
+const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture) {
+  if (mamba::check_sizes(params)) return "";
+  const mamba::ManyRows rows(*params, nullptr, nullptr, nullptr, nullptr);
+  const mamba_state_space_dual_params dual = rows.dual();
+  return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
 
 size_t mamba2_layer_step_cuda_workspace(const mamba2_layer_params* params) {

@@ -126,20 +126,19 @@ class ManyRows {
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     p_.hidden_out,  product_.rows,
+    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     product_.rows,
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype,
-                   false);
+    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype);
     if (bad) return bad;
     if ((bad = convolve())) return bad;
-    if ((bad = product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype,
-                        false))) {
+    if ((bad =
+             product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
       return bad;
     }
     if ((bad = product_({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
-                        p_.dtype, false))) {
+                        p_.dtype))) {
       return bad;
     }
     if ((bad = scan())) return bad;
@@ -192,10 +191,9 @@ class ManyRows {
     return mamba_selective_scan_cuda(&s, m_.scan, stream_);
   }
 
-  // The norm has left a copy of hidden in hidden_out.
   mamba_status add_to_hidden() const {
     return product_({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
-                    p_.hidden_dtype, true);
+                    p_.hidden_dtype, p_.hidden);
   }
 
   const mamba_layer_params& p_;

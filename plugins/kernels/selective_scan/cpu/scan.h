@@ -114,7 +114,9 @@ static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& blo
   float* C = B + kTile * N;
   memset(scratch, 0, 2 * kVectorsATask * vector_size * sizeof(float));
   to_lanes(p.A + block.first * N, A, block.count, N);
-  to_lanes(p.initial_state + (block.batch * p.d_inner + block.first) * N, h, block.count, N);
+  if (p.initial_state) {
+    to_lanes(p.initial_state + (block.batch * p.d_inner + block.first) * N, h, block.count, N);
+  }
 
   for (int64_t start = 0; start < p.length; start += kTile) {
     const int steps = static_cast<int>(p.length - start < kTile ? p.length - start : kTile);
@@ -172,11 +174,12 @@ static void scan_states(const mamba_selective_scan_params& p, const ScanBlock& b
   float* B = scratch;
   float* C = B + N;
   const int64_t state_at = (block.batch * p.d_inner + block.first) * N;
+  if (!p.initial_state) memset(p.last_state + state_at, 0, block.count * N * sizeof(float));
   for (int64_t step = 0; step < p.length; ++step) {
     const int64_t t = walked(p, step);
     widen_row<T>(p, p.B, block, t, B);
     widen_row<T>(p, p.C, block, t, C);
-    const float* before = step == 0 ? p.initial_state : p.last_state;
+    const float* before = step == 0 && p.initial_state ? p.initial_state : p.last_state;
     for (int64_t c = 0; c < block.count; c += kLanes) {
       const int count = static_cast<int>(block.count - c < kLanes ? block.count - c : kLanes);
       const int64_t channel = block.first + c;

@@ -14,7 +14,7 @@ __global__ void chain_parts(const __grid_constant__ mamba_selective_scan_params 
   if (index >= states) return;
   const int64_t place = index / p.d_state;  // of a channel
   const float A = p.A[place % p.d_inner * p.d_state + index % p.d_state] * kLog2e;
-  float h = p.initial_state[index];
+  float h = p.initial_state ? p.initial_state[index] : 0.f;
   for (int i = 0; i < parts.count; ++i) {
     float& slot = parts.states[i * states + index];
     const float own = slot;

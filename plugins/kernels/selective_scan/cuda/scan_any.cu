@@ -17,10 +17,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t batch = place / p.d_inner, channel = place % p.d_inner;
   const int64_t group = channel / (p.d_inner / p.n_groups);
   const float* A = p.A + channel * p.d_state;
-  const float* past = p.initial_state + place * p.d_state;
+  const float* past = p.initial_state ? p.initial_state + place * p.d_state : nullptr;
   float* h = p.last_state + place * p.d_state;
   // A lane alone reads and writes its states, so the two may be one buffer.
-  for (int64_t n = lane; n < p.d_state; n += kLanes) h[n] = past[n];
+  for (int64_t n = lane; n < p.d_state; n += kLanes) h[n] = past ? past[n] : 0.f;
 
   for (int64_t s = 0; s < p.length; ++s) {
     const int64_t step = walked(p, s);

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
 #pragma unroll
   for (int n = 0; n < S::kStates; ++n) {
     A[n] = n < states ? p.A[int64_t{channel} * states + n] * kLog2e : 0.f;
-    carry[n] = n < states ? p.initial_state[state_at + n] : 0.f;
+    carry[n] = n < states && p.initial_state ? p.initial_state[state_at + n] : 0.f;
   }
 
   // Where the steps of this warp's chunk begin.

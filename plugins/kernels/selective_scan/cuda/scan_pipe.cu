@@ -253,7 +253,9 @@ __device__ __forceinline__ void consume(const mamba_selective_scan_params& p, in
       const int n = state + j;
       const bool exists = channel < p.d_inner && n < p.d_state;
       A[c][j] = exists ? p.A[channel * p.d_state + n] * kLog2e : 0.f;
-      h[c][j] = exists ? p.initial_state[(batch * p.d_inner + channel) * p.d_state + n] : 0.f;
+      h[c][j] = exists && p.initial_state
+                    ? p.initial_state[(batch * p.d_inner + channel) * p.d_state + n]
+                    : 0.f;
     }
   }
 

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t first = int64_t{blockIdx.y} * kSequences; first < p.batch;
        first += int64_t{gridDim.y} * kSequences) {
     int64_t batch[kSequences], place[kSequences];
-    float h[kSequences][kQuads][4], A[kQuads][4];
+    float h[kSequences][kQuads][4] = {}, A[kQuads][4];
 #pragma unroll
     for (int i = 0; i < kSequences; ++i) {
       batch[i] = first + i < p.batch ? first + i : p.batch - 1;
@@ -55,7 +55,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int n = (q * kLanes + lane) * 4;
-        load_four<kAligned>(p.initial_state + place[i] + n, states - n, h[i][q]);
+        if (p.initial_state) {
+          load_four<kAligned>(p.initial_state + place[i] + n, states - n, h[i][q]);
+        }
       }
     }
 #pragma unroll

@@ -280,7 +280,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 
   float h[S::kChannels][S::kStatesAThread], A[S::kChannels][S::kStatesAThread];
   float dt_sum[S::kChannels] = {};
-  const float* start = parts.pass == kOutputs ? parts.states + part_state : p.initial_state;
+  const float* start = parts.pass == kOutputs  ? parts.states + part_state
+                       : parts.pass == kStates ? nullptr
+                                               : p.initial_state;
 #pragma unroll
   for (int c = 0; c < S::kChannels; ++c) {
 #pragma unroll
@@ -289,7 +291,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       const bool exists = n < states && slot + c < block.count;
       const int64_t at = int64_t(slot + c) * p.d_state + n;
       A[c][j] = exists ? p.A[block.first * p.d_state + at] * kLog2e : 0.f;
-      h[c][j] = exists && parts.pass != kStates ? start[sequence_state + at] : 0.f;
+      h[c][j] = exists && start ? start[sequence_state + at] : 0.f;
     }
   }
 

@@ -192,8 +192,10 @@ static void walk_in_chunks(const DualCall& call, const DualBlock& block, float* 
   m.C = m.B + m.stride * kChunk;
   memset(scratch, 0, m.stride * (m.width + 2 * kChunk) * sizeof(float));
   const int64_t at = state_at(p, block);
-  load_states<S>(static_cast<const typename S::Bits*>(p.initial_state) + at, m.h, block.count,
-                 p.d_state, m.width);
+  if (p.initial_state) {
+    load_states<S>(static_cast<const typename S::Bits*>(p.initial_state) + at, m.h, block.count,
+                   p.d_state, m.width);
+  }
   DualSteps numbers;
   for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
     const int steps = steps_of(p, chunk);

@@ -35,8 +35,10 @@ template <typename T, typename S, int K>
 static inline void walk_rows(const mamba_state_space_dual_params& p, const DualBlock& block,
                              int64_t first, int steps, int c, float* kept, DualSteps& numbers) {
   const int64_t N = p.d_state, at = state_at(p, block) + c * N;
-  const auto* initial = static_cast<const typename S::Bits*>(p.initial_state) + at;
   auto* last = static_cast<typename S::Bits*>(p.last_state) + at;
+  const auto* initial =
+      p.initial_state ? static_cast<const typename S::Bits*>(p.initial_state) + at : last;
+  if (!p.initial_state && first == 0) memset(last, 0, K * N * sizeof(*last));
   for (int t = 0; t < steps; ++t) {
     const int64_t step = walked(p, first + t);
     const typename T::Bits* B = row<T>(p.B, block.batch, step) + block.group * N;

@@ -66,12 +66,45 @@ size_t ssd_workspace(const mamba_state_space_dual_params& p) {
   return std::max(ssd_parts_workspace(p), ssd_hopper_workspace(p));
 }
 
+SsdForm ssd_form(const mamba_state_space_dual_params& p, const Gpu& gpu) {
+  if (p.length <= kFewSsdSteps && ssd_step_fits(p)) return SsdForm::kStep;
+  if (p.d_state > kMostSsdTileStates) return SsdForm::kAny;
+  if (ssd_hopper_fits(p, gpu)) return SsdForm::kHopper;
+  return ssd_mma_fits(p, gpu) ? SsdForm::kMma : SsdForm::kTile;
+}
+
+const char* ssd_form_name(const mamba_state_space_dual_params& p, int architecture) {
+  const Gpu named = {architecture / 10, architecture % 10, 0, 0};
+  switch (ssd_form(p, architecture ? named : current_gpu())) {
+    case SsdForm::kStep:
+      return "step";
+    case SsdForm::kHopper:
+      return "hopper";
+    case SsdForm::kMma:
+      return "mma";
+    case SsdForm::kTile:
+      return "tile";
+    case SsdForm::kAny:
+      return "any";
+  }
+  return "";
+}
+
 cudaError_t launch_ssd(const mamba_state_space_dual_params& p, void* workspace,
                        cudaStream_t stream) {
-  if (p.length <= kFewSsdSteps && ssd_step_fits(p)) return launch_ssd_step(p, stream);
-  if (p.d_state > kMostSsdTileStates) return launch_ssd_any(p, workspace, stream);
-  if (ssd_hopper_fits(p)) return launch_ssd_hopper(p, workspace, stream);
-  return launch_parts(p, workspace, stream, ssd_mma_fits(p) ? launch_ssd_mma : launch_ssd_tile);
+  switch (ssd_form(p, current_gpu())) {
+    case SsdForm::kStep:
+      return launch_ssd_step(p, stream);
+    case SsdForm::kHopper:
+      return launch_ssd_hopper(p, workspace, stream);
+    case SsdForm::kMma:
+      return launch_parts(p, workspace, stream, launch_ssd_mma);
+    case SsdForm::kTile:
+      return launch_parts(p, workspace, stream, launch_ssd_tile);
+    case SsdForm::kAny:
+      return launch_ssd_any(p, workspace, stream);
+  }
+  return cudaErrorNotSupported;
 }
 
 }  // namespace mamba

@@ -10,6 +10,7 @@
 // h = exp(dt A + log_decay) h + dt x B^T, y = h C + D x, then y silu(z). A head has one decay.
 #pragma once
 
+#include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/sequence.cuh"
@@ -34,18 +35,22 @@ struct SsdParts {
   float* decays;        // (count, batch, heads): logarithms of base 2
 };
 
-// Each "fits" looks at sizes, dtypes, alignment and the current GPU.
+// The kernel for these parameters on a GPU: by sizes, dtypes, alignment and compute capability.
+enum class SsdForm { kStep, kHopper, kMma, kTile, kAny };
+SsdForm ssd_form(const mamba_state_space_dual_params& p, const Gpu& gpu);
+
+// Each "fits" looks at the same.
 bool ssd_step_fits(const mamba_state_space_dual_params& p);
 cudaError_t launch_ssd_step(const mamba_state_space_dual_params& p, cudaStream_t stream);
 
-bool ssd_hopper_fits(const mamba_state_space_dual_params& p);
+bool ssd_hopper_fits(const mamba_state_space_dual_params& p, const Gpu& gpu);
 // Bytes for these sizes and every smaller batch and length; 0 where it never fits. Reads no
 // pointer and no GPU: an engine may be built on another GPU than it runs on.
 size_t ssd_hopper_workspace(const mamba_state_space_dual_params& p);
 cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, void* workspace,
                               cudaStream_t stream);
 
-bool ssd_mma_fits(const mamba_state_space_dual_params& p);
+bool ssd_mma_fits(const mamba_state_space_dual_params& p, const Gpu& gpu);
 cudaError_t launch_ssd_mma(const mamba_state_space_dual_params& p, const SsdParts& parts,
                            cudaStream_t stream);
 cudaError_t launch_ssd_tile(const mamba_state_space_dual_params& p, const SsdParts& parts,
@@ -85,12 +90,14 @@ __device__ __forceinline__ float log_decay_at(const mamba_state_space_dual_param
 // The skip of a channel of a head.
 __device__ __forceinline__ float skip_at(const mamba_state_space_dual_params& p, int64_t head,
                                          int64_t channel) {
-  return p.D[head * p.d_skip + channel / (p.head_dim / p.d_skip)];
+  const int64_t own = p.d_skip == 1 ? 0 : channel / (p.head_dim / p.d_skip);
+  return p.D[head * p.d_skip + own];
 }
 
-// A number of a state whose dtype R is fp32 or T.
+// A number of a state whose dtype R is fp32 or T; without an initial state it is 0.
 template <typename T>
 __device__ __forceinline__ float load_state(const mamba_state_space_dual_params& p, int64_t at) {
+  if (!p.initial_state) return 0.f;
   if (p.initial_state_dtype == MAMBA_FP32) return static_cast<const float*>(p.initial_state)[at];
   return to_float(static_cast<const T*>(p.initial_state)[at]);
 }

@@ -153,9 +153,9 @@ SsdHopperArguments arguments_of(const mamba_state_space_dual_params& p, const Ss
 
 }  // namespace
 
-bool ssd_hopper_fits(const mamba_state_space_dual_params& p) {
-  const Gpu& gpu = current_gpu();
-  if (gpu.major != 9 || gpu.minor != 0 || !encoder()) return false;
+bool ssd_hopper_fits(const mamba_state_space_dual_params& p, const Gpu& gpu) {
+  if (gpu.major != 9 || gpu.minor != 0) return false;
+  if (gpu.is_present() && !encoder()) return false;
   if (!sizes_fit(p) || p.reverse || p.log_decay) return false;
   // log(dt) is taken.
   if (!(p.dt_max >= 0.f && (p.dt_softplus || p.dt_min >= 0.f))) return false;
@@ -215,7 +215,7 @@ cudaError_t launch_ssd_hopper(const mamba_state_space_dual_params& p, const SsdH
 
 namespace mamba {
 
-bool ssd_hopper_fits(const mamba_state_space_dual_params&) { return false; }
+bool ssd_hopper_fits(const mamba_state_space_dual_params&, const Gpu&) { return false; }
 
 size_t ssd_hopper_workspace(const mamba_state_space_dual_params&) { return 0; }
 

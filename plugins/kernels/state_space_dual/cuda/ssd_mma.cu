@@ -535,9 +535,9 @@ cudaError_t launch(const mamba_state_space_dual_params& p, const SsdParts& parts
 
 }  // namespace
 
-bool ssd_mma_fits(const mamba_state_space_dual_params& p) {
+bool ssd_mma_fits(const mamba_state_space_dual_params& p, const Gpu& gpu) {
   constexpr int kBytes = 2;  // of a number
-  return p.dtype != MAMBA_FP32 && current_gpu().major >= 8 && p.d_state >= kFewestSsdMmaStates &&
+  return p.dtype != MAMBA_FP32 && gpu.major >= 8 && p.d_state >= kFewestSsdMmaStates &&
          p.d_state <= kMostSsdTileStates && p.d_state % kVector == 0 && p.head_dim % kVector == 0 &&
          rows_aligned<16>(p.x, kBytes) && rows_aligned<16>(p.B, kBytes) &&
          rows_aligned<16>(p.C, kBytes) && is_aligned<16>(p.y, 0, kBytes) &&

@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads)
   // In the head's state; of a row's first vector of this lane.
   const int first = first_row * states + lane * kV;
   const int64_t of_head = (batch * p.heads + head) * sizes.state_of_head;
+  const bool has_past = p.initial_state;  // else it is zeros
   const R* past = static_cast<const R*>(p.initial_state) + of_head + first;
   R* last = static_cast<R*>(p.last_state) + of_head + first;
   const auto has_row = [&](int r) { return kIsPlain || first_row + r * kApart < sizes.head_dim; };
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
   const int own = lane * kRows / kLanes, own_row = first_row + own * kApart;
   const bool writes = lane % (kLanes / kRows) == 0 && (kIsPlain || own_row < sizes.head_dim);
   // While the kernel ahead still runs, as that of a layer does, the states are on their way.
-  if (lane % kLineLanes == 0) {
+  if (lane % kLineLanes == 0 && has_past) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       packed[r][v] = {};
-      if (has_row(r) && has_state(v)) {
+      if (has_past && has_row(r) && has_state(v)) {
         packed[r][v] = load_streaming(past + r * kApart * states + v * kLanes * kV);
       }
     }
