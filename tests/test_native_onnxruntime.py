@@ -66,6 +66,8 @@ SMALL = {
     "causal_conv1d": {"channels": 8},
     "state_space_dual": {"heads": 4, "head_dim": 8, "n_groups": 2},
     "gated_rms_norm": {"groups": 2, "group_width": 8},
+    "mamba_layer": {"d_model": 8},
+    "mamba2_layer": {"d_model": 8, "n_groups": 2},
 }
 
 
@@ -116,15 +118,16 @@ def exported(tiny_model: MambaLM, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def broken_functions() -> list[onnx.FunctionProto]:
-    """Functions whose every output y is zero: a graph that runs them cannot give the right answer."""
+    """Functions whose first output is zero: a graph that runs them cannot give the right answer."""
     functions = []
     for function in FUNCTIONS:
         broken = copy.deepcopy(function)
-        last = next(node for node in broken.node if "y" in node.output)
+        output = broken.output[0]
+        last = next(node for node in broken.node if output in node.output)
         source, like = last.input
         broken.node.remove(last)
         broken.node.append(helper.make_node("Sub", [source, source], ["zero_y"]))
-        broken.node.append(helper.make_node("CastLike", ["zero_y", like], ["y"]))
+        broken.node.append(helper.make_node("CastLike", ["zero_y", like], [output]))
         functions.append(broken)
     return functions
 
@@ -158,8 +161,16 @@ def test_widths_of_the_convolution(d_conv: int) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", contract.DTYPES)
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        (op, dtype)
+        for op in OPERATORS + LAYERS
+        for dtype in contract.DTYPES
+        # ONNX Runtime's CPU provider has no product in bf16, which a layer's function holds.
+        if op in OPERATORS or dtype != "bf16"
+    ],
+)
 def test_the_library_runs_and_not_the_function(op: str, dtype: str) -> None:
     inputs = random_inputs(op)
     good = operators.one_node_model(small(op), dtype, FUNCTIONS, OPSET)
@@ -208,7 +219,7 @@ def test_nan_in_the_state_is_passed_on(op: str, dtype: str) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", OPERATORS + LAYERS)
 def test_repetitions_and_thread_counts_give_the_same_bits(op: str) -> None:
     session, inputs = node_session(op, threads=2), random_inputs(op)
     first = session.run(None, inputs)
