@@ -14,6 +14,7 @@ from mamba_export.lazy import on_first_use
 if TYPE_CHECKING:
     from mamba_export.backends.onnxruntime import OrtSession, OrtState
     from mamba_export.backends.tensorrt import BuildOptions, TrtSession, build, bundle
+    from mamba_export.contract.weights import Weights
     from mamba_export.errors import (
         CheckpointError,
         EngineError,
@@ -41,6 +42,7 @@ __getattr__, __dir__ = on_first_use(
         "SessionError": f"{__name__}.errors",
         "State": f"{__name__}.export",
         "TrtSession": f"{__name__}.backends.tensorrt",
+        "Weights": f"{__name__}.contract.weights",
         "build": f"{__name__}.backends.tensorrt",
         "bundle": f"{__name__}.backends.tensorrt",
         "export": f"{__name__}.export",
@@ -61,6 +63,7 @@ __all__ = [
     "SessionError",
     "State",
     "TrtSession",
+    "Weights",
     "build",
     "bundle",
     "export",

@@ -24,19 +24,20 @@ WRITER = {"files"}
 ROOMS: dict[str, set[str]] = {
     "contract": set(),
     "files": set(),
+    "packing": CONTRACT,
     "operators": CONTRACT,
     "models": CONTRACT | WRITER | {"operators"},
     "adapters": CONTRACT | WRITER | {"operators", "models"},
     "folder": CONTRACT | WRITER,
     # A checkpoint's path is a model too: `export` loads it.
-    "export": CONTRACT | WRITER | {"operators", "models", "folder", "adapters"},
+    "export": CONTRACT | WRITER | {"operators", "models", "folder", "adapters", "packing"},
     "generation": CONTRACT | {"folder"},
     "backends": CONTRACT | {"folder", "generation"},
     "backends.onnxruntime": CONTRACT | {"folder", "generation", "backends"},
     "backends.tensorrt": CONTRACT | WRITER | {"folder", "generation", "backends"},
     # Judges any runtime, through the registry, and knows none by name.
     "verify": CONTRACT
-    | {"adapters", "operators", "models", "folder", "export", "generation", "backends"},
+    | {"adapters", "operators", "models", "folder", "export", "generation", "backends", "packing"},
 }
 """For each room those that it may import. The command line, on top, may import any; nothing imports it."""
 

@@ -197,7 +197,9 @@ def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1)], ids=lambda n: str(n))
+@pytest.mark.parametrize(
+    ("batch", "length"), [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (40, 1)], ids=lambda n: str(n)
+)
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 @EVERY_DTYPE
 def test_many_rows_match_float64(dtype: torch.dtype, shape: Shape, batch: int, length: int) -> None:
@@ -222,10 +224,11 @@ def test_residual_stream_of_16_bits(dtype: torch.dtype, length: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("batch", [3, 24])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
 @EVERY_DTYPE
-def test_same_bits_every_time_and_in_place(dtype: torch.dtype, shape: Shape) -> None:
-    case = make_case(shape, dtype, 3, 1)
+def test_same_bits_every_time_and_in_place(dtype: torch.dtype, shape: Shape, batch: int) -> None:
+    case = make_case(shape, dtype, batch, 1)
     first = Call(case).run()
     for in_place in (False, True, True):
         for again, before in zip(Call(case, in_place).run(), first, strict=True):
@@ -235,9 +238,10 @@ def test_same_bits_every_time_and_in_place(dtype: torch.dtype, shape: Shape) -> 
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("constant", [0, 1], ids=["weights just written", "constant weights"])
-def test_steps_in_a_cuda_graph(constant: int) -> None:
+@pytest.mark.parametrize("batch", [1, 12, 64])
+def test_steps_in_a_cuda_graph(batch: int, constant: int) -> None:
     """A chain of layers that share a workspace, captured, is the chain without capture."""
-    case = make_case(SHAPES[0], torch.float16, 1, 1)
+    case = make_case(SHAPES[0], torch.float16, batch, 1)
     calls = [Call(case, in_place=True) for _ in range(6)]
     for before, call in itertools.pairwise(calls):
         call.params.hidden = before.outputs[0].data_ptr()

@@ -101,7 +101,7 @@ SCANS = [
     *(Scan(2, 4097, d, n) for d, n in ((1, 16), (7, 64), (32, 128), (64, 8), (16, 300))),
     Scan(1, 5000, 64, 16, 2, gate=False, shift=-6),
     Scan(1, 2048, 1536), Scan(8, 300, 1024), Scan(64, 64, 1536), Scan(64, 1, 1536), Scan(8, 1, 1536, 128),
-    Scan(4, 300, 512, 128), Scan(2, 300, 512, 64, 8, reverse=True),
+    Scan(2, 1, 1536, 16, 2), Scan(4, 300, 512, 128), Scan(2, 300, 512, 64, 8, reverse=True),
 ]  # fmt: skip
 CONVS = [
     *(
@@ -114,7 +114,8 @@ CONVS = [
         for taps in (1, 2, 3, 4, 5, 16) for length in (1, 2, 65)
         for silu in (True, False) for reverse in (True, False)
     ),
-    Conv(1, 20000, 64), Conv(64, 64, 1536), Conv(1, 2048, 1536),
+    Conv(1, 20000, 64), Conv(64, 64, 1536), Conv(1, 2048, 1536), Conv(64, 1, 1536),
+    *(Conv(8, 1001, 1536, reverse=r) for r in (False, True)),  # several chunks a thread
 ]  # fmt: skip
 
 

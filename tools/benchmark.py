@@ -83,6 +83,13 @@ def main(
             help="GPU: its model of the first size at the shortest prompt, where installed.",
         ),
     ] = False,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="CPU: llama.cpp's sources, to time it as well; llama-cpp-python is to be installed.",
+        ),
+    ] = None,
     prepare: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Only write the models' graphs, which --graphs takes."),
@@ -140,6 +147,12 @@ def main(
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
+    if llama_cpp is not None:
+        from bench.peers import llama_cpp as peer
+
+        if on_gpu:
+            raise MambaExportError("--llama-cpp needs --device cpu")
+        peer.check_sources(llama_cpp)
     if not on_gpu and not prepare and len(lengths) > 1:
         raise MambaExportError("the CPU is timed with one --length")
     cases = Cases(
@@ -185,14 +198,18 @@ def main(
                 def update(line: str) -> None:
                     status.update(as_text(line))
 
-                run_cpu(_cpu_rows(kinds, sizes, lengths[0], update), destination, update)
+                run_cpu(_cpu_rows(kinds, sizes, lengths[0], update, llama_cpp), destination, update)
     except RefusedRecordError as error:
         _say(f"Error: {error}")
         raise typer.Exit(1) from None
 
 
 def _cpu_rows(
-    kinds: tuple[str, ...], sizes: tuple[str, ...], length: int, progress: Any
+    kinds: tuple[str, ...],
+    sizes: tuple[str, ...],
+    length: int,
+    progress: Any,
+    llama_cpp: Path | None,
 ) -> Iterator[Any]:
     from bench.models import model_rows
     from bench.operators import operator_rows
@@ -204,7 +221,7 @@ def _cpu_rows(
         yield from vision_model_rows(progress)
     if {"prefill", "decode"} & set(kinds):
         for size in sizes:
-            yield from model_rows(size, length, progress, kinds)
+            yield from model_rows(size, length, progress, kinds, llama_cpp)
 
 
 def _say(line: str) -> None:

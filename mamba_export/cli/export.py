@@ -28,6 +28,13 @@ from mamba_export.cli.options import (
 )
 from mamba_export.cli.streams import print_lines, results
 from mamba_export.cli.streams import say as say_line
+from mamba_export.contract.weights import (
+    BLOCKS,
+    PACKED_OPSET,
+    WEIGHT_KINDS,
+    Weights,
+    default_opset,
+)
 from mamba_export.errors import MambaExportError
 from mamba_export.printing import printable
 
@@ -62,12 +69,38 @@ def command(
             "what every step reads and writes of them.",
         ),
     ] = None,
-    opset: Annotated[
-        int,
-        typer.Option(
-            help=f"Version of standard ONNX, {contract.OPSETS[0]} to {contract.OPSETS[-1]}."
+    weights: Annotated[
+        str | None,
+        one_of(
+            WEIGHT_KINDS,
+            help="Store the matrices of products as codes of so many bits; what is computed with stays DTYPE.",
         ),
-    ] = contract.DEFAULT_OPSET,
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Of --weights: how many weights share a scale, {', '.join(map(str, BLOCKS))}; "
+            f"default: {BLOCKS[0]}."
+        ),
+    ] = None,
+    asymmetric: Annotated[
+        bool,
+        typer.Option(
+            "--asymmetric",
+            help="Of --weights int4 and int8: with zero points, which TensorRT lacks.",
+        ),
+    ] = False,
+    keep_head: Annotated[
+        bool,
+        typer.Option("--keep-head", help="Of --weights: leave the output projection in DTYPE."),
+    ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Version of standard ONNX, {contract.OPSETS[0]} to {contract.OPSETS[-1]}; default: "
+            f"{contract.DEFAULT_OPSET}, with --weights {PACKED_OPSET}."
+        ),
+    ] = None,
     last_logits_only: Annotated[
         bool, typer.Option("--last-logits-only", help="Return the last step's logits alone.")
     ] = False,
@@ -107,6 +140,7 @@ def command(
     """
     if quick and not verify:
         raise MambaExportError("--quick is for --verify: give both, or leave it out")
+    packed = _weights(weights, block, asymmetric, keep_head)
     options = _engine_options(batch, length, plugin, runtime)
     if engine:
         from mamba_export.backends.tensorrt import check_installed
@@ -129,6 +163,7 @@ def command(
             dtype=dtype,
             opset=opset,
             state_dtype=state_dtype,
+            weights=packed,
             last_logits_only=last_logits_only,
             fuse_layers=fuse_layers,
             tokenizer=tokenizer,
@@ -148,7 +183,9 @@ def command(
         print_lines(summary(out, description))
     if report is None:
         size = sum(file.stat().st_size for file in out.iterdir())
-        say_line(f"wrote {out} ({size / 1e6:.1f} MB, {dtype}, opset {opset})")
+        stored = "" if packed is None else f", weights {packed}"
+        version = default_opset(packed) if opset is None else opset
+        say_line(f"wrote {out} ({size / 1e6:.1f} MB, {dtype}{stored}, opset {version})")
         return
     from mamba_export.verify.table import print_report
 
@@ -157,6 +194,19 @@ def command(
     if not report.passed:
         raise typer.Exit(1)
     say_line(f"{out} is ready: mamba-export run {shlex.quote(str(out))} --prompt '...'")
+
+
+def _weights(
+    kind: str | None, block: int | None, asymmetric: bool, keep_head: bool
+) -> Weights | None:
+    given = {"--block": block is not None, "--asymmetric": asymmetric, "--keep-head": keep_head}
+    if kind is None:
+        for option in [option for option, is_given in given.items() if is_given]:
+            raise MambaExportError(f"{option} is for --weights: give both, or leave it out")
+        return None
+    return Weights(
+        kind, BLOCKS[0] if block is None else block, symmetric=not asymmetric, head=not keep_head
+    )
 
 
 def _engine_options(batch: str, length: str, plugin: bool, runtime: str) -> BuildOptions:

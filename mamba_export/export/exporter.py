@@ -15,8 +15,9 @@ from torch import nn
 from mamba_export import adapters, contract, given
 from mamba_export.contract import DEFAULT_OPSET
 from mamba_export.contract.program import Program
+from mamba_export.contract.weights import Weights
 from mamba_export.errors import ExportError, MambaExportWarning
-from mamba_export.export import contents, graph
+from mamba_export.export import contents, graph, packed_weights
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.declare import State
@@ -41,8 +42,9 @@ def export(
     /,
     *,
     dtype: str | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     state_dtype: str | None = None,
+    weights: Weights | str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -61,7 +63,8 @@ def export(
     output_names: Sequence[str] | None = None,
     states: Sequence[State] = (),
     dtype: str | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
+    weights: Weights | str | None = None,
     fuse_layers: bool = True,
     force: bool = False,
     tokenizer: str | Path | None = None,
@@ -78,8 +81,9 @@ def export(
     output_names: Sequence[str] | None = None,
     states: Sequence[State] = (),
     dtype: str | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     state_dtype: str | None = None,
+    weights: Weights | str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -104,9 +108,11 @@ def export(
             residual stream are fp32 whatever is chosen, recurrent states too unless ``state_dtype`` says more.
             None: fp32 for a model, for a module and a program the dtypes that they have. A module's states keep
             the dtype of their example.
-        opset: version of standard ONNX.
+        opset: version of standard ONNX; None for 20, with ``weights`` for 21.
         state_dtype: of the recurrent states of a Mamba-2 model: "fp32", or the model's dtype, which halves what
             every step reads and writes of them. None: fp32.
+        weights: how the matrices of products are stored, as ``Weights`` or as the name of a kind of codes,
+            "int4", "int8" or "fp8"; layers are then single nodes. None for the file's dtype.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
             launches and every other runtime inlines. False leaves the single nodes.
@@ -141,7 +147,10 @@ def export(
         state_dtype = given.one_of(state_dtype, "state_dtype", TORCH_DTYPES, ExportError)
         if args is not None or isinstance(model, Program):
             raise ExportError("state_dtype is of a model of this package: leave it out")
-    check_opset(opset)  # before minutes are spent on loading
+    # Before minutes are spent on loading.
+    packed, opset = packed_weights.checked(weights, opset, dtype)
+    check_opset(opset)
+    fuse_layers = fuse_layers and packed is None
     of_a_module = {
         "dynamic_shapes": dynamic_shapes,
         "input_names": input_names,
@@ -204,6 +213,8 @@ def export(
         else:
             graph_model = graph.convert(subject.exported, program, opset=opset)
             contents.warn_of_random_draws(graph_model, subject.exported)
+        if packed is not None:
+            packed_weights.pack_products(graph_model, packed, has_head=program.tokens is not None)
         nodes = contents.count(graph_model)
         if args is not None and adapters.is_active():
             contents.warn_without_scans(nodes, type(model).__name__)
@@ -214,6 +225,7 @@ def export(
             program,
             dtype=subject.dtype,
             opset=opset,
+            weights=packed,
             model=None if subject.config is None else subject.config.to_fields(),
             source=subject.source,
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),

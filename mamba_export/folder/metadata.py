@@ -10,6 +10,7 @@ from typing import Any
 
 from mamba_export import contract, given
 from mamba_export.contract.program import Program, State, Tokens, Value
+from mamba_export.contract.weights import WEIGHT_KINDS, Weights
 from mamba_export.errors import SessionError
 from mamba_export.fields import (
     END_TOKENS,
@@ -47,6 +48,7 @@ class Metadata:
         model: configuration of a model of this package, else None.
         source: what it was exported from.
         versions: versions of the packages that wrote it.
+        weights: how the matrices of products are stored; None for the dtype of the file.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Metadata:
     model: dict[str, Any] | None
     source: dict[str, Any]
     versions: dict[str, str]
+    weights: Weights | None = None
 
     @property
     def graph_inputs(self) -> tuple[Value, ...]:
@@ -120,13 +123,14 @@ def write_metadata(
     model: Mapping[str, Any] | None,
     source: Mapping[str, Any],
     versions: Mapping[str, str],
+    weights: Weights | None = None,
 ) -> None:
     """Write ``mamba_export.json`` of a program into a folder.
 
     Args:
         folder: an existing folder.
         program: its module is not looked at.
-        dtype, opset, model, source, versions: see ``Metadata``.
+        dtype, opset, model, source, versions, weights: see ``Metadata``.
     """
     write_json(
         folder / contract.METADATA_FILE,
@@ -135,6 +139,7 @@ def write_metadata(
             "contract_version": contract.CONTRACT_VERSION,
             "dtype": dtype,
             "opset": opset,
+            "weights": None if weights is None else asdict(weights),
             "inputs": [asdict(value) for value in program.inputs],
             "outputs": [asdict(value) for value in program.outputs],
             "states": [_state_to_json(state) for state in program.states],
@@ -226,6 +231,19 @@ def _parse(folder: Path, fields: Fields) -> Metadata:
         model=None if fields.take("model", OrNone(Object())) is None else fields.get("model"),
         source={"path": None, **_source(fields)},
         versions=fields.take("versions", Object(Text())),
+        weights=_weights(fields),
+    )
+
+
+def _weights(fields: Fields) -> Weights | None:
+    if fields.get("weights") is None:  # absent where an older version wrote the file
+        return None
+    inside = fields.inside("weights")
+    return Weights(
+        kind=inside.take("kind", Choice(WEIGHT_KINDS)),
+        block=inside.take("block", Integer(1)),
+        symmetric=inside.take("symmetric", Boolean()),
+        head=inside.take("head", Boolean()),
     )
 
 

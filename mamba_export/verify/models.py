@@ -74,7 +74,8 @@ class Comparison:
     truth: Truth
     metadata: Metadata
 
-    def _session_run(self, question: Question, parts: Sequence[int] | None) -> Result:
+    def run(self, question: Question, parts: Sequence[int] | None) -> Result:
+        """What the session makes of a question, in one call or in parts."""
         states = question.states
         state = None if states is None else self.session.state_from_numpy(states)
         found: list[dict[str, np.ndarray]] = []
@@ -120,7 +121,7 @@ class Comparison:
             The worst of the comparisons; of failures, the one of the first layer that differs.
         """
         try:
-            found = self._session_run(case.question, case.parts)
+            found = self.run(case.question, case.parts)
         except Exception as error:  # a backend may raise anything; a verifier reports it
             return Check(self.backend, case.what, math.inf, 0.0, "", first_line(error))
         try:
@@ -130,10 +131,14 @@ class Comparison:
             return Check(self.backend, case.what, math.inf, 0.0, "", refused)
         checks = []
         for name, exact in answer.exact.items():
-            allowed = bound("model", self.metadata.dtype, answer.rounding[name])
+            allowed = self._bound(answer.rounding[name])
             checks.append(compare(self.backend, case.what, found[name], exact, allowed, name=name))
         failed = [check for check in checks if not check.passed]
         return failed[0] if failed else worst(checks)
+
+    def _bound(self, rounding: float) -> float:
+        packed = self.metadata.weights is not None
+        return bound("model", self.metadata.dtype, rounding, packed=packed)
 
     def text(self, question: Question) -> Check:
         """Next-token agreement over a real text.
@@ -145,14 +150,14 @@ class Comparison:
         tokens = question.inputs[self.metadata.inputs[0].name]
         what = f"next token over {tokens.shape[1]} of text"
         try:
-            logits = self._session_run(question, None)["output"]
+            logits = self.run(question, None)["output"]
         except Exception as error:
             return Check(self.backend, what, math.inf, 0.0, "", first_line(error))
         answer = self.truth.answer(question)
         exact = answer.exact["output"]
         if logits.shape != exact.shape or not np.isfinite(logits).all():
             return compare(self.backend, what, logits, exact, 0.0, name=contract.LOGITS)
-        allowed = bound("model", self.metadata.dtype, answer.rounding["output"])
+        allowed = self._bound(answer.rounding["output"])
         top_two = np.sort(exact, axis=-1)[..., -2:]
         margin = top_two[..., 1] - top_two[..., 0]
         # Both of two logits may move by the bound, in opposite directions.

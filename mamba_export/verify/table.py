@@ -49,7 +49,8 @@ def print_report(report: Report) -> None:
     console = Console()
     for backend in dict.fromkeys(check.backend for check in report.checks):
         checks = [check for check in report.checks if check.backend == backend]
-        title = f"{report.folder} ({report.dtype}) against {report.truth}: {backend}"
+        stored = "" if report.weights is None else f", weights {report.weights}"
+        title = f"{report.folder} ({report.dtype}{stored}) against {report.truth}: {backend}"
         table = Table(
             title=as_text(title, "bold"),
             title_justify="left",

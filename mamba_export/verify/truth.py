@@ -10,6 +10,7 @@ computed once and kept for every backend.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from mamba_export.memory import available_memory
 from mamba_export.models import MambaBackbone, MambaLM, cast
 from mamba_export.operators.dispatch import forced
 from mamba_export.verify.bounds import relative_error
+from mamba_export.verify.packed import PackedMatrices, PackedProducts
 
 _MAX_KEPT = 1 << 30
 """Bytes of answers that are kept for the next backend; what is beyond is computed again."""
@@ -86,15 +88,23 @@ class Reference:
         model: in the dtype that it is to have.
         program: of it; its module holds the model.
         wide: dtype that the module takes floats in; None for the program's own.
+        products: context in which the products take the file's packed matrices; None for the model's own.
     """
 
-    def __init__(self, model: nn.Module, program: Program, wide: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        program: Program,
+        wide: torch.dtype | None,
+        products: PackedProducts | None = None,
+    ) -> None:
         self.model = model
         self.program = program
         self.wide = wide
+        self.products = products
 
-    def run(self, question: Question) -> Result:
-        """The whole sequence at once."""
+    def run(self, question: Question, *, unpacked: bool = False) -> Result:
+        """The whole sequence at once; ``unpacked`` with the model's own matrices, whatever the file holds."""
         program = self.program
         inputs = {
             value.name: torch.from_numpy(question.inputs[value.name]).to(TORCH[value.dtype])
@@ -106,7 +116,8 @@ class Reference:
                 torch.from_numpy(array).to(TORCH[state.past.dtype])
                 for array, state in zip(question.states, program.states, strict=True)
             ]
-        with forced("reference"):
+        products = contextlib.nullcontext() if unpacked else self.products
+        with forced("reference"), products or contextlib.nullcontext():
             outputs, after = run_program(program, inputs, states, wide=self.wide)
         arrays = {name: _array(tensor) for name, tensor in outputs.items()}
         return name_result(program, arrays, [_array(tensor) for tensor in after])
@@ -122,7 +133,8 @@ class Truth:
 
     Args:
         exact: the source in float64, or in fp32 where float64 does not fit.
-        same_dtype: the source in the file's dtype; None for fp32, whose bounds need none.
+        same_dtype: the source in the file's dtype, whose products round their inputs where the file's matrices
+            are packed; None for fp32 without, whose bounds need none.
         words: which truth it is, for the report.
         narrow: makes ``exact`` again in fp32, for a module that does not run in float64; None where it must.
     """
@@ -133,6 +145,7 @@ class Truth:
     narrow: Callable[[], Reference] | None = None
     _kept: dict[Question, Answer] = field(default_factory=dict)
     _kept_bytes: int = 0
+    _unpacked: tuple[Question, Result] | None = None
 
     def answer(self, question: Question) -> Answer:
         """What the model makes of a question."""
@@ -150,6 +163,12 @@ class Truth:
             self._kept[question] = answer
             self._kept_bytes += size
         return answer
+
+    def unpacked(self, question: Question) -> Result:
+        """What the source makes of a question with its own matrices, whatever the file holds."""
+        if self._unpacked is None or self._unpacked[0] is not question:
+            self._unpacked = question, self.exact.run(question, unpacked=True)
+        return self._unpacked[1]
 
     def draws(self, question: Question) -> bool:
         """Whether two runs of the source on one question differ."""
@@ -215,6 +234,7 @@ def make_truth(
     *,
     owned: bool,
     cast_copy: CastCopy = cast_own,
+    packed: PackedMatrices | None = None,
 ) -> Truth:
     """The truth of a model.
 
@@ -224,11 +244,16 @@ def make_truth(
         program: makes the program of the source and of its copies.
         owned: the source may be changed; False makes copies of it.
         cast_copy: of the source.
+        packed: the matrices that the file's products take; None where they are the source's own.
     """
+
+    def products(model: nn.Module, rounds_inputs: bool = False) -> PackedProducts | None:
+        return None if packed is None else packed.products(model, rounds_inputs=rounds_inputs)
+
     same_dtype = None
-    if dtype != "fp32":
+    if dtype != "fp32" or packed is not None:
         low = cast_copy(source, TORCH[dtype])
-        same_dtype = Reference(low, program(low), None)
+        same_dtype = Reference(low, program(low), None, products(low, rounds_inputs=True))
     needed = 8 * sum(parameter.numel() for parameter in source.parameters())
     free = available_memory()
     if free is not None and needed > free:
@@ -241,11 +266,11 @@ def make_truth(
 
     def narrow() -> Reference:
         fp32 = copy.deepcopy(source).float()
-        return Reference(fp32, program(fp32), torch.float32)
+        return Reference(fp32, program(fp32), torch.float32, products(fp32))
 
     of_others = not (owned or isinstance(source, MambaLM | MambaBackbone))
     return Truth(
-        Reference(wide.to(width), made, width),
+        Reference(wide.to(width), made, width, products(wide)),
         same_dtype,
         words,
         narrow if of_others and width == torch.float64 else None,

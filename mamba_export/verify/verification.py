@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -28,10 +29,12 @@ from mamba_export.models import MambaBackbone, MambaLM, ModelConfig, cast, check
 from mamba_export.models.program import make_program, recurrent_dtype
 from mamba_export.untrusted import is_folder, is_there
 from mamba_export.verify.bounds import BATCHES, LENGTHS, Check, Report
+from mamba_export.verify.loss import Loss
 from mamba_export.verify.models import Comparison, program_cases
 from mamba_export.verify.operators import RunGraph, operator_checks
+from mamba_export.verify.packed import PackedMatrices
 from mamba_export.verify.truth import MakeProgram, Question, cast_own, make_truth
-from mamba_export.verify.weights import weight_checks
+from mamba_export.verify.weights import open_initializers, weight_checks
 
 _QUICK_LENGTHS = (1, 2, 65)
 _TEXT_TOKENS = 1024
@@ -104,8 +107,10 @@ def verify(
         _program_maker(metadata),
         owned=source is not model,
         cast_copy=transformers.cast if of_transformers else cast_own,
+        packed=_packed(metadata, source),
     )
-    report = Report(str(folder), metadata.dtype, truth=truth.words, not_run=missing)
+    stored = None if metadata.weights is None else str(metadata.weights)
+    report = Report(str(folder), metadata.dtype, truth.words, not_run=missing, weights=stored)
 
     def note(check: Check) -> None:
         report.checks.append(check)
@@ -116,7 +121,7 @@ def verify(
         failure = "tokens.eos_token_id is not that of the model that was exported"
         note(Check("file", "end of text", math.inf, 0.0, contract.METADATA_FILE, failure))
     same_dtype = truth.same_dtype or truth.exact  # float64 holds fp32's values exactly
-    note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model))
+    note(weight_checks(folder / contract.MODEL_FILE, same_dtype.model, metadata.weights))
     cases, refused = program_cases(
         metadata,
         truth,
@@ -125,7 +130,7 @@ def verify(
     )
     report.not_run.update(refused)
     report.truth = truth.words
-    tokens = _tokens(folder, metadata, text)
+    tokens, text_size = _tokens(folder, metadata, text) or (None, 0)
     if tokens is None and metadata.takes_tokens:
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
     for backend in found:
@@ -149,6 +154,8 @@ def verify(
             note(comparison.check(case))
         if tokens is not None:
             note(comparison.text(tokens))
+            if metadata.weights is not None and text_size:
+                note(Loss(comparison, tokens, text_size).check())
     return report
 
 
@@ -158,6 +165,15 @@ def _ends_as_exported(metadata: Metadata) -> bool:
         return True
     config = ModelConfig.from_fields(metadata.model)
     return Tokens(config.vocab_size, config.eos_token_id).end_tokens == metadata.end_tokens
+
+
+def _packed(metadata: Metadata, model: nn.Module) -> PackedMatrices | None:
+    """The file's packed matrices; None where it has none, or none that can be read: its weights then fail."""
+    if metadata.weights is not None:
+        with contextlib.suppress(MambaExportError):
+            initializers = open_initializers(metadata.model_path)
+            return PackedMatrices.read(initializers, model, metadata.weights)
+    return None
 
 
 def _graph_runner(backend: Backend) -> RunGraph:
@@ -267,15 +283,20 @@ def _check_source(metadata: Metadata, model: nn.Module) -> None:
         )
 
 
-def _tokens(folder: Path, metadata: Metadata, text: str | None) -> Question | None:
-    """The tokens of the text; None where there is no tokenizer, or no logits to compare."""
+def _tokens(folder: Path, metadata: Metadata, text: str | None) -> tuple[Question, int] | None:
+    """The tokens of the text, and the bytes that all but the first stand for.
+
+    None where there is no tokenizer, or no logits to compare.
+    """
     if metadata.last_logits_only or not is_there(
         folder / contract.TOKENIZER_FILE, error=SessionError
     ):
         return None
     if text is None:
         text = resources.files("mamba_export.verify").joinpath("text.txt").read_text("utf-8")
-    tokens = load_tokenizer(folder).encode(text)[:_TEXT_TOKENS]
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.encode(text)[:_TEXT_TOKENS]
     if not tokens:
         return None
-    return Question({metadata.inputs[0].name: np.array([tokens], dtype=np.int64)})
+    size = len(tokenizer.decode(tokens[1:], after=tokens[:1]).encode())
+    return Question({metadata.inputs[0].name: np.array([tokens], dtype=np.int64)}), size

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
+from mamba_export.contract.weights import Weights
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.graph import check_weights, open_graph
 from mamba_export.models import MambaBackbone, MambaLM
-from mamba_export.verify.bounds import Check, compare
+from mamba_export.packing import unpack
+from mamba_export.verify.bounds import PACKED_ERROR, Check, compare
+from mamba_export.verify.packed import packed_of
 
 _EXP_ROUNDING = 1e-6
 """Relative bound for A = -exp(A_log), which the exporter and this check may round differently."""
@@ -28,7 +31,20 @@ _MOST_AXES = 5
 """Of a parameter whose axes are tried in every order: that of a three-dimensional convolution."""
 
 
-def weight_checks(model_file: Path, model: nn.Module) -> Check:
+def open_initializers(model_file: Path) -> Mapping[str, ir.Value]:
+    """The tensors of an exported file; their content is read when it is asked for.
+
+    Raises:
+        SessionError: the file is no valid ONNX file, or a tensor is not whole.
+    """
+    graph = open_graph(model_file, error=SessionError)
+    check_weights(model_file, graph, error=SessionError)
+    opened = ir.from_proto(graph)
+    ir.external_data.set_base_dir(opened.graph, model_file.parent)
+    return opened.graph.initializers
+
+
+def weight_checks(model_file: Path, model: nn.Module, weights: Weights | None = None) -> Check:
     """Compare every parameter of ``model`` with the initializer of its name.
 
     Of a user's module, parameters that the file does not hold under their names are left out: the exporter
@@ -37,31 +53,40 @@ def weight_checks(model_file: Path, model: nn.Module) -> Check:
     Args:
         model_file: an exported model.onnx with its weights beside it.
         model: the source, cast to the file's dtype, or in float64 for a file of fp32.
+        weights: how the file says that its products' matrices are stored; None for as they are.
 
     Returns:
-        One check: the first parameter that differs, or success. Parameters are stored exactly, but for A.
+        One check: the first parameter that differs, or success. Parameters are stored exactly, but for A, and
+        for packed matrices, whose relative error has a bound of its own.
 
     Raises:
         SessionError: the file is no valid ONNX file.
     """
-    graph = open_graph(model_file, error=SessionError)
+    open_graph(model_file, error=SessionError)
     try:
-        check_weights(model_file, graph, error=SessionError)
-        opened = ir.from_proto(graph)
-        ir.external_data.set_base_dir(opened.graph, model_file.parent)
-        return _compare(opened.graph.initializers, model)
+        return _compare(open_initializers(model_file), model, weights)
     except Exception as error:  # truncated or missing: what a verifier must report
         reason = first_line(error)
         return Check("file", "weights", math.inf, 0.0, contract.WEIGHTS_FILE, reason)
 
 
-def _compare(initializers: Mapping[str, ir.Value], model: nn.Module) -> Check:
-    largest, compared = 0.0, 0
+def _compare(
+    initializers: Mapping[str, ir.Value], model: nn.Module, weights: Weights | None
+) -> Check:
+    largest, compared, packed = 0.0, 0, 0
     is_ours = isinstance(model, MambaLM | MambaBackbone)
     for name, parameter in model.named_parameters():
         stored_name = name.removesuffix("_log") if _is_logarithm(name) else name
+        codes = None if weights is None else packed_of(initializers, name)
+        if weights is not None and codes is not None:
+            matrix = parameter.detach().float().numpy().T
+            allowed = PACKED_ERROR[weights.kind]
+            check = compare("file", "weights", unpack(codes), matrix, allowed, name=name)
+            if not check.passed:
+                return check
+            packed += 1
         if stored_name not in initializers:
-            if not is_ours:
+            if not is_ours or codes is not None:
                 continue
             failure = f"{stored_name} is not in the file"
             return Check("file", "weights", math.inf, 0.0, stored_name, failure)
@@ -77,7 +102,11 @@ def _compare(initializers: Mapping[str, ir.Value], model: nn.Module) -> Check:
         if not check.passed:
             return check
         largest, compared = max(largest, check.error), compared + 1
-    return Check("file", "weights", largest, _EXP_ROUNDING, f"{compared} tensors")
+    if weights is not None and not packed:
+        failure = f"the metadata says {weights}, and no matrix is stored so"
+        return Check("file", "weights", math.inf, 0.0, contract.METADATA_FILE, failure)
+    where = f"{compared} tensors" + (f"; {packed} matrices as {weights}" if packed else "")
+    return Check("file", "weights", largest, _EXP_ROUNDING, where)
 
 
 def _is_logarithm(name: str) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.peers import TRANSFORMERS
+from bench.peers import LLAMA_CPP, TRANSFORMERS
 from bench.record import rows_of
-from bench.rows import Comparison, comparisons
+from bench.rows import Comparison, Row, comparisons
 from bench.tables import number, ratio
+
+CPU_PEERS = (LLAMA_CPP, TRANSFORMERS)
+"""How the names of their rows begin."""
 
 _KINDS = {
     "scan": ("Selective scan", ("dtype", "batch", "length")),
@@ -19,17 +23,15 @@ _KINDS = {
 
 
 def figures(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of each GPU's record a range a kind, without one the CPU's times beside transformers'.
+    """Markdown: of each GPU's record a range a kind, and of the newest of a CPU the times beside its peers'.
 
     Args:
         records: valid, newest first.
     """
     of_gpus = [text for record in records if (text := _gpu_figures(record))]
-    if of_gpus:
-        return "\n\n".join(of_gpus)
-    lines = ["No valid record of an NVIDIA GPU exists yet."]
-    lines += [f"On {record['device']}:\n\n{_cpu_lines(record)}" for record in records[:1]]
-    return "\n\n".join(lines)
+    of_cpus = [text for record in records if (text := _cpu_figures(record))]
+    none = "No valid record of an NVIDIA GPU exists yet."
+    return "\n\n".join([*(of_gpus or [none]), *of_cpus[:1]])
 
 
 def _gpu_figures(gpu: dict[str, Any]) -> str:
@@ -72,18 +74,40 @@ def _range(ratios: Sequence[float]) -> str:
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
-def _cpu_lines(record: dict[str, Any]) -> str:
-    lines = []
-    for one in comparisons(rows_of(record)):
-        theirs = [r for r in one.rows if r.implementation.startswith(TRANSFORMERS)]
-        ours = [r for r in one.rows if r not in theirs and r.milliseconds is not None]
-        if not ours or not theirs or not theirs[0].milliseconds:
-            continue
-        best = min(ours, key=lambda row: row.milliseconds or 0.0)
-        assert best.milliseconds is not None
-        lines.append(
-            f"- {best.what}: {number(best.milliseconds)} ms ({best.implementation}); "
-            f"{theirs[0].implementation} {number(theirs[0].milliseconds)} ms, "
-            f"{ratio(theirs[0].milliseconds / best.milliseconds)} as long."
-        )
-    return "\n".join(lines)
+def _cpu_figures(record: dict[str, Any]) -> str:
+    """A head and a line for all that was timed of ours beside a peer; empty without any."""
+    lines = [line for one in comparisons(rows_of(record)) if (line := _cpu_line(one))]
+    if not lines:
+        return ""
+    head = f"On {record['device']} ({record['date']}), beside each peer at its fastest in the same run:"
+    return "\n".join([head, "", *lines])
+
+
+def _cpu_line(one: Comparison) -> str:
+    timed = [row for row in one.rows if row.milliseconds]
+    ours = [row for row in timed if not _cpu_peer(row)]
+    theirs = [
+        row for peer in CPU_PEERS for row in _fastest(r for r in timed if _cpu_peer(r) == peer)
+    ]
+    if not ours or not theirs:
+        return ""
+    [best] = _fastest(ours)
+    line = f"- {best.what}: {number(_time(best))} ms ({best.implementation})"
+    for row in theirs:
+        times = ratio(_time(row) / _time(best))
+        line += f"; {row.implementation} {number(_time(row))} ms, {times} as long"
+    return line + "."
+
+
+def _fastest(rows: Iterable[Row]) -> list[Row]:
+    """The fastest, or none of none."""
+    return sorted(rows, key=_time)[:1]
+
+
+def _time(row: Row) -> float:
+    return row.milliseconds or math.inf
+
+
+def _cpu_peer(row: Row) -> str:
+    """Whose it is, of a CPU's rows; empty for ours."""
+    return next((peer for peer in CPU_PEERS if row.implementation.startswith(peer)), "")

@@ -1,26 +1,26 @@
-"""Prefill and decode of a published shape with random weights, on a CPU, beside transformers."""
+"""Prefill and decode of a published shape with random weights, on a CPU, beside others' at their best."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench import peers
-from bench.peers.models import transformers_model
+from bench.cpu_peers import llama_cpp_rows, transformers_rows
 from bench.published import config_of
 from bench.rows import Row
-from bench.timing import median_milliseconds
+from bench.timing import STEPS, median_milliseconds
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
 from mamba_export.libraries import CUSTOM_OPS
-from mamba_export.models import MambaLM, ModelConfig
+from mamba_export.models import MambaLM
 
-_STEPS = 16
-"""Tokens of a decode measurement; the time is divided by it."""
+PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"dtype": "fp16"}}
+"""What the weights are kept in, and what ``export`` is told for it."""
 
 
 def model_rows(
@@ -28,35 +28,44 @@ def model_rows(
     length: int,
     progress: Callable[[str], None],
     kinds: Collection[str] = ("prefill", "decode"),
+    llama_cpp: Path | None = None,
 ) -> Iterator[Row]:
-    """Time prefill of ``length`` tokens and a decoded token, batch 1, fp32.
+    """Time prefill of ``length`` tokens until the last logits are there, and a decoded token, batch 1.
 
     Args:
         size: a published size, such as "130m" or "mamba2-130m".
         length: tokens of the prompt.
         progress: called with what is being done.
         kinds: which of "prefill" and "decode".
+        llama_cpp: folder of llama.cpp's sources; None to leave it out.
     """
     config = config_of(size)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
-    names = {
-        "prefill": f"{size} fp32, prefill of {length} tokens",
-        "decode": f"{size} fp32, a decoded token",
-    }
-    what = {kind: name for kind, name in names.items() if kind in kinds}
-    with tempfile.TemporaryDirectory() as temporary:
-        progress(f"exporting the {size} shape")
-        torch.manual_seed(0)
-        folder = export(MambaLM(config).eval(), Path(temporary) / "model")
-        forms = [("function bodies", False)]
-        if CUSTOM_OPS.path() is not None:
-            forms.append(("native kernels", True))
-        for label, use_native in forms:
-            progress(f"ONNX Runtime, {label}")
-            name = f"ONNX Runtime, {label}"
-            yield from _session_rows(folder, use_native, tokens, what, name)
+
+    def names(precision: str) -> dict[str, str]:
+        found = {
+            "prefill": f"{size} {precision}, prefill of {length} tokens",
+            "decode": f"{size} {precision}, a decoded token",
+        }
+        return {kind: name for kind, name in found.items() if kind in kinds}
+
+    torch.manual_seed(0)
+    model = MambaLM(config).eval()
+    for precision, told in PRECISIONS.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            progress(f"exporting the {size} shape, {precision}")
+            out = Path(temporary) / "model"
+            folder = export(model, out, last_logits_only=True, **told)
+            forms = [("function bodies", False)]
+            if CUSTOM_OPS.path() is not None:
+                forms.append(("native kernels", True))
+            for label, use_native in forms:
+                name = f"ONNX Runtime, {label}"
+                progress(name)
+                yield from _session_rows(folder, use_native, tokens, names(precision), name)
+    yield from llama_cpp_rows(model, tokens, names, llama_cpp, progress)
     progress("transformers")
-    yield from _transformers_rows(config, torch.from_numpy(tokens), what)
+    yield from transformers_rows(config, torch.from_numpy(tokens), names("fp32"))
 
 
 def _session_rows(
@@ -64,39 +73,13 @@ def _session_rows(
 ) -> Iterator[Row]:
     session = OrtSession(folder, providers=["CPUExecutionProvider"], native=use_native)
     if "prefill" in what:
-        yield Row(what["prefill"], name, median_milliseconds(lambda: session.advance(tokens)))
+        yield Row(what["prefill"], name, median_milliseconds(lambda: session.run(tokens)))
     if "decode" in what:
         stepper = session.stepper(session.advance(tokens))
         token = tokens[:, -1]
 
         def steps() -> None:
-            for _ in range(_STEPS):
+            for _ in range(STEPS):
                 stepper.step(token)
 
-        yield Row(what["decode"], name, median_milliseconds(steps) / _STEPS)
-
-
-def _transformers_rows(
-    config: ModelConfig, tokens: torch.Tensor, what: dict[str, str]
-) -> Iterator[Row]:
-    absent = peers.transformers_absent()
-    if absent:
-        for one in what.values():
-            yield Row(one, peers.TRANSFORMERS, None, absent)
-        return
-    import transformers
-
-    model = transformers_model(config, "fp32", "cpu")
-    name = f"transformers {transformers.__version__}"
-    with torch.no_grad():
-        if "prefill" in what:
-            took = median_milliseconds(lambda: model(tokens, use_cache=True))
-            yield Row(what["prefill"], name, took)
-        if "decode" in what:
-            output = model(tokens[:, :16], use_cache=True)
-
-            def steps() -> None:
-                for _ in range(_STEPS):
-                    model(tokens[:, -1:], cache_params=output.cache_params, use_cache=True)
-
-            yield Row(what["decode"], name, median_milliseconds(steps) / _STEPS)
+        yield Row(what["decode"], name, median_milliseconds(steps) / STEPS)

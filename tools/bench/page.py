@@ -27,6 +27,22 @@ Every time is the median of one run on one machine, with the peers measured in t
 limit, it is the least time that the hardware needs; a record in which anything beats its limit is refused.
 [tools/benchmark.py](../tools/benchmark.py) measures all of it on your machine: `python tools/benchmark.py` for
 the CPU, `python tools/benchmark.py --device cuda --long --plots --record tools/records` for an NVIDIA GPU.
+
+On a CPU, llama.cpp is timed in the same run where its Python package is installed and its sources are named.
+The source package on PyPI holds both, and compiles for the processor that it is on (10 to 20 minutes on two
+cores):
+
+```
+pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
+pip install llama_cpp_python-*.tar.gz
+python tools/benchmark.py --llama-cpp llama_cpp_python-*/vendor/llama.cpp
+```
+
+It gets the same random weights, converted by its own script and quantised by its own library: F32 beside our
+fp32, F16 and BF16 beside 16 bits, Q8_0 and Q4_0 beside 8 and 4. It runs in a process of its own on every core,
+computes the last step's logits alone, as ours and transformers do, and its times are those of the quickest of
+micro-batches of 32 to 512 tokens. Where its fp32 logits are not PyTorch's, it has no times; what it cannot
+convert is a line that says so.
 """
 _TITLES = {
     "scan": "Selective scan, gate and last state included",

@@ -41,6 +41,11 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def cpu_name() -> str:
     """Model of the processor and how many cores this process may use."""
     name = platform.processor() or platform.machine()
@@ -50,7 +55,7 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name}, {cores()} cores"
 
 
 def driver_version() -> str:

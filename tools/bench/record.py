@@ -22,7 +22,7 @@ from mamba_export.versions import installed_versions
 REFUSED_SUFFIX = ".refused.json"
 FAMILIES_SUFFIX = "-families.json"
 """End of the name of the records of tools/families.py, which lie in the same folder."""
-_PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers")
+_PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers", "llama_cpp_python")
 
 
 def new_record(

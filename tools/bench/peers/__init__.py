@@ -1,6 +1,6 @@
 """Other implementations as a benchmark sees them; each may be absent.
 
-``operators`` has mamba_ssm's and causal_conv1d's kernels, ``models`` whole models.
+``operators`` has mamba_ssm's and causal_conv1d's kernels, ``models`` whole models, ``llama_cpp`` llama.cpp's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mamba_export.versions import installed_versions
 MAMBA_SSM = "mamba_ssm"
 CAUSAL_CONV1D = "causal_conv1d"
 TRANSFORMERS = "transformers"
+LLAMA_CPP = "llama.cpp"
 
 
 def _absent(module: str) -> str:
@@ -45,6 +46,12 @@ def causal_conv1d_absent() -> str:
 def transformers_absent() -> str:
     """Why transformers cannot be timed; empty where it can."""
     return _absent(TRANSFORMERS)
+
+
+@functools.cache
+def llama_cpp_absent() -> str:
+    """Why llama.cpp cannot be timed; empty where it can."""
+    return _absent("llama_cpp")
 
 
 def versions() -> dict[str, str]:

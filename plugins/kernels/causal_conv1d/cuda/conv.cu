@@ -1,10 +1,15 @@
-// Causal depthwise convolution: a thread walks a run of steps for some neighbouring channels (16
-// bytes of them where alignment allows), with the taps' window in registers.
+// Causal depthwise convolution: a thread walks a run of steps for some neighbouring channels, a
+// chunk of steps at a time, with the taps' window in registers. While it computes one chunk, the
+// next is on its way.
+#include <algorithm>
+
 #include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
+#include "common/cuda/sequence.cuh"
+#include "common/cuda/tuning.cuh"
 
 namespace mamba {
 namespace {
@@ -13,149 +18,226 @@ constexpr int kLanes = 32;      // threads along the channels
 constexpr int kRuns = 4;        // runs of a block: they share the weights in the first-level cache
 constexpr int kFewTaps = 4;     // as Mamba's models have; kMaxTaps are compiled for more
 constexpr int kOneChannel = 1;  // of a thread
+constexpr int kOneStep = 1;     // of a chunk, and of the whole length
+constexpr int kLineBytes = 128;
 
-// kTaps is d_conv rounded up: missing taps have weight 0. Only the threads of a sequence's first
-// run read its initial state, and they write its last state after that: the two may be one buffer.
-template <typename T, int kVector, int kTaps, int kRun>
+// How the blocks are laid out: `columns` blocks along the channels, then `run_blocks` along the
+// runs, each of `run` steps, then the batch.
+struct ConvGrid {
+  unsigned columns, run_blocks;
+  int run;
+};
+
+// Count numbers from `from`, kVector of them an access where that is aligned.
+template <typename T, int kVector, int kCount>
+__device__ __forceinline__ void load_numbers(const T* from, T (&to)[kCount]) {
+  static_assert(kCount % kVector == 0);
+#pragma unroll
+  for (int i = 0; i < kCount; i += kVector) {
+    const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) to[i + j] = pack.values[j];
+  }
+}
+
+// kTaps is d_conv rounded up: missing taps have weight 0. kIsExact: it is d_conv, and weights and
+// states are aligned. Only the threads of a sequence's first run read its initial state, and they
+// write its last state after that: the two may be one buffer.
+template <typename T, int kVector, int kTaps, int kChunk, bool kIsExact>
 __global__ void __launch_bounds__(kLanes* kRuns)
-    conv_kernel(const __grid_constant__ mamba_causal_conv1d_params p, unsigned columns,
-                unsigned run_blocks) {
-  constexpr int kWindow = kTaps - 1;  // steps before the run that it reads
-  constexpr int kWidth = kLanes * kVector;
-  static_assert(kRun >= kWindow);
+    conv_kernel(const __grid_constant__ mamba_causal_conv1d_params p, const ConvGrid grid) {
+  constexpr int kWindow = kTaps - 1;  // steps before the chunk that it reads
   using Steps = Pack<T, kVector>;
-  __shared__ __align__(16) float weights[kTaps][kWidth];
-  __shared__ __align__(16) float biases[kWidth];
   let_next_kernel_start();
-  wait_for_earlier_kernels();
 
-  const unsigned rest = blockIdx.x / columns;
-  const int64_t first = int64_t{blockIdx.x % columns} * kWidth;  // channel of the block
-  const int64_t batch = rest / run_blocks;
-  const int64_t begin = (int64_t{rest % run_blocks} * kRuns + threadIdx.y) * kRun;
-  const int lane = static_cast<int>(threadIdx.x) * kVector;
-  const int64_t channel = first + lane;
-  const bool exists = channel < p.channels && begin < p.length;
-  const int taps = static_cast<int>(p.d_conv), kept = taps - 1;
+  const unsigned rest = blockIdx.x / grid.columns;
+  const int channel =
+      static_cast<int>((blockIdx.x % grid.columns) * kLanes + threadIdx.x) * kVector;
+  const int64_t batch = rest / grid.run_blocks;
+  const int begin =
+      static_cast<int>((rest % grid.run_blocks) * blockDim.y + threadIdx.y) * grid.run;
+  const int channels = static_cast<int>(p.channels), length = static_cast<int>(p.length);
+  const bool exists = channel < channels && begin < length;
+  const int end = min(begin + grid.run, length);
+  const int taps = kIsExact ? kTaps : static_cast<int>(p.d_conv), kept = taps - 1;
 
   const int64_t stride = p.reverse ? -p.x.step_stride : p.x.step_stride;
-  const int64_t origin = p.reverse ? p.length - 1 : 0;  // the walk's first step
+  const int64_t origin = p.reverse ? length - 1 : 0;  // the walk's first step
   const T* x = static_cast<const T*>(p.x.data) + batch * p.x.batch_stride +
                origin * p.x.step_stride + channel;
-  const T* past = static_cast<const T*>(p.initial_state) + (batch * p.channels + channel) * kept;
-  const auto load = [&](int64_t s) { return *reinterpret_cast<const Steps*>(x + s * stride); };
-  // A step before the first, at -1 and down: the state's.
-  const auto load_past = [&](int64_t s) {
-    Steps values;
+  const auto load = [&](int s) { return *reinterpret_cast<const Steps*>(x + s * stride); };
+  // While the kernel ahead still runs, what the first chunk reads is on its way.
+  constexpr int kLineLanes = kLineBytes / static_cast<int>(sizeof(Steps));
+  if (exists && threadIdx.x % kLineLanes == 0) {
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) {
-      values.values[v] = s >= -kept ? past[v * kept + kept + s] : from_float<T>(0.f);
-    }
-    return values;
-  };
-
-  // Under way while the weights are brought: nothing waits for them before the block's barrier.
-  Steps input[kWindow + kRun];
-  if (exists) {
-    if (begin > 0) {
-#pragma unroll
-      for (int i = 0; i < kWindow; ++i) input[i] = load(begin + i - kWindow);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kWindow; ++i) input[i] = load_past(i - kWindow);
-    }
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      const int64_t s = begin + i;
-      input[kWindow + i] = load(s < p.length ? s : p.length - 1);
-    }
+    for (int i = 0; i < kChunk; ++i) prefetch(x + min(begin + i, length - 1) * stride);
   }
-
-  const int count = static_cast<int>(p.channels - first < kWidth ? p.channels - first : kWidth);
-  const int thread = static_cast<int>(threadIdx.y * kLanes + threadIdx.x);
-  for (int i = thread; i < kTaps * kWidth; i += kLanes * kRuns) {
-    const int at = i / kTaps, k = i % kTaps, tap = k - (kTaps - taps);
-    weights[k][at] = at < count && tap >= 0 ? p.weight[(first + at) * taps + tap] : 0.f;
-  }
-  for (int i = thread; i < kWidth; i += kLanes * kRuns) {
-    biases[i] = i < count ? p.bias[first + i] : 0.f;
-  }
-  __syncthreads();
+  const float* weights = p.weight + int64_t{channel} * taps;
+  if (kIsExact && exists) prefetch(weights);
+  wait_for_earlier_kernels();
   if (!exists) return;
 
-  if (begin == 0 && kept > 0) {
-    T* last = static_cast<T*>(p.last_state) + (batch * p.channels + channel) * kept;
-    Steps tail[kWindow];
+  Steps input[kWindow + kChunk];
+  const auto load_chunk = [&](int first, Steps* to) {
+    if (first + kChunk <= length) {
+      const T* from = x + first * stride;
 #pragma unroll
-    for (int i = 0; i < kWindow; ++i) {
-      const int64_t s = p.length - kept + i;
-      if (i < kept) tail[i] = s < 0 ? load_past(s) : load(s);
+      for (int i = 0; i < kChunk; ++i, from += stride) {
+        to[i] = *reinterpret_cast<const Steps*>(from);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) to[i] = load(min(first + i, length - 1));
+    }
+  };
+  load_chunk(begin, input + kWindow);
+  if (begin > 0) {
+#pragma unroll
+    for (int i = 0; i < kWindow; ++i) input[i] = load(begin + i - kWindow);
+  } else {
+    T past[kVector * kWindow];  // (channels, steps), zeros ahead of what is kept
+    const int64_t place = (batch * channels + channel) * kept;
+    const T* states = static_cast<const T*>(p.initial_state) + place;
+    if constexpr (kIsExact) {
+      load_numbers<T, kVector>(states, past);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector * kWindow; ++i) {
+        const int v = i / kWindow, step = i % kWindow - (kWindow - kept);
+        past[i] = step >= 0 ? states[v * kept + step] : from_float<T>(0.f);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kWindow; ++i) {
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        if (i < kept) last[v * kept + i] = tail[i].values[v];
+      for (int v = 0; v < kVector; ++v) input[i].values[v] = past[v * kWindow + i];
+    }
+    T last[kVector * kWindow];
+#pragma unroll
+    for (int i = 0; i < kWindow; ++i) {
+      const int s = length - kWindow + i;
+      Steps tail = {};
+      if (s >= 0) {
+        tail = load(s);
+      } else {
+        // The window's own step s, which an index known when compiling picks.
+#pragma unroll
+        for (int j = 0; j < kWindow; ++j) {
+          if (j - kWindow == s) tail = input[j];
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) last[v * kWindow + i] = tail.values[v];
+    }
+    T* last_states = static_cast<T*>(p.last_state) + place;
+    if constexpr (kIsExact) {
+#pragma unroll
+      for (int i = 0; i < kVector * kWindow; i += kVector) {
+        Steps pack;
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) pack.values[j] = last[i + j];
+        *reinterpret_cast<Steps*>(last_states + i) = pack;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector * kWindow; ++i) {
+        const int v = i / kWindow, step = i % kWindow - (kWindow - kept);
+        if (step >= 0) last_states[v * kept + step] = last[i];
       }
     }
   }
 
-  float weight[kTaps][kVector], bias[kVector];
-#pragma unroll
-  for (int v = 0; v < kVector; ++v) {
-    bias[v] = biases[lane + v];
-#pragma unroll
-    for (int k = 0; k < kTaps; ++k) weight[k][v] = weights[k][lane + v];
-  }
-  const int64_t y_stride = p.reverse ? -p.channels : p.channels;
-  T* y = static_cast<T*>(p.y) + (batch * p.length + origin) * p.channels + channel;
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    if (begin + i >= p.length) break;
-    Steps result;
+  float weight[kVector * kTaps], bias[kVector];
+  if constexpr (kIsExact) {
+    load_numbers<float, kTaps>(weights, weight);
+    load_numbers<float, kVector>(p.bias + channel, bias);
+  } else {
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
-      float sum = bias[v];
+      bias[v] = p.bias[channel + v];
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) sum += weight[k][v] * to_float(input[i + k].values[v]);
-      result.values[v] = from_float<T>(p.silu ? silu<T>(sum) : sum);
+      for (int k = 0; k < kTaps; ++k) {
+        const int tap = k - (kTaps - taps);
+        weight[v * kTaps + k] = tap >= 0 ? weights[v * taps + tap] : 0.f;
+      }
     }
-    *reinterpret_cast<Steps*>(y + (begin + i) * y_stride) = result;
+  }
+
+  const int64_t y_stride = p.reverse ? -int64_t{channels} : int64_t{channels};
+  T* y = static_cast<T*>(p.y) + (batch * length + origin) * channels + channel + begin * y_stride;
+  for (int s = begin; s < end; s += kChunk) {
+    Steps next[kChunk] = {};
+    if (kChunk > kOneStep && s + kChunk < end) load_chunk(s + kChunk, next);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      Steps result;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        float sum = bias[v];
+#pragma unroll
+        for (int k = 0; k < kTaps; ++k) {
+          sum += weight[v * kTaps + k] * to_float(input[i + k].values[v]);
+        }
+        result.values[v] = from_float<T>(p.silu ? silu<T>(sum) : sum);
+      }
+      if (s + i < end) *reinterpret_cast<Steps*>(y) = result;
+      y += y_stride;
+    }
+#pragma unroll
+    for (int i = 0; i < kWindow; ++i) input[i] = input[i + kChunk];
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) input[kWindow + i] = next[i];
   }
 }
 
-template <typename T, int kVector, int kTaps, int kRun>
-cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
-  constexpr int64_t kWidth = kLanes * kVector, kSteps = kRuns * kRun;
-  const int64_t columns = (p.channels + kWidth - 1) / kWidth;
-  const int64_t run_blocks = (p.length + kSteps - 1) / kSteps;
-  const int64_t blocks = columns * run_blocks * p.batch;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return launch_overlapping(conv_kernel<T, kVector, kTaps, kRun>,
-                            dim3(static_cast<unsigned>(blocks)), dim3(kLanes, kRuns), 0, stream,
-                            current_gpu().major >= 9, p, static_cast<unsigned>(columns),
-                            static_cast<unsigned>(run_blocks));
+// The steps of a thread: as many as leave enough threads for the GPU.
+int steps_of_run(const mamba_causal_conv1d_params& p, int64_t threads_a_step, int chunk,
+                 int window) {
+  int run = chunk;
+  while (run < window) run += chunk;  // a run's window lies in the run ahead of it alone
+  const int64_t wanted = current_tuning().convolution_threads;
+  while (run < kLongestConvRun && threads_a_step * (p.length / (2 * run)) >= wanted) run *= 2;
+  return run;
 }
 
-template <typename T, int kVector>
-cudaError_t launch_taps(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+template <typename T, int kVector, int kTaps, int kChunk, bool kIsExact>
+cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+  constexpr int64_t kWidth = kLanes * kVector;
+  const int64_t columns = (p.channels + kWidth - 1) / kWidth;
+  const int run = steps_of_run(p, p.batch * columns * kLanes, kChunk, kTaps - 1);
+  const int64_t runs = (p.length + run - 1) / run, rows = std::min<int64_t>(runs, kRuns);
+  const int64_t run_blocks = (runs + rows - 1) / rows;
+  const int64_t blocks = columns * run_blocks * p.batch;
+  constexpr int64_t kMost = INT32_MAX - kLanes * kRuns * kLongestConvRun;
+  if (blocks > kMost || p.length > kMost || p.channels > kMost) {
+    return cudaErrorInvalidConfiguration;
+  }
+  const ConvGrid grid = {static_cast<unsigned>(columns), static_cast<unsigned>(run_blocks), run};
+  return launch_overlapping(
+      conv_kernel<T, kVector, kTaps, kChunk, kIsExact>, dim3(static_cast<unsigned>(blocks)),
+      dim3(kLanes, static_cast<unsigned>(rows)), 0, stream, current_gpu().major >= 9, p, grid);
+}
+
+template <typename T>
+cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   // One channel a thread: the window of more taps fills its registers.
-  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kLongRun>(p, stream);
-  const bool is_large = p.batch * p.length * p.channels >= current_tuning().large_convolution;
-  return is_large ? launch<T, kVector, kFewTaps, kLongRun>(p, stream)
-                  : launch<T, kVector, kFewTaps, kShortRun>(p, stream);
+  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kConvChunk, false>(p, stream);
+  constexpr int kBytes = kConvBytes, kVector = kBytes / sizeof(T);
+  const bool is_exact = p.d_conv == kFewTaps && p.channels % kVector == 0 &&
+                        rows_aligned<kBytes>(p.x, sizeof(T)) && is_aligned<kBytes>(p.y, 0, 1) &&
+                        is_aligned<kBytes>(p.initial_state, 0, 1) &&
+                        is_aligned<kBytes>(p.last_state, 0, 1) && is_aligned<16>(p.weight, 0, 1) &&
+                        is_aligned<16>(p.bias, 0, 1);
+  if (!is_exact) return launch<T, kOneChannel, kFewTaps, kConvChunk, false>(p, stream);
+  return p.length == kOneStep ? launch<T, kVector, kFewTaps, kOneStep, true>(p, stream)
+                              : launch<T, kVector, kFewTaps, kConvChunk, true>(p, stream);
 }
 
 }  // namespace
 
 cudaError_t launch_conv(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    constexpr int kVector = 16 / sizeof(T);
-    const bool is_wide = p.channels % kVector == 0 && is_aligned<16>(p.y, 0, sizeof(T)) &&
-                         is_aligned<16>(p.x.data, p.x.batch_stride, sizeof(T)) &&
-                         is_aligned<16>(p.x.data, p.x.step_stride, sizeof(T));
-    return is_wide ? launch_taps<T, kVector>(p, stream) : launch_taps<T, kOneChannel>(p, stream);
+    return launch<std::remove_pointer_t<decltype(type)>>(p, stream);
   });
 }
 

@@ -20,6 +20,11 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 #endif
 }
 
+// Brings a line into the L2 cache, whoever may be writing it: allowed before the wait.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // overlaps: the kernel may start before the one ahead of it in the stream has ended.
 template <typename... Parameters>
 cudaError_t launch_overlapping(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,

@@ -14,17 +14,25 @@ struct Tuning {
   int64_t split_channels;
   int64_t shortest_part;  // steps of a part of a split length
   int64_t most_parts;
-  // A convolution of at least this many numbers gives a thread kLongRun steps instead of kShortRun:
-  // long runs read fewer steps twice, short ones give a small input more threads.
-  int64_t large_convolution;
+  // A thread of a convolution gets twice the steps for as long as so many threads are left: long
+  // runs read fewer steps twice, short ones give a small input more threads.
+  int64_t convolution_threads;
   // A layer of one row always runs the step's kernels. They are bound by memory for one row and by
   // arithmetic for several: beyond these many rows, or multiplications of all rows, tensor cores,
   // on many rows' path, are quicker.
   int64_t most_step_rows;
   int64_t most_step_products;
+  // Up to so many rows the form for many rows does its products in 16 bits itself
+  // (skinny_product.cu, which needs sm_90), in kernels that start while those ahead still run.
+  int64_t most_skinny_rows;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, int64_t{1} << 24, 4, 64'000'000};
+constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, 100'000, 4, 64'000'000, 64};
+
+constexpr Tuning without_clusters(Tuning tuning) {
+  tuning.most_skinny_rows = 0;
+  return tuning;
+}
 
 // A row serves its architecture (ten times the compute capability's major number, plus its minor)
 // and the later ones up to the next row.
@@ -33,12 +41,12 @@ struct TuningRow {
   Tuning tuning;
 };
 constexpr TuningRow kTunings[] = {
-    {75, kMeasuredOnH100},   // T4: reasoned, not measured: the same values
-    {80, kMeasuredOnH100},   // A100: reasoned
-    {86, kMeasuredOnH100},   // RTX 30, Jetson Orin, RTX 40: reasoned
-    {90, kMeasuredOnH100},   // H100, H200: measured
-    {100, kMeasuredOnH100},  // B200, Jetson Thor: reasoned
-    {120, kMeasuredOnH100},  // RTX 50: reasoned
+    {75, without_clusters(kMeasuredOnH100)},  // T4: reasoned, not measured: the same values
+    {80, without_clusters(kMeasuredOnH100)},  // A100: reasoned
+    {86, without_clusters(kMeasuredOnH100)},  // RTX 30, Jetson Orin, RTX 40: reasoned
+    {90, kMeasuredOnH100},                    // H100, H200: measured
+    {100, kMeasuredOnH100},                   // B200, Jetson Thor: reasoned
+    {120, kMeasuredOnH100},                   // RTX 50: reasoned
 };
 
 // The row of an architecture; the first one for older GPUs, and where there is no GPU.
@@ -171,10 +179,18 @@ using StepOf16States = StepLanes<4, 1>;
 using StepOf64States = StepLanes<8, 2>;
 using StepOf128States = StepLanes<16, 2>;
 using StepOf256States = StepLanes<32, 2>;
+constexpr int kScanStepThreads = 128;
 
-// --- Runs of the convolution (conv.cu): consecutive steps of a thread ----------------------------
+// A thread of a scan of a few steps has one sequence of a channel of a single one, else
+// kSomeStepSequences, and kManyStepSequences from so many threads of one sequence each on.
+constexpr int kSomeStepSequences = 2, kManyStepSequences = 4;
+constexpr int64_t kManyScanStepThreads = 200'000;
 
-constexpr int kShortRun = 8, kLongRun = 16;  // large_convolution, above, picks
+// --- The convolution (conv.cu) -------------------------------------------------------------------
+
+constexpr int kConvBytes = 8;  // of neighbouring channels that a thread reads at once
+constexpr int kConvChunk = 8;  // steps that it loads while it computes as many
+constexpr int kLongestConvRun = 64;
 
 // --- The step of state space duality (ssd_step.cu) -----------------------------------------------
 
@@ -234,5 +250,13 @@ constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread re
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows
 constexpr int64_t kXProjSplitDepth = 512;  // rows of x_proj that one block reads, at least
+
+// --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
+// ------------------------
+
+// The depth is cut into 1, 2, 4 or 8 shares, until there are kSkinnyBlocks blocks, or a share has
+// fewer rows than kLeastSkinnyShare; no share has more than kMostSkinnyShare.
+constexpr int64_t kSkinnyBlocks = 192;
+constexpr int kLeastSkinnyShare = 128, kMostSkinnyShare = 1024;
 
 }  // namespace mamba

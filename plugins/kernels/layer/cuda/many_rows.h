@@ -1,7 +1,9 @@
-// The products of the forms for many rows, which the caller does.
+// The products of the forms for many rows, which the caller does where there are many rows.
 #pragma once
 
+#include "common/cuda/status.h"
 #include "common/errors.h"
+#include "layer/cuda/skinny_product.cuh"
 #include "layer/parts.h"
 #include "mamba_kernels.h"
 
@@ -23,6 +25,7 @@ struct Products {
   mamba_multiply multiply;
   void* context;
   void* stream;
+  bool constant_weights;  // as in mamba_layer_params
 
   // c (rows, columns) = the product, plus addend unless that is null.
   mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype,
@@ -39,6 +42,10 @@ struct Products {
     g.addend = addend;
     g.c = c;
     g.c_stride = f.columns;
+    if (skinny_product_fits(g)) {
+      const auto queue = static_cast<cudaStream_t>(stream);
+      return status_of(layer, launch_skinny_product(g, constant_weights, queue));
+    }
     const int error = multiply(context, &g, stream);
     if (error == 0) return MAMBA_OK;
     return fail(MAMBA_CUDA_ERROR, "%s: a product (%lld, %lld) x (%lld, %lld) failed: error %d",

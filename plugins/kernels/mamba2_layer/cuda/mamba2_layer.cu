@@ -130,7 +130,8 @@ class ManyRows {
            void* workspace, cudaStream_t stream)
       : p_(params),
         at_(params),
-        product_{kName, params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{kName,  params.batch * params.length, params.dtype, multiply, context,
+                 stream, params.constant_weights != 0},
         stream_(stream) {
     const int64_t row = product_.rows * element_bytes(p_.dtype);
     Parts parts(workspace);

@@ -119,7 +119,8 @@ class ManyRows {
            void* workspace, cudaStream_t stream)
       : p_(params),
         m_(describe_many(params, workspace)),
-        product_{"layer", params.batch * params.length, params.dtype, multiply, context, stream},
+        product_{"layer", params.batch * params.length, params.dtype, multiply, context,
+                 stream,  params.constant_weights != 0},
         stream_(stream) {}
 
   size_t bytes() const { return m_.bytes; }

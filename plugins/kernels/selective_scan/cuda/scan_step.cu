@@ -4,6 +4,9 @@
 // (tuning.cuh has both numbers).
 #include <algorithm>
 
+#include "common/cuda/gpu.cuh"
+#include "common/cuda/lanes.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "selective_scan/cuda/scan.cuh"
 
@@ -12,111 +15,156 @@ namespace {
 
 static_assert(StepOf256States::kAllStates == kMaxTileStates);
 
-constexpr int kThreads = 128;
-constexpr unsigned kMaxRows = 65535;  // of a grid
-constexpr int kMaxSequences = 2;      // of a thread
+constexpr int kThreads = kScanStepThreads;
+constexpr int64_t kMaxRows = 65535;  // of a grid
+constexpr int kLineLanes = 8;        // lanes whose states are one line of the L2 cache
+
+// How a thread reads: number by number; four at a time; or four at a time with length 1 and every
+// lane, thread and sequence there. Instructions count here as bytes do: the last has the fewest.
+enum StepForm { kByNumber, kByFours, kPlain };
 
 // 4 numbers from `from`, of which count exist.
-template <bool kAligned, typename T>
+template <StepForm kForm, typename T>
 __device__ __forceinline__ void load_four(const T* from, int count, float (&to)[4]) {
-  if constexpr (kAligned) {
-    if (count <= 0) from += count - 4;  // the last four, which are not used
-    const auto four = *reinterpret_cast<const Pack<T, 4>*>(from);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = count > 0 ? to_float(four.values[i]) : 0.f;
-  } else {
+  if constexpr (kForm == kByNumber) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = i < count ? to_float(from[i]) : 0.f;
+  } else {
+    const bool exist = kForm == kPlain || count > 0;
+    if (!exist) from += count - 4;  // the last four, which are not used
+    const auto four = *reinterpret_cast<const Pack<T, 4>*>(from);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = exist ? to_float(four.values[i]) : 0.f;
   }
 }
 
-// kAligned: states and inputs can be read four at a time. A thread takes kSequences sequences of a
-// channel: twice the loads under way, and A is read once. Of an odd number the last is done twice.
-template <typename T, typename S, int kSequences, bool kAligned>
+// A state is read and written once: it is not to push anything else out of the caches.
+__device__ __forceinline__ void load_state(const float* from, float (&to)[4]) {
+  const float4 four = __ldcs(reinterpret_cast<const float4*>(from));
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+
+// A thread takes kSequences sequences of a channel: more loads under way, and A is read once. Of a
+// number that they do not divide the last is done twice.
+template <typename T, typename S, int kSequences, StepForm kForm>
 __global__ void __launch_bounds__(kThreads)
     scan_step_kernel(const __grid_constant__ mamba_selective_scan_params p) {
   constexpr int kLanes = S::kLanes, kQuads = S::kQuads;
+  constexpr bool kIsPlain = kForm == kPlain;
+  let_next_kernel_start();
   const int index = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / kLanes);
-  const int d_inner = static_cast<int>(p.d_inner), states = static_cast<int>(p.d_state);
+  const int d_inner = static_cast<int>(p.d_inner);
+  const int states = kIsPlain ? S::kAllStates : static_cast<int>(p.d_state);
   const int lane = threadIdx.x % kLanes;
-  const bool exists = index < d_inner;
+  const bool exists = kIsPlain || index < d_inner;
   // Lanes past the end stay for the shuffles and work on the last channel.
   const int channel = exists ? index : d_inner - 1;
-  const int group = channel / (d_inner / static_cast<int>(p.n_groups));
+  const int groups = static_cast<int>(p.n_groups);
+  const int group = groups == 1 ? 0 : channel / (d_inner / groups);
+  // After the sums over lanes: the sequence of this lane, and whether it is the one that writes it.
+  const int own = lane * kSequences / kLanes;
+  const bool writes = exists && lane % (kLanes / kSequences) == 0;
+  const float* A_row = p.A + int64_t{channel} * states;
+  const int64_t sequence_states = int64_t{d_inner} * states, of_channel = int64_t{channel} * states;
 
-  for (int64_t first = int64_t{blockIdx.y} * kSequences; first < p.batch;
-       first += int64_t{gridDim.y} * kSequences) {
-    int64_t batch[kSequences], place[kSequences];
+  int first = static_cast<int>(blockIdx.y) * kSequences;
+  const int batches = static_cast<int>(p.batch);
+  const auto sequence = [&](int i) { return kIsPlain ? first + i : min(first + i, batches - 1); };
+  // While the kernel ahead still runs, as that of a layer does, the states are on their way.
+  if (kIsPlain && threadIdx.x % kLineLanes == 0) {
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      const int n = (q * kLanes + lane) * 4;
+#pragma unroll
+      for (int i = 0; i < kSequences; ++i) {
+        if (p.initial_state) {
+          prefetch(p.initial_state + sequence(i) * sequence_states + of_channel + n);
+        }
+      }
+      prefetch(A_row + n);
+    }
+  }
+  wait_for_earlier_kernels();
+
+  for (; first < batches; first += static_cast<int>(gridDim.y) * kSequences) {
     float h[kSequences][kQuads][4] = {}, A[kQuads][4];
 #pragma unroll
     for (int i = 0; i < kSequences; ++i) {
-      batch[i] = first + i < p.batch ? first + i : p.batch - 1;
-      place[i] = (batch[i] * d_inner + channel) * states;
+      const float* state = p.initial_state + sequence(i) * sequence_states + of_channel;
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int n = (q * kLanes + lane) * 4;
-        if (p.initial_state) {
-          load_four<kAligned>(p.initial_state + place[i] + n, states - n, h[i][q]);
+        if (!p.initial_state) continue;
+        if constexpr (kIsPlain) {
+          load_state(state + n, h[i][q]);
+        } else {
+          load_four<kForm>(state + n, states - n, h[i][q]);
         }
       }
     }
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
       const int n = (q * kLanes + lane) * 4;
-      load_four<kAligned>(p.A + int64_t{channel} * states + n, states - n, A[q]);
+      load_four<kForm>(A_row + n, states - n, A[q]);
     }
     const float bias = p.delta_bias[channel], D = p.D[channel];
 
-    for (int64_t s = 0; s < p.length; ++s) {
-      const int64_t step = walked(p, s);
-      float u[kSequences], dt[kSequences], z[kSequences];
+    const int length = kIsPlain ? 1 : static_cast<int>(p.length);
+    for (int s = 0; s < length; ++s) {
+      const int64_t step = kIsPlain ? 0 : walked(p, s);
+      float u[kSequences], dt[kSequences], own_z = 0.f, own_u = 0.f;
       float B[kSequences][kQuads][4], C[kSequences][kQuads][4];
 #pragma unroll
       for (int i = 0; i < kSequences; ++i) {
-        u[i] = to_float(row<T>(p.u, batch[i], step)[channel]);
-        dt[i] = to_float(row<T>(p.delta, batch[i], step)[channel]) + bias;
-        z[i] = p.z.data ? to_float(row<T>(p.z, batch[i], step)[channel]) : 0.f;
+        const int b = sequence(i);
+        u[i] = to_float(row<T>(p.u, b, step)[channel]);
+        dt[i] = to_float(row<T>(p.delta, b, step)[channel]) + bias;
 #pragma unroll
         for (int q = 0; q < kQuads; ++q) {
           const int n = (q * kLanes + lane) * 4, at = group * states + n;
-          load_four<kAligned>(row<T>(p.B, batch[i], step) + at, states - n, B[i][q]);
-          load_four<kAligned>(row<T>(p.C, batch[i], step) + at, states - n, C[i][q]);
+          load_four<kForm>(row<T>(p.B, b, step) + at, states - n, B[i][q]);
+          load_four<kForm>(row<T>(p.C, b, step) + at, states - n, C[i][q]);
         }
       }
+      if (writes && p.z.data) own_z = to_float(row<T>(p.z, sequence(own), step)[channel]);
+      float y[kSequences];
 #pragma unroll
       for (int i = 0; i < kSequences; ++i) {
+        if (i == own) own_u = u[i];
         if (p.delta_softplus) dt[i] = softplus<T>(dt[i]);
-        const float du = dt[i] * u[i];
-        float y = 0.f;
+        const float du = dt[i] * u[i], log_decay = dt[i] * kLog2e;
+        y[i] = 0.f;
 #pragma unroll
         for (int q = 0; q < kQuads; ++q) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             float& state = h[i][q][j];
-            state = exp2_fast(dt[i] * kLog2e * A[q][j]) * state + du * B[i][q][j];
-            y += C[i][q][j] * state;
+            state = exp2_fast(log_decay * A[q][j]) * state + du * B[i][q][j];
+            y[i] += C[i][q][j] * state;
           }
         }
-#pragma unroll
-        for (int apart = kLanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(~0u, y, apart);
-        if (exists && lane == 0) {
-          y += D * u[i];
-          if (p.z.data) y *= silu<T>(z[i]);
-          static_cast<T*>(p.y)[(batch[i] * p.length + step) * d_inner + channel] = from_float<T>(y);
-        }
+      }
+      float sum = sum_over_lanes<kLanes, kSequences>(y, lane);
+      if (writes) {
+        sum += D * own_u;
+        if (p.z.data) sum *= silu<T>(own_z);
+        const int64_t at = sequence(own) * p.length + step;
+        static_cast<T*>(p.y)[at * d_inner + channel] = from_float<T>(sum);
       }
     }
     if (!exists) continue;
 #pragma unroll
     for (int i = 0; i < kSequences; ++i) {
+      float* last_state = p.last_state + sequence(i) * sequence_states + of_channel;
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int n = (q * kLanes + lane) * 4;
-        float* last = p.last_state + place[i] + n;
+        float* last = last_state + n;
         const float (&four)[4] = h[i][q];
-        if constexpr (kAligned) {
-          if (n < states) {
-            *reinterpret_cast<float4*>(last) = make_float4(four[0], four[1], four[2], four[3]);
+        if constexpr (kForm != kByNumber) {
+          if (kIsPlain || n < states) {
+            __stcs(reinterpret_cast<float4*>(last),
+                   make_float4(four[0], four[1], four[2], four[3]));
           }
         } else {
 #pragma unroll
@@ -126,27 +174,44 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
+    if (kIsPlain) break;
   }
+}
+
+template <typename T, typename S, int kSequences, StepForm kForm>
+cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
+  constexpr int kChannels = kThreads / S::kLanes;  // of a block
+  const int64_t rows = (p.batch + kSequences - 1) / kSequences;
+  const dim3 blocks(static_cast<unsigned>((p.d_inner + kChannels - 1) / kChannels),
+                    static_cast<unsigned>(std::min(rows, kMaxRows)));
+  return launch_overlapping(scan_step_kernel<T, S, kSequences, kForm>, blocks, dim3(kThreads), 0,
+                            stream, current_gpu().major >= 9, p);
 }
 
 template <typename T, typename S>
 cudaError_t launch(const mamba_selective_scan_params& p, cudaStream_t stream) {
-  constexpr int kChannels = kThreads / S::kLanes;  // of a block
-  if (p.d_inner * p.d_state > INT32_MAX) return launch_scan_any(p, stream);
-  const int64_t sequences = p.batch > 1 ? kMaxSequences : 1;  // of a thread
-  const dim3 blocks(
-      static_cast<unsigned>((p.d_inner + kChannels - 1) / kChannels),
-      static_cast<unsigned>(std::min<int64_t>((p.batch + sequences - 1) / sequences, kMaxRows)));
+  if (p.d_inner * p.d_state > INT32_MAX || p.batch > INT32_MAX / 2) {
+    return launch_scan_any(p, stream);
+  }
+  constexpr int kSome = std::min(kSomeStepSequences, S::kLanes);
+  constexpr int kMany = std::min(kManyStepSequences, S::kLanes);
   const bool is_wide =
       p.d_state % 4 == 0 && is_aligned<16>(p.A, 0, 4) && is_aligned<16>(p.initial_state, 0, 4) &&
       is_aligned<16>(p.last_state, 0, 4) && rows_aligned<4 * sizeof(T)>(p.B, sizeof(T)) &&
       rows_aligned<4 * sizeof(T)>(p.C, sizeof(T));
-  const auto kernel = !is_wide ? (sequences == 1 ? scan_step_kernel<T, S, 1, false>
-                                                 : scan_step_kernel<T, S, kMaxSequences, false>)
-                               : (sequences == 1 ? scan_step_kernel<T, S, 1, true>
-                                                 : scan_step_kernel<T, S, kMaxSequences, true>);
-  kernel<<<blocks, kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  const bool is_plain = is_wide && p.length == 1 && p.d_state == S::kAllStates &&
+                        p.d_inner % (kThreads / S::kLanes) == 0 && p.batch <= kMaxRows;
+  if (is_plain && p.batch % kMany == 0 && p.batch * p.d_inner * S::kLanes >= kManyScanStepThreads) {
+    return launch<T, S, kMany, kPlain>(p, stream);
+  }
+  if (is_plain && p.batch % kSome == 0) return launch<T, S, kSome, kPlain>(p, stream);
+  if (p.batch == 1) {
+    return is_plain  ? launch<T, S, 1, kPlain>(p, stream)
+           : is_wide ? launch<T, S, 1, kByFours>(p, stream)
+                     : launch<T, S, 1, kByNumber>(p, stream);
+  }
+  return is_wide ? launch<T, S, kSome, kByFours>(p, stream)
+                 : launch<T, S, kSome, kByNumber>(p, stream);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
+#include "common/cuda/lanes.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/sequence.cuh"
 #include "state_space_dual/cuda/ssd_parts.h"
@@ -109,25 +110,6 @@ __device__ __forceinline__ void store_state(const mamba_state_space_dual_params&
   } else {
     static_cast<T*>(p.last_state)[at] = from_float<T>(value);
   }
-}
-
-// Adds up each of `values` over the lanes; a lane has the sum of row lane * Rows / Lanes.
-template <int Lanes, int Rows>
-__device__ __forceinline__ float sum_over_lanes(float (&values)[Rows], int lane) {
-  int apart = Lanes / 2;
-#pragma unroll
-  for (int count = Rows; count > 1; count /= 2, apart /= 2) {
-    const bool is_upper = lane & apart;
-#pragma unroll
-    for (int i = 0; i < count / 2; ++i) {
-      const float kept = is_upper ? values[i + count / 2] : values[i];
-      const float given = is_upper ? values[i] : values[i + count / 2];
-      values[i] = kept + __shfl_xor_sync(~0u, given, apart);
-    }
-  }
-#pragma unroll
-  for (; apart > 0; apart /= 2) values[0] += __shfl_xor_sync(~0u, values[0], apart);
-  return values[0];
 }
 
 }  // namespace mamba

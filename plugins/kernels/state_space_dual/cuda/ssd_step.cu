@@ -40,11 +40,6 @@ __device__ __forceinline__ void store_streaming(R* to, const Pack<R, kWidth<R>>&
 
 constexpr int kLineLanes = 8;  // lanes whose vectors are one line of the L2 cache
 
-// Brings a line into the L2 cache, whoever may be writing it.
-__device__ __forceinline__ void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 // What a block needs of sizes, without 64-bit divisions.
 struct StepSizes {
   int head_dim, states;
