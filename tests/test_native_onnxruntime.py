@@ -41,9 +41,7 @@ DUAL, NORM = STATE_SPACE_DUAL.name, GATED_RMS_NORM.name
 ROWS = [op for op in contract.OPERATORS if "cpu" in op.kernels]
 LAYERS = tuple(op.name for op in ROWS if op.calls_products)
 OPERATORS = tuple(form.name for op in ROWS if op.name not in LAYERS for form in op.forms())
-FUNCTIONS = [
-    function for function in function_protos(OPSET) if function.name in OPERATORS + LAYERS
-]
+FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS + LAYERS]
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
 needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
