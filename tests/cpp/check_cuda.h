@@ -27,7 +27,7 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// c = a b, plus c, on the host: it shares nothing with the layers that call it.
+// c = a b, plus addend, on the host: it shares nothing with the layers that call it.
 inline int multiply(void*, const mamba_product* product, void* stream) {
   const mamba_product& p = *product;
   check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "ahead of a product");
@@ -40,11 +40,12 @@ inline int multiply(void*, const mamba_product* product, void* stream) {
   const auto a = read(p.a, p.rows, p.depth, p.a_stride, p.dtype);
   const auto b = read(p.b, p.depth, p.columns, p.columns, p.dtype);
   auto c = read(p.c, p.rows, p.columns, p.c_stride, p.c_dtype);
+  const auto addend = read(p.addend ? p.addend : p.c, p.rows, p.columns, p.c_stride, p.c_dtype);
   std::vector<double> factors(p.depth * p.columns), sums(p.columns);
   for (size_t i = 0; i < factors.size(); ++i) factors[i] = plain::load(b.data(), i, p.dtype);
   for (int64_t row = 0; row < p.rows; ++row) {
     for (int64_t j = 0; j < p.columns; ++j) {
-      sums[j] = p.accumulate ? plain::load(c.data(), row * p.c_stride + j, p.c_dtype) : 0;
+      sums[j] = p.addend ? plain::load(addend.data(), row * p.c_stride + j, p.c_dtype) : 0;
     }
     for (int64_t k = 0; k < p.depth; ++k) {
       const double factor = plain::load(a.data(), row * p.a_stride + k, p.dtype);
