@@ -142,9 +142,19 @@ def broken_functions() -> list[onnx.FunctionProto]:
     ],
 )
 def test_parity_grid(op: str, dtype: str) -> None:
-    run_graph = native_backend().run_graph
+    backend = native_backend()
+    assert backend.exact_products
     for seed, case in enumerate(grid(op)):
-        check = operators.check_case(case, dtype, "native", seed, FUNCTIONS, OPSET, run_graph)
+        check = operators.check_case(
+            case,
+            dtype,
+            "native",
+            seed,
+            FUNCTIONS,
+            OPSET,
+            backend.run_graph,
+            exact_products=backend.exact_products,
+        )
         assert check.passed, check
 
 

@@ -258,8 +258,12 @@ int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
 
 const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture) {
   if (mamba::check_sizes(params)) return "";
-  const mamba::ManyRows rows(*params, nullptr, nullptr, nullptr, nullptr);
-  const mamba_state_space_dual_params dual = rows.dual();
+  // The step's columns lie elsewhere than those of many rows, and may be aligned otherwise.
+  const bool has_few_rows = params->batch * params->length <= mamba::kMaxStepRows;
+  const mamba_state_space_dual_params dual =
+      has_few_rows
+          ? mamba::describe_dual(*params, mamba::describe_step(*params, nullptr, false).dual)
+          : mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).dual();
   return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
 
