@@ -23,7 +23,7 @@ uint32_t alignment_of(const void* address) {
 }
 
 // All that an algorithm is chosen by.
-using Case = std::array<int64_t, 12>;
+using Case = std::array<int64_t, 11>;
 
 // A product as cuBLASLt sees it. It counts by columns, so that is the transpose of each matrix:
 // c' = b' a'.
@@ -37,7 +37,7 @@ class Described {
     const auto rows = static_cast<uint64_t>(p_.rows), columns = static_cast<uint64_t>(p_.columns),
                depth = static_cast<uint64_t>(p_.depth);
     Status bad = lt.create_product(product_.place(), compute, kSums);
-    if (!bad) bad = lt.create_matrix(b_.place(), kTypes[p_.dtype], columns, depth, p_.b_stride);
+    if (!bad) bad = lt.create_matrix(b_.place(), kTypes[p_.dtype], columns, depth, p_.columns);
     if (!bad) bad = lt.create_matrix(a_.place(), kTypes[p_.dtype], depth, rows, p_.a_stride);
     if (!bad) bad = lt.create_matrix(c_.place(), kTypes[p_.c_dtype], columns, rows, p_.c_stride);
     return bad;
@@ -78,9 +78,9 @@ class Described {
     const int64_t alignments = alignment_of(p_.a) | alignment_of(p_.b) << 10 |
                                static_cast<int64_t>(alignment_of(addend())) << 20 |
                                static_cast<int64_t>(alignment_of(p_.c)) << 30;
-    return {current_device(), p_.rows,    p_.columns,           p_.depth,
-            p_.dtype,         p_.c_dtype, p_.a_stride,          p_.b_stride,
-            p_.c_stride,      alignments, p_.addend != nullptr, p_.addend == p_.c};
+    return {current_device(), p_.rows,     p_.columns,  p_.depth,   p_.dtype,
+            p_.c_dtype,       p_.a_stride, p_.c_stride, alignments, p_.addend != nullptr,
+            p_.addend == p_.c};
   }
 
  private:

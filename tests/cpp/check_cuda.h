@@ -38,14 +38,11 @@ inline int multiply(void*, const mamba_product* product, void* stream) {
     return content;
   };
   const auto a = read(p.a, p.rows, p.depth, p.a_stride, p.dtype);
-  const auto b = read(p.b, p.depth, p.columns, p.b_stride, p.dtype);
+  const auto b = read(p.b, p.depth, p.columns, p.columns, p.dtype);
   auto c = read(p.c, p.rows, p.columns, p.c_stride, p.c_dtype);
   const auto addend = read(p.addend ? p.addend : p.c, p.rows, p.columns, p.c_stride, p.c_dtype);
   std::vector<double> factors(p.depth * p.columns), sums(p.columns);
-  for (size_t i = 0; i < factors.size(); ++i) {
-    const int64_t row = i / p.columns, column = i % p.columns;
-    factors[i] = plain::load(b.data(), row * p.b_stride + column, p.dtype);
-  }
+  for (size_t i = 0; i < factors.size(); ++i) factors[i] = plain::load(b.data(), i, p.dtype);
   for (int64_t row = 0; row < p.rows; ++row) {
     for (int64_t j = 0; j < p.columns; ++j) {
       sums[j] = p.addend ? plain::load(addend.data(), row * p.c_stride + j, p.c_dtype) : 0;

@@ -25,12 +25,9 @@ struct Tuning {
   // Up to so many rows the form for many rows does its products in 16 bits itself
   // (skinny_product.cu, which needs sm_90), in kernels that start while those ahead still run.
   int64_t most_skinny_rows;
-  // From so many multiplications of in_proj on, dt of a layer of Mamba-2 is a product of its own:
-  // without its few columns the rest is whole tiles, and a reading of x more is little.
-  int64_t least_split_product;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, 100'000, 4, 64'000'000, 64, 30'000'000'000};
+constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, 100'000, 4, 64'000'000, 64};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool exists = column < columns;
     const T* weights = static_cast<const T*>(s.p.b);
     for (int row = threadIdx.x / kRowVectors; row < count; row += kApart) {
-      const int64_t at = (first + row) * s.p.b_stride + column;
+      const int64_t at = static_cast<int64_t>(first + row) * columns + column;
       copy_async(stage + place(row, vector), exists ? weights + at : weights, exists);
     }
   };
@@ -265,7 +265,7 @@ bool skinny_product_fits(const mamba_product& p) {
   if (p.dtype == MAMBA_FP32 || p.rows > current_tuning().most_skinny_rows ||
       p.rows > kMaxSkinnyRows || p.depth % kStep != 0 || p.columns % kVector != 0 ||
       p.depth > int64_t{kMaxShares} * kMostSkinnyShare || p.columns > INT32_MAX / 2 ||
-      !is_aligned<16>(p.b, p.b_stride, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes)) {
+      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes)) {
     return false;
   }
   const size_t shared = Layout<kMaxSkinnyRows / 8>::shared_bytes(share_of(p));

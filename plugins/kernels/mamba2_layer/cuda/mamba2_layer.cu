@@ -12,37 +12,20 @@
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "layer/cuda/step.cuh"
+#include "mamba2_layer/columns.h"
 
 namespace mamba {
 namespace {
 
 constexpr char kName[] = "mamba2_layer";
 
-// Where the columns of in_proj begin, and how many there are: z, x, B, C, dt.
-struct Columns {
-  int64_t x, B, C, dt, all;
-  int64_t heads, d_inner, channels;  // channels: of the convolution, over x, B and C
+using Columns = Mamba2Columns;
 
-  explicit Columns(const mamba2_layer_params& p) {
-    heads = p.n_groups * p.group_heads;
-    d_inner = heads * p.head_dim;
-    x = d_inner;
-    B = x + d_inner;
-    C = B + p.n_groups * p.d_state;
-    dt = C + p.n_groups * p.d_state;
-    all = dt + heads;
-    channels = dt - x;
-  }
-};
-
-// Columns of a buffer: from `first` on of rows of `stride` numbers.
-struct Place {
-  const void* data;
-  int64_t first, stride;
-};
-
+// From x, B and C, which may be elsewhere than z and dt.
 struct Dual {
-  Place x, dt;  // B and C follow x
+  const void *mixed,
+      *in;  // x, B and C in rows of mixed_stride numbers; z and dt in rows of in_stride
+  int64_t first, mixed_stride, in_stride;  // first: the column of x in mixed
   void *y, *workspace;
 };
 
@@ -61,10 +44,10 @@ mamba_state_space_dual_params describe_dual(const mamba2_layer_params& p, const 
   s.dt_softplus = 1;
   s.dt_min = p.dt_min;
   s.dt_max = p.dt_max;
-  s.x = slice(d.x.data, d.x.first, d.x.stride, p.length, p.dtype);
-  s.B = slice(d.x.data, d.x.first + at.B - at.x, d.x.stride, p.length, p.dtype);
-  s.C = slice(d.x.data, d.x.first + at.C - at.x, d.x.stride, p.length, p.dtype);
-  s.dt = slice(d.dt.data, d.dt.first, d.dt.stride, p.length, p.dtype);
+  s.x = slice(d.mixed, d.first, d.mixed_stride, p.length, p.dtype);
+  s.B = slice(d.mixed, d.first + at.B - at.x, d.mixed_stride, p.length, p.dtype);
+  s.C = slice(d.mixed, d.first + at.C - at.x, d.mixed_stride, p.length, p.dtype);
+  s.dt = slice(d.in, at.dt, d.in_stride, p.length, p.dtype);
   s.A = p.A;
   s.D = p.D;
   s.dt_bias = p.dt_bias;
@@ -131,7 +114,7 @@ Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps)
   Parts parts(workspace);
   s.in.out = parts.take(rows * s.in.stride * element);
   void* y = parts.take(rows * at.d_inner * element);
-  s.dual = {{s.in.out, at.x, s.in.stride}, {s.in.out, at.dt, s.in.stride}, y, nullptr};
+  s.dual = {s.in.out, s.in.out, at.x, s.in.stride, s.in.stride, y, nullptr};
   s.dual.workspace = parts.take(static_cast<int64_t>(dual_bytes(p)));
   s.out.y = y;
   s.out.gate = s.in.out;  // z has the first columns
@@ -153,8 +136,6 @@ class ManyRows {
     const int64_t row = product_.rows * element_bytes(p_.dtype);
     Parts parts(workspace);
     in_ = parts.take(row * at_.all);
-    const void* after_in = static_cast<const char*>(in_) + row * at_.dt;
-    dt_ = splits_dt() ? Place{after_in, 0, at_.heads} : Place{in_, at_.dt, at_.all};
     mixed_ = parts.take(row * at_.channels);
     y_ = parts.take(row * at_.d_inner);
     // Read by in_proj alone, long before the gated norm is written there.
@@ -166,7 +147,7 @@ class ManyRows {
   size_t bytes() const { return bytes_; }
 
   mamba_state_space_dual_params dual() const {
-    return describe_dual(p_, {{mixed_, 0, at_.channels}, dt_, y_, dual_});
+    return describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});
   }
 
   mamba_status run() const {
@@ -174,7 +155,8 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    if ((bad = project_in())) return bad;
+    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
+    if (bad) return bad;
     if ((bad = convolve())) return bad;
     const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
@@ -184,21 +166,6 @@ class ManyRows {
   }
 
  private:
-  // Whether the few columns of dt are a product of their own.
-  bool splits_dt() const {
-    return product_.rows * p_.d_model * at_.all >= current_tuning().least_split_product;
-  }
-  int64_t in_stride() const { return splits_dt() ? at_.dt : at_.all; }
-
-  mamba_status project_in() const {
-    Factors factors = {x_, p_.d_model, p_.d_model, p_.in_proj_weight, in_stride(), at_.all};
-    mamba_status bad = product_(factors, in_, p_.dtype);
-    if (bad || !splits_dt()) return bad;
-    factors.b = static_cast<const char*>(p_.in_proj_weight) + at_.dt * element_bytes(p_.dtype);
-    factors.columns = at_.heads;
-    return product_(factors, const_cast<void*>(dt_.data), p_.dtype);
-  }
-
   mamba_status convolve() const {
     mamba_causal_conv1d_params c = {};
     c.batch = p_.batch;
@@ -207,7 +174,7 @@ class ManyRows {
     c.d_conv = p_.d_conv;
     c.dtype = p_.dtype;
     c.silu = 1;
-    c.x = slice(in_, at_.x, in_stride(), p_.length, p_.dtype);
+    c.x = slice(in_, at_.x, at_.all, p_.length, p_.dtype);
     c.weight = p_.conv_weight;
     c.bias = p_.conv_bias;
     c.initial_state = p_.conv_state;
@@ -225,7 +192,7 @@ class ManyRows {
     n.dtype = p_.dtype;
     n.epsilon = p_.gate_epsilon;
     n.x = slice(y_, 0, at_.d_inner, p_.length, p_.dtype);
-    n.z = slice(in_, 0, in_stride(), p_.length, p_.dtype);
+    n.z = slice(in_, 0, at_.all, p_.length, p_.dtype);
     n.weight = p_.gate_norm_weight;
     n.y = normed_;
     return mamba_gated_rms_norm_cuda(&n, stream_);
@@ -236,7 +203,6 @@ class ManyRows {
   const Products product_;
   const cudaStream_t stream_;
   void *in_, *mixed_, *y_, *x_, *normed_, *dual_;
-  Place dt_;
   size_t bytes_;
 };
 
@@ -292,8 +258,12 @@ int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
 
 const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture) {
   if (mamba::check_sizes(params)) return "";
-  const mamba::ManyRows rows(*params, nullptr, nullptr, nullptr, nullptr);
-  const mamba_state_space_dual_params dual = rows.dual();
+  // The step's columns lie elsewhere than those of many rows, and may be aligned otherwise.
+  const bool has_few_rows = params->batch * params->length <= mamba::kMaxStepRows;
+  const mamba_state_space_dual_params dual =
+      has_few_rows
+          ? mamba::describe_dual(*params, mamba::describe_step(*params, nullptr, false).dual)
+          : mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).dual();
   return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
 
