@@ -259,6 +259,7 @@ def test_odd_models_and_folders_of_export(
     ]
     for name in (
         "dtype", "opset", "progress", "force", "fuse_layers", "last_logits_only", "tokenizer",
+        "weights", "calibrate",
     ):  # fmt: skip
         assert answers(lambda v, name=name: export(tiny_model, "out", **{name: v}), bad) == []
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
 }
 """For each room those that it may import. The command line, on top, may import any; nothing imports it."""
 
-TORCH_ROOMS = {"operators", "models", "adapters", "export", "verify", "cli"}
+TORCH_ROOMS = {"packing", "operators", "models", "adapters", "export", "verify", "cli"}
 """The rooms that may import torch; of the command line it is `doctor`, which reports its version."""
 
 

@@ -27,6 +27,7 @@ from mamba_export.export import build
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.models import MambaConfig, MambaLM, checkpoints
 from mamba_export.packing import pack, unpack
+from mamba_export.packing.gptq import pack_calibrated
 from mamba_export.verify.weights import weight_checks
 
 ROOT = Path(__file__).parents[1]
@@ -322,7 +323,9 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "weights int4 in blocks of 64 with zero points, opset 21" in done.stderr
     stored = json.loads((out / contract.METADATA_FILE).read_text())["weights"]
-    assert stored == {"kind": "int4", "block": 64, "symmetric": False, "head": False}
+    assert stored == {
+        "kind": "int4", "block": 64, "symmetric": False, "head": False, "method": "nearest",
+    }  # fmt: skip
     refused = command("-o", str(tmp_path / "other"), "--block", "64")
     assert refused.returncode == 2
     assert "--block is for --weights" in refused.stderr
@@ -332,7 +335,13 @@ def test_damaged_metadata_is_one_line(exported: dict[str, Path], tmp_path: Path)
     source = exported["int4"]
     content = json.loads((source / contract.METADATA_FILE).read_text())
     (tmp_path / contract.MODEL_FILE).write_bytes((source / contract.MODEL_FILE).read_bytes())
-    for field, value in (("kind", "int5"), ("block", 0), ("symmetric", 1), ("head", None)):
+    for field, value in (
+        ("kind", "int5"),
+        ("block", 0),
+        ("symmetric", 1),
+        ("head", None),
+        ("method", "x"),
+    ):
         weights = {**content["weights"], field: value}
         text = json.dumps({**content, "weights": weights})
         (tmp_path / contract.METADATA_FILE).write_text(text)
@@ -347,3 +356,80 @@ def test_parameters_that_are_not_packed_are_stored_as_before() -> None:
     assert BLOCKS[0] == 32
     plain = build(MODEL).graph.initializers
     assert not [name for name in plain if name.endswith((".codes", ".scales"))]
+
+
+@pytest.mark.parametrize("weights", FORMS, ids=str)
+def test_calibrated_codes_change_outputs_less(weights: Weights) -> None:
+    generator = np.random.default_rng(2)
+    # Inputs that tell of one another, as a model's do: some directions are much larger than others.
+    mixing = np.exp(-np.arange(256) / 64)[:, None] * generator.standard_normal((256, 256))
+    seen, others = (generator.standard_normal((2, 2048, 256)) @ mixing).astype(np.float32)
+    matrix = generator.standard_normal((256, 48)).astype(np.float32)
+    squares = torch.from_numpy(seen.T @ seen)
+    codes = pack_calibrated(matrix.copy(), squares, weights, np.dtype(np.float32))
+    near = pack(matrix, weights, np.dtype(np.float32))
+    assert codes.codes.dtype == near.codes.dtype
+    assert codes.scales.shape == near.scales.shape
+    errors = [np.linalg.norm(others @ (unpack(one) - matrix)) for one in (codes, near)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_text_that_tells_nothing_leaves_the_nearest_codes() -> None:
+    matrix = np.random.default_rng(3).standard_normal((64, 8)).astype(np.float32)
+    expected = unpack(pack(matrix, Weights("int4"), np.dtype(np.float32)))
+    for squares in (
+        torch.eye(64),
+        torch.diag(torch.arange(1.0, 65.0)),
+    ):  # no input tells of another
+        found = pack_calibrated(matrix.copy(), squares, Weights("int4"), np.dtype(np.float32))
+        np.testing.assert_array_equal(unpack(found), expected)
+
+
+def test_a_calibrated_model_is_nearer_to_its_source(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    sample = (MODELS["Mamba-1"] / "held_out_sample.txt").read_text("utf-8")
+    half = len(sample) // 2
+    folder = mamba_export.export(
+        MODELS["Mamba-1"], tmp_path / "out", weights="int4", calibrate=sample[:half]
+    )
+    stored = read_metadata(folder).weights
+    assert stored is not None
+    assert stored.method == "gptq"
+    tokens = np.frombuffer(sample[half:].encode(), np.uint8)[None].astype(np.int64)
+    with torch.no_grad():
+        source = (
+            checkpoints.load(MODELS["Mamba-1"]).model(torch.from_numpy(tokens))[0].log_softmax(-1)
+        )
+    far = []
+    for one in (folder, exported["int4"]):
+        logits, _ = mamba_export.OrtSession(one).run(tokens)
+        found = torch.from_numpy(logits).log_softmax(-1)
+        far.append(
+            nn.functional.kl_div(found, source, log_target=True, reduction="batchmean").item()
+        )
+    assert far[0] < 0.8 * far[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"calibrate": "In the beginning"}, "--calibrate is for --weights"),
+        ({"calibrate": 5, "weights": "int4"}, "calibrate is 5, expected a text"),
+        (
+            {"calibrate": "In the", "weights": "int4"},
+            "needs a tokenizer.json, and the model has none",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_calibration_is_one_line(options: dict[str, object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(MambaExportError) as raised:
+        mamba_export.export(MODEL, tmp_path / "out", **options)  # type: ignore[call-overload]
+    assert line in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MambaExportError, match="the text has 6 tokens, and at least 64 are needed"):
+        mamba_export.export(MODELS["Mamba-1"], tmp_path / "out", weights="int4", calibrate="In the")

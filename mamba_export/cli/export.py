@@ -37,6 +37,7 @@ from mamba_export.contract.weights import (
 )
 from mamba_export.errors import MambaExportError
 from mamba_export.printing import printable
+from mamba_export.untrusted import read_text
 
 if TYPE_CHECKING:
     from mamba_export.backends.tensorrt.description import EngineDescription
@@ -94,6 +95,13 @@ def command(
         bool,
         typer.Option("--keep-head", help="Of --weights: leave the output projection in DTYPE."),
     ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of --weights: a text that codes are chosen for (GPTQ); default: each weight's nearest.",
+        ),
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -141,6 +149,7 @@ def command(
     if quick and not verify:
         raise MambaExportError("--quick is for --verify: give both, or leave it out")
     packed = _weights(weights, block, asymmetric, keep_head)
+    text = None if calibrate is None else read_text(calibrate)
     options = _engine_options(batch, length, plugin, runtime)
     if engine:
         from mamba_export.backends.tensorrt import check_installed
@@ -164,6 +173,7 @@ def command(
             opset=opset,
             state_dtype=state_dtype,
             weights=packed,
+            calibrate=text,
             last_logits_only=last_logits_only,
             fuse_layers=fuse_layers,
             tokenizer=tokenizer,

@@ -22,7 +22,7 @@ there is little."""
 METHODS = ("nearest", "gptq")
 """How codes are chosen: each weight's own nearest, or so that the outputs over a text change least."""
 
-CODES, SCALES, ZERO_POINTS = "codes", "scales", "zero_points"
+PARTS = CODES, SCALES, ZERO_POINTS = "codes", "scales", "zero_points"
 """The tensors that a packed matrix is stored as."""
 
 
@@ -40,12 +40,14 @@ class Weights:
             and for runtimes other than TensorRT.
         head: whether the output projection of a language model is stored so as well. Where it is tied to the
             embeddings, these stay in the file beside it.
+        method: how codes were chosen, one of ``METHODS``; ``export`` sets it.
     """
 
     kind: str
     block: int = BLOCKS[0]
     symmetric: bool = True
     head: bool = True
+    method: str = METHODS[0]
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -58,7 +60,8 @@ class Weights:
 
     def __str__(self) -> str:
         zero_points = "" if self.symmetric else " with zero points"
-        return f"{self.kind} in blocks of {self.block}{zero_points}"
+        calibrated = "" if self.method == METHODS[0] else f", {self.method}"
+        return f"{self.kind} in blocks of {self.block}{zero_points}{calibrated}"
 
 
 def packed_name(parameter: str, part: str) -> str:

@@ -20,6 +20,7 @@ from mamba_export.errors import ExportError, MambaExportWarning
 from mamba_export.export import contents, graph, packed_weights
 from mamba_export.export.arguments import Args
 from mamba_export.export.axes import DynamicShapes
+from mamba_export.export.calibration import Calibration, read_tokens
 from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
 from mamba_export.export.program_checks import check_program
@@ -45,6 +46,7 @@ def export(
     opset: int | None = None,
     state_dtype: str | None = None,
     weights: Weights | str | None = None,
+    calibrate: str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -65,6 +67,7 @@ def export(
     dtype: str | None = None,
     opset: int | None = None,
     weights: Weights | str | None = None,
+    calibrate: str | None = None,
     fuse_layers: bool = True,
     force: bool = False,
     tokenizer: str | Path | None = None,
@@ -84,6 +87,7 @@ def export(
     opset: int | None = None,
     state_dtype: str | None = None,
     weights: Weights | str | None = None,
+    calibrate: str | None = None,
     last_logits_only: bool = False,
     fuse_layers: bool = True,
     force: bool = False,
@@ -113,6 +117,7 @@ def export(
             every step reads and writes of them. None: fp32.
         weights: how the matrices of products are stored, as ``Weights`` or as the name of a kind of codes,
             "int4", "int8" or "fp8"; layers are then single nodes. None for the file's dtype.
+        calibrate: a text that codes of ``weights`` are chosen for (GPTQ); None for each weight's nearest code.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
             launches and every other runtime inlines. False leaves the single nodes.
@@ -148,7 +153,7 @@ def export(
         if args is not None or isinstance(model, Program):
             raise ExportError("state_dtype is of a model of this package: leave it out")
     # Before minutes are spent on loading.
-    packed, opset = packed_weights.checked(weights, opset, dtype)
+    packed, opset = packed_weights.checked(weights, opset, dtype, calibrated=calibrate is not None)
     check_opset(opset)
     fuse_layers = fuse_layers and packed is None
     of_a_module = {
@@ -206,6 +211,11 @@ def export(
         if last_logits_only and program.tokens is None:
             raise ExportError("--last-logits-only needs a language model; a backbone has no logits")
         _check_space(program.module, folder, out)
+        for file in tokenizer_files:
+            target = folder / checkpoints.name_in_output(file)
+            target.parent.mkdir(exist_ok=True)
+            copy_file(file, target)
+        tokens = None if calibrate is None else read_tokens(calibrate, folder, program)
 
         say("tracing")
         if subject.exported is None:
@@ -214,7 +224,14 @@ def export(
             graph_model = graph.convert(subject.exported, program, opset=opset)
             contents.warn_of_random_draws(graph_model, subject.exported)
         if packed is not None:
-            packed_weights.pack_products(graph_model, packed, has_head=program.tokens is not None)
+            has_head = program.tokens is not None
+            if tokens is None:
+                packed_weights.pack_products(graph_model, packed, has_head=has_head)
+            else:
+                calibration = Calibration(program, tokens, packed, say)
+                calibration.order = packed_weights.pack_products(
+                    graph_model, packed, has_head=has_head, choose=calibration.pack
+                )
         nodes = contents.count(graph_model)
         if args is not None and adapters.is_active():
             contents.warn_without_scans(nodes, type(model).__name__)
@@ -240,10 +257,6 @@ def export(
                     pad_token_id=subject.pad_token_id,
                 ),
             )
-        for file in tokenizer_files:
-            target = folder / checkpoints.name_in_output(file)
-            target.parent.mkdir(exist_ok=True)
-            copy_file(file, target)
         say("checking")
         check(folder / contract.MODEL_FILE)
     return out

@@ -19,6 +19,7 @@ from mamba_export import given
 from mamba_export.contract.weights import (
     BLOCKS,
     CODES,
+    METHODS,
     NARROW,
     PACKED_OPSET,
     SCALES,
@@ -32,21 +33,28 @@ from mamba_export.errors import ExportError
 from mamba_export.packing import Packed, pack
 from mamba_export.packing.rounding import code_dtype
 
+_KEPT = 1 << 20
+"""Weights of a matrix that stays in memory once it is packed: its scales may be asked for again."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-def checked(weights: Any, opset: Any, dtype: str | None) -> tuple[Weights | None, Any]:
+def checked(
+    weights: Any, opset: Any, dtype: str | None, calibrated: bool
+) -> tuple[Weights | None, Any]:
     """The user's weights and opset, the one that the weights need where none was given.
 
     Args:
         weights: ``Weights``, the name of a kind of codes, or None for the file's dtype.
         opset: a version of standard ONNX or None; it is looked at only beside weights.
         dtype: of the file.
+        calibrated: whether there is a text that codes are chosen for.
 
     Raises:
         ExportError: a runtime lacks what was asked for; names it.
     """
     if weights is None:
+        if calibrated:
+            raise ExportError("--calibrate is for --weights: give both, or leave it out")
         return None, default_opset(None) if opset is None else opset
     if not isinstance(weights, Weights):
         weights = Weights(given.one_of(weights, "weights", WEIGHT_KINDS, ExportError))
@@ -59,7 +67,7 @@ def checked(weights: Any, opset: Any, dtype: str | None) -> tuple[Weights | None
         name: given.flag(getattr(weights, name), f"weights.{name}", ExportError)
         for name in ("symmetric", "head")
     }
-    weights = replace(weights, block=block, **flags)
+    weights = replace(weights, block=block, **flags, method=METHODS[calibrated])
     if weights.kind == "fp8" and not weights.symmetric:
         raise ExportError("--weights fp8 has no zero points: leave --asymmetric out")
     if dtype == "bf16":
@@ -202,7 +210,7 @@ def _store(
 
     def part(which: str) -> ir.TensorProtocol:
         found = ir.tensor(getattr(packed(), which), dtype=parts[which][0])
-        if which == last:
+        if which == last and inputs * outputs > _KEPT:
             packed.cache_clear()
         return found
 

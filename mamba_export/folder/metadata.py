@@ -10,7 +10,7 @@ from typing import Any
 
 from mamba_export import contract, given
 from mamba_export.contract.program import Program, State, Tokens, Value
-from mamba_export.contract.weights import WEIGHT_KINDS, Weights
+from mamba_export.contract.weights import METHODS, WEIGHT_KINDS, Weights
 from mamba_export.errors import SessionError
 from mamba_export.fields import (
     END_TOKENS,
@@ -244,6 +244,7 @@ def _weights(fields: Fields) -> Weights | None:
         block=inside.take("block", Integer(1)),
         symmetric=inside.take("symmetric", Boolean()),
         head=inside.take("head", Boolean()),
+        method=inside.take("method", Choice(METHODS)),
     )
 
 

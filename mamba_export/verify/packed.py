@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mamba_export.contract.weights import CODES, SCALES, ZERO_POINTS, Weights, packed_name
+from mamba_export.contract.weights import PARTS, Weights, packed_name
 from mamba_export.packing import Packed, unpack
 
 _INPUT_LEVELS = 127
@@ -25,9 +25,7 @@ of 0, in blocks of the weights' length (its ``accuracy_level`` 4, the usual one)
 
 def packed_of(initializers: Mapping[str, ir.Value], parameter: str) -> Packed | None:
     """The packed matrix of a parameter in a file; None where it has none."""
-    parts = [
-        initializers.get(packed_name(parameter, part)) for part in (CODES, SCALES, ZERO_POINTS)
-    ]
+    parts = [initializers.get(packed_name(parameter, part)) for part in PARTS]
     codes, scales, zero_points = (
         None if part is None or part.const_value is None else part.const_value.numpy()
         for part in parts

@@ -18,8 +18,17 @@ import onnx_ir as ir
 import torch
 
 from mamba_export import contract, given
+from mamba_export.contract.weights import (
+    CODES,
+    PARTS,
+    SCALES,
+    Weights,
+    default_opset,
+    packed_name,
+)
 from mamba_export.errors import ExportError
-from mamba_export.export.graph import DEFAULT_OPSET, build
+from mamba_export.export.graph import build
+from mamba_export.export.packed_weights import pack_products
 from mamba_export.files import new_file, new_folder, opened, write_bytes
 from mamba_export.folder.metadata import write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaLM, ModelConfig, cast
@@ -27,6 +36,7 @@ from mamba_export.models.program import make_program
 from mamba_export.versions import installed_versions
 
 _ALIGNMENT = 4096  # of a tensor in the weights file: a page
+_INT4 = ir.DataType.INT4.numpy()
 _BLOCK = 1 << 22  # random numbers that are drawn; larger tensors repeat them
 
 
@@ -35,6 +45,7 @@ def write_graph(
     out: Path,
     *,
     dtype: str = "fp16",
+    weights: Weights | None = None,
     last_logits_only: bool = True,
     name: str = "random",
 ) -> Path:
@@ -44,6 +55,7 @@ def write_graph(
         config: of a language model.
         out: folder to make.
         dtype: "fp32", "fp16" or "bf16".
+        weights: how the matrices of products are stored; None for the dtype.
         last_logits_only: the graph returns the last step's logits alone.
         name: what the metadata calls the model.
 
@@ -60,8 +72,11 @@ def write_graph(
     cast(model, TORCH_DTYPES[dtype])
     model.to_empty(device="cpu")  # memory that nothing touches costs nothing
     program = make_program(model, last_logits_only=last_logits_only)
-    graph = build(program)
+    opset = default_opset(weights)
+    graph = build(program, opset=opset, fuse_layers=weights is None)
+    packed = [] if weights is None else pack_products(graph, weights, has_head=True)
     parameters = {key.replace(".A_log", ".A") for key, _ in model.named_parameters()}
+    parameters |= {packed_name(key, part) for key in packed for part in PARTS}
     offset = 0
     for key, value in graph.graph.initializers.items():
         tensor = value.const_value
@@ -84,7 +99,8 @@ def write_graph(
             folder,
             program,
             dtype=dtype,
-            opset=DEFAULT_OPSET,
+            opset=opset,
+            weights=weights,
             model=config.to_fields(),
             source={"kind": "random weights", "name": name, "path": None},
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),
@@ -138,6 +154,17 @@ def _content(
     if name.endswith(("dt_proj.bias", "dt_bias")):  # softplus of it is log-uniform in [1e-3, 1e-1]
         step = np.exp(np.linspace(math.log(1e-3), math.log(1e-1), count))
         yield np.log(np.expm1(step)).astype(dtype)
+        return
+    if name.endswith(f".{CODES}"):  # any bytes: of int4 two codes each
+        size = -(-count * 4 // 8) if dtype == _INT4 else count
+        codes = (127 * unit).astype(np.int8)
+        for start in range(0, size, _BLOCK):
+            yield codes[: min(_BLOCK, size - start)]
+        return
+    if name.endswith(
+        f".{SCALES}"
+    ):  # weights of about the size that matrices have below, of 8-bit codes too
+        yield np.full(count, 1 / (128 * math.sqrt(max(shape))), dtype)
         return
     scale = 0.02 if name.startswith("embeddings") else 1 / math.sqrt(max(shape))
     key = (scale, dtype)

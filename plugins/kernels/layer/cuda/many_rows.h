@@ -1,32 +1,13 @@
-// What the forms for many rows share: a workspace in parts, and the products, which the caller does
-// where there are many rows.
+// The products of the forms for many rows, which the caller does where there are many rows.
 #pragma once
 
-#include "common/checks.h"
 #include "common/cuda/status.h"
 #include "common/errors.h"
 #include "layer/cuda/skinny_product.cuh"
+#include "layer/parts.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
-
-inline int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
-
-// Hands out the parts of a workspace; with a null start it only adds them up.
-class Parts {
- public:
-  explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
-  void* take(int64_t bytes) {
-    void* part = start_ ? start_ + used_ : nullptr;
-    used_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-    return part;
-  }
-  size_t used() const { return static_cast<size_t>(used_); }
-
- private:
-  char* start_;
-  int64_t used_ = 0;
-};
 
 // A large product: a (rows, depth), with a_stride numbers from row to row, times b.
 struct Factors {
@@ -93,12 +74,5 @@ struct Products {
                 static_cast<long long>(g.depth), static_cast<long long>(g.columns), error);
   }
 };
-
-// Channels from `first` on of rows of `stride` numbers, `length` of them a sequence.
-inline mamba_sequence slice(const void* data, int64_t first, int64_t stride, int64_t length,
-                            mamba_dtype dtype) {
-  const char* start = static_cast<const char*>(data) + first * element_bytes(dtype);
-  return {start, length * stride, stride};
-}
 
 }  // namespace mamba
