@@ -11,8 +11,6 @@
 // The 16 rows of W of a step are taken in such an order that a lane's numbers of x lie side by
 // side: number 2 j + i of the tensor cores' first eight is row 4 j + i, of the other eight row
 // 4 j + 2 + i.
-#include "layer/cuda/skinny_product.cuh"
-
 #include <algorithm>
 #include <type_traits>
 #include <utility>
@@ -22,6 +20,7 @@
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
+#include "layer/cuda/skinny_product.cuh"
 
 namespace mamba {
 namespace {
@@ -213,11 +212,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   float sum[RowTiles][kColumns / 16][4] = {};
   // The lane's row of the tile of 8 by 8 that it gives the address of.
   const int tile_row = lane % 8 / 2 * 4 + lane % 2 + lane / 16 * 2;
+  const uint32_t stage_address = shared_address(stage);
   const auto multiply = [&](int step, const uint2(&values)[RowTiles]) {
 #pragma unroll
     for (int c = 0; c < kColumns / 16; ++c) {
       uint32_t left[4];
-      load_tiles_transposed(stage + place(step * kStep + tile_row, c * 2 + lane / 8 % 2), left);
+      load_tiles_transposed(
+          stage_address + 2 * place(step * kStep + tile_row, c * 2 + lane / 8 % 2), left);
 #pragma unroll
       for (int r = 0; r < RowTiles; ++r) {
         multiply_add<T>(sum[r][c], left, values[r].x, values[r].y);
