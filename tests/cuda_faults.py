@@ -65,8 +65,8 @@ def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault
     return Fault(f"dual: {name}", "StateSpaceDual alone", patch, dtype, "mamba2")
 
 
-def gated_norm(name: str, old: str, new: str) -> Fault:
-    patch = Patch("gated_rms_norm/cuda/norm.cu", old, new)
+def gated_norm(name: str, file: str, old: str, new: str) -> Fault:
+    patch = Patch(f"cuda/{file}", old, new)
     return Fault(f"gated norm: {name}", "GatedRmsNorm alone", patch, mixer="mamba2")
 
 
@@ -149,8 +149,8 @@ FAULTS = [
           "window[(b * span + length + j) * kColumns + c];",
           "window[(b * span + (FAULT ? 0 : length) + j) * kColumns + c];"),
     layer("one token, second share of x_proj", "layer_step.cuh",
-          "for (int split = 0; split < s.splits; ++split) sum +=",
-          "for (int split = 0; split < (FAULT ? 1 : s.splits); ++split) sum +="),
+          "shares[k] = split < s.splits ?",
+          "shares[k] = split < (FAULT ? 1 : s.splits) ?"),
     layer("one token, states after the first of a team", "layer_step.cuh",
           "* h.values[i] + dt_u * B[n + i];",
           "* h.values[i] + dt_u * B[n + i] * (FAULT && !is_first ? 1.5f : 1.f);"),
@@ -161,9 +161,9 @@ FAULTS = [
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
     layer("many rows, norm", "norm.cu",
-          "y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);",
-          "y.values[j] =\n          from_float<T>(to_float(h.values[j]) * scale * w.values[j] *"
-          " (FAULT && j > 0 ? 1.5f : 1.f));"),
+          "for (int j = 0; j < kWidth; ++j) y.values[j] = from_float<T>(normed[j]);",
+          "for (int j = 0; j < kWidth; ++j) {\n"
+          "      y.values[j] = from_float<T>(normed[j] * (FAULT && j > 0 ? 1.5f : 1.f));\n    }"),
     layer("many rows, gate", "layer.cu",
           "s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);",
           "s.z = slice(m_.xz, FAULT ? 0 : p_.d_inner, 2 * p_.d_inner);"),
@@ -184,10 +184,12 @@ FAULTS = [
     layer2("many rows, gate", "mamba2_layer.cu",
            "n.z = slice(in_, 0, at_.all,", "n.z = slice(in_, FAULT ? at_.x : 0, at_.all,"),
     layer2("a product of some rows, steps after the first", "skinny_product.cu",
-           "(x[t] + i * kStep);", "(x[t] + (FAULT ? 0 : i * kStep));", "fp16"),
-    layer2("a product of some rows, rows after the first 32", "skinny_product.cu",
-           "min((half * kTiles + t) * 8 + lane / 4, rows - 1);",
-           "min(((FAULT ? 0 : half) * kTiles + t) * 8 + lane / 4, rows - 1);", "fp16"),
+           "(x[r] + step * kStep);", "(x[r] + (FAULT ? 0 : step * kStep));", "fp16"),
+    layer2("a product of some rows, convolution", "skinny_product.cu",
+           "sum += weight[k] * to_float(steps[k]);",
+           "sum += weight[k] * to_float(steps[FAULT ? 3 : k]);", "fp16"),
+    layer2("a product of some rows, last state of the convolution", "skinny_product.cu",
+           "last[k - 1] = steps[k];", "last[k - 1] = steps[FAULT ? k - 1 : k];", "fp16"),
     dual("one step, vectors after the first lane's", "ssd_step.cu",
          "state = decay * state + dt_x[r] * to_float(Bs[v].values[i]);",
          "state = decay * state +\n"
@@ -202,17 +204,18 @@ FAULTS = [
          "y[r] += Cs[i] * h[r][q][i];",
          "y[r] += Cs[i] * h[r][q][i] * (FAULT && r > 0 ? 1.5f : 1.f);"),
     dual("states between the parts of a split length", "ssd.cu",
-         "    slot = h;\n", "    slot = FAULT && i > 0 ? 0.f : h;\n"),
+         "slots[(first + k) * apart] = h;",
+         "slots[(first + k) * apart] = FAULT && first + k > 0 ? 0.f : h;"),
     dual("tensor cores, decay of whole blocks between two steps", "ssd_mma.cu",
          "between += decays.blocks[block];",
          "between += FAULT ? 0.f : decays.blocks[block];", "fp16"),
     dual("tensor cores, second chunk", "ssd_mma.cu",
-         "const float decay = exp2_fast(decays.whole) * grown / decays.scale;",
-         "const float decay = (FAULT ? 1.f : exp2_fast(decays.whole)) * grown / decays.scale;", "bf16"),
-    gated_norm("second vector of a thread",
-               "float found = value[v][four + j] * scale * ws[j];",
-               "float found = value[v][four + j] * scale * ws[FAULT ? 0 : j];"),
-    gated_norm("widths that fill no vector",
+         "const float decay = exp2_fast(decays.whole) * grown / scale;",
+         "const float decay = (FAULT ? 1.f : exp2_fast(decays.whole)) * grown / scale;", "bf16"),
+    gated_norm("second number of a vector", "norm_rows.cuh",
+               "normed[four + j] = value[v][four + j] * scale * weights[j];",
+               "normed[four + j] = value[v][four + j] * scale * weights[FAULT ? 0 : j];"),
+    gated_norm("widths that fill no vector", "norm.cu",
                "value * gate * scale * weight[i];",
                "value * gate * scale * weight[FAULT ? 0 : i];"),
 ]  # fmt: skip

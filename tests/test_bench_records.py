@@ -207,6 +207,9 @@ def _repository(root: Path) -> Path:
 def test_table_compares_with_the_slowest() -> None:
     table = page(Records([new_record(ROWS, "a machine", "a command")]))
     assert "| scan | fast | 2 | 5.0x |" in table
+    assert "| scan | told (a note) | 10 | 1.0x |" in page(
+        Records([new_record([Row("scan", "told", 10.0, "a note")], "a machine", "a command")])
+    )
     assert "| scan | absent | not installed |  |" in table
 
 

@@ -35,8 +35,8 @@ from mamba_export import contract
 from mamba_export.contract.operators import GATED_RMS_NORM, STATE_SPACE_DUAL
 from mamba_export.operators import native
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
+from mamba_export.verify.bounds import allowed_of
 from mamba_export.verify.cases import Case, definition_of, grid
-from mamba_export.verify.operators import allowed_of
 
 GPU = torch.device("cuda", 0)
 WHY_NOT = native.why_not_on(GPU) if torch.cuda.is_available() else ""

@@ -51,7 +51,7 @@ OPSET = 20
 OPERATORS = tuple(
     form.name
     for op in contract.OPERATORS
-    if set(op.kernels) == {"cpu", "cuda"}
+    if set(op.kernels) == {"cpu", "cuda"} and not op.calls_products
     for form in op.forms()
 )
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]

@@ -37,12 +37,14 @@ SUPPORT = [
     Patch("cpu/simd.h", "namespace mamba {\n", "namespace mamba {\nextern int planted_fault;\n"
           "static inline bool is_planted(int number) { return planted_fault == number; }\n"),
     Patch("cpu/dispatch.cpp", "namespace {\n\nconst mamba::CpuKernels& pick() {",
-          "#include <cstdlib>\nnamespace mamba {\nint planted_fault = 0;\n}\n"
+          "namespace mamba {\nint planted_fault = 0;\n}\n"
           "namespace {\n\nconst mamba::CpuKernels& pick() {"),
-    Patch("cpu/dispatch.cpp", "  if (parallel_for && tasks > 1",
-          f'  const char* planted = getenv("{VARIABLE}");\n'
-          "  mamba::planted_fault = planted ? atoi(planted) : 0;\n"
-          "  if (parallel_for && tasks > 1"),
+    Patch("cpu/threads.h", "namespace mamba {\n",
+          "#include <cstdlib>\nnamespace mamba {\nextern int planted_fault;\n"),
+    Patch("cpu/threads.h", "    if (parallel_for && tasks > 1",
+          f'    const char* planted = getenv("{VARIABLE}");\n'
+          "    planted_fault = planted ? atoi(planted) : 0;\n"
+          "    if (parallel_for && tasks > 1"),
 ]  # fmt: skip
 
 
@@ -64,6 +66,10 @@ def dual(name: str, old: str, new: str) -> Fault:
 
 def norm(name: str, old: str, new: str) -> Fault:
     return Fault(f"norm: {name}", "GatedRmsNorm alone", Patch("cpu/norm.h", old, new))
+
+
+def layer(name: str, old: str, new: str) -> Fault:
+    return Fault(f"layer: {name}", "MambaLayer alone", Patch("layer/cpu/*.h", old, new))
 
 
 def conversion(name: str, dtype: str, old: str, new: str) -> Fault:
@@ -100,8 +106,8 @@ FAULTS = [
          "row<T>(sequence, block.batch, step) + block.group * p.d_state, to,",
          "row<T>(sequence, block.batch, step) + (FAULT ? 0 : block.group * p.d_state), to,"),
     scan("second of a few steps",
-         "step == 0 ? p.initial_state : p.last_state;",
-         "step == 0 || FAULT ? p.initial_state : p.last_state;"),
+         "step == 0 && p.initial_state ? p.initial_state : p.last_state;",
+         "(step == 0 || FAULT) && p.initial_state ? p.initial_state : p.last_state;"),
     scan("second vector of a few steps",
          "      const Vec dt_u = dt * u;\n      Vec y = {};",
          "      const Vec dt_u = FAULT && c > 0 ? dt * u * 1.5f : dt * u;\n      Vec y = {};"),
@@ -113,20 +119,21 @@ FAULTS = [
          "    Vec out = bias;",
          "    Vec out = FAULT && count < kLanes ? Vec{} : bias;"),
     conv("second task",
-         "      out += weight[k] * ring[slot];",
-         "      out += weight[k] * ring[FAULT && channel >= kConvVectors * kLanes ? 0 : slot];"),
+         "out += weight[k] * inputs[k];",
+         "out += weight[k] * inputs[FAULT && channel >= kConvVectors * kLanes ? 0 : k];"),
     conv("second step",
-         "    oldest = oldest + 1 == taps ? 0 : oldest + 1;",
-         "    oldest = oldest + 1 == taps ? (FAULT && taps > 1 ? 1 : 0) : oldest + 1;"),
+         "inputs[k] = inputs[k + 1];",
+         "inputs[k] = inputs[FAULT && k == 0 ? k : k + 1];"),
     conv("initial_state of the second sequence",
-         "load<T>(from + (batch * p.channels + channel)",
-         "load<T>(from + ((FAULT ? 0 : batch) * p.channels + channel)"),
+         "load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) + at,",
+         "load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) +\n"
+         "                      (FAULT ? channel * (taps - 1) : at),"),
     conv("last_state",
-         "Vec one = broadcast(ring[slot][i]);",
-         "Vec one = broadcast(ring[FAULT ? oldest : slot][i]);"),
+         "  store_columns<T>(inputs,",
+         "  if (FAULT) inputs[0] = inputs[taps - 1];\n  store_columns<T>(inputs,"),
     conv("reverse",
-         "  const int64_t t = p.reverse ? p.length - 1 - step : step;",
-         "  const int64_t t = p.reverse && !FAULT ? p.length - 1 - step : step;"),
+         "const int64_t t = walked(p, step);",
+         "const int64_t t = FAULT ? step : walked(p, step);"),
     dual("second chunk",
          "tile[r][v] = decay * load",
          "tile[r][v] = (FAULT ? decay * 0.5f : decay) * load"),
@@ -185,6 +192,14 @@ FAULTS = [
     norm("gate behind the norm",
          "if (p.norm_before_gate) value *= silu(",
          "if (p.norm_before_gate && !FAULT) value *= silu("),
+    layer("first part of a few rows' sum",
+          "for (int64_t part = 0; part < parts; ++part) {",
+          "for (int64_t part = FAULT ? 1 : 0; part < parts; ++part) {"),
+    layer("second panel of many rows",
+          "k += kPanelDepth, a += kProductRows * kPanelDepth) {",
+          "k += kPanelDepth, a += FAULT ? 0 : kProductRows * kPanelDepth) {"),
+    layer("residual", "if (p.residual) {", "if (p.residual && !FAULT) {"),
+    layer("norm", "__builtin_sqrtf(mean + p.epsilon);", "__builtin_sqrtf(mean + (FAULT ? 1.0f : p.epsilon));"),
     # Four bits of the fraction lost: about four times what storing costs.
     conversion("bf16 read", "bf16",
                "return (Vec)(__builtin_convertvector(x, VecU) << 16);",
@@ -193,11 +208,13 @@ FAULTS = [
                "(VecU)select(is_nan, (Vec)quiet, (Vec)rounded), VecH);",
                "(VecU)select(is_nan, (Vec)quiet, (Vec)(rounded & (FAULT ? ~15u : ~0u))), VecH);"),
     conversion("fp16 read", "fp16",
-               "const VecU magnitude = (half & 0x7fff) << 13;",
-               "const VecU magnitude = (half & (FAULT ? 0x7ff0 : 0x7fff)) << 13;"),
+               "  return T::widen(packed);",
+               "  if constexpr (sizeof(*from) == 2) {\n    if (FAULT) packed &= uint16_t{0xfff0};\n  }\n"
+               "  return T::widen(packed);"),
     conversion("fp16 written", "fp16",
-               "return __builtin_convertvector(half | (sign >> 16), VecH);",
-               "return __builtin_convertvector((half & (FAULT ? ~15u : ~0u)) | (sign >> 16), VecH);"),
+               "  const typename T::Packed packed = T::narrow(x);",
+               "  typename T::Packed packed = T::narrow(x);\n"
+               "  if constexpr (sizeof(*to) == 2) {\n    if (FAULT) packed &= uint16_t{0xfff0};\n  }"),
 ]  # fmt: skip
 
 

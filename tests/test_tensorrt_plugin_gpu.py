@@ -24,8 +24,8 @@ from test_native_rows import arguments, reference
 from mamba_export import contract
 from mamba_export.contract.operators import GATED_RMS_NORM
 from mamba_export.libraries import TRT_PLUGIN
+from mamba_export.verify.bounds import allowed_of
 from mamba_export.verify.cases import definition_of, dtype_of, grid
-from mamba_export.verify.operators import allowed_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -28,12 +28,15 @@ class Backend:
         open_model: a session on an exported folder; raises SessionError where it cannot be loaded.
         open_graph: loads a serialised graph of one node of our domain, with its function.
         missing_dtypes: dtypes whose whole models it cannot run, each with the reason in one line.
+        exact_products: it multiplies numbers of 16 bits in fp32, as CPUs do and tensor cores do not: an fp32
+            state is then held to fp32's bound.
     """
 
     name: str
     open_model: Callable[[Path], Any]
     open_graph: Callable[[bytes], Graph]
     missing_dtypes: Mapping[str, str] = field(default_factory=dict)
+    exact_products: bool = False
 
     def run_graph(self, model: bytes, inputs: Inputs) -> list[np.ndarray]:
         """Run a serialised one-node graph once."""

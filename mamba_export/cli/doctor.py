@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
@@ -236,13 +238,32 @@ def report() -> list[Finding]:
     ]
 
 
-def print_report(json_output: bool = False) -> None:
+def kernels_of(folder: Path) -> list[Finding]:
+    """The kernels that an exported folder's calls fall to on GPUs, a row for each shape.
+
+    Raises:
+        SessionError: the folder's graph cannot be read.
+    """
+    from mamba_export.cli import forms
+
+    problem = forms.why_unknown()
+    return [
+        Finding(what, "absent" if problem else "ok", problem or detail)
+        for what, detail in forms.rows(folder)
+    ]
+
+
+def print_report(json_output: bool = False, folder: Path | None = None) -> None:
     """Print the report to standard output, as a table or as a JSON list of objects.
 
     Args:
         json_output: print JSON: ``[{"what": ..., "state": "ok" | "absent" | "broken", "detail": ...}]``.
+        folder: an exported folder, whose kernels are told too.
+
+    Raises:
+        SessionError: the folder's graph cannot be read.
     """
-    findings = report()
+    findings = [*report(), *(kernels_of(folder) if folder else ())]
     if json_output:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return
@@ -259,7 +280,13 @@ def print_report(json_output: bool = False) -> None:
     Console().print(table)
 
 
-def command(json_output: JsonOption = False) -> None:
+def command(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT]", help="An exported folder, to tell its kernels too."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
     """Print what was built and found on this machine, and why the rest was not."""
     with results():
-        print_report(json_output)
+        print_report(json_output, folder)

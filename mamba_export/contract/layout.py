@@ -2,15 +2,18 @@
 
 The rule: the sizes but for products; the dtypes; the attributes; whether weights are constants; the strided
 inputs; the other inputs; the outputs. Each group keeps the row's order. The C header, the C++ that fills a
-struct from a node, and the Python that packs one for a call all follow it. Imports nothing of ours but the
-rows' types.
+struct from a node, and the Python that packs one for a call all follow it. Imports nothing of ours but names
+and the rows' types.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from mamba_export.contract.names import DTYPES
 from mamba_export.contract.spec import FP32, Operator, R, S, T, Tensor
 
 INTERFACE_VERSION = 4
@@ -85,6 +88,48 @@ def stem(op: Operator) -> str:
 def packer(op: Operator) -> struct.Struct:
     """What packs a struct's numbers, those of a sequence in line, into bytes of its C layout."""
     return struct.Struct("@" + "".join(_CODES[field.kind] for field in fields(op)))
+
+
+_NOWHERE = 256
+"""An aligned address that nothing reads: where a question about sizes has its tensors."""
+
+
+def pack_question(
+    op: Operator,
+    sizes: Mapping[str, int],
+    dtypes: Mapping[str, str],
+    attributes: Mapping[str, float],
+    absent: Collection[str] = (),
+) -> bytes:
+    """The struct of a call whose tensors are dense and lie nowhere, for functions that read no tensor.
+
+    Args:
+        op: the row.
+        sizes: numbers of the free sizes.
+        dtypes: by class, T, R and S, the dtype's name.
+        attributes: their values.
+        absent: names of optional inputs that are not there.
+    """
+    numbers: list[float] = []
+    every = op.with_products(sizes)
+    for field in fields(op):
+        here = 0 if field.name in absent else _NOWHERE
+        if field.kind == INT64:
+            numbers.append(sizes[field.name])
+        elif field.kind == DTYPE:
+            named = T if field.name == DTYPE else op.tensor(field.name.removesuffix("_dtype")).dtype
+            numbers.append(DTYPES.index(dtypes[named]))
+        elif field.kind in (INT, FLOAT):
+            kind = int if field.kind == INT else float
+            numbers.append(kind(attributes.get(field.name, 0)))
+        elif field.kind == SEQUENCE:
+            assert field.tensor is not None
+            _, length, *rest = field.tensor.shape(every)
+            width = math.prod(rest)
+            numbers += (here, length * width, width)
+        else:
+            numbers.append(here)
+    return packer(op).pack(*numbers)
 
 
 def c_type(field: Field) -> str:

@@ -253,7 +253,7 @@ MAMBA_LAYER = Operator(
         Size("d_conv", 4, (2, 3)),
         Size("dt_rank", 3, (1, 48)),
     ),
-    kernels=("cuda",),
+    kernels=("cpu", "cuda"),
     constant_weights=True,
     calls_products=True,
     cases=(
@@ -347,7 +347,7 @@ MAMBA2_LAYER = Operator(
         Size("d_inner", factors=("heads", "head_dim")),
         Size("d_group_states", factors=("n_groups", "d_state")),  # of B, and of C
     ),
-    kernels=("cuda",),
+    kernels=("cpu", "cuda"),
     constant_weights=True,
     calls_products=True,
     cases=(

@@ -95,6 +95,18 @@ def interface(model: onnx.ModelProto) -> Interface:
     )
 
 
+def known_tensors(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+    """The dtype and the shape of every tensor of a graph that the file describes, by its name."""
+    graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    known = {value.name: _described(value) for value in values}
+    weights = {
+        one.name: (_NAMES.get(one.data_type, str(one.data_type)), tuple(one.dims))
+        for one in graph.initializer
+    }
+    return known | weights
+
+
 def _described(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str | None, ...]]:
     kind = value.type.tensor_type
     shape = tuple(

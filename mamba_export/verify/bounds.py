@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mamba_export.contract.spec import R, S, Tensor
+
 FP32_BOUND = {"operator": 1e-5, "model": 1e-4}
 """Largest ||output - truth|| / ||truth|| in fp32: of one operator, and of a whole model's outputs."""
 
@@ -106,6 +108,33 @@ def bound(kind: str, dtype: str, reference_error: float, *, packed: bool = False
         rounding = LOW_PRECISION_FACTOR * reference_error if packed else 0.0
         return FP32_BOUND[kind] + rounding
     return LOW_PRECISION_FACTOR * reference_error + ROUNDING_FLOOR[dtype]
+
+
+def allowed_of(
+    row: Tensor,
+    output_dtype: str,
+    dtype: str,
+    reference_error: float,
+    *,
+    exact_products: bool = False,
+) -> float:
+    """Error allowed of an operator's output.
+
+    An fp32 output behind values that are rounded to T (a layer's states) is as exact as T, which the
+    same-dtype reference shows: then it has T's bound. So has one of class R or S on a backend whose tensor
+    cores make it of products of numbers in T. Else, and on CPUs always, it has fp32's bound, whatever T is.
+
+    Args:
+        row: the output's.
+        output_dtype: the dtype that it is stored in.
+        dtype: T.
+        reference_error: error of the same-dtype PyTorch reference.
+        exact_products: the backend multiplies numbers of 16 bits in fp32.
+    """
+    is_exact = exact_products or row.dtype not in (R, S)
+    if output_dtype == "fp32" and is_exact and reference_error <= FP32_BOUND["operator"]:
+        return bound("operator", "fp32", reference_error)
+    return bound("operator", dtype, reference_error)
 
 
 def relative_error(output: np.ndarray, truth: np.ndarray) -> float:

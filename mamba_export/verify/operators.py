@@ -22,16 +22,13 @@ from torch import Tensor
 
 from mamba_export import contract
 from mamba_export.contract import DEFAULT_OPSET
-from mamba_export.contract.spec import R, S
-from mamba_export.contract.spec import Tensor as Row
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.graph import open_graph
 from mamba_export.models import TORCH_DTYPES
 from mamba_export.operators import find
 from mamba_export.verify.bounds import (
-    FP32_BOUND,
     Check,
-    bound,
+    allowed_of,
     compare,
     relative_error,
     worst,
@@ -134,6 +131,7 @@ def operator_checks(
     run_graph: RunGraph,
     *,
     layers: bool = True,
+    exact_products: bool = False,
 ) -> Iterator[Check]:
     """One check an operator that the file holds: the worst point of its grid.
 
@@ -144,6 +142,7 @@ def operator_checks(
         run_graph: runs a one-node graph.
         layers: False leaves out operators whose functions call others: for a backend that cannot run
             whole models of this dtype.
+        exact_products: the backend multiplies numbers of 16 bits in fp32 (see ``bounds.allowed_of``).
 
     Raises:
         SessionError: the file is no valid ONNX file.
@@ -160,7 +159,16 @@ def operator_checks(
         elif layers or not _called(function):
             yield worst(
                 [
-                    check_case(case, dtype, backend, seed, functions, opset, run_graph)
+                    check_case(
+                        case,
+                        dtype,
+                        backend,
+                        seed,
+                        functions,
+                        opset,
+                        run_graph,
+                        exact_products=exact_products,
+                    )
                     for seed, case in enumerate(grid(name))
                 ]
             )
@@ -174,6 +182,8 @@ def check_case(
     functions: Sequence[onnx.FunctionProto],
     opset: int,
     run_graph: RunGraph,
+    *,
+    exact_products: bool = False,
 ) -> Check:
     """Run one point of the grid and compare every output; an exception of the backend is a failure."""
     what = f"{case.node} alone"
@@ -188,7 +198,9 @@ def check_case(
     for row, output, exact, rounding in zip(
         outputs, found, question.truth, question.rounding, strict=True
     ):
-        allowed = allowed_of(row, dtype_of(row, case, dtype), dtype, rounding)
+        allowed = allowed_of(
+            row, dtype_of(row, case, dtype), dtype, rounding, exact_products=exact_products
+        )
         checks.append(compare(backend, what, output, exact, allowed, name=f"{case}: {row.name}"))
     return worst(checks)
 
@@ -219,19 +231,6 @@ def _question(case: Case, dtype: str, seed: int) -> _Question:
         exact,
         [relative_error(a.double().numpy(), b) for a, b in zip(same_dtype, exact, strict=True)],
     )
-
-
-def allowed_of(row: Row, output_dtype: str, dtype: str, reference_error: float) -> float:
-    """The bound of an output.
-
-    An fp32 output behind values that are rounded to T (a layer's states) is as exact as T, which the
-    same-dtype reference shows: then it has T's bound. So has one of class R or S, which may be stored in T,
-    and which tensor cores make of products of numbers in T. Else it has fp32's, whatever T is.
-    """
-    exact = row.dtype not in (R, S) and reference_error <= FP32_BOUND["operator"]
-    if output_dtype == "fp32" and exact:
-        return bound("operator", "fp32", reference_error)
-    return bound("operator", dtype, reference_error)
 
 
 @torch.no_grad()

@@ -141,6 +141,7 @@ def verify(
             backend.name,
             _graph_runner(backend),
             layers=not is_missing,
+            exact_products=backend.exact_products,
         ):
             note(check)
         if is_missing:

@@ -78,12 +78,13 @@ const Kernels kGatedRmsNormKernels = {kAdapted<mamba_gated_rms_norm_cpu>, no_wor
                                       kAdapted<mamba_gated_rms_norm_cuda>, nullptr, nullptr};
 
 // Few rows run without products; the larger of the two workspaces serves both.
-const Kernels kMambaLayerKernels = {nullptr, kAdapted<mamba_layer_cuda_workspace>,
+const Kernels kMambaLayerKernels = {kAdapted<mamba_layer_cpu>, kAdapted<mamba_layer_cuda_workspace>,
                                     kAdapted<mamba_layer_step_cuda>,
                                     kAdapted<mamba_layer_is_step_cuda>, kAdapted<mamba_layer_cuda>};
 
 const Kernels kMamba2LayerKernels = {
-    nullptr, kAdapted<mamba2_layer_cuda_workspace>, kAdapted<mamba2_layer_step_cuda>,
-    kAdapted<mamba2_layer_is_step_cuda>, kAdapted<mamba2_layer_cuda>};
+    kAdapted<mamba2_layer_cpu>, kAdapted<mamba2_layer_cuda_workspace>,
+    kAdapted<mamba2_layer_step_cuda>, kAdapted<mamba2_layer_is_step_cuda>,
+    kAdapted<mamba2_layer_cuda>};
 
 }  // namespace mamba_contract

@@ -379,9 +379,9 @@ constexpr Operator kOperators[] = {
     {"GatedRmsNorm", kGatedRmsNormSizes, kGatedRmsNormAttributes, kGatedRmsNormInputs, kGatedRmsNormOutputs,
      sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, true, true, &kGatedRmsNormKernels},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
-     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), false, false, &kMambaLayerKernels},
+     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), true, false, &kMambaLayerKernels},
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
-     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), false, false, &kMamba2LayerKernels},
+     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), true, false, &kMamba2LayerKernels},
 };
 
 }  // namespace mamba_contract

@@ -59,6 +59,14 @@ MAMBA_API mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_p
 MAMBA_API mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params* params,
                                                 mamba_parallel_for parallel_for, void* scheduler);
 
+/* A whole layer of a Mamba language model: hidden + out_proj(scan(...)) of norm(hidden), the nodes
+ * MambaLayer and Mamba2Layer of mamba_export/contract. All tensors are contiguous; projection
+ * weights are (in, out). States and hidden may be the buffers of their results. */
+MAMBA_API mamba_status mamba_layer_cpu(const mamba_layer_params* params,
+                                       mamba_parallel_for parallel_for, void* scheduler);
+MAMBA_API mamba_status mamba2_layer_cpu(const mamba2_layer_params* params,
+                                        mamba_parallel_for parallel_for, void* scheduler);
+
 /* CUDA. Pointers are those of the current device, which stream (a cudaStream_t, NULL for the
  * default one) belongs to. The calls return when the work is queued: they allocate nothing, wait
  * for nothing, and may be captured in a CUDA graph. Several threads may call at once. */
@@ -95,10 +103,8 @@ MAMBA_API const char* mamba_state_space_dual_cuda_form(const mamba_state_space_d
 MAMBA_API mamba_status mamba_gated_rms_norm_cuda(const mamba_gated_rms_norm_params* params,
                                                  void* stream);
 
-/* A whole layer of a Mamba language model: hidden + out_proj(scan(...)) of norm(hidden), the node
- * MambaLayer of mamba_export/contract. All tensors are contiguous; projection weights are
- * (in, out): in_proj_weight has the convolution's columns, then the gate's. epsilon is the norm's.
- * States and hidden may be the buffers of their results. */
+/* A layer of Mamba: in_proj_weight has the convolution's columns, then the gate's; epsilon is the
+ * norm's. */
 
 /* c (rows, columns) = a (rows, depth) b (depth, columns), plus addend where that is not null: laid
  * out as c, and c itself or apart from it. Row-major; b is contiguous, strides are in elements.
@@ -130,7 +136,8 @@ MAMBA_API size_t mamba_layer_cuda_workspace(const mamba_layer_params* params);
 /* The layer in four kernels, which read the weights once at the speed of memory: up to 8 rows. */
 MAMBA_API mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
                                              void* stream);
-/* The layer for any number of rows; multiply (cuBLAS, say) does its large products. */
+/* The layer for any number of rows; multiply (cuBLAS, say) does its products, but for those of few
+ * rows that our own kernels are quicker at. */
 MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                                         void* context, void* workspace, void* stream);
 

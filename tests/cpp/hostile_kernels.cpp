@@ -214,7 +214,7 @@ void try_norm(Random& random) {
   run(random, p, mamba_gated_rms_norm_cpu, tensors);
 }
 
-// The layer runs on GPUs alone: its checks are those of a CPU's code.
+// Tensors of a whole layer are check_kernels' work: here it is what refuses sizes.
 void try_layer(Random& random) {
   mamba_layer_params p = {};
   int64_t* const sizes[] = {&p.batch,   &p.length, &p.d_model, &p.d_inner,
@@ -224,7 +224,10 @@ void try_layer(Random& random) {
   put_dtype(p.hidden_dtype, static_cast<int>(random.between(-1, 4)));
   p.epsilon = random.pick(kNumbers);
   const mamba_status status = mamba::check_sizes(&p);
-  if (status != MAMBA_OK) expect_refusal(status);
+  if (status != MAMBA_OK) {
+    expect_refusal(status);
+    expect_refusal(mamba_layer_cpu(&p, nullptr, nullptr));
+  }
   expect(status != MAMBA_OK || is_number(p.epsilon), "an epsilon that is no number is taken");
   expect_refusal(mamba::check(&p, nullptr));
 }
@@ -240,7 +243,10 @@ void try_layer_of_duality(Random& random) {
   float* const numbers[] = {&p.epsilon, &p.gate_epsilon, &p.dt_min, &p.dt_max};
   for (float* one : numbers) *one = random.pick(kNumbers);
   const mamba_status status = mamba::check_sizes(&p);
-  if (status != MAMBA_OK) expect_refusal(status);
+  if (status != MAMBA_OK) {
+    expect_refusal(status);
+    expect_refusal(mamba2_layer_cpu(&p, nullptr, nullptr));
+  }
   for (float* one : numbers) {
     expect(status != MAMBA_OK || is_number(*one), "an attribute that is no number is taken");
   }
@@ -252,6 +258,8 @@ void try_nulls() {
   expect_refusal(mamba_causal_conv1d_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba_state_space_dual_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba_gated_rms_norm_cpu(nullptr, nullptr, nullptr));
+  expect_refusal(mamba_layer_cpu(nullptr, nullptr, nullptr));
+  expect_refusal(mamba2_layer_cpu(nullptr, nullptr, nullptr));
   expect_refusal(mamba::check(static_cast<const mamba_layer_params*>(nullptr), nullptr));
   expect_refusal(mamba::check(static_cast<const mamba2_layer_params*>(nullptr), nullptr));
 }

@@ -59,6 +59,12 @@ mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params*, mamba_
                                       void*) {
   return MAMBA_INTERNAL;
 }
+mamba_status mamba_layer_cpu(const mamba_layer_params*, mamba_parallel_for, void*) {
+  return MAMBA_INTERNAL;
+}
+mamba_status mamba2_layer_cpu(const mamba2_layer_params*, mamba_parallel_for, void*) {
+  return MAMBA_INTERNAL;
+}
 int mamba_layer_is_step_cuda(const mamba_layer_params*) { return 0; }
 size_t mamba_layer_cuda_workspace(const mamba_layer_params*) { return 0; }
 mamba_status mamba_layer_step_cuda(const mamba_layer_params*, void*, void*) {

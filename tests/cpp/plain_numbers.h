@@ -32,6 +32,7 @@ inline uint32_t to_bits(double value) {
 inline uint16_t to_fp16(double value) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   if (std::isnan(value)) return 0x7e00;
+  if (value == 0) return sign;  // frexp has no exponent for it
   int exponent = 0;
   std::frexp(value, &exponent);
   exponent = std::max(exponent, -13);  // subnormals share the smallest normal numbers' spacing

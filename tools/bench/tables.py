@@ -52,7 +52,8 @@ def _stacked(rows: Sequence[Row]) -> Grid:
                 lines.append([row.what, row.implementation, row.note, ""])
             else:
                 times = ratio(slowest / row.milliseconds)
-                lines.append([row.what, row.implementation, number(row.milliseconds), times])
+                name = f"{row.implementation} ({row.note})" if row.note else row.implementation
+                lines.append([row.what, name, number(row.milliseconds), times])
     return Grid("", ["what", "implementation", "ms", "faster"], lines)
 
 

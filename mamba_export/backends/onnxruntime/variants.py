@@ -46,6 +46,7 @@ def find(option: str) -> Backend | Absent:
         open_model=lambda folder: OrtSession(folder, providers=[provider], native=native),
         open_graph=lambda model: _open_graph(model, provider, native),
         missing_dtypes=_DTYPES_WITHOUT_MODELS.get(provider, {}),
+        exact_products=provider == CPU_PROVIDER,
     )
 
 

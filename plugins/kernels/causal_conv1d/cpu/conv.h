@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/checks.h"
+#include "common/cpu/sequences.h"
 #include "common/cpu/simd.h"
 #include "mamba_kernels.h"
 
@@ -11,68 +12,61 @@ namespace MAMBA_ISA {
 
 constexpr int kConvVectors = 4;  // vectors of channels a task
 
-// Element (channel, k) of the state: the step k - (d_conv - 1) before the walk's first.
+// The state's columns of one vector of channels: columns[k] is the step k - (d_conv - 1) before the
+// walk's first.
 template <typename T>
-static inline float state_at(const mamba_causal_conv1d_params& p, int64_t batch, int64_t channel,
-                             int64_t k) {
-  const typename T::Bits* from = static_cast<const typename T::Bits*>(p.initial_state);
-  return load<T>(from + (batch * p.channels + channel) * (p.d_conv - 1) + k, 1)[0];
-}
-
-// Inputs of one vector of channels at a step of the walk; negative steps lie in the state.
-template <typename T>
-static inline Vec input_at(const mamba_causal_conv1d_params& p, int64_t batch, int64_t step,
-                           int64_t channel, int count) {
-  if (step < 0) {
-    Vec x = {};
-    for (int i = 0; i < count; ++i) x[i] = state_at<T>(p, batch, channel + i, p.d_conv - 1 + step);
-    return x;
+static inline void load_columns(const typename T::Bits* from, int64_t taps, int count,
+                                Vec* columns) {
+  float rows[kLanes * kMaxTaps], lanes[kLanes] = {};
+  widen<T>(from, rows, count * taps);
+  for (int64_t k = 0; k < taps; ++k) {
+    for (int i = 0; i < count; ++i) lanes[i] = rows[i * taps + k];
+    columns[k] = load<Fp32>(lanes, kLanes);
   }
-  const int64_t t = p.reverse ? p.length - 1 - step : step;
-  const typename T::Bits* data = static_cast<const typename T::Bits*>(p.x.data);
-  return load<T>(data + batch * p.x.batch_stride + t * p.x.step_stride + channel, count);
 }
 
 template <typename T>
+static inline void store_columns(const Vec* columns, int64_t taps, int count,
+                                 typename T::Bits* to) {
+  float rows[kLanes * kMaxTaps], lanes[kLanes];
+  for (int64_t k = 0; k < taps; ++k) {
+    store<Fp32>(lanes, columns[k], kLanes);
+    for (int i = 0; i < count; ++i) rows[i * taps + k] = lanes[i];
+  }
+  for (int64_t n = 0; n < count * taps; n += kLanes) {
+    const int64_t left = count * taps - n;
+    const int here = static_cast<int>(left < kLanes ? left : kLanes);
+    store<T>(to + n, load<Fp32>(rows + n, here), here);
+  }
+}
+
+// kTaps: d_conv, whose inputs then stay in registers; 0 for any.
+template <typename T, int kTaps>
 static void conv_vector(const mamba_causal_conv1d_params& p, int64_t batch, int64_t channel,
                         int count) {
-  const int64_t taps = p.d_conv;
-  Vec weight[kMaxTaps] = {};
-  for (int64_t k = 0; k < taps; ++k) {
-    for (int i = 0; i < count; ++i) weight[k][i] = p.weight[(channel + i) * taps + k];
-  }
-  // The last d_conv - 1 inputs and the current one, in a ring.
-  Vec ring[kMaxTaps];
-  for (int64_t k = 0; k < taps - 1; ++k) {
-    ring[k] = input_at<T>(p, batch, k - (taps - 1), channel, count);
-  }
+  const int64_t taps = kTaps ? kTaps : p.d_conv;
+  Vec weight[kTaps ? kTaps : kMaxTaps];
+  load_columns<Fp32>(p.weight + channel * taps, taps, count, weight);
+  // The last d_conv - 1 inputs and the current one, oldest first.
+  Vec inputs[kTaps ? kTaps : kMaxTaps];
+  const int64_t at = (batch * p.channels + channel) * (taps - 1);
+  load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) + at, taps - 1, count,
+                  inputs);
   const Vec bias = load<Fp32>(p.bias + channel, count);
   typename T::Bits* y =
       static_cast<typename T::Bits*>(p.y) + batch * p.length * p.channels + channel;
-  int64_t oldest = 0;
   for (int64_t step = 0; step < p.length; ++step) {
-    int64_t newest = oldest + taps - 1;
-    if (newest >= taps) newest -= taps;
-    ring[newest] = input_at<T>(p, batch, step, channel, count);
+    const int64_t t = walked(p, step);
+    inputs[taps - 1] = load<T>(row<T>(p.x, batch, t) + channel, count);
     Vec out = bias;
-    for (int64_t k = 0; k < taps; ++k) {
-      const int64_t slot = oldest + k >= taps ? oldest + k - taps : oldest + k;
-      out += weight[k] * ring[slot];
-    }
+    for (int64_t k = 0; k < taps; ++k) out += weight[k] * inputs[k];
     if (p.silu) out = silu(out);
-    store<T>(y + (p.reverse ? p.length - 1 - step : step) * p.channels, out, count);
-    oldest = oldest + 1 == taps ? 0 : oldest + 1;
+    store<T>(y + t * p.channels, out, count);
+    for (int64_t k = 0; k < taps - 1; ++k) inputs[k] = inputs[k + 1];
   }
   // Inputs are exact in T, so the state is stored as it came. It may share the initial state's
   // memory: all of that has been read by now, for this task's channels.
-  typename T::Bits* last = static_cast<typename T::Bits*>(p.last_state);
-  for (int64_t k = 0; k < taps - 1; ++k) {
-    const int64_t slot = oldest + k >= taps ? oldest + k - taps : oldest + k;
-    for (int i = 0; i < count; ++i) {
-      Vec one = broadcast(ring[slot][i]);
-      store<T>(last + (batch * p.channels + channel + i) * (taps - 1) + k, one, 1);
-    }
-  }
+  store_columns<T>(inputs, taps - 1, count, static_cast<typename T::Bits*>(p.last_state) + at);
 }
 
 static size_t conv_tasks(const mamba_causal_conv1d_params& p) {
@@ -88,8 +82,12 @@ static void conv_task(const mamba_causal_conv1d_params& p, size_t task) {
   const int64_t first = static_cast<int64_t>(task) % blocks * size;
   const int64_t end = first + size < p.channels ? first + size : p.channels;
   for (int64_t channel = first; channel < end; channel += kLanes) {
-    conv_vector<T>(p, batch, channel,
-                   static_cast<int>(end - channel < kLanes ? end - channel : kLanes));
+    const int count = static_cast<int>(end - channel < kLanes ? end - channel : kLanes);
+    if (p.d_conv == 4) {  // that of published models
+      conv_vector<T, 4>(p, batch, channel, count);
+    } else {
+      conv_vector<T, 0>(p, batch, channel, count);
+    }
   }
 }
 

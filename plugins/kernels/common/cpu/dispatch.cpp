@@ -4,6 +4,7 @@
 
 #include "common/checks.h"
 #include "common/cpu/kernels.h"
+#include "common/cpu/threads.h"
 #include "common/errors.h"
 #include "common/sizes.h"
 
@@ -19,27 +20,13 @@ const mamba::CpuKernels& pick() {
   }
 #endif
 #if defined(MAMBA_HAVE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return mamba::kAvx2Kernels;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return mamba::kAvx2Kernels;
+  }
 #endif
 #endif
   return mamba::kBaselineKernels;
-}
-
-const mamba::CpuKernels& kernels() {
-  static const mamba::CpuKernels& picked = pick();
-  return picked;
-}
-
-// Work (numbers of state times steps) below which waking threads costs more than it saves.
-constexpr int64_t kWorthThreads = 1 << 15;
-
-void run(size_t tasks, void (*task)(void*, size_t), void* params, int64_t work,
-         mamba_parallel_for parallel_for, void* scheduler) {
-  if (parallel_for && tasks > 1 && work >= kWorthThreads) {
-    parallel_for(scheduler, tasks, task, params);
-    return;
-  }
-  for (size_t i = 0; i < tasks; ++i) task(params, i);
 }
 
 mamba_status no_memory(const char* op, int64_t bytes, int64_t d_state) {
@@ -50,35 +37,47 @@ mamba_status no_memory(const char* op, int64_t bytes, int64_t d_state) {
 
 }  // namespace
 
+namespace mamba {
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& picked = pick();
+  return picked;
+}
+
+}  // namespace mamba
+
 extern "C" {
 
-const char* mamba_cpu_instruction_set(void) { return kernels().name; }
+const char* mamba_cpu_instruction_set(void) { return mamba::cpu_kernels().name; }
 
 mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params* params,
                                       mamba_parallel_for parallel_for, void* scheduler) {
+  const mamba::Threads threads = {parallel_for, scheduler};
   if (mamba_status bad = mamba::check(params)) return bad;
   const mamba_selective_scan_params& p = *params;
   const int64_t work = mamba::product(p.batch, p.length, p.d_inner, p.d_state);
   mamba::ScanCall call = {p, 0};
-  run(kernels().scan_tasks(p), kernels().scan_task, &call, work, parallel_for, scheduler);
+  threads.run(mamba::cpu_kernels().scan_tasks(p), mamba::cpu_kernels().scan_task, &call, work);
   if (!call.lacks_memory) return MAMBA_OK;
-  return no_memory("selective_scan", kernels().scan_scratch_bytes(p), p.d_state);
+  return no_memory("selective_scan", mamba::cpu_kernels().scan_scratch_bytes(p), p.d_state);
 }
 
 mamba_status mamba_causal_conv1d_cpu(const mamba_causal_conv1d_params* params,
                                      mamba_parallel_for parallel_for, void* scheduler) {
+  const mamba::Threads threads = {parallel_for, scheduler};
   if (mamba_status bad = mamba::check(params)) return bad;
   mamba_causal_conv1d_params p = *params;
   const int64_t work = mamba::product(p.batch, p.length, p.channels, p.d_conv);
-  run(kernels().conv_tasks(p), kernels().conv_task, &p, work, parallel_for, scheduler);
+  threads.run(mamba::cpu_kernels().conv_tasks(p), mamba::cpu_kernels().conv_task, &p, work);
   return MAMBA_OK;
 }
 
 mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params* params,
                                         mamba_parallel_for parallel_for, void* scheduler) {
+  const mamba::Threads threads = {parallel_for, scheduler};
   constexpr char kName[] = "state_space_dual";
   if (mamba_status bad = mamba::check(params)) return bad;
-  const mamba::CpuKernels& k = kernels();
+  const mamba::CpuKernels& k = mamba::cpu_kernels();
   const mamba_state_space_dual_params& p = *params;
   const int64_t work = mamba::product(p.batch, p.length, p.heads, p.head_dim, p.d_state);
   mamba::DualCall call = {p, nullptr, 0};
@@ -91,19 +90,20 @@ mamba_status mamba_state_space_dual_cpu(const mamba_state_space_dual_params* par
                          "parts of the sequence",
                          kName, static_cast<long long>(bytes));
     }
-    run(k.dual_score_tasks(p), k.dual_score_task, &call, work, parallel_for, scheduler);
+    threads.run(k.dual_score_tasks(p), k.dual_score_task, &call, work);
   }
-  if (!call.lacks_memory) run(k.dual_tasks(p), k.dual_task, &call, work, parallel_for, scheduler);
+  if (!call.lacks_memory) threads.run(k.dual_tasks(p), k.dual_task, &call, work);
   free(call.scores);
   return call.lacks_memory ? no_memory(kName, k.dual_scratch_bytes(p), p.d_state) : MAMBA_OK;
 }
 
 mamba_status mamba_gated_rms_norm_cpu(const mamba_gated_rms_norm_params* params,
                                       mamba_parallel_for parallel_for, void* scheduler) {
+  const mamba::Threads threads = {parallel_for, scheduler};
   if (mamba_status bad = mamba::check(params)) return bad;
   mamba_gated_rms_norm_params p = *params;
   const int64_t work = mamba::product(p.batch, p.length, p.groups, p.group_width);
-  run(kernels().norm_tasks(p), kernels().norm_task, &p, work, parallel_for, scheduler);
+  threads.run(mamba::cpu_kernels().norm_tasks(p), mamba::cpu_kernels().norm_task, &p, work);
   return MAMBA_OK;
 }
 

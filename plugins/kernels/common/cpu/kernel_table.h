@@ -4,6 +4,8 @@
 #include "causal_conv1d/cpu/conv.h"
 #include "common/cpu/kernels.h"
 #include "gated_rms_norm/cpu/norm.h"
+#include "layer/cpu/product.h"
+#include "layer/cpu/row_norm.h"
 #include "selective_scan/cpu/scan.h"
 #include "state_space_dual/cpu/dual.h"
 
@@ -24,7 +26,15 @@ constexpr CpuKernels kernel_table(const char* name) {
           dual_scratch_bytes,
           run_dual_task,
           norm_tasks,
-          run_norm_task};
+          run_norm_task,
+          row_norm_tasks,
+          run_row_norm_task,
+          product_scratch_bytes,
+          product_task_bytes,
+          product_first_tasks,
+          run_product_first_task,
+          product_second_tasks,
+          run_product_second_task};
 }
 
 }  // namespace MAMBA_ISA

@@ -13,6 +13,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace mamba {
 namespace MAMBA_ISA {
@@ -50,9 +53,22 @@ struct Bf16 {
   }
 };
 
+#if defined(__F16C__) || defined(__AVX512F__)
+constexpr int kToNearest = _MM_FROUND_TO_NEAREST_INT;  // ties to even, whatever the thread's mode
+#endif
+
 struct Fp16 {
   typedef uint16_t Bits;
   typedef VecH Packed;
+#if defined(__AVX512F__) && MAMBA_LANES == 16
+  static inline Vec widen(VecH x) { return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)x); }
+  static inline VecH narrow(Vec x) {
+    return (VecH)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, kToNearest);
+  }
+#elif defined(__F16C__) && MAMBA_LANES == 8
+  static inline Vec widen(VecH x) { return (Vec)_mm256_cvtph_ps((__m128i)x); }
+  static inline VecH narrow(Vec x) { return (VecH)_mm256_cvtps_ph((__m256)x, kToNearest); }
+#else
   static inline Vec widen(VecH x) {
     const VecU half = __builtin_convertvector(x, VecU);
     const VecU sign = (half & 0x8000) << 16;
@@ -78,6 +94,7 @@ struct Fp16 {
     half = (VecU)select((VecI)(magnitude >= 0x47800000), (Vec)over, (Vec)half);
     return __builtin_convertvector(half | (sign >> 16), VecH);
   }
+#endif
 };
 
 // The first `count` (at most kLanes) elements at `from`, widened; lanes beyond are zero.
@@ -104,8 +121,8 @@ static inline void store(typename T::Bits* to, Vec x, int count) {
 
 // exp(x): range reduction to |r| <= ln(2)/2 and a polynomial of degree 6 (the coefficients of
 // Cephes' expf), within 2 units in the last place. Saturates instead of overflowing or becoming
-// subnormal; NaN stays.
-static inline Vec exp(Vec x) {
+// subnormal; NaN stays. Left alone, compilers call it.
+__attribute__((always_inline)) static inline Vec exp(Vec x) {
   x = select((VecI)(x < -87.0f), broadcast(-87.0f), x);
   x = select((VecI)(x > 88.0f), broadcast(88.0f), x);
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.

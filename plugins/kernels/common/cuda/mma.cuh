@@ -65,25 +65,33 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Four tiles of 8 by 8 numbers of 16 bits: lane i gives the address of row i % 8 of tile i / 8, and
-// gets of each tile the pair (row, column) = (lane / 4, lane % 4 * 2 + {0, 1}).
-__device__ __forceinline__ void load_tiles(const void* row, uint32_t (&tiles)[4]) {
+// Four tiles of 8 by 8 numbers of 16 bits: lane i gives the address, in shared memory, of row i % 8
+// of tile i / 8, and gets of each tile the pair (row, column) = (lane / 4, lane % 4 * 2 + {0, 1}).
+__device__ __forceinline__ void load_tiles(uint32_t row, uint32_t (&tiles)[4]) {
 #ifdef MAMBA_HAVE_MMA
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 #endif
 }
 
 // The same of transposed tiles: the pair is (column, row).
-__device__ __forceinline__ void load_tiles_transposed(const void* row, uint32_t (&tiles)[4]) {
+__device__ __forceinline__ void load_tiles_transposed(uint32_t row, uint32_t (&tiles)[4]) {
 #ifdef MAMBA_HAVE_MMA
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 #endif
+}
+
+// A tile of 8 by 8 numbers of 16 bits, of which each lane has a pair as above, transposed.
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+#ifdef MAMBA_HAVE_MMA
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pair));
+#endif
+  return pair;
 }
 
 // Queues a copy of 16 bytes to shared memory, of zeros where nothing exists there.
@@ -92,6 +100,19 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool exis
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(exists ? 16 : 0)
                : "memory");
+#endif
+}
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void commit_copies() {
+#ifdef MAMBA_HAVE_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for this thread's groups but the last Count.
+template <int Count>
+__device__ __forceinline__ void wait_for_copies_but() {
+#ifdef MAMBA_HAVE_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(Count) : "memory");
 #endif
 }
 // Waits for this thread's copies.

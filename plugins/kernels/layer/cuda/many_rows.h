@@ -1,32 +1,13 @@
-// What the forms for many rows share: a workspace in parts, and the products, which the caller does
-// where there are many rows.
+// The products of the forms for many rows, which the caller does where there are many rows.
 #pragma once
 
-#include "common/checks.h"
 #include "common/cuda/status.h"
 #include "common/errors.h"
 #include "layer/cuda/skinny_product.cuh"
+#include "layer/parts.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
-
-inline int64_t element_bytes(mamba_dtype dtype) { return dtype == MAMBA_FP32 ? 4 : 2; }
-
-// Hands out the parts of a workspace; with a null start it only adds them up.
-class Parts {
- public:
-  explicit Parts(void* start) : start_(static_cast<char*>(start)) {}
-  void* take(int64_t bytes) {
-    void* part = start_ ? start_ + used_ : nullptr;
-    used_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
-    return part;
-  }
-  size_t used() const { return static_cast<size_t>(used_); }
-
- private:
-  char* start_;
-  int64_t used_ = 0;
-};
 
 // A large product: a (rows, depth), with a_stride numbers from row to row, times b.
 struct Factors {
@@ -49,6 +30,22 @@ struct Products {
   // c (rows, columns) = the product, plus addend unless that is null.
   mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype,
                           const void* addend = nullptr) const {
+    const mamba_product g = describe(f, c, c_dtype, addend);
+    if (skinny_product_fits(g)) return run_skinny(g, nullptr);
+    return run(g);
+  }
+
+  // The product, and the convolution of some columns of c, which are not to be read after that.
+  mamba_status with_convolution(const Factors& f, void* c,
+                                const mamba_causal_conv1d_params& conv) const {
+    const mamba_product g = describe(f, c, dtype, nullptr);
+    if (skinny_product_fits(g) && skinny_convolution_fits(conv)) return run_skinny(g, &conv);
+    if (mamba_status bad = (*this)(f, c, dtype)) return bad;
+    return mamba_causal_conv1d_cuda(&conv, stream);
+  }
+
+ private:
+  mamba_product describe(const Factors& f, void* c, mamba_dtype c_dtype, const void* addend) const {
     mamba_product g = {};
     g.rows = rows;
     g.columns = f.columns;
@@ -61,10 +58,15 @@ struct Products {
     g.addend = addend;
     g.c = c;
     g.c_stride = f.columns;
-    if (skinny_product_fits(g)) {
-      const auto queue = static_cast<cudaStream_t>(stream);
-      return status_of(layer, launch_skinny_product(g, constant_weights, queue));
-    }
+    return g;
+  }
+
+  mamba_status run_skinny(const mamba_product& g, const mamba_causal_conv1d_params* conv) const {
+    const auto queue = static_cast<cudaStream_t>(stream);
+    return status_of(layer, launch_skinny_product(g, constant_weights, conv, queue));
+  }
+
+  mamba_status run(const mamba_product& g) const {
     const int error = multiply(context, &g, stream);
     if (error == 0) return MAMBA_OK;
     return fail(MAMBA_CUDA_ERROR, "%s: a product (%lld, %lld) x (%lld, %lld) failed: error %d",
@@ -72,12 +74,5 @@ struct Products {
                 static_cast<long long>(g.depth), static_cast<long long>(g.columns), error);
   }
 };
-
-// Channels from `first` on of rows of `stride` numbers, `length` of them a sequence.
-inline mamba_sequence slice(const void* data, int64_t first, int64_t stride, int64_t length,
-                            mamba_dtype dtype) {
-  const char* start = static_cast<const char*>(data) + first * element_bytes(dtype);
-  return {start, length * stride, stride};
-}
 
 }  // namespace mamba

@@ -12,28 +12,14 @@
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "layer/cuda/step.cuh"
+#include "mamba2_layer/columns.h"
 
 namespace mamba {
 namespace {
 
 constexpr char kName[] = "mamba2_layer";
 
-// Where the columns of in_proj begin, and how many there are: z, x, B, C, dt.
-struct Columns {
-  int64_t x, B, C, dt, all;
-  int64_t heads, d_inner, channels;  // channels: of the convolution, over x, B and C
-
-  explicit Columns(const mamba2_layer_params& p) {
-    heads = p.n_groups * p.group_heads;
-    d_inner = heads * p.head_dim;
-    x = d_inner;
-    B = x + d_inner;
-    C = B + p.n_groups * p.d_state;
-    dt = C + p.n_groups * p.d_state;
-    all = dt + heads;
-    channels = dt - x;
-  }
-};
+using Columns = Mamba2Columns;
 
 // From x, B and C, which may be elsewhere than z and dt.
 struct Dual {
@@ -169,9 +155,9 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
+    bad = product_.with_convolution({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_,
+                                    convolution());
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
     const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
     if ((bad = normalise())) return bad;
@@ -180,7 +166,7 @@ class ManyRows {
   }
 
  private:
-  mamba_status convolve() const {
+  mamba_causal_conv1d_params convolution() const {
     mamba_causal_conv1d_params c = {};
     c.batch = p_.batch;
     c.length = p_.length;
@@ -194,7 +180,7 @@ class ManyRows {
     c.initial_state = p_.conv_state;
     c.y = mixed_;
     c.last_state = p_.last_conv_state;
-    return mamba_causal_conv1d_cuda(&c, stream_);
+    return c;
   }
 
   mamba_status normalise() const {
@@ -272,8 +258,12 @@ int mamba2_layer_is_step_cuda(const mamba2_layer_params* params) {
 
 const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int architecture) {
   if (mamba::check_sizes(params)) return "";
-  const mamba::ManyRows rows(*params, nullptr, nullptr, nullptr, nullptr);
-  const mamba_state_space_dual_params dual = rows.dual();
+  // The step's columns lie elsewhere than those of many rows, and may be aligned otherwise.
+  const bool has_few_rows = params->batch * params->length <= mamba::kMaxStepRows;
+  const mamba_state_space_dual_params dual =
+      has_few_rows
+          ? mamba::describe_dual(*params, mamba::describe_step(*params, nullptr, false).dual)
+          : mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).dual();
   return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
 

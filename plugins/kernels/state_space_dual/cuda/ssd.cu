@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/sizes.h"
 #include "state_space_dual/cuda/ssd.cuh"
 
@@ -16,13 +17,28 @@ __global__ void chain_parts(const __grid_constant__ mamba_state_space_dual_param
   const int64_t heads = p.batch * p.heads, of_head = p.head_dim * p.d_state;
   const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (index >= heads * of_head) return;
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   float h = load_state<T>(p, index);
-  for (int i = 0; i < parts.count; ++i) {
-    float& slot = parts.states[i * heads * of_head + index];
-    const bool is_last = i + 1 == parts.count;  // which left no state
-    const float own = is_last ? 0.f : slot;
-    slot = h;
-    if (!is_last) h = exp2_fast(parts.decays[i * heads + index / of_head]) * h + own;
+  float* slots = parts.states + index;
+  const float* decays = parts.decays + index / of_head;
+  const int64_t apart = heads * of_head;
+  const int last = parts.count - 1;  // which left no state
+  // One at a time these would be as many ways to memory and back.
+  constexpr int kAtOnce = 8;
+  for (int first = 0; first < parts.count; first += kAtOnce) {
+    float own[kAtOnce], decay[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k;
+      own[k] = i < last ? slots[i * apart] : 0.f;
+      decay[k] = i < last ? decays[i * heads] : 0.f;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k <= last) slots[(first + k) * apart] = h;
+      h = exp2_fast(decay[k]) * h + own[k];
+    }
   }
 }
 
@@ -32,10 +48,9 @@ cudaError_t launch_chain(const mamba_state_space_dual_params& p, const SsdParts&
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr int kThreads = 128;
     const int64_t states = p.batch * p.heads * p.head_dim * p.d_state;
-    chain_parts<T>
-        <<<static_cast<unsigned>((states + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p,
-                                                                                             parts);
-    return cudaGetLastError();
+    const dim3 blocks(static_cast<unsigned>((states + kThreads - 1) / kThreads));
+    return launch_overlapping(chain_parts<T>, blocks, dim3(kThreads), 0, stream,
+                              current_gpu().major >= 9, p, parts);
   });
 }
 

@@ -14,6 +14,7 @@
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "common/sizes.h"
 #include "state_space_dual/cuda/ssd_decay.cuh"
@@ -42,6 +43,16 @@ struct SharedTile {
   __device__ __forceinline__ T* vector(unsigned row, unsigned index) {
     return numbers + (row * kVectors + (index ^ (row / kPeriod % kGroup))) * kVector;
   }
+
+  // The address of a vector that lies `pairs` pairs of vectors and `rows` rows, a multiple of 8,
+  // from one of a row's first two: constants cost next to nothing here.
+  static __device__ __forceinline__ uint32_t apart(uint32_t from, unsigned pairs, unsigned rows) {
+    static_assert(kGroup != 4);
+    constexpr unsigned kPair = 2 * kVector * sizeof(T), kPairs = kGroup == 8 ? 4 : 1;
+    // Within a group places are exchanged, which is an exclusive or of addresses too.
+    return (from ^ pairs % kPairs * kPair) + pairs / kPairs * kPairs * kPair +
+           rows * kVectors * kVector * unsigned{sizeof(T)};
+  }
 };
 
 template <typename T, typename S>
@@ -68,29 +79,39 @@ class Chunks {
   __device__ __forceinline__ Chunks(const mamba_state_space_dual_params& p, const SsdParts& parts,
                                     Shared<T, S>& shared)
       : p_(p), parts_(parts), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
-    const int64_t tiles = (p.head_dim + S::kRows - 1) / S::kRows;
-    int64_t index = blockIdx.x;
+    const auto tiles = static_cast<unsigned>((p.head_dim + S::kRows - 1) / S::kRows);
+    // The grid is of 32 bits, and so is every factor of it: their divisions are short.
+    const auto heads = static_cast<unsigned>(p.heads), batch = static_cast<unsigned>(p.batch);
+    unsigned index = blockIdx.x;
     at_.channel = index % tiles * S::kRows;
     index /= tiles;
-    at_.head = index % p.heads;
-    index /= p.heads;
-    at_.batch = index % p.batch;
-    at_.part = static_cast<int>(index / p.batch);
-    at_.group = at_.head / (p.heads / p.n_groups);
+    const unsigned head = index % heads;
+    at_.head = head;
+    index /= heads;
+    at_.batch = index % batch;
+    at_.part = static_cast<int>(index / batch);
+    at_.group = head / (heads / static_cast<unsigned>(p.n_groups));
     at_.begin = at_.part * parts.part_length;
     at_.end = at_.begin + parts.part_length < p.length ? at_.begin + parts.part_length : p.length;
     rows_ = static_cast<int>(p.head_dim - at_.channel < S::kRows ? p.head_dim - at_.channel
                                                                  : int64_t{S::kRows});
+    if (parts.pass == kSsdStates) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (row_of(half) < rows_) skip_[half] = skip_at(p, at_.head, at_.channel + row_of(half));
+    }
   }
 
   __device__ __forceinline__ void run() {
     const bool has_outputs = parts_.pass != kSsdStates;
     const float A = p_.A[at_.head], bias = p_.dt_bias[at_.head];
+    let_next_kernel_start();
     load_chunk(at_.begin, has_outputs);
     if (warp_ == 0) {
       const SsdRawSteps raw = read_ssd_steps<T>(p_, at_.batch, at_.head, at_.begin, at_.end);
       prepare_ssd_decays<T>(p_, raw, A, bias, shared_.decays[0]);
     }
+    if (parts_.pass == kSsdOutputs) wait_for_earlier_kernels();
     load_states();
     float whole_decay = 0.f;
     int chunk = 0;
@@ -99,6 +120,7 @@ class Chunks {
       const SsdDecays& decays = shared_.decays[chunk % 2];
       // The warps take turns; what one reads is under way while it computes this chunk.
       const bool prepares = warp_ == (chunk + 1) % S::kWarps && next < at_.end;
+      if (next < at_.end) prefetch_x(next);
       SsdRawSteps raw = {};
       if (prepares) raw = read_ssd_steps<T>(p_, at_.batch, at_.head, next, at_.end);
       wait_for_copies();
@@ -122,12 +144,22 @@ class Chunks {
   }
 
  private:
+  using StatesTile = SharedTile<T, S::kStates>;
+
   // Queues the copies of a chunk; what does not exist is 0.
   __device__ __forceinline__ void load_chunk(int64_t begin, bool has_outputs) {
     const int64_t states = at_.group * p_.d_state;
     copy_rows(shared_.B, p_.B, begin, states, static_cast<int>(p_.d_state));
     if (has_outputs) copy_rows(shared_.C, p_.C, begin, states, static_cast<int>(p_.d_state));
     copy_rows(shared_.X, p_.x, begin, at_.head * p_.head_dim + at_.channel, rows_);
+  }
+
+  // Brings x of a chunk into the L2 cache, where other heads of the group bring B and C anyway.
+  __device__ __forceinline__ void prefetch_x(int64_t begin) const {
+    const int step = threadIdx.x;
+    if (step >= steps_from(begin)) return;
+    const T* x = row<T>(p_.x, at_.batch, walked(p_, begin + step));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(x + at_.head * p_.head_dim + at_.channel));
   }
 
   // Steps of a chunk that exist.
@@ -194,32 +226,37 @@ class Chunks {
 #pragma unroll
       for (int i = 0; i < 4; ++i) h_[t][i] = 0.f;
     }
-    if (parts_.pass == kSsdWhole) {
-      visit_states([&](int64_t index, float& first, float& second) {
-        first = load_state<T>(p_, index);
-        second = load_state<T>(p_, index + 1);
-      });
-    } else if (parts_.pass == kSsdOutputs) {
-      const float* states = part_states();
-      visit_states([&](int64_t index, float& first, float& second) {
-        const float2 two = *reinterpret_cast<const float2*>(states + index);
-        first = two.x;
-        second = two.y;
-      });
+    if (parts_.pass == kSsdOutputs) {
+      load_from(part_states());
+    } else if (parts_.pass == kSsdWhole && p_.initial_state) {
+      p_.initial_state_dtype == MAMBA_FP32 ? load_from(static_cast<const float*>(p_.initial_state))
+                                           : load_from(static_cast<const T*>(p_.initial_state));
     }
+  }
+
+  template <typename R>
+  __device__ __forceinline__ void load_from(const R* states) {
+    visit_states([&](int64_t index, float& first, float& second) {
+      const auto two = *reinterpret_cast<const Pack<R, 2>*>(states + index);
+      first = to_float(two.values[0]);
+      second = to_float(two.values[1]);
+    });
+  }
+
+  template <typename R>
+  __device__ __forceinline__ void store_to(R* states) {
+    visit_states([&](int64_t index, float first, float second) {
+      const Pack<R, 2> two = {{from_float<R>(first), from_float<R>(second)}};
+      *reinterpret_cast<Pack<R, 2>*>(states + index) = two;
+    });
   }
 
   __device__ __forceinline__ void store_states() {
     if (parts_.pass == kSsdStates) {
-      float* states = part_states();
-      visit_states([&](int64_t index, float first, float second) {
-        *reinterpret_cast<float2*>(states + index) = make_float2(first, second);
-      });
+      store_to(part_states());
     } else if (parts_.pass == kSsdWhole || at_.part == parts_.count - 1) {
-      visit_states([&](int64_t index, float first, float second) {
-        store_state<T>(p_, index, first);
-        store_state<T>(p_, index + 1, second);
-      });
+      p_.initial_state_dtype == MAMBA_FP32 ? store_to(static_cast<float*>(p_.last_state))
+                                           : store_to(static_cast<T*>(p_.last_state));
     }
   }
 
@@ -251,6 +288,8 @@ class Chunks {
     load_x(x);
     __syncwarp();  // before Y takes the place of X
     const float undone = 1.f / scale, grown = 1.f / shrunk, rescale = grown * scale;
+    using M_tile = SharedTile<T, kChunk>;
+    const uint32_t M_row = shared_address(shared_.M.vector(right_row(), right_vector()));
 #pragma unroll
     for (int t = 0; t < kChunk / 8; ++t) {
       const float2 decay = two_at(decays.from_chunk, state_of(t));
@@ -265,24 +304,21 @@ class Chunks {
 #pragma unroll
       for (int j = 0; j <= i; ++j) {
         uint32_t right[4];
-        load_tiles(shared_.M.vector(i * 16 + right_row(), j * 2 + right_vector()), right);
+        load_tiles(M_tile::apart(M_row, j, i * 16), right);
         multiply_add<T>(y[i * 2], x[j], right[0], right[1]);
         multiply_add<T>(y[i * 2 + 1], x[j], right[2], right[3]);
       }
     }
-    float skip[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      skip[half] = row_of(half) < rows_ ? skip_at(p_, at_.head, at_.channel + row_of(half)) : 0.f;
-    }
+      T* to = shared_.X.vector(lane_ / 4, warp_ * 2 + half) + lane_ % 4 * 2;
 #pragma unroll
-    for (int t = 0; t < kChunk / 8; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int t = 0; t < kChunk / 8; ++t) {
         // A fragment of X^T holds x where one of Y^T holds y.
         const float2 own = unpack_two<T>(x[t / 2][t % 2 * 2 + half]);
-        put_y(state_of(t), row_of(half), y[t][half * 2] * undone + skip[half] * own.x);
-        put_y(state_of(t) + 1, row_of(half), y[t][half * 2 + 1] * undone + skip[half] * own.y);
+        const uint32_t two = pack_two<T>(y[t][half * 2] * undone + skip_[half] * own.x,
+                                         y[t][half * 2 + 1] * undone + skip_[half] * own.y);
+        *reinterpret_cast<uint32_t*>(to + t * 8 * S::kRows) = transposed(two);
       }
     }
     __syncwarp();
@@ -321,6 +357,7 @@ class Chunks {
 
   // y = h C^T.
   __device__ __forceinline__ void multiply_states(float (&y)[kChunk / 8][4]) {
+    const uint32_t C_row = shared_address(shared_.C.vector(right_row(), right_vector()));
 #pragma unroll
     for (int n = 0; n < S::kStates / 16; ++n) {
       const uint32_t left[4] = {pack_two<T>(h_[n * 2][0], h_[n * 2][1]),
@@ -330,7 +367,7 @@ class Chunks {
 #pragma unroll
       for (int i = 0; i < kSsdChunkBlocks; ++i) {
         uint32_t right[4];
-        load_tiles(shared_.C.vector(i * 16 + right_row(), n * 2 + right_vector()), right);
+        load_tiles(StatesTile::apart(C_row, n, i * 16), right);
         multiply_add<T>(y[i * 2], left, right[0], right[1]);
         multiply_add<T>(y[i * 2 + 1], left, right[2], right[3]);
       }
@@ -347,12 +384,14 @@ class Chunks {
       const int tile = warp_ + k * S::kWarps;
       if (tile >= kTriangle) break;
       const int i = tile_row(tile), j = tile - i * (i + 1) / 2;
+      const uint32_t C_row = shared_address(shared_.C.vector(i * 16 + lane_ % 16, lane_ / 16));
+      const uint32_t B_row = shared_address(shared_.B.vector(j * 16 + right_row(), right_vector()));
       float scores[2][4] = {};
 #pragma unroll
       for (int n = 0; n < S::kStates / 16; ++n) {
         uint32_t left[4], right[4];
-        load_tiles(shared_.C.vector(i * 16 + lane_ % 16, n * 2 + lane_ / 16), left);
-        load_tiles(shared_.B.vector(j * 16 + right_row(), n * 2 + right_vector()), right);
+        load_tiles(StatesTile::apart(C_row, n, 0), left);
+        load_tiles(StatesTile::apart(B_row, n, 0), right);
         multiply_add<T>(scores[0], left, right[0], right[1]);
         multiply_add<T>(scores[1], left, right[2], right[3]);
       }
@@ -407,17 +446,20 @@ class Chunks {
 
   // X^T of this warp's channels: a fragment for each 16 steps.
   __device__ __forceinline__ void load_x(uint32_t (&x)[kSsdChunkBlocks][4]) {
+    const uint32_t X_row =
+        shared_address(shared_.X.vector(right_row(), warp_ * 2 + right_vector()));
 #pragma unroll
     for (int j = 0; j < kSsdChunkBlocks; ++j) {
-      load_tiles_transposed(
-          shared_.X.vector(j * 16 + lane_ % 8 + lane_ / 16 * 8, warp_ * 2 + lane_ / 8 % 2), x[j]);
+      load_tiles_transposed(SharedTile<T, S::kRows>::apart(X_row, 0, j * 16), x[j]);
     }
   }
 
   // h = decay h + (weighted X)^T B, where h had been made smaller by 1 / grown.
   __device__ __forceinline__ void update(const SsdDecays& decays, float grown,
                                          uint32_t (&x)[kSsdChunkBlocks][4]) {
-    const float decay = exp2_fast(decays.whole) * grown / decays.scale;
+    const float scale = std::is_same_v<T, __half> ? decays.scale : 1.f;
+    const float decay = exp2_fast(decays.whole) * grown / scale;
+    const uint32_t B_row = shared_address(shared_.B.vector(lane_ % 16, lane_ / 16));
 #pragma unroll
     for (int t = 0; t < S::kStates / 8; ++t) {
 #pragma unroll
@@ -438,21 +480,19 @@ class Chunks {
 #pragma unroll
       for (int n = 0; n < S::kStates / 16; ++n) {
         uint32_t right[4];
-        load_tiles_transposed(shared_.B.vector(j * 16 + lane_ % 16, n * 2 + lane_ / 16), right);
+        load_tiles_transposed(StatesTile::apart(B_row, n, j * 16), right);
         multiply_add<T>(h_[n * 2], x[j], right[0], right[1]);
         multiply_add<T>(h_[n * 2 + 1], x[j], right[2], right[3]);
       }
     }
-    if (decays.scale == 1.f) return;
+    if constexpr (std::is_same_v<T, __half>) {
+      if (scale == 1.f) return;
 #pragma unroll
-    for (int t = 0; t < S::kStates / 8; ++t) {
+      for (int t = 0; t < S::kStates / 8; ++t) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) h_[t][i] *= decays.scale;
+        for (int i = 0; i < 4; ++i) h_[t][i] *= scale;
+      }
     }
-  }
-
-  __device__ __forceinline__ void put_y(int step, int channel, float value) {
-    shared_.X.vector(step, channel / kVector)[channel % kVector] = from_float<T>(value);
   }
 
   // The gate, and y to memory, 16 bytes at a time; a warp stores what it put.
@@ -488,6 +528,7 @@ class Chunks {
   const unsigned warp_, lane_;
   Place at_;
   int rows_;                    // channels of the block that exist
+  float skip_[2] = {};          // of this lane's channels
   float h_[S::kStates / 8][4];  // of this warp's 16 channels
 };
 
@@ -514,8 +555,10 @@ cudaError_t launch(const mamba_state_space_dual_params& p, const SsdParts& parts
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
     return error;
   }
-  kernel<<<static_cast<unsigned>(blocks), S::kThreads, kBytes, stream>>>(p, parts);
-  return cudaGetLastError();
+  // Over a part its first chunk is on its way while the states before it are still computed.
+  const bool overlaps = parts.pass == kSsdOutputs && current_gpu().major >= 9;
+  return launch_overlapping(kernel, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads), kBytes,
+                            stream, overlaps, p, parts);
 }
 
 template <typename T, int Rows>
@@ -541,7 +584,8 @@ bool ssd_mma_fits(const mamba_state_space_dual_params& p, const Gpu& gpu) {
          p.d_state <= kMostSsdTileStates && p.d_state % kVector == 0 && p.head_dim % kVector == 0 &&
          rows_aligned<16>(p.x, kBytes) && rows_aligned<16>(p.B, kBytes) &&
          rows_aligned<16>(p.C, kBytes) && is_aligned<16>(p.y, 0, kBytes) &&
-         (!p.z.data || rows_aligned<16>(p.z, kBytes));
+         (!p.z.data || rows_aligned<16>(p.z, kBytes)) &&
+         is_aligned<16>(p.initial_state, 0, kBytes) && is_aligned<16>(p.last_state, 0, kBytes);
 }
 
 cudaError_t launch_ssd_mma(const mamba_state_space_dual_params& p, const SsdParts& parts,

@@ -11,7 +11,7 @@ namespace mamba {
 
 constexpr int64_t kSsdRows = 64;   // of head_dim that a block has, about
 constexpr int64_t kSsdChunk = 64;  // steps
-constexpr int64_t kShortestSsdPart = 2 * kSsdChunk;
+constexpr int64_t kShortestSsdPart = kSsdChunk;
 constexpr int64_t kMostSsdBlocks = 512;  // that a split makes, on the largest GPU
 
 // Blocks of a pass over a length that is not split.

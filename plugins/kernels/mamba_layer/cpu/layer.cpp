@@ -1,0 +1,110 @@
+// A whole layer on a CPU: its operators one after the other, over parts of one workspace.
+#include <algorithm>
+
+#include "common/checks.h"
+#include "layer/cpu/parts.h"
+
+namespace mamba {
+namespace {
+
+class Layer {
+ public:
+  // With a null workspace it only adds up the bytes.
+  Layer(const mamba_layer_params& params, const Threads& threads, void* workspace)
+      : p_(params),
+        width_(params.dt_rank + 2 * params.d_state),
+        on_cpu_{"layer",      params.batch * params.length, params.d_model,
+                params.dtype, params.hidden_dtype,          threads} {
+    const int64_t row = on_cpu_.rows * element_bytes(p_.dtype);
+    Parts parts(workspace);
+    xz_ = parts.take(row * 2 * p_.d_inner);
+    u_ = parts.take(row * p_.d_inner);
+    projected_ = parts.take(row * width_);
+    delta_ = parts.take(row * p_.d_inner);
+    y_ = parts.take(row * std::max(p_.d_inner, p_.d_model));
+    x_ = y_;  // read by in_proj alone, long before the scan writes y
+    scratch_ = parts.take(std::max({on_cpu_.product_bytes(p_.d_model, 2 * p_.d_inner),
+                                    on_cpu_.product_bytes(p_.d_inner, width_),
+                                    on_cpu_.product_bytes(p_.dt_rank, p_.d_inner),
+                                    on_cpu_.product_bytes(p_.d_inner, p_.d_model)}));
+    bytes_ = parts.used();
+  }
+
+  size_t bytes() const { return bytes_; }
+
+  mamba_status run() const {
+    const int64_t d_inner = p_.d_inner;
+    on_cpu_.normalise(p_.hidden, p_.norm_weight, p_.epsilon, x_);
+    mamba_status bad = on_cpu_.multiply(
+        {x_, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, xz_, scratch_);
+    if (bad) return bad;
+    if ((bad = convolve())) return bad;
+    bad = on_cpu_.multiply({u_, d_inner, d_inner, p_.x_proj_weight, width_}, projected_, scratch_);
+    if (bad) return bad;
+    bad = on_cpu_.multiply({projected_, width_, p_.dt_rank, p_.dt_proj_weight, d_inner}, delta_,
+                           scratch_);
+    if (bad) return bad;
+    if ((bad = scan())) return bad;
+    return on_cpu_.multiply({y_, d_inner, d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden,
+                            p_.hidden_out, scratch_);
+  }
+
+ private:
+  mamba_sequence slice(const void* data, int64_t first, int64_t stride) const {
+    return mamba::slice(data, first, stride, p_.length, p_.dtype);
+  }
+
+  mamba_status convolve() const {
+    mamba_causal_conv1d_params c = {};
+    c.batch = p_.batch;
+    c.length = p_.length;
+    c.channels = p_.d_inner;
+    c.d_conv = p_.d_conv;
+    c.dtype = p_.dtype;
+    c.silu = 1;
+    c.x = slice(xz_, 0, 2 * p_.d_inner);
+    c.weight = p_.conv_weight;
+    c.bias = p_.conv_bias;
+    c.initial_state = p_.conv_state;
+    c.y = u_;
+    c.last_state = p_.last_conv_state;
+    return mamba_causal_conv1d_cpu(&c, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
+  }
+
+  mamba_status scan() const {
+    mamba_selective_scan_params s = {};
+    s.batch = p_.batch;
+    s.length = p_.length;
+    s.d_inner = p_.d_inner;
+    s.d_state = p_.d_state;
+    s.n_groups = 1;
+    s.dtype = p_.dtype;
+    s.delta_softplus = 1;
+    s.u = slice(u_, 0, p_.d_inner);
+    s.delta = slice(delta_, 0, p_.d_inner);
+    s.z = slice(xz_, p_.d_inner, 2 * p_.d_inner);
+    s.B = slice(projected_, p_.dt_rank, width_);
+    s.C = slice(projected_, p_.dt_rank + p_.d_state, width_);
+    s.A = p_.A;
+    s.D = p_.D;
+    s.delta_bias = p_.dt_bias;
+    s.initial_state = p_.recurrent_state;
+    s.y = y_;
+    s.last_state = p_.last_recurrent_state;
+    return mamba_selective_scan_cpu(&s, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
+  }
+
+  const mamba_layer_params& p_;
+  const int64_t width_;  // of what x_proj makes: dt, B, C
+  const LayerOnCpu on_cpu_;
+  void *xz_, *u_, *projected_, *delta_, *y_, *x_, *scratch_;
+  size_t bytes_;
+};
+
+}  // namespace
+}  // namespace mamba
+
+extern "C" mamba_status mamba_layer_cpu(const mamba_layer_params* params,
+                                        mamba_parallel_for parallel_for, void* scheduler) {
+  return mamba::run_layer<mamba::Layer>(params, {parallel_for, scheduler}, "layer");
+}
