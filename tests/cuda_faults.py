@@ -65,8 +65,8 @@ def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault
     return Fault(f"dual: {name}", "StateSpaceDual alone", patch, dtype, "mamba2")
 
 
-def gated_norm(name: str, old: str, new: str) -> Fault:
-    patch = Patch("gated_rms_norm/cuda/norm.cu", old, new)
+def gated_norm(name: str, file: str, old: str, new: str) -> Fault:
+    patch = Patch(f"cuda/{file}", old, new)
     return Fault(f"gated norm: {name}", "GatedRmsNorm alone", patch, mixer="mamba2")
 
 
@@ -161,9 +161,9 @@ FAULTS = [
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
     layer("many rows, norm", "norm.cu",
-          "y.values[j] = from_float<T>(to_float(h.values[j]) * scale * w.values[j]);",
-          "y.values[j] =\n          from_float<T>(to_float(h.values[j]) * scale * w.values[j] *"
-          " (FAULT && j > 0 ? 1.5f : 1.f));"),
+          "for (int j = 0; j < kWidth; ++j) y.values[j] = from_float<T>(normed[j]);",
+          "for (int j = 0; j < kWidth; ++j) {\n"
+          "      y.values[j] = from_float<T>(normed[j] * (FAULT && j > 0 ? 1.5f : 1.f));\n    }"),
     layer("many rows, gate", "layer.cu",
           "s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);",
           "s.z = slice(m_.xz, FAULT ? 0 : p_.d_inner, 2 * p_.d_inner);"),
@@ -210,10 +210,10 @@ FAULTS = [
     dual("tensor cores, second chunk", "ssd_mma.cu",
          "const float decay = exp2_fast(decays.whole) * grown / scale;",
          "const float decay = (FAULT ? 1.f : exp2_fast(decays.whole)) * grown / scale;", "bf16"),
-    gated_norm("second vector of a thread",
-               "float found = value[v][four + j] * scale * ws[j];",
-               "float found = value[v][four + j] * scale * ws[FAULT ? 0 : j];"),
-    gated_norm("widths that fill no vector",
+    gated_norm("second number of a vector", "norm_rows.cuh",
+               "normed[four + j] = value[v][four + j] * scale * weights[j];",
+               "normed[four + j] = value[v][four + j] * scale * weights[FAULT ? 0 : j];"),
+    gated_norm("widths that fill no vector", "norm.cu",
                "value * gate * scale * weight[i];",
                "value * gate * scale * weight[FAULT ? 0 : i];"),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from cases import error
 from torch import Tensor, nn
 
 from mamba_export import adapters
+from mamba_export.adapters import state_space, state_space_kernels
 from mamba_export.models import checkpoints
 
 FP32_BOUND = 1e-5
@@ -136,6 +137,37 @@ def test_gradients_of_the_chunk_scan() -> None:
     assert found[0] is memory
     for one, other in zip(found, [*expected, y], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("dtype", "scans"), [(torch.float32, 1), (torch.bfloat16, 2)], ids=str)
+def test_the_private_forward_scans_once_where_rounding_allows(
+    dtype: torch.dtype, scans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results before and after the gate: of 16 bits each is rounded once, which takes a scan each."""
+    inputs = {name: t.to(dtype) for name, t in scan_inputs(2, 40, 4, 8, 2, 16).items()}
+    calls = []
+    scan = state_space.scan_heads
+
+    def counted(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        calls.append(args)
+        return scan(*args, **options)
+
+    monkeypatch.setattr(state_space, "scan_heads", counted)
+    monkeypatch.setattr(state_space_kernels, "scan_heads", counted)
+    out, ungated, *_, last = ssd()._mamba_chunk_scan_combined_fwd(
+        **inputs, chunk_size=64, dt_softplus=True
+    )
+    assert len(calls) == scans
+    exact_y, exact_last = definitions.heads_scan(*wide(*inputs.values()), True)
+    bound = FP32_BOUND if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+    assert_close(out, exact_y, bound)  # half a unit: rounded once
+    assert_close(last, exact_last)
+    exact_before = exact_y / nn.functional.silu(inputs["z"].double()).numpy()
+    assert_close(ungated, exact_before, bound)
+    with pytest.raises(ValueError, match="z has shape"):
+        ssd()._mamba_chunk_scan_combined_fwd(
+            **{**inputs, "z": inputs["z"][:, :1]}, chunk_size=64, dt_softplus=True
+        )
 
 
 def test_ssd_minimal() -> None:

@@ -31,8 +31,14 @@ def model(tiny_config: MambaConfig) -> MambaLM:
     return MambaLM(tiny_config).eval()
 
 
+def _last_logits(model: MambaLM) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS))[0][0, -1].numpy()
+
+
 def _rows(model: MambaLM, sources: Path | None) -> list[Row]:
-    return list(cpu_peers.llama_cpp_rows(model, TOKENS, _names, sources, lambda _: None))
+    truth = _last_logits(model)
+    return list(cpu_peers.llama_cpp_rows(model, TOKENS, truth, _names, sources, lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +78,7 @@ def test_model_that_its_script_does_not_convert(
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch, model: MambaLM) -> dict[str, llama_cpp.Timed]:
     """Its script and process stood in for; what each form is said to have taken, by form."""
-    with torch.no_grad():
-        logits = model(torch.from_numpy(TOKENS))[0][0, -1].numpy()
+    logits = _last_logits(model)
     forms = [form for several in llama_cpp.FORMS.values() for form in several]
     said = {form: llama_cpp.Timed(100.0, 5.0, 256, logits) for form in forms}
     monkeypatch.setattr(peers, "llama_cpp_absent", lambda: "")

@@ -14,27 +14,25 @@ import torch
 from torch import Tensor
 from triton_parity import (
     DTYPES,
-    assert_parity,
+    KernelCase,
+    check_operator,
     gpu,
-    gradients,
     interpret,
-    leaf,
+    normals,
     poison,
     sliced,
     spread,
 )
 
+from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN
 from mamba_export.operators.causal_conv1d.reference import causal_conv1d_reference
 from mamba_export.operators.selective_scan.reference import selective_scan_reference
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(KernelCase):
     """One case of the scan. ``delta`` shifts the step size's input; the other names speak."""
 
-    dtype: str = "fp32"
-    batch: int = 3
-    length: int = 65
     d_inner: int = 64
     d_state: int = 16
     groups: int = 1
@@ -42,48 +40,16 @@ class Scan:
     reverse: bool = False
     softplus: bool = True
     delta: float = 0.0
-    strided: bool = False
-
-    def __str__(self) -> str:
-        words = [
-            self.dtype,
-            f"b{self.batch}",
-            f"l{self.length}",
-            f"d{self.d_inner}",
-            f"n{self.d_state}",
-        ]
-        words += [f"g{self.groups}"] if self.groups > 1 else []
-        words += [f"delta{self.delta:+g}"] if self.delta else []
-        words += [] if self.gate else ["ungated"]
-        words += [] if self.softplus else ["plain_delta"]
-        words += [name for name in ("reverse", "strided") if getattr(self, name)]
-        return "-".join(words)
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(KernelCase):
     """One case of the convolution."""
 
-    dtype: str = "fp32"
-    batch: int = 3
-    length: int = 65
     channels: int = 70
     taps: int = 4
     silu: bool = True
     reverse: bool = False
-    strided: bool = False
-
-    def __str__(self) -> str:
-        words = [
-            self.dtype,
-            f"b{self.batch}",
-            f"l{self.length}",
-            f"d{self.channels}",
-            f"k{self.taps}",
-        ]
-        words += [] if self.silu else ["linear"]
-        words += [name for name in ("reverse", "strided") if getattr(self, name)]
-        return "-".join(words)
 
 
 # A new combination of dtype, gate, direction, softplus and d_state costs 5 to 10 s of compilation: the cases
@@ -122,11 +88,8 @@ def check_scan(case: Scan, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
     from mamba_export.operators.selective_scan import triton_kernels
 
-    random = torch.Generator(device).manual_seed(case.length * 1000 + case.d_state)
+    normal = normals(device, case.length * 1000 + case.d_state)
     dtype = DTYPES[case.dtype]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
 
     sequence = (case.batch, case.length, case.d_inner)
     state = (case.batch, case.d_inner, case.d_state)
@@ -143,38 +106,15 @@ def check_scan(case: Scan, device: str) -> None:
     flags = (case.softplus, case.reverse)
     seeds = [dy, normal(*state)]
 
-    results = triton_kernels.selective_scan_forward(*inputs, *flags)
-    results += triton_kernels.selective_scan_backward(*seeds, *inputs, *flags)
-    compared = []
-    for precision in (None, torch.float64):
-        leaves = [leaf(t, precision) for t in inputs]
-        outputs = selective_scan_reference(*leaves, *flags)
-        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
-    names = [
-        "y",
-        "last_state",
-        "du",
-        "ddelta",
-        "dA",
-        "dB",
-        "dC",
-        "dD",
-        "dz",
-        "ddelta_bias",
-        "dinitial_state",
-    ]
-    assert_parity(names, results, *compared, forward=2)
+    check_operator(SELECTIVE_SCAN, triton_kernels, selective_scan_reference, inputs, flags, seeds)
 
 
 def check_conv(case: Conv, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
     from mamba_export.operators.causal_conv1d import triton_kernels
 
-    random = torch.Generator(device).manual_seed(case.length * 1000 + case.taps)
+    normal = normals(device, case.length * 1000 + case.taps)
     dtype = DTYPES[case.dtype]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
 
     sequence, state = (
         (case.batch, case.length, case.channels),
@@ -186,15 +126,7 @@ def check_conv(case: Conv, device: str) -> None:
     seeds = [normal(*sequence).to(dtype), normal(*state).to(dtype)]
     flags = (case.silu, case.reverse)
 
-    results = triton_kernels.causal_conv1d_forward(*inputs, *flags)
-    results += triton_kernels.causal_conv1d_backward(*seeds, *inputs, *flags)
-    compared = []
-    for precision in (None, torch.float64):
-        leaves = [leaf(t, precision) for t in inputs]
-        outputs = causal_conv1d_reference(*leaves, *flags)
-        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
-    names = ["y", "last_state", "dx", "dweight", "dbias", "dinitial_state"]
-    assert_parity(names, results, *compared, forward=2)
+    check_operator(CAUSAL_CONV1D, triton_kernels, causal_conv1d_reference, inputs, flags, seeds)
 
 
 class TestGpu:

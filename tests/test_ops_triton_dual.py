@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from triton_parity import (
     DTYPES,
-    assert_parity,
+    KernelCase,
+    check_operator,
     gpu,
-    gradients,
     interpret,
-    leaf,
+    normals,
     poison,
     sliced,
     spread,
@@ -28,12 +28,10 @@ from mamba_export.operators.state_space_dual.reference import state_space_dual_r
 
 
 @dataclass(frozen=True)
-class Dual:
+class Dual(KernelCase):
     """One case. ``dt`` shifts the step size's input, ``mixed`` makes some steps huge; other names speak."""
 
-    dtype: str = "fp32"
     batch: int = 2
-    length: int = 65
     heads: int = 4
     head_dim: int = 64
     d_state: int = 16
@@ -47,19 +45,6 @@ class Dual:
     dt: float = 0.0
     mixed: bool = False
     narrow_state: bool = False
-    strided: bool = False
-
-    def __str__(self) -> str:
-        words = [self.dtype, f"b{self.batch}", f"l{self.length}", f"h{self.heads}"]
-        words += [f"p{self.head_dim}", f"n{self.d_state}"]
-        words += [f"g{self.groups}"] if self.groups > 1 else []
-        words += [f"skip{self.d_skip}"] if self.d_skip > 1 else []
-        words += [f"dt{self.dt:+g}"] if self.dt else []
-        words += [] if self.gate else ["ungated"]
-        words += [] if self.softplus else ["plain_dt"]
-        words += ["limits"] if self.limits != (0.0, LARGEST) else []
-        flags = ("log_decay", "reverse", "mixed", "narrow_state", "strided")
-        return "-".join([*words, *(name for name in flags if getattr(self, name))])
 
 
 # A new combination of dtype, gate, direction and tile costs 5 to 20 s of compilation: cases share them.
@@ -84,21 +69,14 @@ CASES = [
     *[Dual(dtype, mixed=True, length=200) for dtype in ("fp32", "bf16")],
     Dual(batch=1, heads=2, d_state=128, length=4099),
 ]
-NAMES = [
-    *(tensor.name for tensor in STATE_SPACE_DUAL.outputs),
-    *(f"d{tensor.name}" for tensor in STATE_SPACE_DUAL.inputs),
-]
 
 
 def check(case: Dual, device: str) -> None:
     """Compare outputs and gradients of one case; raises AssertionError."""
     from mamba_export.operators.state_space_dual import triton_kernels
 
-    random = torch.Generator(device).manual_seed(case.length * 1000 + case.d_state)
+    normal = normals(device, case.length * 1000 + case.d_state)
     dtype = DTYPES[case.dtype]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
 
     steps = (case.batch, case.length, case.heads)
     matrices = (case.batch, case.length, case.groups, case.d_state)
@@ -120,14 +98,9 @@ def check(case: Dual, device: str) -> None:
     attributes = (case.softplus, *case.limits, case.reverse)
     seeds = [dy, normal(*states).to(inputs[-1].dtype)]
 
-    results = triton_kernels.state_space_dual_forward(*inputs, *attributes)
-    results += triton_kernels.state_space_dual_backward(*seeds, *inputs, *attributes)
-    compared = []
-    for precision in (None, torch.float64):
-        leaves = [leaf(t, precision) for t in inputs]
-        outputs = state_space_dual_reference(*leaves, *attributes)
-        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
-    assert_parity(NAMES, results, *compared, forward=2)
+    check_operator(
+        STATE_SPACE_DUAL, triton_kernels, state_space_dual_reference, inputs, attributes, seeds
+    )
 
 
 class TestGpu:

@@ -9,44 +9,30 @@ import sys
 from dataclasses import dataclass, replace
 
 import pytest
-import torch
-from torch import Tensor
 from triton_parity import (
     DTYPES,
-    assert_parity,
+    KernelCase,
+    check_operator,
     gpu,
-    gradients,
     interpret,
-    leaf,
+    normals,
     poison,
     sliced,
     spread,
 )
 
+from mamba_export.contract.operators import GATED_RMS_NORM
 from mamba_export.operators.gated_rms_norm.reference import gated_rms_norm_reference
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(KernelCase):
     """One case."""
 
-    dtype: str = "fp32"
     batch: int = 2
-    length: int = 65
     groups: int = 1
     width: int = 1536
     norm_first: bool = False
-    strided: bool = False
-
-    def __str__(self) -> str:
-        words = [
-            self.dtype,
-            f"b{self.batch}",
-            f"l{self.length}",
-            f"g{self.groups}",
-            f"w{self.width}",
-        ]
-        return "-".join([*words, *(n for n in ("norm_first", "strided") if getattr(self, n))])
 
 
 CASES = [
@@ -63,10 +49,7 @@ def check(case: Norm, device: str) -> None:
     """Compare the output and gradients of one case; raises AssertionError."""
     from mamba_export.operators.gated_rms_norm import triton_kernels
 
-    random = torch.Generator(device).manual_seed(case.length * 1000 + case.width)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
+    normal = normals(device, case.length * 1000 + case.width)
 
     shape = (case.batch, case.length, case.groups, case.width)
     x, z, dy = (normal(*shape).to(DTYPES[case.dtype]) for _ in range(3))
@@ -75,14 +58,9 @@ def check(case: Norm, device: str) -> None:
     inputs = [x, z, normal(case.groups, case.width)]
     attributes = (1e-3, case.norm_first)
 
-    results = [triton_kernels.gated_rms_norm_forward(*inputs, *attributes)]
-    results += triton_kernels.gated_rms_norm_backward(dy, *inputs, *attributes)
-    compared = []
-    for precision in (None, torch.float64):
-        leaves = [leaf(t, precision) for t in inputs]
-        y = gated_rms_norm_reference(*leaves, *attributes)
-        compared.append([y, *gradients((y,), leaves, [dy])])
-    assert_parity(["y", "dx", "dz", "dweight"], results, *compared, forward=1)
+    check_operator(
+        GATED_RMS_NORM, triton_kernels, gated_rms_norm_reference, inputs, attributes, [dy]
+    )
 
 
 class TestGpu:

@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from mamba_export.contract.spec import Operator
 
 gpu = [
     pytest.mark.gpu,
@@ -21,6 +27,68 @@ gpu = [
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORWARD_BOUND, BACKWARD_BOUND = 1e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """What every operator's cases have; a case's name tells what is not as usual."""
+
+    dtype: str = "fp32"
+    batch: int = 3
+    length: int = 65
+    strided: bool = False
+
+    def __str__(self) -> str:
+        words = [self.dtype, f"b{self.batch}", f"l{self.length}"]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("dtype", "batch", "length") or value == one.default:
+                continue
+            words.append(
+                f"{'' if value else 'no_'}{one.name}"
+                if isinstance(value, bool)
+                else f"{one.name}{value}"
+            )
+        return "-".join(words)
+
+
+def normals(device: str, seed: int) -> Callable[..., Tensor]:
+    """A function that draws from a normal distribution: normal(*shape), fp32."""
+    random = torch.Generator(device).manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=random, device=device)
+
+
+def check_operator(
+    row: Operator,
+    kernels: ModuleType,
+    reference: Callable[..., Any],
+    inputs: list[Any],
+    attributes: Sequence[Any],
+    seeds: list[Tensor],
+) -> None:
+    """Hold an operator's outputs and its inputs' gradients to the reference in float64; raises AssertionError.
+
+    Args:
+        row: of the operator, whose functions in ``kernels`` have its name.
+        kernels: its Triton kernels.
+        reference: its definition.
+        inputs, attributes: of the call, in the row's order.
+        seeds: gradients of the outputs.
+    """
+    results = _tuple(getattr(kernels, f"{row.torch_name}_forward")(*inputs, *attributes))
+    backward = getattr(kernels, f"{row.torch_name}_backward")
+    results += tuple(backward(*seeds, *inputs, *attributes))
+    compared = []
+    for precision in (None, torch.float64):
+        leaves = [leaf(t, precision) for t in inputs]
+        outputs = _tuple(reference(*leaves, *attributes))
+        compared.append([*outputs, *gradients(outputs, leaves, seeds)])
+    names = [*(one.name for one in row.outputs), *(f"d{one.name}" for one in row.inputs)]
+    assert_parity(names, results, *compared, forward=len(row.outputs))
+
+
+def _tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:

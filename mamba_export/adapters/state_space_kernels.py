@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mamba_export.adapters.gradients import gradients
 from mamba_export.adapters.state_space import (
@@ -15,6 +16,7 @@ from mamba_export.adapters.state_space import (
     scan_heads,
 )
 from mamba_export.adapters.unsupported import PACKED, refuse
+from mamba_export.operators.dtypes import accumulation_dtype
 
 
 def chunk_scan_fwd(
@@ -37,18 +39,29 @@ def chunk_scan_fwd(
 
     out_x is the result before the gate, None without one. dt, dA_cumsum and states are of mamba_ssm's own
     chunks, and None here; ``_mamba_chunk_scan_combined_bwd`` does not ask for them.
+
+    mamba_ssm's kernel multiplies by the gate in fp32 and rounds both results once. Of 16 bits out_x is rounded
+    already, so that the gated result needs a scan of its own; in fp32 and float64 one scan makes both.
     """
-    out = mamba_chunk_scan_combined(
-        x, dt, A, B, C, chunk_size, D, z, dt_bias, initial_states, seq_idx,
+    if z is not None and z.shape != x.shape:
+        raise ValueError(
+            f"_mamba_chunk_scan_combined_fwd: z has shape {tuple(z.shape)}, expected {tuple(x.shape)}"
+        )
+    is_wide = x.dtype == accumulation_dtype(x.dtype)
+    gate = None if is_wide else z
+    out, last = mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size, D, gate, dt_bias, initial_states, seq_idx,
         dt_softplus=dt_softplus, dt_limit=dt_limit, return_final_states=True,
         return_varlen_states=cu_seqlens is not None,
     )  # fmt: skip
-    ungated = None
-    if z is not None:
-        ungated, _ = scan_heads(
-            x, dt, A, B, C, D, None, dt_bias, initial_states, dt_softplus=dt_softplus, dt_limit=dt_limit
-        )  # fmt: skip
-    return out[0], ungated, None, None, None, out[1]
+    if z is None:
+        return out, None, None, None, None, last
+    if is_wide:
+        return out * F.silu(z.to(x.dtype)), out, None, None, None, last
+    ungated, _ = scan_heads(
+        x, dt, A, B, C, D, None, dt_bias, initial_states, dt_softplus=dt_softplus, dt_limit=dt_limit
+    )  # fmt: skip
+    return out, ungated, None, None, None, last
 
 
 def chunk_scan_bwd(

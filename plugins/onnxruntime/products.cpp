@@ -1,109 +1,21 @@
 #include "products.h"
 
-#include <dlfcn.h>
-
-#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
 
+#include "cublas_lt.h"
 #include "cuda_device.h"
 
 namespace mamba_ort {
 namespace {
 
-// cuBLASLt's binary interface, as far as it is used here: it is not linked, because its version
-// must be the one that made the runtime's handle.
-using Status = int;
-using Object = void*;  // a description of a product, of a matrix, or of what is asked for
-struct Algorithm {
-  uint64_t data[8];
-};
-struct Candidate {
-  Algorithm algorithm;
-  size_t workspace_bytes;
-  Status state;
-  float waves;
-  int reserved[4];
-};
-constexpr int kTypes[] = {0, 2, 14};  // CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF, in mamba_dtype's order
-constexpr int kSums = 0;              // CUDA_R_32F
-constexpr int kCompute32 = 68, kComputePedantic32 = 69;  // the latter without TF32
-// Of cublasLtMatmulPreferenceAttributes_t.
-constexpr int kMostWorkspaceBytes = 1, kReductions = 3, kAlignments[] = {5, 6, 7, 8};
-constexpr uint32_t kReduceIn32 = 2;  // parts of a sum are added in fp32, not in the type of c
-constexpr Status kNotSupported = 15;
+using namespace cublas_lt;
+
 constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;  // cuBLAS's own advice for Hopper
-constexpr uint32_t kMostAlignment = 256;                  // that algorithms tell apart
 
 // The runtime's own numbers: CudaResource's cublas_handle_t, and the first version that has it.
 constexpr int kCublasHandle = 10002, kResourceVersion = 1;
-
-struct CublasLt {
-  Status (*create_product)(Object*, int compute_type, int scale_type) = nullptr;
-  Status (*destroy_product)(Object) = nullptr;
-  Status (*create_matrix)(Object*, int type, uint64_t rows, uint64_t columns,
-                          int64_t stride) = nullptr;
-  Status (*destroy_matrix)(Object) = nullptr;
-  Status (*create_preference)(Object*) = nullptr;
-  Status (*set_preference)(Object, int attribute, const void* value, size_t bytes) = nullptr;
-  Status (*destroy_preference)(Object) = nullptr;
-  Status (*choose)(void* handle, Object product, Object a, Object b, Object c, Object d,
-                   Object preference, int wanted, Candidate*, int* found) = nullptr;
-  Status (*run)(void* handle, Object product, const void* alpha, const void* a, Object a_layout,
-                const void* b, Object b_layout, const void* beta, const void* c, Object c_layout,
-                void* d, Object d_layout, const Algorithm*, void* workspace, size_t bytes,
-                void* stream) = nullptr;
-  bool is_loaded = false;
-
-  CublasLt() {
-    // The provider first: a lookup in it sees the libraries that it was linked with.
-    for (const char* name : {"libonnxruntime_providers_cuda.so", "libcublasLt.so.13",
-                             "libcublasLt.so.12", "libcublasLt.so.11"}) {
-      void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
-      if (!library) continue;
-      is_loaded = find(library, "cublasLtMatmulDescCreate", &create_product) &&
-                  find(library, "cublasLtMatmulDescDestroy", &destroy_product) &&
-                  find(library, "cublasLtMatrixLayoutCreate", &create_matrix) &&
-                  find(library, "cublasLtMatrixLayoutDestroy", &destroy_matrix) &&
-                  find(library, "cublasLtMatmulPreferenceCreate", &create_preference) &&
-                  find(library, "cublasLtMatmulPreferenceSetAttribute", &set_preference) &&
-                  find(library, "cublasLtMatmulPreferenceDestroy", &destroy_preference) &&
-                  find(library, "cublasLtMatmulAlgoGetHeuristic", &choose) &&
-                  find(library, "cublasLtMatmul", &run);
-      if (is_loaded) return;
-    }
-  }
-
-  template <typename Function>
-  static bool find(void* library, const char* name, Function* function) {
-    *function = reinterpret_cast<Function>(dlsym(library, name));
-    return *function != nullptr;
-  }
-};
-
-const CublasLt& cublas() {
-  static const CublasLt loaded;
-  return loaded;
-}
-
-// An object of cuBLASLt's, gone with this.
-class Owned {
- public:
-  explicit Owned(Status (*destroy)(Object)) : destroy_(destroy) {}
-  ~Owned() {
-    if (object_) destroy_(object_);
-  }
-  Owned(const Owned&) = delete;
-  Owned& operator=(const Owned&) = delete;
-
-  Object* place() { return &object_; }
-  operator Object() const { return object_; }
-
- private:
-  Object object_ = nullptr;
-  Status (*destroy_)(Object);
-};
 
 uint32_t alignment_of(const void* address) {
   const auto bits = reinterpret_cast<uintptr_t>(address) | kMostAlignment;
@@ -120,7 +32,7 @@ class Described {
   explicit Described(const mamba_product& p) : p_(p) {}
 
   Status make() {
-    const CublasLt& lt = cublas();
+    const Functions& lt = functions();
     const int compute = p_.dtype == MAMBA_FP32 ? kComputePedantic32 : kCompute32;
     const auto rows = static_cast<uint64_t>(p_.rows), columns = static_cast<uint64_t>(p_.columns),
                depth = static_cast<uint64_t>(p_.depth);
@@ -133,7 +45,7 @@ class Described {
 
   // The first that cuBLASLt advises: the same for the same case, of one GPU and library.
   Status choose(void* handle, Algorithm* algorithm) const {
-    const CublasLt& lt = cublas();
+    const Functions& lt = functions();
     Owned preference(lt.destroy_preference);
     Status bad = lt.create_preference(preference.place());
     if (!bad) {
@@ -158,8 +70,8 @@ class Described {
 
   Status run(const Products& products, const Algorithm& algorithm, void* stream) const {
     const float one = 1.f, beta = p_.addend ? 1.f : 0.f;
-    return cublas().run(products.handle, product_, &one, p_.b, b_, p_.a, a_, &beta, addend(), c_,
-                        p_.c, c_, &algorithm, products.workspace, kWorkspaceBytes, stream);
+    return functions().run(products.handle, product_, &one, p_.b, b_, p_.a, a_, &beta, addend(), c_,
+                           p_.c, c_, &algorithm, products.workspace, kWorkspaceBytes, stream);
   }
 
   Case key() const {
@@ -175,8 +87,9 @@ class Described {
   const void* addend() const { return p_.addend ? p_.addend : p_.c; }
 
   const mamba_product& p_;
-  Owned product_{cublas().destroy_product};
-  Owned a_{cublas().destroy_matrix}, b_{cublas().destroy_matrix}, c_{cublas().destroy_matrix};
+  Owned product_{functions().destroy_product};
+  Owned a_{functions().destroy_matrix}, b_{functions().destroy_matrix},
+      c_{functions().destroy_matrix};
 };
 
 // The algorithms of the cases that were met, for a choice takes tens of microseconds.
@@ -206,7 +119,7 @@ class Algorithms {
 
 Products::Products(const OrtFunctions& api, const OrtKernelContext* context, Scratch& scratch)
     : handle(nullptr) {
-  if (!cublas().is_loaded) {
+  if (!functions().is_loaded) {
     throw Failure(MAMBA_NO_CUDA,
                   "cuBLAS is not loaded: ONNX Runtime's CUDA provider should have done so");
   }

@@ -5,6 +5,7 @@
 //   check_kernels cpu                                  best built with MAMBA_SANITIZE=address
 //   compute-sanitizer --tool memcheck check_kernels cuda
 //   compute-sanitizer --tool racecheck check_kernels cuda
+//   check_kernels cuda StateSpaceDual MambaLayer       these operators alone, by their nodes' names
 //   check_kernels cuda guards                          where there is no compute-sanitizer
 //
 // On a GPU a call runs directly, from a CUDA graph, and with its states written in their place.
@@ -184,15 +185,16 @@ class Run {
 };
 
 // Returns how many checks failed.
-int run_all(const Options& options) {
+int run_all(const Options& options, const std::set<std::string>& nodes) {
   int checks = 0, failures = 0;
   std::set<std::string> missing;  // kernels that no case ran
   if (options.device == Device::kCuda) {
     mamba_contract::check(mamba_cuda_check_device(0));
-    missing = forms_of_gpu();
+    if (nodes.empty()) missing = forms_of_gpu();
   }
   for (const Operator& op : mamba_contract::kOperators) {
     if (options.device == Device::kCpu && !op.has_cpu_kernel) continue;
+    if (!nodes.empty() && nodes.count(op.name) == 0) continue;
     const auto all = cases::cases_of(op.name, options.device == Device::kCuda);
     if (all.empty()) fail(std::string(op.name) + " has no case");
     for (const cases::Sizes& sizes : all) {
@@ -219,6 +221,7 @@ int run_all(const Options& options) {
                 form.c_str());
     ++failures;
   }
+  if (checks == 0) fail("no operator has that name");
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures;
 }
@@ -227,14 +230,13 @@ int run_all(const Options& options) {
 }  // namespace check
 
 int main(int argc, char** argv) {
-  const std::string device = argc > 1 ? argv[1] : "", guards = argc > 2 ? argv[2] : "";
-  if ((device != "cpu" && device != "cuda") || argc > 3 || (argc == 3 && guards != "guards")) {
-    check::fail("expected the arguments: cpu or cuda, and guards or nothing");
-  }
+  std::set<std::string> nodes(argv + 1, argv + argc);
+  const bool on_gpu = nodes.erase("cuda") == 1, guards = nodes.erase("guards") == 1;
+  if ((nodes.erase("cpu") == 1) == on_gpu) check::fail("expected cpu or cuda");
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // whole lines, though a sanitizer ends it
   try {
-    const auto kind = device == "cuda" ? check::Device::kCuda : check::Device::kCpu;
-    return check::run_all({kind, argc == 3}) ? 1 : 0;
+    const auto device = on_gpu ? check::Device::kCuda : check::Device::kCpu;
+    return check::run_all({device, guards}, nodes) ? 1 : 0;
   } catch (const std::exception& error) {
     check::fail(error.what());
   }

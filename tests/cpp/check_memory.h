@@ -43,6 +43,8 @@ inline void* allocate_on_gpu(size_t bytes) {
 inline void free_on_gpu(void* memory) { cudaFree(memory); }
 inline void copy_on_gpu(void* to, const void* from, size_t bytes) {
   check_cuda(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copy");
+  // From pageable memory it returns ahead of the device, and no other stream waits for it.
+  check_cuda(cudaDeviceSynchronize(), "copy");
 }
 #else
 inline void* allocate_on_gpu(size_t) { fail("this program was built without CUDA"); }

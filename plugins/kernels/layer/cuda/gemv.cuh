@@ -44,12 +44,14 @@ class RowProduct {
   static_assert(kLanes >= 1 && kLanes <= 32 && Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
-  // elements a row, aligned to kGemvRun elements; row 0 of x belongs to row 0 of W.
+  // elements a row, aligned to kGemvRun elements; row 0 of x belongs to row 0 of W. x has x_rows of
+  // the compiled Rows: the results of the others are of no use.
   __device__ RowProduct(const Matrix& w, int first_column, int first, int last, const X* x,
-                        int x_stride)
+                        int x_stride, int x_rows = Rows)
       : w_(w),
         x_(x),
         x_stride_(x_stride),
+        last_x_row_(x_rows - 1),
         column_(first_column + static_cast<int>(threadIdx.x % kLanes) * kWidth),
         at_(first + static_cast<int>(threadIdx.x / kLanes) * kGemvRun),
         last_(last) {}
@@ -115,7 +117,9 @@ class RowProduct {
   }
 
   __device__ __forceinline__ Pack<X, kGemvRun> x_values(int row, int k) const {
-    const X* x = x_ + static_cast<int64_t>(row) * x_stride_ + k;
+    // A row beyond the last would lie beyond the end of x.
+    const int there = row == 0 ? 0 : min(row, last_x_row_);
+    const X* x = x_ + static_cast<int64_t>(there) * x_stride_ + k;
     if (k + kGemvRun <= last_) return *reinterpret_cast<const Pack<X, kGemvRun>*>(x);
     Pack<X, kGemvRun> values;
 #pragma unroll
@@ -177,7 +181,7 @@ class RowProduct {
 
   const Matrix w_;
   const X* const x_;
-  const int x_stride_, column_, at_, last_;
+  const int x_stride_, last_x_row_, column_, at_, last_;
   Run even_, odd_;
   float sum_[Rows][kWidth] = {};
 };

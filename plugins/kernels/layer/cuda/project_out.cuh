@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
   const T* y = static_cast<const T*>(s.y);
   const int first = blockIdx.x * kColumns;
   Product product({s.weight, s.depth, s.columns}, first, 0, s.depth, IsGated ? x : y,
-                  IsGated ? x_stride : s.stride);
+                  IsGated ? x_stride : s.stride, IsGated ? Product::kRows : s.rows);
   product.start_weights();
   let_next_kernel_start();
   float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);

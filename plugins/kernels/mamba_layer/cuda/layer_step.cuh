@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kXThreads) project_x(const LayerStep s) {
   const int d_inner = s.layer.d_inner, first = blockIdx.x * kXColumns;
   const int from = blockIdx.y * s.split_depth, to = min(from + s.split_depth, d_inner);
   Product product({s.layer.x_proj_weight, d_inner, s.projected}, first, from, to,
-                  static_cast<const T*>(s.u), s.in_stride);
+                  static_cast<const T*>(s.u), s.in_stride, s.rows);
   product.start_weights();
   let_next_kernel_start();
   wait_for_earlier_kernels();
