@@ -113,20 +113,23 @@ def test_other_logits_are_no_time(
 
 def test_figures_have_each_peer_at_its_fastest() -> None:
     rows = [
-        Row("130m fp16, prefill", "ONNX Runtime, native kernels", 10.0),
-        Row("130m fp16, prefill", "ONNX Runtime, function bodies", 20.0),
-        Row("130m fp16, prefill", "transformers 5", 40.0),
-        Row("130m fp16, prefill", "llama.cpp, F16", 30.0),
-        Row("130m fp16, prefill", "llama.cpp, BF16", 25.0),
-        Row("130m int4, prefill", "llama.cpp, Q4_0", 9.0),
-        Row("130m int8, prefill", "ONNX Runtime, native kernels", 9.0),
+        Row("130m fp16, a token", "ONNX Runtime, native kernels", 10.0),
+        Row("130m fp16, a token", "ONNX Runtime, function bodies", 20.0),
+        Row("130m fp16, a token", "transformers 5", 40.0),
+        Row("130m fp16, a token", "llama.cpp, F16", 30.0),
+        Row("130m fp16, a token", "llama.cpp, BF16", 25.0),
+        Row("mamba2-130m fp16, a token", "ONNX Runtime, native kernels", 10.0),
+        Row("mamba2-130m fp16, a token", "transformers 5", None, "not installed"),
+        Row("mamba2-130m fp16, a token", "llama.cpp, F16", 9.0),
+        Row("130m int8, a token", "ONNX Runtime, native kernels", 9.0),
+        Row("130m int8, a token", "llama.cpp, Q8_0", None, "its best may be lost"),
+        Row("130m int4, a token", "llama.cpp, Q4_0", 9.0),
     ]
     text = figures([new_record(rows, "a CPU", "a command")])
-    [line] = [line for line in text.splitlines() if line.startswith("- ")]
-    assert line == (
-        "- 130m fp16, prefill: 10 ms (ONNX Runtime, native kernels); llama.cpp, BF16 25 ms, 2.5x as long; "
-        "transformers 5 40 ms, 4.0x as long."
-    )
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- fp16, a token (130m, mamba2-130m): 0.90x to 2.5x the speed of llama.cpp, "
+        "4.0x the speed of transformers."
+    ]
 
 
 @pytest.mark.parametrize(
