@@ -386,6 +386,13 @@ def test_command_line(tmp_path: Path) -> None:
     assert "--block is for --weights" in refused.stderr
 
 
+def test_doctor_says_how_weights_are_stored(exported: dict[str, Path]) -> None:
+    from mamba_export.cli.doctor import weights_of
+
+    [row] = weights_of(exported["int8"])
+    assert (row.what, row.state, row.detail) == ("weights", "ok", "int8 in blocks of 32")
+
+
 def test_damaged_metadata_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
     source = exported["int4"]
     content = json.loads((source / contract.METADATA_FILE).read_text())
