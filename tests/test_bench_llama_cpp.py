@@ -31,8 +31,14 @@ def model(tiny_config: MambaConfig) -> MambaLM:
     return MambaLM(tiny_config).eval()
 
 
+def _last_logits(model: MambaLM) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS))[0][0, -1].numpy()
+
+
 def _rows(model: MambaLM, sources: Path | None) -> list[Row]:
-    return list(cpu_peers.llama_cpp_rows(model, TOKENS, _names, sources, lambda _: None))
+    truth = _last_logits(model)
+    return list(cpu_peers.llama_cpp_rows(model, TOKENS, truth, _names, sources, lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -59,21 +65,22 @@ def test_sources_without_the_script_are_named(tmp_path: Path) -> None:
 def test_model_that_its_script_does_not_convert(
     monkeypatch: pytest.MonkeyPatch, model: MambaLM, tmp_path: Path
 ) -> None:
-    """What its process said last is the note."""
+    """What its process said last is the note, without the folders of this machine."""
     monkeypatch.setattr(peers, "llama_cpp_absent", lambda: "")
-    script = (
-        "import sys\nprint('one', file=sys.stderr)\nsys.exit('shape [3] is not supported\\n\\n')\n"
-    )
+    script = """import sys
+print("one", file=sys.stderr)
+sys.exit("no shape [3] in '/a/b c.py', /d/e/f.gguf\\n\\n")
+"""
     (tmp_path / llama_cpp.SCRIPT).write_text(script)
-    rows = _rows(model, tmp_path)
-    assert [row.note for row in rows] == ["llama.cpp: exit code 1: shape [3] is not supported"] * 2
+    monkeypatch.chdir(tmp_path)  # its sources may be named by a relative path
+    note = "llama.cpp: exit code 1: no shape [3] in 'b c.py', f.gguf"
+    assert [row.note for row in _rows(model, Path())] == [note] * 2
 
 
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch, model: MambaLM) -> dict[str, llama_cpp.Timed]:
     """Its script and process stood in for; what each form is said to have taken, by form."""
-    with torch.no_grad():
-        logits = model(torch.from_numpy(TOKENS))[0][0, -1].numpy()
+    logits = _last_logits(model)
     forms = [form for several in llama_cpp.FORMS.values() for form in several]
     said = {form: llama_cpp.Timed(100.0, 5.0, 256, logits) for form in forms}
     monkeypatch.setattr(peers, "llama_cpp_absent", lambda: "")
@@ -108,20 +115,23 @@ def test_other_logits_are_no_time(
 
 def test_figures_have_each_peer_at_its_fastest() -> None:
     rows = [
-        Row("130m fp16, prefill", "ONNX Runtime, native kernels", 10.0),
-        Row("130m fp16, prefill", "ONNX Runtime, function bodies", 20.0),
-        Row("130m fp16, prefill", "transformers 5", 40.0),
-        Row("130m fp16, prefill", "llama.cpp, F16", 30.0),
-        Row("130m fp16, prefill", "llama.cpp, BF16", 25.0),
-        Row("130m int4, prefill", "llama.cpp, Q4_0", 9.0),
-        Row("130m int8, prefill", "ONNX Runtime, native kernels", 9.0),
+        Row("130m fp16, a token", "ONNX Runtime, native kernels", 10.0),
+        Row("130m fp16, a token", "ONNX Runtime, function bodies", 20.0),
+        Row("130m fp16, a token", "transformers 5", 40.0),
+        Row("130m fp16, a token", "llama.cpp, F16", 30.0),
+        Row("130m fp16, a token", "llama.cpp, BF16", 25.0),
+        Row("mamba2-130m fp16, a token", "ONNX Runtime, native kernels", 10.0),
+        Row("mamba2-130m fp16, a token", "transformers 5", None, "not installed"),
+        Row("mamba2-130m fp16, a token", "llama.cpp, F16", 9.0),
+        Row("130m int8, a token", "ONNX Runtime, native kernels", 9.0),
+        Row("130m int8, a token", "llama.cpp, Q8_0", None, "its best may be lost"),
+        Row("130m int4, a token", "llama.cpp, Q4_0", 9.0),
     ]
     text = figures([new_record(rows, "a CPU", "a command")])
-    [line] = [line for line in text.splitlines() if line.startswith("- ")]
-    assert line == (
-        "- 130m fp16, prefill: 10 ms (ONNX Runtime, native kernels); llama.cpp, BF16 25 ms, 2.5x as long; "
-        "transformers 5 40 ms, 4.0x as long."
-    )
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- fp16, a token (130m, mamba2-130m): 0.90x to 2.5x the speed of llama.cpp, "
+        "4.0x the speed of transformers."
+    ]
 
 
 @pytest.mark.parametrize(

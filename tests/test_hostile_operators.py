@@ -81,7 +81,7 @@ def torch_call(r: random.Random, *, fake: bool) -> tuple[Operator, list[Any]]:
         own = {spec.FP32: wide, spec.T: dtype}.get(row.dtype) or r.choice((wide, dtype))
         if r.random() < 0.02:
             own = r.choice((torch.int64, torch.complex64, torch.bool, torch.float64))
-        if (row.without is not None and r.random() < 0.3) or r.random() < 0.01:
+        if (row.is_optional and r.random() < 0.3) or r.random() < 0.01:
             arguments.append(None)
         elif fake:
             arguments.append(torch.empty(shape, dtype=own))
@@ -129,10 +129,7 @@ def overflows(op: Operator, arguments: list[Any]) -> list[torch.Tensor]:
 
 
 def assert_answer(op: Operator, arguments: list[Any], answer: Any, *, fake: bool) -> None:
-    sources = layout.size_sources(op)
-    sizes = op.with_products(
-        {size: arguments[index].shape[axis] for size, (index, axis) in sources.items()}
-    )
+    sizes = layout.sizes_of(op, arguments)
     outputs = answer if isinstance(answer, tuple) else (answer,)
     for row, output in zip(op.outputs, outputs, strict=True):
         assert tuple(output.shape) == row.shape(sizes)

@@ -41,6 +41,7 @@ SHAPES = [
     # Nothing can be read in 16 bytes.
     {"d_model": 98, "d_inner": 201, "dt_rank": 7, "d_state": 5, "d_conv": 2},
     {"d_model": 64, "d_inner": 128, "dt_rank": 8, "d_state": 64, "d_conv": 16},
+    {"d_model": 128, "d_inner": 256, "dt_rank": 8, "d_state": 8, "d_conv": 3},
 ]
 
 
@@ -64,7 +65,7 @@ def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize(
-    ("batch", "length"), [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (40, 1)], ids=str
+    ("batch", "length"), [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (32, 1), (33, 1)], ids=str
 )
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=name_of)
 @EVERY_DTYPE
@@ -103,7 +104,7 @@ def test_same_bits_every_time_and_in_place(dtype: str, shape: dict[str, int], ba
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("constant", [0, 1], ids=["weights just written", "constant weights"])
-@pytest.mark.parametrize("batch", [1, 12, 64])
+@pytest.mark.parametrize("batch", [1, 12, 32])
 def test_steps_in_a_cuda_graph(batch: int, constant: int) -> None:
     given = LAYER.drawn("fp16", batch=batch, length=1, **SHAPES[0])
     check_steps_in_a_graph(LAYER, given, constant)

@@ -54,17 +54,23 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize(
-    ("shape", "rows", "is_step"),
-    [(SHAPES[0], 1, 1), (SHAPES[0], 4, 1), (SHAPES[0], 5, 0), (SHAPES[1], 1, 1), (SHAPES[1], 4, 0)],
+    ("shape", "rows", "dtype", "is_step"),
+    [
+        (SHAPES[0], 1, "fp16", 1),
+        (SHAPES[0], 4, "fp32", 1),
+        (SHAPES[0], 5, "fp32", 0),
+        (SHAPES[1], 1, "fp16", 1),
+        (SHAPES[1], 4, "fp16", 0),
+    ],
     ids=["small", "small, a few", "small, several", "large", "large, a few"],
 )
-def test_which_sizes_are_a_step(shape: dict[str, int], rows: int, is_step: int) -> None:
-    assert Call(LAYER, LAYER.drawn("fp16", batch=rows, length=1, **shape)).is_step == is_step
+def test_which_sizes_are_a_step(shape: dict[str, int], rows: int, dtype: str, is_step: int) -> None:
+    assert Call(LAYER, LAYER.drawn(dtype, batch=rows, length=1, **shape)).is_step == is_step
 
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1), (64, 1)], ids=str)
+@pytest.mark.parametrize(("batch", "length"), [(1, 65), (3, 20), (9, 1), (20, 1), (64, 1)], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[0], *SHAPES[2:]], ids=name_of)
 @EVERY_DTYPE
 def test_many_rows_match_float64(
@@ -111,8 +117,10 @@ def test_same_bits_every_time_and_in_place(dtype: str, batch: int, step: bool) -
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("constant", [0, 1], ids=["weights just written", "constant weights"])
-def test_steps_in_a_cuda_graph(constant: int) -> None:
-    check_steps_in_a_graph(LAYER, LAYER.drawn("fp16", batch=1, length=1, **SHAPES[0]), constant)
+@pytest.mark.parametrize("batch", [1, 12])
+def test_steps_in_a_cuda_graph(batch: int, constant: int) -> None:
+    given = LAYER.drawn("fp16", batch=batch, length=1, **SHAPES[0])
+    check_steps_in_a_graph(LAYER, given, constant)
 
 
 @pytest.mark.gpu

@@ -136,7 +136,8 @@ MAMBA_API size_t mamba_layer_cuda_workspace(const mamba_layer_params* params);
 /* The layer in four kernels, which read the weights once at the speed of memory: up to 8 rows. */
 MAMBA_API mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* workspace,
                                              void* stream);
-/* The layer for any number of rows; multiply (cuBLAS, say) does its large products. */
+/* The layer for any number of rows; multiply (cuBLAS, say) does its products, but for those of few
+ * rows that our own kernels are quicker at. */
 MAMBA_API mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                                         void* context, void* workspace, void* stream);
 

@@ -19,7 +19,6 @@ from bench.rows import Row
 from bench.timing import STEPS, median_milliseconds
 from mamba_export.errors import MambaExportError
 from mamba_export.models import MambaLM, ModelConfig
-from mamba_export.operators.dispatch import forced
 from mamba_export.verify.bounds import relative_error
 
 _RELATED = 0.05
@@ -27,6 +26,11 @@ _RELATED = 0.05
 
 Names = Callable[[str], dict[str, str]]
 """What is timed, by kind, of a precision."""
+
+
+def difference(error: float) -> str:
+    """A row's note of how far its logits are from PyTorch's in fp32."""
+    return f"logits differ by {error:.0e}"
 
 
 @contextlib.contextmanager
@@ -70,6 +74,7 @@ def transformers_rows(
 def llama_cpp_rows(
     model: MambaLM,
     tokens: np.ndarray,
+    truth: np.ndarray,
     names: Names,
     sources: Path | None,
     progress: Callable[[str], None],
@@ -79,6 +84,7 @@ def llama_cpp_rows(
     Args:
         model: in fp32.
         tokens: (1, length).
+        truth: the logits of the last of them in PyTorch (vocab).
         names: what is timed, by kind, of a precision.
         sources: llama.cpp's; None to leave it out.
         progress: called with what is being done.
@@ -98,8 +104,6 @@ def llama_cpp_rows(
             for one in names("fp32").values():
                 yield Row(one, peers.LLAMA_CPP, None, reason(error))
             return
-        with torch.no_grad(), forced("reference"):
-            truth = model(torch.from_numpy(tokens))[0][0, -1].numpy()
         for precision, forms in llama_cpp.FORMS.items():
             for form in forms:
                 progress(f"llama.cpp: {form}")
@@ -119,6 +123,6 @@ def _form_rows(
         for one in what.values():
             yield Row(one, name, None, reason(failure))
         return
-    note = f"{cores()} threads, ubatch {timed.ubatch}, logits differ by {error:.0e}"
+    note = f"{cores()} threads, ubatch {timed.ubatch}, {difference(error)}"
     for kind, one in what.items():
         yield Row(one, name, getattr(timed, kind), note)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.peers import LLAMA_CPP, TRANSFORMERS
 from bench.record import rows_of
 from bench.rows import Comparison, Row, comparisons
-from bench.tables import number, ratio
+from bench.tables import ratio
 
 CPU_PEERS = (LLAMA_CPP, TRANSFORMERS)
 """How the names of their rows begin."""
@@ -23,7 +22,7 @@ _KINDS = {
 
 
 def figures(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of each GPU's record a range a kind, and of the newest of a CPU the times beside its peers'.
+    """Markdown: of each GPU's record a range a kind, and of the newest of a CPU a range a kind and peer.
 
     Args:
         records: valid, newest first.
@@ -75,37 +74,40 @@ def _range(ratios: Sequence[float]) -> str:
 
 
 def _cpu_figures(record: dict[str, Any]) -> str:
-    """A head and a line for all that was timed of ours beside a peer; empty without any."""
-    lines = [line for one in comparisons(rows_of(record)) if (line := _cpu_line(one))]
+    """A head and a line for each kind of work of models that a peer was timed at; empty without any."""
+    kinds: dict[str, list[Comparison]] = {}
+    for one in comparisons(rows_of(record)):
+        kinds.setdefault(_without_model(one), []).append(one)
+    lines = [line for kind, found in kinds.items() if (line := _cpu_line(kind, found))]
     if not lines:
         return ""
     head = f"On {record['device']} ({record['date']}), beside each peer at its fastest in the same run:"
     return "\n".join([head, "", *lines])
 
 
-def _cpu_line(one: Comparison) -> str:
-    timed = [row for row in one.rows if row.milliseconds]
-    ours = [row for row in timed if not _cpu_peer(row)]
-    theirs = [
-        row for peer in CPU_PEERS for row in _fastest(r for r in timed if _cpu_peer(r) == peer)
-    ]
-    if not ours or not theirs:
-        return ""
-    [best] = _fastest(ours)
-    line = f"- {best.what}: {number(_time(best))} ms ({best.implementation})"
-    for row in theirs:
-        times = ratio(_time(row) / _time(best))
-        line += f"; {row.implementation} {number(_time(row))} ms, {times} as long"
-    return line + "."
+def _cpu_line(kind: str, found: Sequence[Comparison]) -> str:
+    parts = []
+    for peer in CPU_PEERS:
+        against = [times for one in found if (times := _against(one, peer)) is not None]
+        if against:
+            parts.append(f"{_range(against)} the speed of {peer}")
+    models = ", ".join(one.rows[0].what.partition(" ")[0] for one in found)
+    return f"- {kind} ({models}): {', '.join(parts)}." if parts else ""
 
 
-def _fastest(rows: Iterable[Row]) -> list[Row]:
-    """The fastest, or none of none."""
-    return sorted(rows, key=_time)[:1]
+def _without_model(one: Comparison) -> str:
+    """What was timed: "fp32, a decoded token" of "130m fp32, a decoded token"."""
+    return one.rows[0].what.partition(" ")[2]
 
 
-def _time(row: Row) -> float:
-    return row.milliseconds or math.inf
+def _against(one: Comparison, peer: str) -> float | None:
+    """A peer's time over our best form's; None where one of its forms failed, for that may be its best."""
+    ours = [row.milliseconds for row in one.rows if row.milliseconds and not _cpu_peer(row)]
+    theirs = [row.milliseconds for row in one.rows if _cpu_peer(row) == peer]
+    whole = [time for time in theirs if time]
+    if not ours or not whole or len(whole) < len(theirs):
+        return None
+    return min(whole) / min(ours)
 
 
 def _cpu_peer(row: Row) -> str:

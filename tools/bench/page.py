@@ -41,8 +41,9 @@ python tools/benchmark.py --llama-cpp llama_cpp_python-*/vendor/llama.cpp
 It gets the same random weights, converted by its own script and quantised by its own library: F32 beside our
 fp32, F16 and BF16 beside 16 bits, Q8_0 and Q4_0 beside 8 and 4. It runs in a process of its own on every core,
 computes the last step's logits alone, as ours and transformers do, and its times are those of the quickest of
-micro-batches of 32 to 512 tokens. Where its fp32 logits are not PyTorch's, it has no times; what it cannot
-convert is a line that says so.
+micro-batches of 32 to 512 tokens. Beside each time stands how far the logits are from PyTorch's in fp32 (norm
+of the difference over the norm); where its fp32 logits are others, it has no times. What it cannot convert is
+a line that says so. The weights are random: few bits keep less of them than of trained ones.
 """
 _TITLES = {
     "scan": "Selective scan, gate and last state included",

@@ -190,21 +190,27 @@ __global__ void __launch_bounds__(kLanes* kRuns)
   }
 }
 
-// The steps of a thread: as many as leave enough threads for the GPU.
-int steps_of_run(const mamba_causal_conv1d_params& p, int64_t threads_a_step, int chunk,
-                 int window) {
-  int run = chunk;
-  while (run < window) run += chunk;  // a run's window lies in the run ahead of it alone
-  const int64_t wanted = current_tuning().convolution_threads;
-  while (run < kLongestConvRun && threads_a_step * (p.length / (2 * run)) >= wanted) run *= 2;
-  return run;
+// The steps of a thread: as few as let all threads run at once, `threads` of them for every run.
+template <typename Kernel>
+int steps_of_run(Kernel kernel, int64_t length, int64_t threads, int chunk, int window) {
+  int blocks = 0;  // of a multiprocessor
+  if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kLanes * kRuns, 0)) return 0;
+  const int64_t most = int64_t{current_gpu().multiprocessors} * blocks * kLanes * kRuns;
+  const int64_t runs = std::max<int64_t>(1, most / threads);
+  // A run's window lies in the run ahead of it alone.
+  const int64_t least = std::max<int64_t>((length + runs - 1) / runs, window);
+  const int64_t run = std::min<int64_t>((least + chunk - 1) / chunk * chunk, kLongestConvRun);
+  return static_cast<int>(run);
 }
 
 template <typename T, int kVector, int kTaps, int kChunk, bool kIsExact>
 cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
   constexpr int64_t kWidth = kLanes * kVector;
+  static_assert(kLongestConvRun >= kTaps + kChunk);
+  const auto kernel = conv_kernel<T, kVector, kTaps, kChunk, kIsExact>;
   const int64_t columns = (p.channels + kWidth - 1) / kWidth;
-  const int run = steps_of_run(p, p.batch * columns * kLanes, kChunk, kTaps - 1);
+  const int run = steps_of_run(kernel, p.length, p.batch * columns * kLanes, kChunk, kTaps - 1);
+  if (run == 0) return cudaGetLastError();
   const int64_t runs = (p.length + run - 1) / run, rows = std::min<int64_t>(runs, kRuns);
   const int64_t run_blocks = (runs + rows - 1) / rows;
   const int64_t blocks = columns * run_blocks * p.batch;
@@ -213,24 +219,31 @@ cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
     return cudaErrorInvalidConfiguration;
   }
   const ConvGrid grid = {static_cast<unsigned>(columns), static_cast<unsigned>(run_blocks), run};
-  return launch_overlapping(
-      conv_kernel<T, kVector, kTaps, kChunk, kIsExact>, dim3(static_cast<unsigned>(blocks)),
-      dim3(kLanes, static_cast<unsigned>(rows)), 0, stream, current_gpu().major >= 9, p, grid);
+  return launch_overlapping(kernel, dim3(static_cast<unsigned>(blocks)),
+                            dim3(kLanes, static_cast<unsigned>(rows)), 0, stream,
+                            current_gpu().major >= 9, p, grid);
+}
+
+template <typename T, typename Tile>
+cudaError_t launch_exact(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+  return launch<T, Tile::kBytes / sizeof(T), kFewTaps, Tile::kChunk, true>(p, stream);
 }
 
 template <typename T>
 cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+  constexpr int kChunk = ConvOfFew::kChunk, kBytes = ConvOfMany::kBytes;
+  static_assert(ConvOfStep::kBytes == kBytes && ConvOfFew::kBytes <= kBytes);
   // One channel a thread: the window of more taps fills its registers.
-  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kConvChunk, false>(p, stream);
-  constexpr int kBytes = kConvBytes, kVector = kBytes / sizeof(T);
-  const bool is_exact = p.d_conv == kFewTaps && p.channels % kVector == 0 &&
+  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kChunk, false>(p, stream);
+  const bool is_exact = p.d_conv == kFewTaps && p.channels % (kBytes / sizeof(T)) == 0 &&
                         rows_aligned<kBytes>(p.x, sizeof(T)) && is_aligned<kBytes>(p.y, 0, 1) &&
                         is_aligned<kBytes>(p.initial_state, 0, 1) &&
                         is_aligned<kBytes>(p.last_state, 0, 1) && is_aligned<16>(p.weight, 0, 1) &&
                         is_aligned<16>(p.bias, 0, 1);
-  if (!is_exact) return launch<T, kOneChannel, kFewTaps, kConvChunk, false>(p, stream);
-  return p.length == kOneStep ? launch<T, kVector, kFewTaps, kOneStep, true>(p, stream)
-                              : launch<T, kVector, kFewTaps, kConvChunk, true>(p, stream);
+  if (!is_exact) return launch<T, kOneChannel, kFewTaps, kChunk, false>(p, stream);
+  if (p.length == kOneStep) return launch_exact<T, ConvOfStep>(p, stream);
+  const bool is_large = p.batch * p.length * p.channels >= current_tuning().large_convolution;
+  return is_large ? launch_exact<T, ConvOfMany>(p, stream) : launch_exact<T, ConvOfFew>(p, stream);
 }
 
 }  // namespace

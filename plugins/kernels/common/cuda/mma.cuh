@@ -102,6 +102,19 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool exis
                : "memory");
 #endif
 }
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void commit_copies() {
+#ifdef MAMBA_HAVE_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for this thread's groups but the last Count.
+template <int Count>
+__device__ __forceinline__ void wait_for_copies_but() {
+#ifdef MAMBA_HAVE_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(Count) : "memory");
+#endif
+}
 // Waits for this thread's copies.
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef MAMBA_HAVE_MMA

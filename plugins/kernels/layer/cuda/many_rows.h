@@ -30,6 +30,22 @@ struct Products {
   // c (rows, columns) = the product, plus addend unless that is null.
   mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype,
                           const void* addend = nullptr) const {
+    const mamba_product g = describe(f, c, c_dtype, addend);
+    if (skinny_product_fits(g)) return run_skinny(g, nullptr);
+    return run(g);
+  }
+
+  // The product, and the convolution of some columns of c, which are not to be read after that.
+  mamba_status with_convolution(const Factors& f, void* c,
+                                const mamba_causal_conv1d_params& conv) const {
+    const mamba_product g = describe(f, c, dtype, nullptr);
+    if (skinny_product_fits(g) && skinny_convolution_fits(conv)) return run_skinny(g, &conv);
+    if (mamba_status bad = (*this)(f, c, dtype)) return bad;
+    return mamba_causal_conv1d_cuda(&conv, stream);
+  }
+
+ private:
+  mamba_product describe(const Factors& f, void* c, mamba_dtype c_dtype, const void* addend) const {
     mamba_product g = {};
     g.rows = rows;
     g.columns = f.columns;
@@ -42,10 +58,15 @@ struct Products {
     g.addend = addend;
     g.c = c;
     g.c_stride = f.columns;
-    if (skinny_product_fits(g)) {
-      const auto queue = static_cast<cudaStream_t>(stream);
-      return status_of(layer, launch_skinny_product(g, constant_weights, queue));
-    }
+    return g;
+  }
+
+  mamba_status run_skinny(const mamba_product& g, const mamba_causal_conv1d_params* conv) const {
+    const auto queue = static_cast<cudaStream_t>(stream);
+    return status_of(layer, launch_skinny_product(g, constant_weights, conv, queue));
+  }
+
+  mamba_status run(const mamba_product& g) const {
     const int error = multiply(context, &g, stream);
     if (error == 0) return MAMBA_OK;
     return fail(MAMBA_CUDA_ERROR, "%s: a product (%lld, %lld) x (%lld, %lld) failed: error %d",

@@ -3,6 +3,7 @@
 
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
+#include "layer/cuda/next_share.cuh"
 #include "layer/cuda/normalise.cuh"
 
 namespace mamba {
@@ -27,7 +28,7 @@ auto with_in_product(const ProjectIn& s, Body body) {
 // Parts of a block's shared memory, in bytes from its start.
 template <typename Product>
 struct InShared {
-  size_t x, norm_weight, partial, window, taps, sums, bytes;
+  size_t x, norm_weight, partial, window, taps, sums, next, bytes;
 
   __host__ __device__ InShared(const ProjectIn& s, size_t element) {
     const int64_t span = s.d_conv - 1 + s.length;
@@ -37,7 +38,9 @@ struct InShared {
     window = partial + sizeof(float) * Product::kSharedFloats;
     taps = window + sizeof(float) * s.batch * span * Product::kColumns;
     sums = taps + sizeof(float) * (s.d_conv + 1) * Product::kColumns;  // the bias is the last tap
-    bytes = sums + sizeof(float) * norm_sums<Product::kThreads>(Product::kRows, 1);
+    next = sums + sizeof(float) * norm_sums<Product::kThreads>(Product::kRows, 1);
+    // A thread of the share has as many columns as one of the product.
+    bytes = next + (s.next_weight ? sizeof(float) * Product::kThreads * Product::kWidth : 0);
   }
 };
 
@@ -89,6 +92,10 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   let_next_kernel_start();
   start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
+  const bool has_next = Product::kRows == 1 && s.next_weight && has_convolution;
+  NextShare<T, kColumns, kThreads> next(static_cast<const T*>(s.next_weight), first_channel,
+                                        has_next ? s.next_columns : kColumns);
+  if (has_next) next.prefetch_weights();
   if (has_convolution) {
     for (int i = threadIdx.x; i < kColumns * (d_conv + 1); i += kThreads) {
       const int c = i / (d_conv + 1), tap = i % (d_conv + 1), channel = first_channel + c;
@@ -135,6 +142,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     keep_states(i);
   }
   product.finish(partial);
+  if (has_next) next.start();
 
   T* out = static_cast<T*>(s.out);
   for (int i = threadIdx.x; i < s.rows * kColumns; i += kThreads) {
@@ -156,7 +164,14 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     const float* tap = taps + c * (d_conv + 1);
     float sum = tap[d_conv];
     for (int j = 0; j < d_conv; ++j) sum = fmaf(tap[j], past[j * kColumns], sum);
-    out[r * s.stride + first + c] = from_float<T>(silu<T>(sum));
+    const T u = from_float<T>(silu<T>(sum));
+    out[r * s.stride + first + c] = u;
+    partial[i] = to_float(u);
+  }
+  if (has_next) {
+    __syncthreads();
+    next.finish(partial, reinterpret_cast<float*>(shared + at.next),
+                s.next_shares + first_channel / kColumns * s.next_columns);
   }
   T* last_state = static_cast<T*>(s.last_conv_state);
   for (int i = threadIdx.x; i < batch * kColumns * history; i += kThreads) {
@@ -175,6 +190,15 @@ size_t project_in_shared_bytes(const ProjectIn& s) {
   return step::with_in_product<T>(s, [&](auto choice) {
     return step::InShared<step::chosen<decltype(choice)>>(s, sizeof(T)).bytes;
   });
+}
+
+template <typename T>
+bool next_share_fits(const ProjectIn& s, const void* weight, int columns) {
+  constexpr int kColumns = kInProjBlock.columns, kWidth = 16 / sizeof(T);
+  return s.rows == 1 && step::has_vector_rows<T>(s.weight, s.columns) &&
+         s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
+         s.conv_columns / kColumns <= kMostNextShares && columns % kWidth == 0 &&
+         columns / kWidth <= kInProjBlock.threads && step::has_vector_rows<T>(weight, columns);
 }
 
 template <typename T>

@@ -1,17 +1,19 @@
-// y = x W for up to 64 rows of x, W (depth, columns) row-major, 16 bits: reading W once is nearly
+// y = x W for up to 32 rows of x, W (depth, columns) row-major, 16 bits: reading W once is nearly
 // all of the time, so every block asks for its whole part of W at once, while the kernel ahead
 // still runs.
 //
 // A block owns kColumns columns and a share of the depth; the blocks of a cluster share out the
 // depth, and add up their sums in one another's shared memory, in a fixed order. In a block, warps
-// share out steps of 16 rows of W, and of more than 32 rows of x half of them each. W is the left
-// factor, transposed: of every product (16 columns of W) x (8 rows of x), the tensor cores' own
-// shape. x goes straight to registers.
+// share out steps of 16 rows of W, each of which is a group of copies that no other warp waits for.
+// W is the left factor, transposed: of every product (16 columns of W) x (8 rows of x), the tensor
+// cores' own shape. x goes straight to registers.
 //
 // The 16 rows of W of a step are taken in such an order that a lane's numbers of x lie side by
 // side: number 2 j + i of the tensor cores' first eight is row 4 j + i, of the other eight row
 // 4 j + 2 + i.
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
@@ -30,22 +32,35 @@ constexpr int kVector = 8;                       // numbers of 16 bytes
 constexpr int kRowVectors = kColumns / kVector;  // of a row of W
 constexpr int kSumStride = kColumns + 4;         // of a row of sums: rows start in other banks
 constexpr int kMaxShares = 8;                    // of the depth: blocks of a cluster
+constexpr int kMostSteps = kMostSkinnyShare / kStep / kWarps;  // of a warp
+constexpr int kFour = 4;                                       // sums that a thread adds up at once
+
+constexpr int kTaps = 4;          // of the convolution
+constexpr int kLineNumbers = 64;  // of 16 bits: 128 bytes
+
+// A convolution of one step over the columns from `first` on; y is null where there is none.
+struct Convolution {
+  const float* weight;  // (columns, kTaps)
+  const float* bias;
+  const void* past;  // (rows, columns, kTaps - 1)
+  void *y, *last;
+  int first, columns;
+  bool silu;
+};
 
 struct SkinnyProduct {
   mamba_product p;
   int share;  // of the depth, a multiple of kStep
   bool reads_early;
+  Convolution conv;
 };
 
 // RowTiles: eight rows of x each.
 template <int RowTiles>
 struct Layout {
   static constexpr int kRows = RowTiles * 8;
-  static constexpr int kHalves = RowTiles > 4 ? 2 : 1;      // of the rows, for warps of their own
-  static constexpr int kTiles = RowTiles / kHalves;         // of a warp
-  static constexpr int kWays = kWarps / kHalves;            // warps that share out the steps
-  static constexpr int kAhead = std::max(2, 8 / kTiles);    // steps whose x is on its way
-  static constexpr int kSums = kWays * kRows * kSumStride;  // numbers of fp32
+  static constexpr int kAhead = std::min(kMostSteps, 16 / RowTiles);  // steps whose x is on its way
+  static constexpr int kSums = kWarps * kRows * kSumStride;           // numbers of fp32
 
   static constexpr size_t shared_bytes(int share) {
     return std::max(size_t{2} * share * kColumns, sizeof(float) * kSums);
@@ -65,114 +80,187 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
-// A number in the shared memory of another block of the cluster, at the same place as `own`.
-__device__ __forceinline__ float load_from_block(const float* own, int block) {
-  float value = 0.f;
+// Four numbers in the shared memory of another block of the cluster, at the same place as `own`.
+__device__ __forceinline__ float4 load_from_block(const float* own, int block) {
+  float4 four = {};
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile(
-      "{\n.reg .u32 place;\nmapa.shared::cluster.u32 place, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [place];\n}"
-      : "=f"(value)
+      "{\n.reg .u32 place;\nmapa.shared::cluster.u32 place, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [place];\n}"
+      : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
       : "r"(shared_address(own)), "r"(block)
       : "memory");
 #endif
-  return value;
+  return four;
+}
+
+__device__ __forceinline__ void add(float4& sum, const float4& other) {
+  sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
+}
+
+// c = total, plus the addend where there is one.
+template <typename C>
+__device__ __forceinline__ void write_four(const mamba_product& p, int64_t at, float4 total) {
+  using Four = Pack<C, kFour>;
+  if (p.addend) {
+    const Four four = *reinterpret_cast<const Four*>(static_cast<const C*>(p.addend) + at);
+    add(total, make_float4(to_float(four.values[0]), to_float(four.values[1]),
+                           to_float(four.values[2]), to_float(four.values[3])));
+  }
+  const Four four = {from_float<C>(total.x), from_float<C>(total.y), from_float<C>(total.z),
+                     from_float<C>(total.w)};
+  *reinterpret_cast<Four*>(static_cast<C*>(p.c) + at) = four;
+}
+
+template <typename Body, int... Turns>
+__device__ __forceinline__ void take_steps(const Body& body, std::integer_sequence<int, Turns...>) {
+  (body(std::integral_constant<int, Turns>()), ...);
+}
+
+// Brings the states of a block's channels into the L2 cache.
+template <typename T>
+__device__ __forceinline__ void prefetch_states(const Convolution& c, int rows, int first_channel) {
+  constexpr int kNumbers = kColumns * (kTaps - 1), kLines = kNumbers / kLineNumbers + 1;
+  for (int i = threadIdx.x; i < rows * kLines; i += kThreads) {
+    const int channel = max(first_channel, 0) + i % kLines * kLineNumbers / (kTaps - 1);
+    if (channel >= c.columns) continue;
+    const int64_t at = (int64_t{i / kLines} * c.columns + channel) * (kTaps - 1);
+    prefetch(static_cast<const T*>(c.past) + at);
+  }
+}
+
+// One step of one channel of a sequence.
+template <typename T>
+__device__ __forceinline__ void convolve(const Convolution& c, int row, int channel, T x) {
+  const int64_t index = int64_t{row} * c.columns + channel;
+  const T* past = static_cast<const T*>(c.past) + index * (kTaps - 1);
+  const float4 w = *reinterpret_cast<const float4*>(c.weight + int64_t{channel} * kTaps);
+  const T steps[kTaps] = {past[0], past[1], past[2], x};
+  const float weight[kTaps] = {w.x, w.y, w.z, w.w};
+  float sum = c.bias[channel];
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) sum += weight[k] * to_float(steps[k]);
+  static_cast<T*>(c.y)[index] = from_float<T>(c.silu ? silu<T>(sum) : sum);
+  T* last = static_cast<T*>(c.last) + index * (kTaps - 1);
+#pragma unroll
+  for (int k = 1; k < kTaps; ++k) last[k - 1] = steps[k];
 }
 
 template <typename T, int RowTiles>
 __global__ void __launch_bounds__(kThreads, 2)
     skinny_product(const __grid_constant__ SkinnyProduct s) {
   using L = Layout<RowTiles>;
-  constexpr int kRows = L::kRows, kTiles = L::kTiles, kWays = L::kWays, kAhead = L::kAhead;
+  constexpr int kRows = L::kRows, kAhead = L::kAhead;
   extern __shared__ __align__(128) unsigned char shared[];
   T* stage = reinterpret_cast<T*>(shared);         // (share, kColumns), see place
-  float* sums = reinterpret_cast<float*>(shared);  // (kWays, kRows, kSumStride), afterwards
+  float* sums = reinterpret_cast<float*>(shared);  // (kWarps, kRows, kSumStride), afterwards
   let_next_kernel_start();
 
   const int rows = static_cast<int>(s.p.rows), columns = static_cast<int>(s.p.columns);
   const int depth = static_cast<int>(s.p.depth);
   const int first_column = blockIdx.x * kColumns;
-  const int first = blockIdx.y * s.share, count = min(s.share, depth - first);
+  const int first = blockIdx.y * s.share, steps = min(s.share, depth - first) / kStep;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int way = warp % kWays, half = warp / kWays;
 
+  // The warp's steps, a group of copies each; those beyond the last are empty.
   const auto load_weights = [&] {
-    const int vector = threadIdx.x % kRowVectors, column = first_column + vector * kVector;
-    constexpr int kApart = kThreads / kRowVectors;
+    const int vector = lane % kRowVectors, column = first_column + vector * kVector;
+    constexpr int kApart = 32 / kRowVectors;
     const bool exists = column < columns;
     const T* weights = static_cast<const T*>(s.p.b);
-    for (int row = threadIdx.x / kRowVectors; row < count; row += kApart) {
-      const int64_t at = static_cast<int64_t>(first + row) * columns + column;
-      copy_async(stage + place(row, vector), exists ? weights + at : weights, exists);
+#pragma unroll
+    for (int t = 0; t < kMostSteps; ++t) {
+      const int step = t * kWarps + warp;
+      if (step < steps) {
+#pragma unroll
+        for (int i = 0; i < kStep; i += kApart) {
+          const int row = step * kStep + i + lane / kRowVectors;
+          const int64_t at = static_cast<int64_t>(first + row) * columns + column;
+          copy_async(stage + place(row, vector), exists ? weights + at : weights, exists);
+        }
+      }
+      commit_copies();
     }
   };
   if (s.reads_early) load_weights();
+  const int first_channel = first_column - s.conv.first;
+  const bool has_channels =
+      s.conv.y && first_channel + kColumns > 0 && first_channel < s.conv.columns;
+  if (has_channels && blockIdx.y == 0) prefetch_states<T>(s.conv, rows, first_channel);
   wait_for_earlier_kernels();
   if (!s.reads_early) load_weights();
 
   // A lane's x: of the row lane / 4 of each tile the numbers lane % 4 * 4 to + 3 of a step. Rows
   // that do not exist are the last one again: nobody reads their sums.
-  const T* x[kTiles];
+  const T* x[RowTiles];
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    const int row = min((half * kTiles + t) * 8 + lane / 4, rows - 1);
-    x[t] = static_cast<const T*>(s.p.a) + row * s.p.a_stride + first + lane % 4 * 4;
+  for (int r = 0; r < RowTiles; ++r) {
+    const int row = min(r * 8 + lane / 4, rows - 1);
+    x[r] = static_cast<const T*>(s.p.a) + row * s.p.a_stride + first + lane % 4 * 4;
   }
-  const int steps = count / kStep;
-  uint2 right[kAhead][kTiles];
-  const auto load_x = [&](int i, uint2(&to)[kTiles]) {
-    if (i >= steps) return;
+  uint2 right[kAhead][RowTiles];
+  const auto load_x = [&](int step, uint2(&to)[RowTiles]) {
+    if (step >= steps) return;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) to[t] = *reinterpret_cast<const uint2*>(x[t] + i * kStep);
+    for (int r = 0; r < RowTiles; ++r) {
+      to[r] = *reinterpret_cast<const uint2*>(x[r] + step * kStep);
+    }
   };
 #pragma unroll
-  for (int j = 0; j < kAhead; ++j) load_x(way + j * kWays, right[j]);
-  wait_for_copies();
-  __syncthreads();
+  for (int t = 0; t < kAhead; ++t) load_x(t * kWarps + warp, right[t]);
 
-  float sum[kTiles][kColumns / 16][4] = {};
+  float sum[RowTiles][kColumns / 16][4] = {};
   // The lane's row of the tile of 8 by 8 that it gives the address of.
   const int tile_row = lane % 8 / 2 * 4 + lane % 2 + lane / 16 * 2;
-  for (int base = way; base < steps; base += kWays * kAhead) {
+  const uint32_t stage_address = shared_address(stage);
+  const auto multiply = [&](int step, const uint2(&values)[RowTiles]) {
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int i = base + j * kWays;
-      if (i >= steps) break;
+    for (int c = 0; c < kColumns / 16; ++c) {
+      uint32_t left[4];
+      load_tiles_transposed(
+          stage_address + 2 * place(step * kStep + tile_row, c * 2 + lane / 8 % 2), left);
 #pragma unroll
-      for (int c = 0; c < kColumns / 16; ++c) {
-        uint32_t left[4];
-        load_tiles_transposed(stage + place(i * kStep + tile_row, c * 2 + lane / 8 % 2), left);
-#pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          multiply_add<T>(sum[t][c], left, right[j][t].x, right[j][t].y);
-        }
+      for (int r = 0; r < RowTiles; ++r) {
+        multiply_add<T>(sum[r][c], left, values[r].x, values[r].y);
       }
-      load_x(i + kWays * kAhead, right[j]);
     }
-  }
+  };
+  const auto take_step = [&](auto turn) {
+    constexpr int t = decltype(turn)::value;
+    const int step = t * kWarps + warp;
+    wait_for_copies_but<kMostSteps - 1 - t>();
+    __syncwarp();  // the other lanes' copies too
+    if (step >= steps) return;
+    multiply(step, right[t % kAhead]);
+    load_x(step + kAhead * kWarps, right[t % kAhead]);
+  };
+  take_steps(take_step, std::make_integer_sequence<int, kMostSteps>());
 
-  // The warps' sums, then the block's in those of the first warps.
+  // The warps' sums, then the block's in those of the first warp.
   __syncthreads();
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
+  for (int r = 0; r < RowTiles; ++r) {
 #pragma unroll
     for (int c = 0; c < kColumns / 16; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = (half * kTiles + t) * 8 + lane % 4 * 2 + i % 2;
-        const int column = c * 16 + lane / 4 + i / 2 * 8;
-        sums[(way * kRows + row) * kSumStride + column] = sum[t][c][i];
+        const int row = r * 8 + lane % 4 * 2 + i % 2, column = c * 16 + lane / 4 + i / 2 * 8;
+        sums[(warp * kRows + row) * kSumStride + column] = sum[r][c][i];
       }
     }
   }
   __syncthreads();
-  const int numbers = rows * kColumns;
-  for (int i = threadIdx.x; i < numbers; i += kThreads) {
-    float* own = sums + i / kColumns * kSumStride + i % kColumns;
-    float total = own[0];
+  constexpr int kRowFours = kColumns / kFour;
+  const int fours = rows * kRowFours;
+  const auto four_at = [&](int i) { return sums + i / kRowFours * kSumStride + i % kRowFours * 4; };
+  for (int i = threadIdx.x; i < fours; i += kThreads) {
+    float4* own = reinterpret_cast<float4*>(four_at(i));
+    float4 total = *own;
 #pragma unroll
-    for (int other = 1; other < kWays; ++other) total += own[other * kRows * kSumStride];
-    own[0] = total;
+    for (int other = 1; other < kWarps; ++other) {
+      add(total, *(own + other * kRows * kSumStride / kFour));
+    }
+    *own = total;
   }
 
   // The cluster's: a share of the numbers for each block.
@@ -182,25 +270,41 @@ __global__ void __launch_bounds__(kThreads, 2)
   } else {
     __syncthreads();
   }
-  const int own_numbers = (numbers + blocks - 1) / blocks;
-  const int end = min(numbers, (block + 1) * own_numbers);
-  for (int i = block * own_numbers + threadIdx.x; i < end; i += kThreads) {
-    const int row = i / kColumns, column = first_column + i % kColumns;
-    const float* own = sums + row * kSumStride + i % kColumns;
-    float total = 0.f;
+  const int own_fours = (fours + blocks - 1) / blocks;
+  const int end = min(fours, (block + 1) * own_fours);
+  for (int i = block * own_fours + threadIdx.x; i < end; i += kThreads) {
+    const int row = i / kRowFours, place = i % kRowFours * kFour, column = first_column + place;
+    const float* own = four_at(i);
+    float4 total = {};
     if (blocks == 1) {
-      total = *own;
+      total = *reinterpret_cast<const float4*>(own);
     } else {
-      for (int other = 0; other < blocks; ++other) total += load_from_block(own, other);
+      float4 parts[kMaxShares] = {};  // all on their way at once
+#pragma unroll
+      for (int other = 0; other < kMaxShares; ++other) {
+        if (other < blocks) parts[other] = load_from_block(own, other);
+      }
+#pragma unroll
+      for (int other = 0; other < kMaxShares; ++other) add(total, parts[other]);
     }
     if (column >= columns) continue;
+    const float values[kFour] = {total.x, total.y, total.z, total.w};
+    bool is_product = false;  // whether any of the columns is no channel of the convolution
+#pragma unroll
+    for (int j = 0; j < kFour; ++j) {
+      const int channel = first_channel + place + j;
+      if (has_channels && channel >= 0 && channel < s.conv.columns) {
+        convolve(s.conv, row, channel, from_float<T>(values[j]));
+      } else {
+        is_product = true;
+      }
+    }
+    if (!is_product) continue;
     const int64_t at = row * s.p.c_stride + column;
     if (s.p.c_dtype == MAMBA_FP32) {
-      if (s.p.addend) total += static_cast<const float*>(s.p.addend)[at];
-      static_cast<float*>(s.p.c)[at] = total;
+      write_four<float>(s.p, at, total);
     } else {
-      if (s.p.addend) total += to_float(static_cast<const T*>(s.p.addend)[at]);
-      static_cast<T*>(s.p.c)[at] = from_float<T>(total);
+      write_four<T>(s.p, at, total);
     }
   }
   if (blocks > 1) cluster_barrier();  // the others may still be reading this block's sums
@@ -254,8 +358,7 @@ template <typename T>
 cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
   if (s.p.rows <= 8) return launch<T, 1>(s, stream);
   if (s.p.rows <= 16) return launch<T, 2>(s, stream);
-  if (s.p.rows <= 32) return launch<T, 4>(s, stream);
-  return launch<T, 8>(s, stream);
+  return launch<T, 4>(s, stream);
 }
 
 }  // namespace
@@ -265,15 +368,32 @@ bool skinny_product_fits(const mamba_product& p) {
   if (p.dtype == MAMBA_FP32 || p.rows > current_tuning().most_skinny_rows ||
       p.rows > kMaxSkinnyRows || p.depth % kStep != 0 || p.columns % kVector != 0 ||
       p.depth > int64_t{kMaxShares} * kMostSkinnyShare || p.columns > INT32_MAX / 2 ||
-      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes)) {
+      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes) ||
+      !is_aligned<16>(p.c, p.c_stride, kBytes) || !is_aligned<16>(p.addend, 0, kBytes)) {
     return false;
   }
   const size_t shared = Layout<kMaxSkinnyRows / 8>::shared_bytes(share_of(p));
   return shared <= static_cast<size_t>(current_gpu().shared_bytes);
 }
 
-cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early, cudaStream_t stream) {
-  const SkinnyProduct s = {p, share_of(p), reads_early};
+bool skinny_convolution_fits(const mamba_causal_conv1d_params& c) {
+  return c.length == 1 && c.d_conv == kTaps && is_aligned<16>(c.weight, 0, 1);
+}
+
+cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early,
+                                  const mamba_causal_conv1d_params* conv, cudaStream_t stream) {
+  SkinnyProduct s = {p, share_of(p), reads_early, {}};
+  if (conv) {
+    const auto bytes = static_cast<const char*>(conv->x.data) - static_cast<const char*>(p.c);
+    s.conv = {conv->weight,
+              conv->bias,
+              conv->initial_state,
+              conv->y,
+              conv->last_state,
+              static_cast<int>(bytes / 2),
+              static_cast<int>(conv->channels),
+              conv->silu != 0};
+  }
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (kIsWide<T>) {

@@ -8,12 +8,17 @@
 
 namespace mamba {
 
-constexpr int kMaxSkinnyRows = 64;
+constexpr int kMaxSkinnyRows = 32;
 
 // Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
 bool skinny_product_fits(const mamba_product& p);
 
-// reads_early: the right factor may be read while the stream's earlier kernels still run.
-cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early, cudaStream_t stream);
+// Whether it can do a convolution of one step over some columns of such a product as well.
+bool skinny_convolution_fits(const mamba_causal_conv1d_params& conv);
+
+// reads_early: the right factor may be read while the stream's earlier kernels still run. conv: of
+// the columns that it names as its x, which are then written nowhere; or null.
+cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early,
+                                  const mamba_causal_conv1d_params* conv, cudaStream_t stream);
 
 }  // namespace mamba

@@ -28,6 +28,11 @@ struct ProjectIn {
   int batch, length, rows;
   int d_model, columns, stride;
   int conv_first, conv_columns, d_conv;  // the first column of the convolution, and their number
+  // What the convolution's columns are multiplied by next: of a single row, where this is not null,
+  // each block leaves the share of its own columns. next_share_fits says where that can be.
+  const void* next_weight;  // (conv_columns, next_columns) T
+  float* next_shares;       // (conv_columns / kInProjBlock.columns, next_columns)
+  int next_columns;
   float epsilon;
   mamba_dtype hidden_dtype;
   bool reads_hidden_in_fours;  // launch_project_in sets it
@@ -56,6 +61,10 @@ template <typename T>
 size_t project_in_shared_bytes(const ProjectIn& s);
 template <typename T>
 size_t project_out_shared_bytes(const ProjectOut& s);
+
+// Whether a step of one row can leave shares of the product with this matrix of `columns` columns.
+template <typename T>
+bool next_share_fits(const ProjectIn& s, const void* weight, int columns);
 
 template <typename T>
 cudaError_t launch_project_in(ProjectIn s, cudaStream_t stream);

@@ -155,9 +155,9 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, p_.dtype);
+    bad = product_.with_convolution({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_,
+                                    convolution());
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
     const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
     if ((bad = normalise())) return bad;
@@ -166,7 +166,7 @@ class ManyRows {
   }
 
  private:
-  mamba_status convolve() const {
+  mamba_causal_conv1d_params convolution() const {
     mamba_causal_conv1d_params c = {};
     c.batch = p_.batch;
     c.length = p_.length;
@@ -180,7 +180,7 @@ class ManyRows {
     c.initial_state = p_.conv_state;
     c.y = mixed_;
     c.last_state = p_.last_conv_state;
-    return mamba_causal_conv1d_cuda(&c, stream_);
+    return c;
   }
 
   mamba_status normalise() const {

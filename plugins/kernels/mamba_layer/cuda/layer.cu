@@ -73,8 +73,19 @@ LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overl
   s.in.out = parts.take(s.rows * s.in_stride * element);
   s.y = parts.take(s.rows * s.y_stride * element);
   s.out.y = s.y;
+  // The shares of x_proj: of its own kernel, or of one row of the blocks of the first.
+  const int64_t shares = std::max<int64_t>(s.splits, s.rows == 1 ? kMostNextShares : 0);
   s.parts = static_cast<float*>(
-      parts.take(static_cast<int64_t>(sizeof(float)) * s.splits * s.rows * s.projected));
+      parts.take(static_cast<int64_t>(sizeof(float)) * shares * s.rows * s.projected));
+  const bool shares_early = with_type(p.dtype, [&](auto* type) {
+    return next_share_fits<std::decay_t<decltype(*type)>>(s.in, p.x_proj_weight, s.projected);
+  });
+  if (shares_early) {
+    s.in.next_weight = p.x_proj_weight;
+    s.in.next_shares = s.parts;
+    s.in.next_columns = s.projected;
+    s.splits = static_cast<int>(p.d_inner / kInProjBlock.columns);
+  }
   s.u = s.in.out;
   s.z = static_cast<const char*>(s.in.out) + p.d_inner * element;
   s.reads_states_in_fours = is_aligned<16>(p.recurrent_state, p.d_state, sizeof(float)) &&
@@ -131,9 +142,9 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, m_.xz, p_.dtype);
+    bad = product_.with_convolution({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
+                                    m_.xz, convolution());
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
     if ((bad =
              product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
       return bad;
@@ -151,7 +162,7 @@ class ManyRows {
     return mamba::slice(data, first, stride, p_.length, p_.dtype);
   }
 
-  mamba_status convolve() const {
+  mamba_causal_conv1d_params convolution() const {
     mamba_causal_conv1d_params c = {};
     c.batch = p_.batch;
     c.length = p_.length;
@@ -165,7 +176,7 @@ class ManyRows {
     c.initial_state = p_.conv_state;
     c.y = m_.u;
     c.last_state = p_.last_conv_state;
-    return mamba_causal_conv1d_cuda(&c, stream_);
+    return c;
   }
 
   mamba_status scan() const {

@@ -1,7 +1,8 @@
 // A layer for a few rows (one token of a few sequences) in four kernels, for one dtype T.
 //
-//   project_in   x = norm(hidden); x and z halves of in_proj; convolution, SiLU, its state
-//   project_x    shares of x_proj(u), one for each part of the depth
+//   project_in   x = norm(hidden); x and z halves of in_proj; convolution, SiLU, its state; of one
+//                row of a layer that is not large, shares of x_proj(u) too
+//   project_x    else the shares, one for each part of the depth
 //   step_state   dt, B and C from the shares; dt_proj, softplus; the scan's step, skip and gate
 //   project_out  hidden + out_proj(y)
 //
@@ -18,8 +19,9 @@ namespace step {
 
 constexpr int kXColumns = kXProjBlock.columns, kXThreads = kXProjBlock.threads;
 constexpr int kStateColumns = kDtProjBlock.columns, kStateThreads = kDtProjBlock.threads;
-constexpr int kTeam = 4;        // threads that share a channel's states
-constexpr int kTeamStates = 4;  // states that a thread takes at once
+constexpr int kTeam = 4;           // threads that share a channel's states
+constexpr int kTeamStates = 4;     // states that a thread takes at once
+constexpr int kSplitsAtOnce = 32;  // shares of x_proj that a thread asks for at once
 static_assert(kStateThreads / kTeam == kStateColumns);
 
 // Few rows: x rides along with the weights in registers.
@@ -138,9 +140,15 @@ __global__ void __launch_bounds__(kStateThreads) step_state(const LayerStep s) {
   for (int i = threadIdx.x; i < Rows * width; i += kStateThreads) {
     const int r = i / width, n = i % width;
     float sum = 0.f;
-    if (r < rows) {
-#pragma unroll 8
-      for (int split = 0; split < s.splits; ++split) sum += s.parts[(split * rows + r) * width + n];
+    for (int first_split = 0; first_split < s.splits && r < rows; first_split += kSplitsAtOnce) {
+      float shares[kSplitsAtOnce];
+#pragma unroll
+      for (int k = 0; k < kSplitsAtOnce; ++k) {
+        const int split = first_split + k;
+        shares[k] = split < s.splits ? s.parts[(split * rows + r) * width + n] : 0.f;
+      }
+#pragma unroll
+      for (int k = 0; k < kSplitsAtOnce; ++k) sum += shares[k];
     }
     projected[r * stride + n] = sum;
   }
@@ -225,10 +233,12 @@ cudaError_t launch_step(const LayerStep& s, cudaStream_t stream) {
   const mamba_layer_params& p = s.layer;
   cudaError_t error = launch_project_in<T>(s.in, stream);
   if (error != cudaSuccess) return error;
-  error = launch(pick<ProjectX, T>(s.rows, has_vector_rows<T>(p.x_proj_weight, s.projected)),
-                 dim3(blocks_for(s.projected, kXColumns), s.splits), kXThreads, 0, s, s.overlaps,
-                 stream);
-  if (error != cudaSuccess) return error;
+  if (!s.in.next_weight) {
+    error = launch(pick<ProjectX, T>(s.rows, has_vector_rows<T>(p.x_proj_weight, s.projected)),
+                   dim3(blocks_for(s.projected, kXColumns), s.splits), kXThreads, 0, s, s.overlaps,
+                   stream);
+    if (error != cudaSuccess) return error;
+  }
   error = launch(pick<StepState, T>(s.rows, has_vector_rows<T>(p.dt_proj_weight, p.d_inner)),
                  blocks_for(p.d_inner, kStateColumns), kStateThreads, state_shared_bytes<T>(s), s,
                  s.overlaps, stream);
