@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/numeric.cuh"
@@ -366,10 +367,12 @@ cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
 bool skinny_product_fits(const mamba_product& p) {
   constexpr int kBytes = 2;  // of a number
   if (p.dtype == MAMBA_FP32 || p.rows > current_tuning().most_skinny_rows ||
-      p.rows > kMaxSkinnyRows || p.depth % kStep != 0 || p.columns % kVector != 0 ||
-      p.depth > int64_t{kMaxShares} * kMostSkinnyShare || p.columns > INT32_MAX / 2 ||
-      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes) ||
-      !is_aligned<16>(p.c, p.c_stride, kBytes) || !is_aligned<16>(p.addend, 0, kBytes)) {
+      p.rows > kMaxSkinnyRows || p.depth > kMaxWidth || p.columns > kMaxWidth ||
+      p.rows * p.depth * p.columns > current_tuning().most_skinny_products ||
+      p.depth % kStep != 0 || p.columns % kVector != 0 ||
+      p.depth > int64_t{kMaxShares} * kMostSkinnyShare || !is_aligned<16>(p.b, 0, kBytes) ||
+      !is_aligned<8>(p.a, p.a_stride, kBytes) || !is_aligned<16>(p.c, p.c_stride, kBytes) ||
+      !is_aligned<16>(p.addend, 0, kBytes)) {
     return false;
   }
   const size_t shared = Layout<kMaxSkinnyRows / 8>::shared_bytes(share_of(p));
