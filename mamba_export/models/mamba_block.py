@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import operators
+from mamba_export.models.inputs import check_sequence, check_state
 from mamba_export.models.mamba_config import MambaConfig
 from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
 from mamba_export.models.norms import RMSNorm, rms
@@ -78,14 +79,18 @@ class Mamba(Mixer):
             y (batch, length, d_model) and the state after the last step.
 
         Raises:
+            InputError: x is no floating tensor (batch, length, d_model), or state no LayerState.
             ValueError: length 0, or a state of the wrong shape or dtype.
         """
         config = self.config
+        check_sequence(x, config.d_model)
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
-        if state is None:
-            state = self.initial_state(x.shape[0], u.dtype)
+        conv = recurrent = None
+        if state is not None:
+            check_state(state)
+            conv, recurrent = state.conv, state.recurrent
         u, conv_state = operators.causal_conv1d(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv
         )
         dt, B, C = self.x_proj(u).split([config.rank, config.d_state, config.d_state], dim=-1)
         if config.bcdt_norm_epsilon is not None:
@@ -95,6 +100,6 @@ class Mamba(Mixer):
         )  # the bias is added in the scan, in fp32
         A = -torch.exp(self.A_log)
         y, recurrent_state = operators.selective_scan(
-            u, delta, A, B, C, self.D, z, self.dt_proj.bias, state.recurrent
+            u, delta, A, B, C, self.D, z, self.dt_proj.bias, recurrent
         )
         return self.out_proj(y), LayerState(conv_state, recurrent_state)

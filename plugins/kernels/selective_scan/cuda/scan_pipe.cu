@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
+#include "common/cuda/overlap.cuh"
 #include "selective_scan/cuda/scan.cuh"
 
 namespace mamba {
@@ -592,6 +593,8 @@ __device__ __forceinline__ void epilogue(const mamba_selective_scan_params& p, i
 template <typename T, typename S>
 __global__ void __launch_bounds__(S::kConsumers + 2 * S::kRoleThreads, S::kBlocks)
     scan_pipe_kernel(const __grid_constant__ mamba_selective_scan_params p, int width) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   extern __shared__ __align__(16) unsigned char memory[];
   auto* tiles = reinterpret_cast<typename S::Tile*>(memory);
   const int consumers = width * S::kLanes / S::kChannels;
@@ -638,8 +641,8 @@ cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStre
   const int64_t blocks = (p.d_inner + width - 1) / width * p.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const int threads = static_cast<int>(width) * S::kLanes / S::kChannels + 2 * S::kRoleThreads;
-  kernel<<<static_cast<unsigned>(blocks), threads, kBytes, stream>>>(p, static_cast<int>(width));
-  return cudaGetLastError();
+  return launch_overlapping(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), kBytes,
+                            stream, current_gpu().major >= 9, p, static_cast<int>(width));
 }
 
 }  // namespace

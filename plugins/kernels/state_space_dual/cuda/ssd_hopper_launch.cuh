@@ -50,7 +50,7 @@ template <typename T, typename Tiles>
 cudaError_t launch_states(const SsdHopperMaps& maps, const SsdHopperArguments& p,
                           cudaStream_t stream) {
   const unsigned wide = (p.slices + Tiles::kSlices - 1) / Tiles::kSlices;
-  return launch<Tiles>(ssd_states<T, Tiles>, dim3(wide, p.parts - 1, p.batch), false, maps, p,
+  return launch<Tiles>(ssd_states<T, Tiles>, dim3(wide, p.parts - 1, p.batch), true, maps, p,
                        stream);
 }
 

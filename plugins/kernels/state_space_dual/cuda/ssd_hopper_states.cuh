@@ -163,6 +163,8 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     barriers_are_ready();
   }
   __syncthreads();
+  // In this order: the next launch reads, too, what the one before this wrote.
+  wait_for_previous_launch();
   let_next_launch_start();
   const int first = blockIdx.y * p.part_chunks, end = min(first + p.part_chunks, p.chunks);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
