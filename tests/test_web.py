@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -104,6 +105,8 @@ def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -
     assert seen["read"] == str(len(PROMPT)), "each typed byte is read once"
     assert seen["tokens"] == str(len(PROMPT) + COUNT)
     assert float(seen["speed"]) > 0
+    first, last = (float(ms) for ms in re.findall(r"([\d.]+) ms", seen["quickest"]))
+    assert last < 2 * first, "the cost of a token grows"
     assert min(seen["colours"]) > 10, "a plot is blank"
 
 

@@ -10,7 +10,7 @@ import { TimePlot } from "./time_plot.js";
 import { Writer } from "./writer.js";
 
 const at = (id) => document.getElementById(id);
-const timePlot = new TimePlot(at("time"));
+const timePlot = new TimePlot(at("time"), at("quickest"));
 const statePlot = new StatePlot(at("state-now"), at("state-passed"));
 const SPEED_OVER = 1000; // ms of runs
 const TEXT_EVERY = 100; // ms: a long text takes the browser a while to lay out
@@ -33,14 +33,17 @@ async function open(name) {
   const folder = await readFolder(name, contract, progress);
   checkByteTokenizer(folder.tokenizer, folder.metadata.vocabSize);
   say("ONNX Runtime makes the session");
+  await writer?.close();
   await model?.release();
+  model = null;
   model = await Model.load(ort, folder, contract.weightsFile);
-  begin();
+  await begin();
   say("Ready: type, and it reads; press Write, and it goes on.");
   enable(true);
 }
 
-function begin() {
+async function begin() {
+  await writer?.close();
   const layers = model.metadata.states.filter(({ layer }) => layer !== null);
   at("layer").replaceChildren(
     ...layers.map(({ layer }, index) => new Option(`layer ${layer}`, index)),
@@ -76,8 +79,9 @@ function text(shown) {
 function showText() {
   if (pendingText === null) return;
   const box = at("text");
+  const isAtEnd = box.scrollTop + box.clientHeight > box.scrollHeight - 40;
   box.value = pendingText;
-  box.scrollTop = box.scrollHeight;
+  if (isAtEnd) box.scrollTop = box.scrollHeight;
   pendingText = null;
 }
 
@@ -136,6 +140,7 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 function listen() {
   at("text").addEventListener("input", () => {
+    pendingText = null;
     at("write").disabled = at("text").value === "";
     writer.edit(at("text").value);
   });
@@ -145,11 +150,14 @@ function listen() {
   document.addEventListener("keydown", (event) => event.key === "Escape" && writer?.stop());
   at("write").addEventListener("click", write);
   at("stop").addEventListener("click", () => writer.stop());
-  at("take").addEventListener("click", () => writer.take());
+  at("take").addEventListener("click", () => {
+    writer.take();
+    showText();
+  });
   at("clear").addEventListener("click", () => {
     at("text").value = "";
     enable(true);
-    begin();
+    begin().catch(failed);
   });
   at("layer").addEventListener("change", () => statePlot.show(Number(at("layer").value)));
   at("model").addEventListener("change", () => open(at("model").value).catch(failed));

@@ -3,6 +3,7 @@
 import { Picture } from "./canvas.js";
 
 const MOST_BINS = 240;
+const SOME = 100;
 
 /** Runs in bins of equally many tokens, joined in pairs when there are too many: its size is bounded. */
 export class TimeBins {
@@ -40,25 +41,50 @@ export class TimeBins {
   }
 }
 
-export class TimePlot {
-  #bins = new TimeBins();
-  #picture;
+/** The quickest of the first and of the last tokens: what else the machine does slows some, hardly all. */
+class Quickest {
+  #first = [];
+  #last = [];
 
-  constructor(canvas) {
+  add(ms) {
+    if (this.#first.length < SOME) this.#first.push(ms);
+    this.#last.push(ms);
+    if (this.#last.length > SOME) this.#last.shift();
+  }
+
+  toString() {
+    if (this.#last.length === 0) return "";
+    const [first, last] = [this.#first, this.#last].map((some) => Math.min(...some).toFixed(1));
+    return `the quickest of the first ${SOME} written: ${first} ms; of the last ${SOME}: ${last} ms`;
+  }
+}
+
+export class TimePlot {
+  #bins;
+  #quickest;
+  #picture;
+  #line;
+
+  constructor(canvas, line) {
+    this.#line = line;
     this.#picture = new Picture(canvas, (...to) => this.#draw(...to));
+    this.clear();
   }
 
   add(run) {
     this.#bins.add(run);
+    if (run.isWriting) this.#quickest.add(run.ms);
     this.#picture.redraw();
   }
 
   clear() {
     this.#bins = new TimeBins();
+    this.#quickest = new Quickest();
     this.#picture.redraw();
   }
 
   #draw(context, width, height, colour) {
+    this.#line.textContent = this.#quickest;
     const box = { left: 44, right: width - 8, top: 10, bottom: height - 34 };
     const kinds = ["read", "written"].map((kind) => [kind, this.#bins.points(kind)]);
     const all = kinds.flatMap(([, points]) => points.map(([, ms]) => ms)).sort((a, b) => a - b);

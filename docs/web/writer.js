@@ -29,6 +29,7 @@ export class Writer {
   #preview = null; // {from, at, text, decoder, left}
   #isBusy = false;
   #isAsked = false;
+  #isClosed = false;
   #tokensRead = 0; // of the typed text, with those that an edit made to be read again
 
   constructor(model, events) {
@@ -71,15 +72,21 @@ export class Writer {
     this.#work();
   }
 
+  /** Ends all work; resolves when the model is free for another. */
+  async close() {
+    this.#isClosed = true;
+    while (this.#isBusy) await nextTask();
+  }
+
   async #work() {
     this.#isAsked = true;
     if (this.#isBusy) return;
     this.#isBusy = true;
     try {
       // What was asked while the last step found nothing to do must not be left.
-      while (this.#isAsked) {
+      while (this.#isAsked && !this.#isClosed) {
         this.#isAsked = false;
-        while (await this.#step()) await nextTask();
+        while (!this.#isClosed && (await this.#step())) await nextTask();
       }
     } catch (error) {
       this.#writing = this.#preview = null;

@@ -47,8 +47,9 @@ async function writeText() {
   await page.fill("#count", String(given.count));
   await page.click("#write");
   await page.waitForFunction(isReady, null, { timeout: 60000 });
+  await page.waitForFunction(() => document.getElementById("quickest").textContent); // drawn
   const seen = { read, text: await page.inputValue("#text"), errors };
-  for (const id of ["tokens", "speed", "state-size"]) seen[id] = await text(id);
+  for (const id of ["tokens", "speed", "state-size", "quickest"]) seen[id] = await text(id);
   seen.colours = await page.$$eval("canvas", (all) =>
     all.map((canvas) => {
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
