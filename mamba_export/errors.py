@@ -46,6 +46,10 @@ class UnknownOptionError(SessionError, TypeError):
     """A keyword argument that names no option; the message lists those that there are."""
 
 
+class InputError(MambaExportError, ValueError):
+    """What a module was called with, and cannot take."""
+
+
 class ImplementationError(MambaExportError, ValueError):
     """An implementation of the operators was asked for that is unknown, absent, or cannot take a tensor."""
 

@@ -209,6 +209,33 @@ def test_states_of_two_models_do_not_become_one(session: OrtSession, tmp_path: P
             session.run([[1]], other.initial_state(1))
 
 
+@pytest.mark.parametrize("config", [MambaConfig, Mamba2Config])
+def test_odd_inputs_of_modules(config: type[MambaConfig] | type[Mamba2Config]) -> None:
+    """Of a block, a backbone and a language model: what is no tensor of theirs is one line of ours."""
+    extra = {"head_dim": 16} if config is Mamba2Config else {}
+    model = MambaLM(config(d_model=32, n_layer=2, vocab_size=16, **extra))
+    block = model.backbone.mixers[0]
+    x, ids = torch.zeros(1, 2, 32), torch.zeros(1, 2, dtype=torch.int64)
+    shaped = [
+        x[..., :3],
+        x[0],
+        x.long(),
+        x.to(torch.complex64),
+        ids.bool(),
+        ids.to(torch.uint8),
+        ids[:, :0],
+    ]
+    for call in (block, model.backbone, model):
+        assert answers(call, [*ODD, *shaped]) == []
+    assert answers(lambda state: block(x, state)) == [None]
+    assert answers(lambda state: model.backbone(x, state)) == [None]
+    assert answers(lambda state: model(ids, state)) == [None]
+    assert answers(lambda state: model(ids, [state, state])) == [None]  # a layer without one starts
+    for call in (block, model.backbone):
+        call(x)
+    model(ids.int())
+
+
 @pytest.mark.parametrize("batch", [10**12, 2**31 - 1, 10**30, HUGE])
 def test_a_batch_that_no_memory_holds_is_one_line(session: OrtSession, batch: int) -> None:
     with pytest.raises(SessionError, match=r"out of memory|batch is"):

@@ -241,6 +241,20 @@ def test_last_state_may_be_the_initial_state(length: int, dtype: str) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("length", [1, 3, 40, 300])
+def test_no_initial_state_is_zeros(length: int, dtype: str) -> None:
+    """The bits of zeros that are read, whichever walk the length has, and of a dtype of their own."""
+    for sizes in ({"head_dim": 40}, {"d_state": 9, "batch": 1}, {"reverse": True}):
+        values = values_of(dtype, length=length, **sizes)
+        values[STATE].zero_()
+        expected = run(DUAL, values)
+        values[STATE] = None
+        for found, wanted in zip(run(DUAL, values), expected, strict=True):
+            assert found.dtype == wanted.dtype
+            assert torch.equal(found, wanted)
+
+
+@DTYPES
 def test_thread_counts_and_repetitions_give_the_same_bits(dtype: str) -> None:
     for length, repetitions in ((1, 10_000 if dtype == "fp32" else 1000), (33, 1000)):
         values = values_of(dtype, length=length, heads=8, head_dim=40, d_state=16)

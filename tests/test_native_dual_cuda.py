@@ -314,6 +314,18 @@ def test_cuda_graph(length: int, dtype: str) -> None:
         assert_same_bits(captured, call())
 
 
+@DTYPES
+@pytest.mark.parametrize("length", [1, 3, 65, 700])
+def test_no_initial_state_is_zeros(length: int, dtype: str) -> None:
+    """In every form: a step, tensor cores, CUDA cores, more states than registers hold, and a split length."""
+    for sizes in (USUAL, {"head_dim": 10, "d_state": 6}, {"d_state": 300}, {"reverse": True}):
+        values = values_of(dtype, batch=1, length=length, **sizes)
+        values[STATE].zero_()
+        assert_same_bits(
+            run(DUAL, [*values[:STATE], None, *values[STATE + 1 :]]), run(DUAL, values)
+        )
+
+
 def test_steps_one_after_the_other_see_one_another_s_states() -> None:
     """A step may start while the kernel ahead of it runs: it must wait before it reads."""
     values = values_of("bf16", batch=8, length=1, heads=80, low_state=True, **USUAL)

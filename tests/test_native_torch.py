@@ -76,6 +76,18 @@ def assert_scan_parity(inputs: list[Tensor | None], *flags: bool) -> None:
     assert error(last_state, truth[1]) <= FP32_BOUND
 
 
+@installed
+@uses_native
+@DTYPES
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_no_initial_state_is_zeros(length: int, dtype: torch.dtype) -> None:
+    """Of lanes that are channels, and of lanes that are states."""
+    for d_state in (5, 16, 64):
+        inputs = scan_inputs(length=length, d_state=d_state, dtype=dtype)
+        inputs[-1].zero_()
+        assert same_bits(SCAN(*inputs[:-1], None, True, False), SCAN(*inputs, True, False))
+
+
 def test_version_and_dtypes_mirror_the_header() -> None:
     text = header_text()
     assert f"#define MAMBA_KERNELS_VERSION {kernel_library.VERSION}\n" in text

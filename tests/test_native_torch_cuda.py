@@ -286,6 +286,18 @@ def test_state_in_place(case: Scan, dtype: torch.dtype) -> None:
 
 
 @EVERY_DTYPE
+@pytest.mark.parametrize("d_state", [1, 16, 128, 300])
+@pytest.mark.parametrize("shape", [(2, 1, 24), (3, 65, 24), (64, 65, 1536), (1, 5000, 64)], ids=str)
+def test_no_initial_state_is_zeros(
+    shape: tuple[int, int, int], d_state: int, dtype: torch.dtype
+) -> None:
+    """In every form that a shape picks."""
+    inputs = [t.cuda() for t in scan_inputs(*shape, d_state, dtype=dtype)]
+    inputs[-1].zero_()
+    assert same_bits(SCAN(*inputs[:-1], None), SCAN(*inputs))
+
+
+@EVERY_DTYPE
 @pytest.mark.parametrize("case", [Scan(1, 1, 512), Scan(), Scan(1, 5000, 64)], ids=str)
 def test_cuda_graph(case: Scan, dtype: torch.dtype) -> None:
     """Captured once, replayed with other inputs: nothing is allocated and nothing waits."""

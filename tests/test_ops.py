@@ -183,6 +183,7 @@ def test_scan_opcheck(gate: bool) -> None:
         if tensor is not None:
             tensor.requires_grad_()
     torch.library.opcheck(SCAN.default, tuple(inputs))
+    torch.library.opcheck(SCAN.default, (*inputs[:-1], None))
 
 
 def test_conv_opcheck() -> None:

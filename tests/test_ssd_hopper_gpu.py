@@ -8,8 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import error
+from test_native_dual import in_place
 from torch import Tensor
 
+from mamba_export.contract.operators import STATE_SPACE_DUAL
 from mamba_export.operators import native, state_space_dual
 from mamba_export.operators.dispatch import BACKEND_VARIABLE
 from mamba_export.operators.state_space_dual.reference import state_space_dual_reference
@@ -101,6 +103,43 @@ def test_lengths_around_chunks_and_parts(batch: int, heads: int, dtype: torch.dt
         assert error(state, right_states[length]) <= BOUND[dtype], length
 
 
+# (heads, length): short parts and longer ones, in blocks of one slice, of two, and of two without a second.
+LAYOUTS = [(24, 512), (24, 2048), (64, 2048), (131, 1500)]
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(("heads", "length"), LAYOUTS)
+def test_layouts_of_a_split_length(heads: int, length: int, dtype: torch.dtype) -> None:
+    given = inputs(1, length, heads, dtype)
+    assert_right(given)
+    given["z"] = torch.randn_like(given["x"])
+    assert_right({**given, "initial_state": given["initial_state"].to(dtype)})
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(("heads", "length"), LAYOUTS)
+def test_last_state_may_be_the_initial_state(heads: int, length: int, dtype: torch.dtype) -> None:
+    given = inputs(1, length, heads, dtype)
+    right = truth(given)
+    arguments = [given.get(row.name) for row in STATE_SPACE_DUAL.inputs]
+    y, last = in_place([*arguments, *(one.default for one in STATE_SPACE_DUAL.attributes)])
+    assert last is given["initial_state"]
+    assert error(y, right[0]) <= BOUND[dtype]
+    assert error(last, right[1]) <= BOUND[dtype]
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(("batch", "heads"), HEADS)
+def test_no_initial_state_is_zeros(batch: int, heads: int, dtype: torch.dtype) -> None:
+    given = inputs(batch, 300, heads, dtype)
+    given["initial_state"].zero_()
+    expected = state_space_dual(**given)
+    for found, wanted in zip(
+        state_space_dual(**{**given, "initial_state": None}), expected, strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
 def cut(given: dict[str, Tensor], steps: slice) -> dict[str, Tensor]:
     sequences = ("x", "dt", "B", "C")
     return {name: value[:, steps] if name in sequences else value for name, value in given.items()}
@@ -183,7 +222,7 @@ def test_states_beyond_the_range_of_fp16() -> None:
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize(("batch", "length", "heads"), [(1, 512, 24), (8, 130, 40)])
+@pytest.mark.parametrize(("batch", "length", "heads"), [(1, 512, 24), (1, 2048, 64), (8, 130, 40)])
 def test_the_same_bits_ten_thousand_times(
     batch: int, length: int, heads: int, dtype: torch.dtype
 ) -> None:

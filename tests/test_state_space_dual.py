@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -16,7 +17,9 @@ from cases import FP32_BOUND, ROUNDING_FLOOR, double, error
 from torch import Tensor
 from truths import dual_truth
 
+from mamba_export import export
 from mamba_export.contract.operators import LARGEST, STATE_SPACE_DUAL
+from mamba_export.errors import ExportError
 from mamba_export.export.functions import function_proto
 from mamba_export.operators import find, state_space_dual, state_space_dual_reference
 from mamba_export.operators.dispatch import forced
@@ -282,6 +285,39 @@ def test_opcheck(gate: bool, decay: bool) -> None:
         if tensor is not None:
             tensor.requires_grad_()
     torch.library.opcheck(DUAL.default, tuple(inputs))
+    torch.library.opcheck(DUAL.default, (*inputs[:STATE], None))
+
+
+@EACH_FORM
+def test_no_initial_state_is_zeros(gate: bool, decay: bool) -> None:
+    """Outputs and gradients; in float64 the state is of float64."""
+    leaves = inputs_of(Sizes(length=70), gate=gate, decay=decay)
+    leaves[STATE].zero_()
+    given = [t for t in leaves[:STATE] if t is not None]
+    for tensor in given:
+        tensor.requires_grad_()
+    found = []
+    for state in (leaves[STATE], None):
+        y, last = DUAL(*leaves[:STATE], state)
+        gradients = torch.autograd.grad(
+            (y, last), given, (torch.ones_like(y), torch.ones_like(last))
+        )
+        found.append((y, last, *gradients))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_a_file_needs_an_initial_state(tmp_path: Path) -> None:
+    class Bare(torch.nn.Module):
+        def forward(
+            self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
+        ) -> Tensor:
+            return DUAL(x, dt, A, B, C, D, None, None, dt_bias, None)[0]
+
+    inputs = [t for t in inputs_of(Sizes(), gate=False, decay=False)[:STATE] if t is not None]
+    with pytest.raises(ExportError, match="initial_state is None: give zeros"):
+        export(Bare(), tuple(inputs), output=tmp_path / "exported")
 
 
 @pytest.mark.parametrize("narrow_state", [False, True], ids=["fp32 state", "narrow state"])

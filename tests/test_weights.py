@@ -305,10 +305,63 @@ def test_blocks_that_do_not_divide_and_no_products(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorrt_takes_no_zero_points(tmp_path: Path) -> None:
-    folder = mamba_export.export(MODEL, tmp_path / "out", weights=Weights("int4", symmetric=False))
-    with pytest.raises(MambaExportError, match=r"which TensorRT does not take: .* --asymmetric$"):
+@pytest.mark.parametrize("option", ["--asymmetric", "--pack-embeddings"])
+def test_tensorrt_does_not_take_everything(option: str, tmp_path: Path) -> None:
+    asymmetric = option == "--asymmetric"
+    weights = Weights("int4", symmetric=not asymmetric, embeddings=not asymmetric)
+    folder = mamba_export.export(MODEL, tmp_path / "out", weights=weights)
+    with pytest.raises(MambaExportError, match=f"with {option}, which TensorRT does not take: "):
         mamba_export.build(folder)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_packed_embeddings(dtype: str, tmp_path: Path) -> None:
+    weights = Weights("int4", embeddings=True)
+    for tied in (True, False):
+        model = wide_model(tie_embeddings=tied)
+        folder = mamba_export.export(model, tmp_path / f"{tied}", weights=weights, dtype=dtype)
+        names = {one.name for one in graph_of(folder).initializer}
+        assert "embeddings.weight" not in names
+        assert {"embeddings.weight.row_codes", "embeddings.weight.row_scales"} <= names
+        ids = np.arange(256)[None]
+        table = model.embeddings.weight.detach().numpy()
+        scales = np.abs(table.reshape(256, -1, weights.block)).max(-1) / 127
+        # What the rows stand for, read back through a graph that ends behind the table.
+        onnx.utils.extract_model(
+            str(folder / "model.onnx"), str(tmp_path / "rows.onnx"), ["input_ids"],
+            [rows_of(graph_of(folder))], check_model=False,
+        )  # fmt: skip
+        session = ort.InferenceSession(tmp_path / "rows.onnx")
+        [rows] = session.run(None, {"input_ids": ids})
+        slack = 0.51 if dtype == "fp32" else 0.7
+        assert (np.abs(rows[0] - table) <= slack * scales.repeat(weights.block, axis=1)).all()
+    assert mamba_export.verify(folder, model=model, quick=True, backends="cpu").passed
+
+
+def rows_of(graph: onnx.GraphProto) -> str:
+    """Name of the rows that a packed table is widened to: what the graph reshapes last of its codes."""
+    of = {name: node for node in graph.node for name in node.input}
+    name = "embeddings.weight.row_codes"
+    for kind in ("Gather", "Cast", "Reshape", "Mul", "Reshape"):
+        assert of[name].op_type == kind
+        name = of[name].output[0]
+    return name
+
+
+def test_a_hybrid_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.BambaConfig(
+        vocab_size=61, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16, mamba_d_state=8,
+        mamba_n_groups=2, mamba_chunk_size=16, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.BambaForCausalLM(config).eval()
+    folder = mamba_export.export(model, tmp_path / "out", weights="int8")
+    names = {one.name for one in graph_of(folder).initializer}
+    for name in ("0.mamba.in_proj", "1.self_attn.q_proj", "1.feed_forward.down_proj"):
+        assert f"model.layers.{name}.weight.codes" in names
+    assert mamba_export.verify(folder, model=model, quick=True, backends="cpu").passed
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -318,13 +371,15 @@ def test_command_line(tmp_path: Path) -> None:
 
     out = tmp_path / "out"
     done = command(
-        "-o", str(out), "--weights", "int4", "--block", "64", "--asymmetric", "--keep-head"
-    )
+        "-o", str(out), "--weights", "int4", "--block", "64", "--asymmetric", "--keep-head",
+        "--pack-embeddings",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "weights int4 in blocks of 64 with zero points, opset 21" in done.stderr
+    assert "int4 in blocks of 64 with zero points, embeddings int8, opset 21" in done.stderr
     stored = json.loads((out / contract.METADATA_FILE).read_text())["weights"]
     assert stored == {
-        "kind": "int4", "block": 64, "symmetric": False, "head": False, "method": "nearest",
+        "kind": "int4", "block": 64, "symmetric": False, "head": False,
+        "embeddings": True, "method": "nearest",
     }  # fmt: skip
     refused = command("-o", str(tmp_path / "other"), "--block", "64")
     assert refused.returncode == 2

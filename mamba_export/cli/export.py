@@ -95,6 +95,10 @@ def command(
         bool,
         typer.Option("--keep-head", help="Of --weights: leave the output projection in DTYPE."),
     ] = False,
+    pack_embeddings: Annotated[
+        bool,
+        typer.Option("--pack-embeddings", help="Of --weights: store the embedding in 8 bits too."),
+    ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -148,7 +152,7 @@ def command(
     """
     if quick and not verify:
         raise MambaExportError("--quick is for --verify: give both, or leave it out")
-    packed = _weights(weights, block, asymmetric, keep_head)
+    packed = _weights(weights, block, asymmetric, keep_head, pack_embeddings)
     text = None if calibrate is None else read_text(calibrate)
     options = _engine_options(batch, length, plugin, runtime)
     if engine:
@@ -207,15 +211,24 @@ def command(
 
 
 def _weights(
-    kind: str | None, block: int | None, asymmetric: bool, keep_head: bool
+    kind: str | None, block: int | None, asymmetric: bool, keep_head: bool, embeddings: bool
 ) -> Weights | None:
-    given = {"--block": block is not None, "--asymmetric": asymmetric, "--keep-head": keep_head}
+    given = {
+        "--block": block is not None,
+        "--asymmetric": asymmetric,
+        "--keep-head": keep_head,
+        "--pack-embeddings": embeddings,
+    }
     if kind is None:
         for option in [option for option, is_given in given.items() if is_given]:
             raise MambaExportError(f"{option} is for --weights: give both, or leave it out")
         return None
     return Weights(
-        kind, BLOCKS[0] if block is None else block, symmetric=not asymmetric, head=not keep_head
+        kind,
+        BLOCKS[0] if block is None else block,
+        symmetric=not asymmetric,
+        head=not keep_head,
+        embeddings=embeddings,
     )
 
 

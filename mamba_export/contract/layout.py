@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mamba_export.contract.names import DTYPES
 from mamba_export.contract.spec import FP32, Operator, R, S, T, Tensor
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 """Version of the kernels' C interface. It rises when a struct or the meaning of a field changes."""
 
 INT64 = "int64"  # int64_t: a size
@@ -154,7 +155,7 @@ def size_sources(op: Operator) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for index, tensor in enumerate(op.inputs):
         for position, axis in enumerate(tensor.axes):
-            if tensor.without is None and axis.constant == 0 and len(axis.terms) == 1:
+            if not tensor.is_optional and axis.constant == 0 and len(axis.terms) == 1:
                 name, factor = axis.terms[0]
                 if factor == 1:
                     found.setdefault(name, (index, position))
@@ -164,8 +165,16 @@ def size_sources(op: Operator) -> dict[str, tuple[int, int]]:
     return {size.name: found[size.name] for size in op.free_sizes}
 
 
+def sizes_of(op: Operator, tensors: Sequence[Any]) -> dict[str, Any]:
+    """The number of every size, from the shapes of a call's inputs in the row's order."""
+    sources = size_sources(op)
+    return op.with_products(
+        {name: tensors[index].shape[axis] for name, (index, axis) in sources.items()}
+    )
+
+
 def dtype_source(op: Operator, dtype_class: str = T) -> int:
-    """Index of the first input of a dtype class, which is always there: the others follow its dtype.
+    """Index of the first input of a dtype class: the others follow its dtype.
 
     Raises:
         ValueError: there is none.

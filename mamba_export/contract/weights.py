@@ -25,6 +25,12 @@ METHODS = ("nearest", "gptq")
 PARTS = CODES, SCALES, ZERO_POINTS = "codes", "scales", "zero_points"
 """The tensors that a packed matrix is stored as."""
 
+ROW_PARTS = ROW_CODES, ROW_SCALES = "row_codes", "row_scales"
+"""Those of an embedding: int8 codes (rows, width), and scales (rows, width / block)."""
+
+EMBEDDING_KIND = "int8"
+"""Codes of an embedding, whatever the products' are: tables of 4-bit numbers have no Gather."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -40,6 +46,7 @@ class Weights:
             and for runtimes other than TensorRT.
         head: whether the output projection of a language model is stored so as well. Where it is tied to the
             embeddings, these stay in the file beside it.
+        embeddings: whether the embedding is stored in blocks too, as symmetric codes of ``EMBEDDING_KIND``.
         method: how codes were chosen, one of ``METHODS``; ``export`` sets it.
     """
 
@@ -47,6 +54,7 @@ class Weights:
     block: int = BLOCKS[0]
     symmetric: bool = True
     head: bool = True
+    embeddings: bool = False
     method: str = METHODS[0]
 
     @property
@@ -61,11 +69,12 @@ class Weights:
     def __str__(self) -> str:
         zero_points = "" if self.symmetric else " with zero points"
         calibrated = "" if self.method == METHODS[0] else f", {self.method}"
-        return f"{self.kind} in blocks of {self.block}{zero_points}{calibrated}"
+        embeddings = f", embeddings {EMBEDDING_KIND}" if self.embeddings else ""
+        return f"{self.kind} in blocks of {self.block}{zero_points}{embeddings}{calibrated}"
 
 
 def packed_name(parameter: str, part: str) -> str:
-    """Name in the file of a part of a packed matrix: its ``CODES``, ``SCALES`` or ``ZERO_POINTS``."""
+    """Name in the file of a part of a packed matrix, of ``PARTS`` or ``ROW_PARTS``."""
     return f"{parameter}.{part}"
 
 

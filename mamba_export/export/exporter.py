@@ -23,6 +23,7 @@ from mamba_export.export.axes import DynamicShapes
 from mamba_export.export.calibration import Calibration, read_tokens
 from mamba_export.export.declare import State
 from mamba_export.export.graph import check_opset
+from mamba_export.export.packed_embeddings import pack_embeddings
 from mamba_export.export.program_checks import check_program
 from mamba_export.export.saving import check, save
 from mamba_export.export.subject import from_model, from_module, from_program
@@ -232,6 +233,8 @@ def export(
                 calibration.order = packed_weights.pack_products(
                     graph_model, packed, has_head=has_head, choose=calibration.pack
                 )
+            if packed.embeddings:
+                pack_embeddings(graph_model, packed)
         nodes = contents.count(graph_model)
         if args is not None and adapters.is_active():
             contents.warn_without_scans(nodes, type(model).__name__)

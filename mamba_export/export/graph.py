@@ -125,9 +125,11 @@ def _set_interface(kind: str, values: Any, declared: list[Value]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The operator that PyTorch's exporter has no translation for, or the first line of what it says."""
+    """What our translation refuses, the operator that it lacks, or the first line of what PyTorch says."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ExportError):  # of our translation
+            return str(cause)
         missing = re.search(
             r"No (?:ONNX function|decompositions) (?:found|registered) for .*?(?:'([\w:.]+)'|([\w]+\.[\w.]+))",
             str(cause),

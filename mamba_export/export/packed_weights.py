@@ -65,7 +65,7 @@ def checked(
         raise ExportError(f"the block of weights is {block}: use one of {known}")
     flags = {
         name: given.flag(getattr(weights, name), f"weights.{name}", ExportError)
-        for name in ("symmetric", "head")
+        for name in ("symmetric", "head", "embeddings")
     }
     weights = replace(weights, block=block, **flags, method=METHODS[calibrated])
     if weights.kind == "fp8" and not weights.symmetric:

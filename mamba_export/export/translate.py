@@ -14,6 +14,7 @@ from mamba_export import contract
 from mamba_export.contract import layout
 from mamba_export.contract.spec import FP32, Form, Operator
 from mamba_export.contract.spec import Tensor as Row
+from mamba_export.errors import ExportError
 from mamba_export.export import standard_operators
 from mamba_export.operators import definitions
 
@@ -67,22 +68,24 @@ def _translation(spec: Operator) -> Callable[..., Any]:
     forms = {
         tuple(tensor.name for tensor in form.inputs): _node(spec, form) for form in spec.forms()
     }
-    sources = layout.size_sources(spec)
     signature = _signature(spec)
 
     def translate(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        for row in spec.inputs:
+            if row.null_is_zeros and given[row.name] is None:
+                raise ExportError(
+                    f"{spec.torch_name}: {row.name} is None: give zeros, which a file has to hold"
+                )
         present = tuple(row.name for row in spec.inputs if given[row.name] is not None)
         tensors = [given[row.name] for row in spec.inputs]
         attributes: dict[str, Any] = {}
         for one in spec.attributes:
             if one.derived:
                 # What is derived are sizes of weights: numbers, unlike batch and length.
-                sizes = spec.with_products(
-                    {name: tensors[index].shape[axis] for name, (index, axis) in sources.items()}
-                )
+                sizes = layout.sizes_of(spec, tensors)
                 attributes[one.name] = [int(axis.resolve(sizes)) for axis in one.derived]
             else:
                 value = given[one.name]

@@ -244,6 +244,7 @@ def _weights(fields: Fields) -> Weights | None:
         block=inside.take("block", Integer(1)),
         symmetric=inside.take("symmetric", Boolean()),
         head=inside.take("head", Boolean()),
+        embeddings=inside.take("embeddings", Boolean()),
         method=inside.take("method", Choice(METHODS)),
     )
 

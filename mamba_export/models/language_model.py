@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export.models.config import ModelConfig
+from mamba_export.models.inputs import check_sequence, check_states, check_tokens
 from mamba_export.models.mamba2_block import Mamba2
 from mamba_export.models.mamba2_config import Mamba2Config
 from mamba_export.models.mamba_block import Mamba
@@ -94,8 +95,8 @@ class MambaBackbone(nn.Module):
 
         With ``last_only``, y is that of the last step alone, (batch, 1, d_model).
         """
-        if state is not None and len(state) != len(self.layers):
-            raise ValueError(f"state has {len(state)} layers, the model has {len(self.layers)}")
+        check_sequence(x, self.config.d_model)
+        check_states(state, len(self.layers))
         if self.config.residual_in_fp32 and x.dtype != torch.float64:
             x = x.float()
         new_state: State = []
@@ -161,12 +162,11 @@ class MambaLM(nn.Module):
             logits (batch, length, vocab_size) in the weights' dtype, and the new state.
 
         Raises:
-            ValueError: length 0, or a state of the wrong length or shape.
+            InputError: input_ids is no tensor (batch, length) of int64 or int32 with length >= 1.
+                Or state is no list of as many states as there are layers.
+            ValueError: a state of the wrong shape.
         """
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise ValueError(
-                f"input_ids has shape {tuple(input_ids.shape)}, expected (batch, length) with length >= 1"
-            )
+        check_tokens(input_ids)
         embedded = self.embeddings(input_ids)
         hidden, new_state = self.backbone(embedded, state, last_only=last_logits_only)
         weight = self.embeddings.weight if self.lm_head is None else self.lm_head.weight

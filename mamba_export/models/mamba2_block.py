@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mamba_export import operators
 from mamba_export.contract.operators import LARGEST
+from mamba_export.models.inputs import check_sequence, check_state
 from mamba_export.models.mamba2_config import Mamba2Config
 from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
 from mamba_export.models.norms import GatedRMSNorm, RMSNorm
@@ -105,13 +106,17 @@ class Mamba2(Mixer):
             y (batch, length, d_model) and the state after the last step.
 
         Raises:
+            InputError: x is no floating tensor (batch, length, d_model), or state no LayerState.
             ValueError: length 0, or a state of the wrong shape or dtype.
         """
         config = self.config
+        check_sequence(x, config.d_model)
         z, xBC, dt = self.in_proj(x).split(
             [config.inner, config.conv_channels, config.heads], dim=-1
         )
-        if state is None:
+        if state is not None:
+            check_state(state)
+        else:
             state = self.initial_state(x.shape[0], xBC.dtype)
         xBC, conv_state = operators.causal_conv1d(
             xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv

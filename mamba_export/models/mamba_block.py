@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import operators
+from mamba_export.models.inputs import check_sequence, check_state
 from mamba_export.models.mamba_config import MambaConfig
 from mamba_export.models.mixer import LayerState, Mixer, initial_dt_bias
 from mamba_export.models.norms import RMSNorm, rms
@@ -78,11 +79,15 @@ class Mamba(Mixer):
             y (batch, length, d_model) and the state after the last step.
 
         Raises:
+            InputError: x is no floating tensor (batch, length, d_model), or state no LayerState.
             ValueError: length 0, or a state of the wrong shape or dtype.
         """
         config = self.config
+        check_sequence(x, config.d_model)
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
-        if state is None:
+        if state is not None:
+            check_state(state)
+        else:
             state = self.initial_state(x.shape[0], u.dtype)
         u, conv_state = operators.causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv

@@ -90,7 +90,7 @@ class Check:
         for index, row in enumerate(
             spec.inputs
         ):  # PyTorch lets None through where it wants a tensor
-            if row.without is None:
+            if not row.is_optional:
                 self._present(tensors, index)
         givers = {index for index, _ in self._sources.values()} - {self._sequence}
         for index in (self._sequence, *sorted(givers)):

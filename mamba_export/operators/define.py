@@ -66,7 +66,7 @@ def _add(library: torch.library.Library, name: str, schema: str, run: Any, fake:
 
 def _arguments(spec: Operator, *, defaults: bool) -> list[str]:
     arguments = [
-        f"Tensor{'' if tensor.without is None else '?'} {tensor.name}" for tensor in spec.inputs
+        f"Tensor{'?' if tensor.is_optional else ''} {tensor.name}" for tensor in spec.inputs
     ]
     for attribute in spec.attributes:
         if not attribute.derived:
@@ -107,27 +107,45 @@ def _forward(definition: OperatorDefinition, check: Check) -> Any:
         native = has_native and (takes is None or takes(*tensors))
         native = native and typed_tensor.device.type in spec.kernels
         backend = choose_backend(typed_tensor, native_takes=native)
+        if backend != "native":
+            tensors = _with_zeros(spec, tensors)
         # PyTorch leaves out what has its default's value, from the end on.
-        return functions[backend](*args, *defaults[len(args) - count :])
+        return functions[backend](*tensors, *args[count:], *defaults[len(args) - count :])
 
     return forward
 
 
+def _with_zeros(spec: Operator, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """A call's inputs, with zeros for those that None stands for zeros of: only compiled kernels need none."""
+    if all(
+        tensor is not None or not row.null_is_zeros
+        for row, tensor in zip(spec.inputs, tensors, strict=True)
+    ):
+        return tensors
+    typed = tensors[layout.dtype_source(spec)]
+    assert typed is not None
+    dtype, sizes = accumulation_dtype(typed.dtype), layout.sizes_of(spec, tensors)
+    return tuple(
+        typed.new_zeros(row.shape(sizes), dtype=dtype)
+        if tensor is None and row.null_is_zeros
+        else tensor
+        for row, tensor in zip(spec.inputs, tensors, strict=True)
+    )
+
+
 def _fake(spec: Operator, check: Check) -> Any:
-    sources, typed = layout.size_sources(spec), layout.dtype_source(spec)
+    typed = layout.dtype_source(spec)
     count = len(spec.inputs)
 
     def fake(*args: Any) -> Any:
         check.check_fake(args[:count])
         check.check_attributes(args[count:])
-        sizes = spec.with_products(
-            {size: args[index].shape[axis] for size, (index, axis) in sources.items()}
-        )
+        sizes = layout.sizes_of(spec, args)
         outputs = []
         for output in spec.outputs:
-            like = args[_followed(spec, output, typed)]
-            dtype = accumulation_dtype(args[typed].dtype) if output.dtype == FP32 else like.dtype
-            outputs.append(like.new_empty(output.shape(sizes), dtype=dtype))
+            like, wide = args[_followed(spec, output, typed)], accumulation_dtype(args[typed].dtype)
+            dtype = wide if output.dtype == FP32 or like is None else like.dtype
+            outputs.append(args[typed].new_empty(output.shape(sizes), dtype=dtype))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return fake
@@ -144,15 +162,22 @@ def _followed(spec: Operator, output: Any, typed: int) -> int:
 def _backward(definition: OperatorDefinition) -> Any:
     spec = definition.spec
     first, typed = len(spec.outputs), layout.dtype_source(spec)
+    after = first + len(spec.inputs)
     functions = Implementations(definition.backward)
 
     def backward(*args: Any) -> Any:
         tensor = args[first + typed]
         # What is compiled has no gradients; the reference's are those of the vectorised path.
         backend = choose_backend(tensor, native_takes=False)
-        gradients = functions["cpu" if backend == "reference" else backend](*args)
+        inputs = args[first:after]
+        gradients = functions["cpu" if backend == "reference" else backend](
+            *args[:first], *_with_zeros(spec, inputs), *args[after:]
+        )
         # An operator returns tensors only: a zero-sized one stands for an absent input's gradient.
-        return tuple(tensor.new_empty(0) if one is None else one for one in gradients)
+        return tuple(
+            tensor.new_empty(0) if one is None else gradient
+            for one, gradient in zip(inputs, gradients, strict=True)
+        )
 
     return backward
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from mamba_export import contract
 from mamba_export.contract import layout
 from mamba_export.contract.spec import Operator, R, S, T
+from mamba_export.contract.spec import Tensor as Row
 from mamba_export.operators.dtypes import TORCH_DTYPES
 from mamba_export.operators.kernel_library import (
     INVALID,
@@ -46,6 +47,8 @@ __all__ = [
 
 DTYPES = {TORCH_DTYPES[name]: index for index, name in enumerate(contract.DTYPES)}
 """``mamba_dtype`` of each dtype that the kernels take."""
+
+_FP32 = DTYPES[torch.float32]
 
 _ABSENT = (0, 0, 0)
 """The fields of a ``mamba_sequence`` of an absent input."""
@@ -102,7 +105,8 @@ def compiled(spec: Operator) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     pack = layout.packer(spec).pack
     index = {tensor.name: position for position, tensor in enumerate(spec.inputs)}
     count, typed = len(spec.inputs), layout.dtype_source(spec)
-    sizes = tuple(layout.size_sources(spec).values())
+    sources = layout.size_sources(spec)
+    sizes = tuple(sources.values())
     strided = tuple(index[tensor.name] for tensor in spec.inputs if tensor.strided)
     dense = tuple(index[tensor.name] for tensor in spec.inputs if not tensor.strided)
     followed = tuple(index[spec.like(output).name] for output in spec.outputs)
@@ -111,23 +115,34 @@ def compiled(spec: Operator) -> Callable[..., Tensor | tuple[Tensor, ...]]:
     dtypes_of = tuple(layout.dtype_source(spec, one) for one in chosen)
     on_cpu, on_cuda, workspace_of = f"{stem}_cpu", f"{stem}_cuda", f"{stem}_cuda_workspace"
 
+    def empty_state(output: Row, numbers: list[int], first: Tensor) -> Tensor:
+        """Of a call whose initial state is None: in fp32, as zeros would be."""
+        known = spec.with_products(dict(zip(sources, numbers, strict=True)))
+        return first.new_empty(output.shape(known), dtype=torch.float32)
+
     def forward(*args: Any) -> Tensor | tuple[Tensor, ...]:
         kernels = library()
         tensors = list(args[:count])
+        first = tensors[typed]
+        numbers = [tensors[one].shape[axis] for one, axis in sizes]
         outputs = tuple(
             [
                 torch.empty_like(tensors[one], memory_format=torch.contiguous_format)
-                for one in followed
+                if tensors[one] is not None
+                else empty_state(output, numbers, first)
+                for one, output in zip(followed, spec.outputs, strict=True)
             ]
         )
-        numbers = [tensors[one].shape[axis] for one, axis in sizes]
         if 0 in numbers:  # nothing to compute: a state is passed on
             for output, one, is_state in zip(outputs, followed, states, strict=True):
-                if is_state:
+                if is_state and tensors[one] is None:
+                    output.zero_()
+                elif is_state:
                     output.copy_(tensors[one])
             return outputs if len(outputs) > 1 else outputs[0]
-        first = tensors[typed]
-        numbers += [DTYPES[tensors[one].dtype] for one in dtypes_of]
+        numbers += [
+            _FP32 if tensors[one] is None else DTYPES[tensors[one].dtype] for one in dtypes_of
+        ]
         numbers += args[count:]
         for one in strided:
             tensor = tensors[one]

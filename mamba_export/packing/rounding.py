@@ -9,6 +9,9 @@ import numpy as np
 
 from mamba_export.contract.weights import Weights
 
+_AT_ONCE = 1 << 22
+"""Weights that are packed at once, in fp32: more only take memory."""
+
 _CODE_TYPES: dict[tuple[str, bool], type] = {
     ("int4", True): ml_dtypes.int4,
     ("int4", False): ml_dtypes.uint4,
@@ -92,15 +95,30 @@ def pack(matrix: np.ndarray, weights: Weights, dtype: np.dtype) -> Packed:
         weights: which codes.
         dtype: of the scales.
     """
+    columns = max(1, _AT_ONCE // len(matrix))
+    parts = [
+        _pack(matrix[:, start : start + columns], weights, dtype)
+        for start in range(0, matrix.shape[1], columns)
+    ]
+    codes, scales, zero_points = zip(*parts, strict=True)
+    return Packed(
+        np.concatenate(codes, axis=1),
+        np.concatenate(scales, axis=1),
+        None if weights.symmetric else np.concatenate(zero_points, axis=1),
+    )
+
+
+def _pack(
+    matrix: np.ndarray, weights: Weights, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Codes, scales and zero points of some columns."""
     blocks = blocks_of(matrix.astype(np.float32), weights.block)
     scales, zero_points = block_scales(blocks, weights, dtype)
     wide = scales.astype(np.float32)[:, None]
     middle = None if zero_points is None else zero_points[:, None]
     codes = nearest(blocks, wide, middle, weights).reshape(matrix.shape)
     kind = code_dtype(weights)
-    return Packed(
-        codes.astype(kind), scales, None if zero_points is None else zero_points.astype(kind)
-    )
+    return codes.astype(kind), scales, None if zero_points is None else zero_points.astype(kind)
 
 
 def unpack(packed: Packed) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mamba_export.contract.weights import PARTS, Weights, packed_name
+from mamba_export.contract.weights import PARTS, ROW_PARTS, Weights, packed_name
 from mamba_export.packing import Packed, unpack
 
 _INPUT_LEVELS = 127
@@ -33,14 +33,22 @@ def packed_of(initializers: Mapping[str, ir.Value], parameter: str) -> Packed | 
     return None if codes is None or scales is None else Packed(codes, scales, zero_points)
 
 
+def packed_rows_of(initializers: Mapping[str, ir.Value], parameter: str) -> Packed | None:
+    """The packed embedding (width, rows) of a parameter in a file; None where it has none."""
+    parts = [initializers.get(packed_name(parameter, part)) for part in ROW_PARTS]
+    arrays = [part.const_value.numpy().T for part in parts if part and part.const_value is not None]
+    return Packed(arrays[0], arrays[1], None) if len(arrays) == len(ROW_PARTS) else None
+
+
 @dataclass(frozen=True)
 class PackedMatrices:
     """The packed matrices of a file, by parameter's name.
 
-    block: their blocks' length.
+    matrices: of products. embeddings: (width, rows). block: their blocks' length.
     """
 
     matrices: Mapping[str, Packed]
+    embeddings: Mapping[str, Packed]
     block: int
 
     @classmethod
@@ -48,13 +56,16 @@ class PackedMatrices:
         cls, initializers: Mapping[str, ir.Value], model: nn.Module, weights: Weights
     ) -> PackedMatrices:
         """Those of a model's parameters in a file."""
-        names = (name for name, _ in model.named_parameters())
-        found = {name: packed_of(initializers, name) for name in names}
-        return cls({name: one for name, one in found.items() if one is not None}, weights.block)
+        names = [name for name, _ in model.named_parameters()]
+        matrices, rows = (
+            {name: one for name in names if (one := find(initializers, name)) is not None}
+            for find in (packed_of, packed_rows_of)
+        )
+        return cls(matrices, rows, weights.block)
 
     def products(self, model: nn.Module, *, rounds_inputs: bool = False) -> PackedProducts:
         """Context in which a model's products take these matrices; see ``PackedProducts``."""
-        return PackedProducts(model, self.matrices, self.block if rounds_inputs else None)
+        return PackedProducts(model, self, rounds_inputs)
 
 
 class PackedProducts(TorchFunctionMode):
@@ -62,18 +73,17 @@ class PackedProducts(TorchFunctionMode):
 
     Args:
         model: whose parameters are meant.
-        matrices: by parameter's name; unpacked at every product, which spares memory.
-        block: round the inputs of these products as a runtime may that computes with integers, in blocks of
-            this length; None leaves them exact.
+        packed: unpacked at every product, which spares memory.
+        rounds_inputs: round the inputs of these products as a runtime may that computes with integers, in
+            blocks of the weights' length.
     """
 
-    def __init__(
-        self, model: nn.Module, matrices: Mapping[str, Packed], block: int | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, packed: PackedMatrices, rounds_inputs: bool) -> None:
         super().__init__()
         parameters = dict(model.named_parameters())
-        self._matrices = [(parameters[name], matrix) for name, matrix in matrices.items()]
-        self._block = block
+        self._matrices = [(parameters[name], one) for name, one in packed.matrices.items()]
+        self._embeddings = [(parameters[name], one) for name, one in packed.embeddings.items()]
+        self._block = packed.block if rounds_inputs else None
 
     def __torch_function__(
         self,
@@ -82,15 +92,21 @@ class PackedProducts(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Any call of PyTorch's; ``linear`` of a packed parameter is changed."""
+        """Any call of PyTorch's; those that take a packed parameter are changed."""
         if function is nn.functional.linear:
-            for parameter, matrix in self._matrices:
-                if args[1] is parameter:
-                    x = args[0] if self._block is None else rounded(args[0], self._block)
-                    weight = torch.from_numpy(unpack(matrix).T).to(x.dtype)
-                    args = (x, weight, *args[2:])
-                    break
+            matrix = _of(args[1], self._matrices)
+            if matrix is not None:
+                x = args[0] if self._block is None else rounded(args[0], self._block)
+                args = (x, torch.from_numpy(unpack(matrix).T).to(x.dtype), *args[2:])
+        elif function is nn.functional.embedding:
+            rows = _of(args[1], self._embeddings)
+            if rows is not None:
+                args = (args[0], torch.from_numpy(unpack(rows).T).to(args[1].dtype), *args[2:])
         return function(*args, **(kwargs or {}))
+
+
+def _of(parameter: Tensor, packed: Sequence[tuple[Tensor, Packed]]) -> Packed | None:
+    return next((one for known, one in packed if known is parameter), None)
 
 
 def rounded(x: Tensor, block: int) -> Tensor:

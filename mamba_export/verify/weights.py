@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mamba_export import contract
-from mamba_export.contract.weights import Weights
+from mamba_export.contract.weights import EMBEDDING_KIND, Weights
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.graph import check_weights, open_graph
 from mamba_export.models import MambaBackbone, MambaLM
 from mamba_export.packing import unpack
 from mamba_export.verify.bounds import PACKED_ERROR, Check, compare
-from mamba_export.verify.packed import packed_of
+from mamba_export.verify.packed import packed_of, packed_rows_of
 
 _EXP_ROUNDING = 1e-6
 """Relative bound for A = -exp(A_log), which the exporter and this check may round differently."""
@@ -77,16 +77,17 @@ def _compare(
     is_ours = isinstance(model, MambaLM | MambaBackbone)
     for name, parameter in model.named_parameters():
         stored_name = name.removesuffix("_log") if _is_logarithm(name) else name
-        codes = None if weights is None else packed_of(initializers, name)
-        if weights is not None and codes is not None:
-            matrix = parameter.detach().float().numpy().T
-            allowed = PACKED_ERROR[weights.kind]
-            check = compare("file", "weights", unpack(codes), matrix, allowed, name=name)
-            if not check.passed:
-                return check
-            packed += 1
+        codes, rows = packed_of(initializers, name), packed_rows_of(initializers, name)
+        for one in (codes, rows) if weights is not None else ():
+            if one is not None and weights is not None:
+                kind = weights.kind if one is codes else EMBEDDING_KIND
+                found, matrix = unpack(one), parameter.detach().float().numpy().T
+                check = compare("file", "weights", found, matrix, PACKED_ERROR[kind], name=name)
+                if not check.passed:
+                    return check
+                packed += 1
         if stored_name not in initializers:
-            if not is_ours or codes is not None:
+            if not is_ours or (weights is not None and (codes or rows)):
                 continue
             failure = f"{stored_name} is not in the file"
             return Check("file", "weights", math.inf, 0.0, stored_name, failure)

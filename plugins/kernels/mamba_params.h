@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Rises when a struct or the meaning of a field changes. */
-#define MAMBA_KERNELS_VERSION 4
+#define MAMBA_KERNELS_VERSION 5
 
 typedef enum { MAMBA_FP32 = 0, MAMBA_FP16 = 1, MAMBA_BF16 = 2 } mamba_dtype;
 

@@ -40,8 +40,8 @@ def dual_inputs(
     state: torch.dtype = torch.float32,
     device: str = "cuda",
 ) -> list[Inputs]:
-    """Random inputs of our operator, ``sets`` times, by its row's order; the initial state is zeros for a
-    sequence, as mamba_ssm starts, and random for a step."""
+    """Random inputs of our operator, ``sets`` times, by its row's order; a sequence has no initial state, as
+    mamba_ssm starts, and a step a random one."""
     sizes = {
         "batch": batch, "heads": heads, "length": length, "head_dim": HEAD_DIM,
         "d_state": D_STATE, "n_groups": 1, "d_skip": 1,
@@ -51,12 +51,12 @@ def dual_inputs(
     stacked: Inputs = {}
     for row in STATE_SPACE_DUAL.inputs:
         shape = (sets, *row.shape(sizes))
-        values = torch.randn(shape, device=device, dtype=dtypes[row.dtype])
-        stacked[row.name] = None if row.without is not None else values
+        absent = row.without is not None or (row.null_is_zeros and length > 1)
+        stacked[row.name] = (
+            None if absent else torch.randn(shape, device=device, dtype=dtypes[row.dtype])
+        )
     stacked["A"].exp_().neg_()
     stacked["dt_bias"].sub_(4)  # softplus of it is about 0.02
-    if length > 1:
-        stacked["initial_state"].zero_()
     return [
         {name: None if tensor is None else tensor[index] for name, tensor in stacked.items()}
         for index in range(sets)

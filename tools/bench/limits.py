@@ -113,13 +113,18 @@ def dual_bytes(
     dtype: str,
     state: str = "fp32",
 ) -> int:
-    """Bytes that state space duality must move: one group, no gate, states in ``state``."""
+    """Bytes that state space duality must move: one group, no gate, states in ``state``, and an initial one
+    for a step alone."""
     sizes = {
         "batch": batch, "heads": heads, "length": length, "head_dim": head_dim,
         "d_state": d_state, "n_groups": 1, "d_skip": 1,
     }  # fmt: skip
     items = {T: ITEM_BYTES[dtype], FP32: ITEM_BYTES["fp32"], R: ITEM_BYTES[state]}
-    absent = [tensor.name for tensor in STATE_SPACE_DUAL.inputs if tensor.without is not None]
+    absent = [
+        tensor.name
+        for tensor in STATE_SPACE_DUAL.inputs
+        if tensor.without is not None or (tensor.null_is_zeros and length > 1)
+    ]
     return STATE_SPACE_DUAL.bytes_moved(sizes, items, absent)
 
 

@@ -112,11 +112,16 @@ def check_request(metadata: Metadata, options: BuildOptions) -> None:
             f"{metadata.folder} is {metadata.dtype} and the file's dtype is the engine's: for "
             f"{options.precision} export the model again with --dtype {options.precision}"
         )
-    if metadata.weights is not None and not metadata.weights.symmetric:
-        raise EngineError(
-            f"{metadata.folder} has weights of {metadata.weights}, which TensorRT does not take: export the "
-            "model again without --asymmetric"
-        )
+    if metadata.weights is not None:
+        refused = {
+            "--asymmetric": not metadata.weights.symmetric,
+            "--pack-embeddings": metadata.weights.embeddings,
+        }
+        for option in [option for option, is_used in refused.items() if is_used]:
+            raise EngineError(
+                f"{metadata.folder} was exported with {option}, which TensorRT does not take: export the model "
+                "again without"
+            )
     if options.workspace_mib is not None:
         given.integer(options.workspace_mib, "--workspace", 1, MAX_WORKSPACE_MIB, EngineError)
 

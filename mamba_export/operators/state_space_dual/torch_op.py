@@ -56,7 +56,7 @@ def state_space_dual(
         dt_bias = zeros if dt_bias is None else dt_bias
     B = B.unsqueeze(2) if B.dim() == 3 else B
     C = C.unsqueeze(2) if C.dim() == 3 else C
-    if initial_state is None:
+    if initial_state is None and torch.compiler.is_exporting():  # a file always has the tensor
         initial_state = A.new_zeros((x.shape[0], *x.shape[2:], B.shape[-1]))
     return torch.ops.mamba_export.state_space_dual(
         x,

@@ -20,7 +20,7 @@ def sequence_arguments(
     z: None,
     log_decay: None,
     dt_bias: Tensor,
-    initial_state: Tensor,
+    initial_state: None,
 ) -> dict[str, Any]:
     """Arguments of ``mamba_chunk_scan_combined`` from those of our operator; it starts from zeros."""
     return {

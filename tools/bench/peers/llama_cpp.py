@@ -7,6 +7,7 @@ on PyPI holds them, in vendor/llama.cpp.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 FORMS = {"fp32": ("F32",), "fp16": ("F16", "BF16"), "int8": ("Q8_0",), "int4": ("Q4_0",)}
 """Its formats that keep a weight in as many bits as ours of that name."""
 
+_FOLDER = re.compile(r"/(?:[^/\s'\"]+/)+")
 _TOOLS = Path(__file__).resolve().parents[2]
 
 
@@ -60,9 +62,7 @@ def convert(model: MambaLM, sources: Path, folder: Path) -> Path:
     """
     save(model, folder / "model")
     out = folder / "F32.gguf"
-    _call(
-        str(sources / SCRIPT), str(folder / "model"), "--outfile", str(out), "--outtype", "f32"
-    )  # fmt: skip
+    _call(sources / SCRIPT, folder / "model", "--outfile", out, "--outtype", "f32")
     return out
 
 
@@ -81,15 +81,18 @@ def timed(file: Path, form: str, tokens: np.ndarray, threads: int) -> Timed:
     out = file.parent / form
     out.mkdir()
     np.save(out / "tokens.npy", tokens.astype(np.int32))
-    _call("-m", "bench.peers.llama_cpp_process", str(file), form, str(out), str(threads))
+    _call("-m", "bench.peers.llama_cpp_process", file, form, out, threads)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     return Timed(**result, logits=np.load(out / "logits.npy"))
 
 
-def _call(*arguments: str) -> None:
+def _call(*arguments: str | int | Path) -> None:
+    """Python with these; a relative path is of here. An error names files without this machine's folders."""
+    given = [str(one.resolve() if isinstance(one, Path) else one) for one in arguments]
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=_TOOLS, capture_output=True, text=True, check=False
+        [sys.executable, *given], cwd=_TOOLS, capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
-        raise MambaExportError(f"llama.cpp: exit code {done.returncode}: {last.strip()}")
+        said = _FOLDER.sub("", last.strip())
+        raise MambaExportError(f"llama.cpp: exit code {done.returncode}: {said}")
