@@ -109,8 +109,8 @@ FAULTS = [
          "step == 0 && p.initial_state ? p.initial_state : p.last_state;",
          "(step == 0 || FAULT) && p.initial_state ? p.initial_state : p.last_state;"),
     scan("second vector of a few steps",
-         "      const Vec dt_u = dt * u;\n      Vec y = {};",
-         "      const Vec dt_u = FAULT && c > 0 ? dt * u * 1.5f : dt * u;\n      Vec y = {};"),
+         "store<Fp32>(dt_us, dt_u, kLanes);",
+         "store<Fp32>(dt_us, FAULT && c > 0 ? dt_u * 1.5f : dt_u, kLanes);"),
     conv("second vector of a task",
          "    if (p.silu) out = silu(out);",
          "    if (FAULT && channel % (kConvVectors * kLanes)) out *= 1.5f;\n"
