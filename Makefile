@@ -26,18 +26,28 @@ HEADERS_WHEEL := kernel-lens==2.0.1
 # Microsoft's with its binaries for phones (150 MB, of which 1 MB is kept). Without npm that test is skipped.
 ONNXRUNTIME_HEADERS := build/onnxruntime-headers
 ONNXRUNTIME_HEADERS_PACKAGE := com.github.asus4.onnxruntime@0.4.9
+# ONNX Runtime for browsers, which `make web` puts beside the page (14 MB of the package's 138 are kept), and what
+# drives Chromium in the page's tests. Without npm those are skipped.
+ONNXRUNTIME_WEB := build/onnxruntime-web
+ONNXRUNTIME_WEB_PACKAGE := onnxruntime-web@1.30.0
+PLAYWRIGHT := build/playwright-core
+PLAYWRIGHT_PACKAGE := playwright-core@1.64.1
 # Where nvcc is, GPU code is built for this machine's GPUs alone, or for the H100 where there is none.
 # `make test CUDA_ARCHITECTURES=all` builds what a wheel holds, and takes ten times as long.
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
 	| sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -u | paste -sd,),90)
 
-.PHONY: demo demo-mamba2 test lint clean
+.PHONY: demo demo-mamba2 web test lint clean
 
 demo demo-mamba2: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
 
-test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(ONNXRUNTIME_HEADERS)/.unpacked)
+web: $(VENV)/.installed $(ONNXRUNTIME_WEB)/.unpacked
+	$(BIN)/python tools/build_web.py models/kjv-bytes models/kjv-bytes-mamba2 -o build/web
+
+FROM_NPM := $(ONNXRUNTIME_HEADERS) $(ONNXRUNTIME_WEB) $(PLAYWRIGHT)
+test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(FROM_NPM:%=%/.unpacked))
 	# One thread a worker: two workers of two threads each would wait for one another.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -70,6 +80,23 @@ $(ONNXRUNTIME_HEADERS)/.unpacked:
 	mkdir -p $(@D)
 	cd $(@D) && npm pack --silent $(ONNXRUNTIME_HEADERS_PACKAGE)
 	tar -xzf $(@D)/*.tgz -C $(@D) --wildcards --strip-components=7 '*/ios-arm64/onnxruntime.framework/Headers/*.h'
+	rm $(@D)/*.tgz
+	touch $@
+
+$(ONNXRUNTIME_WEB)/.unpacked:
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(ONNXRUNTIME_WEB_PACKAGE)
+	tar -xzf $(@D)/*.tgz -C $(@D) --wildcards --strip-components=2 \
+		'*/dist/ort.wasm.min.mjs' '*/dist/ort-wasm-simd-threaded.mjs' '*/dist/ort-wasm-simd-threaded.wasm'
+	rm $(@D)/*.tgz
+	touch $@
+
+$(PLAYWRIGHT)/.unpacked:
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(PLAYWRIGHT_PACKAGE)
+	tar -xzf $(@D)/*.tgz -C $(@D) --strip-components=1
 	rm $(@D)/*.tgz
 	touch $@
 

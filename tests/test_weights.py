@@ -26,7 +26,7 @@ from mamba_export.contract.weights import BLOCKS, WEIGHT_KINDS
 from mamba_export.export import build
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.models import MambaConfig, MambaLM, checkpoints
-from mamba_export.packing import pack, unpack
+from mamba_export.packing import pack, rounding, unpack
 from mamba_export.packing.gptq import pack_calibrated
 from mamba_export.verify.weights import weight_checks
 
@@ -79,6 +79,19 @@ def test_each_weight_is_at_its_nearest_code(weights: Weights, dtype: type) -> No
     slack = 0.5 + 0.51 * (not weights.symmetric) + 2.0**-10 * max(map(abs, weights.limits))
     assert (distance <= scales * slack).all()
     assert (distance <= scales * 0.5001).mean() > 0.95
+
+
+@pytest.mark.parametrize("weights", FORMS, ids=str)
+def test_a_large_matrix_is_packed_in_parts(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = np.random.default_rng(4).standard_normal((128, 20)).astype(np.float16)
+    whole = pack(matrix, weights, np.dtype(np.float16))
+    for at_once in (1, 3 * 128, 20 * 128):
+        monkeypatch.setattr(rounding, "_AT_ONCE", at_once)
+        parts = pack(matrix, weights, np.dtype(np.float16))
+        np.testing.assert_array_equal(unpack(parts), unpack(whole))
+        np.testing.assert_array_equal(parts.scales, whole.scales)
 
 
 @pytest.mark.parametrize("weights", FORMS, ids=str)
@@ -384,6 +397,13 @@ def test_command_line(tmp_path: Path) -> None:
     refused = command("-o", str(tmp_path / "other"), "--block", "64")
     assert refused.returncode == 2
     assert "--block is for --weights" in refused.stderr
+
+
+def test_doctor_says_how_weights_are_stored(exported: dict[str, Path]) -> None:
+    from mamba_export.cli.doctor import weights_of
+
+    [row] = weights_of(exported["int8"])
+    assert (row.what, row.state, row.detail) == ("weights", "ok", "int8 in blocks of 32")
 
 
 def test_damaged_metadata_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:

@@ -253,17 +253,30 @@ def kernels_of(folder: Path) -> list[Finding]:
     ]
 
 
+def weights_of(folder: Path) -> list[Finding]:
+    """A row on how an exported folder's matrices are stored, where that is not in its dtype.
+
+    Raises:
+        SessionError: the folder is none that was exported, or is damaged.
+    """
+    from mamba_export.folder.metadata import read_metadata
+
+    stored = read_metadata(folder).weights
+    return [] if stored is None else [Finding("weights", "ok", str(stored))]
+
+
 def print_report(json_output: bool = False, folder: Path | None = None) -> None:
     """Print the report to standard output, as a table or as a JSON list of objects.
 
     Args:
         json_output: print JSON: ``[{"what": ..., "state": "ok" | "absent" | "broken", "detail": ...}]``.
-        folder: an exported folder, whose kernels are told too.
+        folder: an exported folder, whose weights and kernels are told too.
 
     Raises:
         SessionError: the folder's graph cannot be read.
     """
-    findings = [*report(), *(kernels_of(folder) if folder else ())]
+    of_folder = [*weights_of(folder), *kernels_of(folder)] if folder else []
+    findings = [*report(), *of_folder]
     if json_output:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return
@@ -283,7 +296,9 @@ def print_report(json_output: bool = False, folder: Path | None = None) -> None:
 def command(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="An exported folder, to tell its kernels too."),
+        typer.Argument(
+            metavar="[OUT]", help="An exported folder, to tell its weights and kernels too."
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:

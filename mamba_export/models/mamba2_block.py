@@ -114,12 +114,12 @@ class Mamba2(Mixer):
         z, xBC, dt = self.in_proj(x).split(
             [config.inner, config.conv_channels, config.heads], dim=-1
         )
+        conv = recurrent = None
         if state is not None:
             check_state(state)
-        else:
-            state = self.initial_state(x.shape[0], xBC.dtype)
+            conv, recurrent = state.conv, state.recurrent
         xBC, conv_state = operators.causal_conv1d(
-            xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv
+            xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv
         )
         width = config.n_groups * config.d_state
         u, B, C = xBC.split([config.inner, width, width], dim=-1)
@@ -133,7 +133,7 @@ class Mamba2(Mixer):
             self._skip(),
             z.unflatten(-1, heads) if self.norm is None else None,
             dt_bias=self.dt_bias,
-            initial_state=state.recurrent,
+            initial_state=recurrent,
             dt_min=config.dt_limit_min,
             dt_max=self._dt_max,
         )

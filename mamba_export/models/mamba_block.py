@@ -85,12 +85,12 @@ class Mamba(Mixer):
         config = self.config
         check_sequence(x, config.d_model)
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        conv = recurrent = None
         if state is not None:
             check_state(state)
-        else:
-            state = self.initial_state(x.shape[0], u.dtype)
+            conv, recurrent = state.conv, state.recurrent
         u, conv_state = operators.causal_conv1d(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv
         )
         dt, B, C = self.x_proj(u).split([config.rank, config.d_state, config.d_state], dim=-1)
         if config.bcdt_norm_epsilon is not None:
@@ -100,6 +100,6 @@ class Mamba(Mixer):
         )  # the bias is added in the scan, in fp32
         A = -torch.exp(self.A_log)
         y, recurrent_state = operators.selective_scan(
-            u, delta, A, B, C, self.D, z, self.dt_proj.bias, state.recurrent
+            u, delta, A, B, C, self.D, z, self.dt_proj.bias, recurrent
         )
         return self.out_proj(y), LayerState(conv_state, recurrent_state)

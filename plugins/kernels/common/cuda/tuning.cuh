@@ -24,10 +24,13 @@ struct Tuning {
   int64_t most_step_products;
   // Up to so many rows the form for many rows does its products in 16 bits itself
   // (skinny_product.cu, which needs sm_90), in kernels that start while those ahead still run.
+  // Up to so many multiplications, too: at 2560 x 10240 cuBLAS has caught up with 8 rows (H200).
   int64_t most_skinny_rows;
+  int64_t most_skinny_products;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128, 64, int64_t{1} << 22, 4, 64'000'000, 32};
+constexpr Tuning kMeasuredOnH100 = {1024, 128,        64, int64_t{1} << 22,
+                                    4,    64'000'000, 32, 220'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;

@@ -15,11 +15,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/checks.h"
+#include "common/cuda/cluster.cuh"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
+#include "layer/cuda/one_step_conv.cuh"
 #include "layer/cuda/skinny_product.cuh"
 
 namespace mamba {
@@ -35,24 +38,11 @@ constexpr int kMaxShares = 8;                    // of the depth: blocks of a cl
 constexpr int kMostSteps = kMostSkinnyShare / kStep / kWarps;  // of a warp
 constexpr int kFour = 4;                                       // sums that a thread adds up at once
 
-constexpr int kTaps = 4;          // of the convolution
-constexpr int kLineNumbers = 64;  // of 16 bits: 128 bytes
-
-// A convolution of one step over the columns from `first` on; y is null where there is none.
-struct Convolution {
-  const float* weight;  // (columns, kTaps)
-  const float* bias;
-  const void* past;  // (rows, columns, kTaps - 1)
-  void *y, *last;
-  int first, columns;
-  bool silu;
-};
-
 struct SkinnyProduct {
   mamba_product p;
   int share;  // of the depth, a multiple of kStep
   bool reads_early;
-  Convolution conv;
+  OneStepConv conv;
 };
 
 // RowTiles: eight rows of x each.
@@ -72,26 +62,6 @@ struct Layout {
 __device__ __forceinline__ int place(int row, int vector) {
   const int turn = (row / 4 % 4) * 2 + row % 2;
   return row * kColumns + (vector ^ turn) * kVector;
-}
-
-__device__ __forceinline__ void cluster_barrier() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-
-// Four numbers in the shared memory of another block of the cluster, at the same place as `own`.
-__device__ __forceinline__ float4 load_from_block(const float* own, int block) {
-  float4 four = {};
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 place;\nmapa.shared::cluster.u32 place, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [place];\n}"
-      : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
-      : "r"(shared_address(own)), "r"(block)
-      : "memory");
-#endif
-  return four;
 }
 
 __device__ __forceinline__ void add(float4& sum, const float4& other) {
@@ -115,35 +85,6 @@ __device__ __forceinline__ void write_four(const mamba_product& p, int64_t at, f
 template <typename Body, int... Turns>
 __device__ __forceinline__ void take_steps(const Body& body, std::integer_sequence<int, Turns...>) {
   (body(std::integral_constant<int, Turns>()), ...);
-}
-
-// Brings the states of a block's channels into the L2 cache.
-template <typename T>
-__device__ __forceinline__ void prefetch_states(const Convolution& c, int rows, int first_channel) {
-  constexpr int kNumbers = kColumns * (kTaps - 1), kLines = kNumbers / kLineNumbers + 1;
-  for (int i = threadIdx.x; i < rows * kLines; i += kThreads) {
-    const int channel = max(first_channel, 0) + i % kLines * kLineNumbers / (kTaps - 1);
-    if (channel >= c.columns) continue;
-    const int64_t at = (int64_t{i / kLines} * c.columns + channel) * (kTaps - 1);
-    prefetch(static_cast<const T*>(c.past) + at);
-  }
-}
-
-// One step of one channel of a sequence.
-template <typename T>
-__device__ __forceinline__ void convolve(const Convolution& c, int row, int channel, T x) {
-  const int64_t index = int64_t{row} * c.columns + channel;
-  const T* past = static_cast<const T*>(c.past) + index * (kTaps - 1);
-  const float4 w = *reinterpret_cast<const float4*>(c.weight + int64_t{channel} * kTaps);
-  const T steps[kTaps] = {past[0], past[1], past[2], x};
-  const float weight[kTaps] = {w.x, w.y, w.z, w.w};
-  float sum = c.bias[channel];
-#pragma unroll
-  for (int k = 0; k < kTaps; ++k) sum += weight[k] * to_float(steps[k]);
-  static_cast<T*>(c.y)[index] = from_float<T>(c.silu ? silu<T>(sum) : sum);
-  T* last = static_cast<T*>(c.last) + index * (kTaps - 1);
-#pragma unroll
-  for (int k = 1; k < kTaps; ++k) last[k - 1] = steps[k];
 }
 
 template <typename T, int RowTiles>
@@ -186,7 +127,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_channel = first_column - s.conv.first;
   const bool has_channels =
       s.conv.y && first_channel + kColumns > 0 && first_channel < s.conv.columns;
-  if (has_channels && blockIdx.y == 0) prefetch_states<T>(s.conv, rows, first_channel);
+  if (has_channels && blockIdx.y == 0)
+    prefetch_states<T, kColumns, kThreads>(s.conv, rows, first_channel);
   wait_for_earlier_kernels();
   if (!s.reads_early) load_weights();
 
@@ -366,10 +308,12 @@ cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
 bool skinny_product_fits(const mamba_product& p) {
   constexpr int kBytes = 2;  // of a number
   if (p.dtype == MAMBA_FP32 || p.rows > current_tuning().most_skinny_rows ||
-      p.rows > kMaxSkinnyRows || p.depth % kStep != 0 || p.columns % kVector != 0 ||
-      p.depth > int64_t{kMaxShares} * kMostSkinnyShare || p.columns > INT32_MAX / 2 ||
-      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes) ||
-      !is_aligned<16>(p.c, p.c_stride, kBytes) || !is_aligned<16>(p.addend, 0, kBytes)) {
+      p.rows > kMaxSkinnyRows || p.depth > kMaxWidth || p.columns > kMaxWidth ||
+      p.rows * p.depth * p.columns > current_tuning().most_skinny_products ||
+      p.depth % kStep != 0 || p.columns % kVector != 0 ||
+      p.depth > int64_t{kMaxShares} * kMostSkinnyShare || !is_aligned<16>(p.b, 0, kBytes) ||
+      !is_aligned<8>(p.a, p.a_stride, kBytes) || !is_aligned<16>(p.c, p.c_stride, kBytes) ||
+      !is_aligned<16>(p.addend, 0, kBytes)) {
     return false;
   }
   const size_t shared = Layout<kMaxSkinnyRows / 8>::shared_bytes(share_of(p));
@@ -377,7 +321,7 @@ bool skinny_product_fits(const mamba_product& p) {
 }
 
 bool skinny_convolution_fits(const mamba_causal_conv1d_params& c) {
-  return c.length == 1 && c.d_conv == kTaps && is_aligned<16>(c.weight, 0, 1);
+  return c.length == 1 && c.d_conv == kStepTaps && is_aligned<16>(c.weight, 0, 1);
 }
 
 cudaError_t launch_skinny_product(const mamba_product& p, bool reads_early,

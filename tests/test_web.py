@@ -1,0 +1,130 @@
+"""The web page: its modules in Node, and the built page in headless Chromium against Python's session."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import build_web
+from mamba_export import OrtSession, contract
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = Path(__file__).parent / "web"
+PLAYWRIGHT = ROOT / "build" / "playwright-core" / "index.mjs"
+NODE = shutil.which("node")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MODELS = ["kjv-bytes", "kjv-bytes-mamba2"]
+PROMPT, COUNT = "In the beginning God", 200
+
+needs_node = pytest.mark.skipif(NODE is None, reason="no node")
+needs_browser = [
+    needs_node,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (Debian: apt install chromium)"),
+    pytest.mark.skipif(
+        not (build_web.ONNXRUNTIME_WEB / ".unpacked").is_file(),
+        reason=f"no onnxruntime-web: {build_web.GET_RUNTIME}",
+    ),
+    pytest.mark.skipif(
+        not PLAYWRIGHT.is_file(),
+        reason="no playwright-core: `make build/playwright-core/.unpacked`, with npm, gets it",
+    ),
+]
+
+
+def in_browser(test: Any) -> Any:
+    return functools.reduce(lambda marked, mark: mark(marked), needs_browser, test)
+
+
+@needs_node
+def test_the_modules_of_the_page() -> None:
+    result = subprocess.run(
+        [str(NODE), "--test", SCRIPTS], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page, made as `make web` makes it."""
+    out = tmp_path_factory.mktemp("page") / "web"
+    build_web.build([ROOT / "models" / name for name in MODELS], out)
+    return out
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """What `python -m http.server` serves with, without its log."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url(built: Path) -> Iterator[str]:
+    handler = functools.partial(QuietHandler, directory=str(built))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def seen_in_chromium(url: str, **options: Any) -> dict[str, Any]:
+    """What tests/web/page.mjs saw there."""
+    given = {"playwright": str(PLAYWRIGHT), "chromium": CHROMIUM, "url": url, **options}
+    result = subprocess.run(
+        [str(NODE), SCRIPTS / "page.mjs", json.dumps(given)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@in_browser
+@pytest.mark.parametrize("model", MODELS)
+def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -> None:
+    seen = seen_in_chromium(url, model=model, prompt=PROMPT, count=COUNT)
+    session = OrtSession(built / model, providers=["CPUExecutionProvider"], threads=1)
+    [expected] = session.generate(PROMPT, max_new_tokens=COUNT)
+    assert len(expected.tokens) == COUNT
+    assert seen["errors"] == []
+    assert seen["text"] == PROMPT + str(expected.text)
+    assert seen["read"] == str(len(PROMPT)), "each typed byte is read once"
+    assert seen["tokens"] == str(len(PROMPT) + COUNT)
+    assert float(seen["speed"]) > 0
+    assert min(seen["colours"]) > 10, "a plot is blank"
+
+
+@in_browser
+def test_what_cannot_work_is_told_in_one_line(url: str, built: Path) -> None:
+    model = MODELS[0]
+    metadata = json.loads((built / model / contract.METADATA_FILE).read_text("utf-8"))
+    of_metadata = {"path": f"{model}/{contract.METADATA_FILE}"}
+    cases = [
+        {"name": "SIMD", "script": "WebAssembly.validate = () => false"},
+        {"name": "format", **of_metadata, "body": json.dumps({**metadata, "format": 99})},
+        {"name": "missing", **of_metadata, "status": 404},
+        {"name": "graph", "path": f"{model}/{contract.MODEL_FILE}", "body": "no graph"},
+        {"name": "file", "url": (built / "index.html").as_uri()},
+        {"name": "not built", "path": "contract.js", "status": 404},
+    ]
+    seen = seen_in_chromium(url, broken=cases)
+    assert all("\n" not in line for line in seen.values())
+    assert "WebAssembly SIMD" in seen["SIMD"]
+    assert f"format 99, and this page reads format {contract.METADATA_FORMAT}" in seen["format"]
+    assert f"{model}/{contract.METADATA_FILE} is not there: run make web" in seen["missing"]
+    assert "ONNX Runtime" in seen["graph"]
+    assert "http.server" in seen["file"]
+    assert "make web" in seen["not built"]
