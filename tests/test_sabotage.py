@@ -109,8 +109,8 @@ FAULTS = [
          "step == 0 && p.initial_state ? p.initial_state : p.last_state;",
          "(step == 0 || FAULT) && p.initial_state ? p.initial_state : p.last_state;"),
     scan("second vector of a few steps",
-         "      const Vec dt_u = dt * u;\n      Vec y = {};",
-         "      const Vec dt_u = FAULT && c > 0 ? dt * u * 1.5f : dt * u;\n      Vec y = {};"),
+         "store<Fp32>(dt_us, dt_u, kLanes);",
+         "store<Fp32>(dt_us, FAULT && c > 0 ? dt_u * 1.5f : dt_u, kLanes);"),
     conv("second vector of a task",
          "    if (p.silu) out = silu(out);",
          "    if (FAULT && channel % (kConvVectors * kLanes)) out *= 1.5f;\n"
@@ -125,12 +125,12 @@ FAULTS = [
          "inputs[k] = inputs[k + 1];",
          "inputs[k] = inputs[FAULT && k == 0 ? k : k + 1];"),
     conv("initial_state of the second sequence",
-         "load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) + at,",
-         "load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) +\n"
+         "load_columns<T, kStates>(static_cast<const typename T::Bits*>(p.initial_state) + at,",
+         "load_columns<T, kStates>(static_cast<const typename T::Bits*>(p.initial_state) +\n"
          "                      (FAULT ? channel * (taps - 1) : at),"),
     conv("last_state",
-         "  store_columns<T>(inputs,",
-         "  if (FAULT) inputs[0] = inputs[taps - 1];\n  store_columns<T>(inputs,"),
+         "  store_columns<T, kStates>(inputs,",
+         "  if (FAULT) inputs[0] = inputs[taps - 1];\n  store_columns<T, kStates>(inputs,"),
     conv("reverse",
          "const int64_t t = walked(p, step);",
          "const int64_t t = FAULT ? step : walked(p, step);"),

@@ -25,8 +25,13 @@ using mamba_contract::Operator;
 using mamba_contract::Role;
 using mamba_contract::Tensor;
 
-// Of relative errors (norm): what rounding in the dtype explains.
-constexpr double kBounds[] = {2e-5, 2e-3, 1.6e-2};
+// Of relative errors (norm): what rounding in the dtype explains. Layers round between their
+// operators too, in other places than the truth does.
+double bound_of(const Operator& op, mamba_dtype dtype) {
+  static constexpr double kBounds[] = {2e-5, 2e-3, 1.6e-2};
+  const bool is_layer = op.kernels->needs_products != nullptr && dtype != MAMBA_FP32;
+  return kBounds[dtype] * (is_layer ? 2 : 1);
+}
 
 // ||found - expected|| / ||expected||
 double relative_error(const plain::Array& expected, const std::vector<char>& found,
@@ -161,7 +166,7 @@ class Run {
     for (int32_t i = 0; i < case_.op.outputs.count; ++i) {
       const Tensor& tensor = case_.op.outputs[i];
       const double error = relative_error(truth_[i], outputs_[i].get(), case_.dtype_of(tensor));
-      if (!(error <= kBounds[case_.dtype])) {
+      if (!(error <= bound_of(case_.op, case_.dtype))) {
         refuse(how, std::string(tensor.name) + " is " + std::to_string(error) + " from the truth");
       }
       if (!outputs_[i].is_intact()) refuse(how, std::string("it writes beside ") + tensor.name);
@@ -187,6 +192,7 @@ class Run {
 // Returns how many checks failed.
 int run_all(const Options& options, const std::set<std::string>& nodes) {
   int checks = 0, failures = 0;
+  uint32_t seed = 0;              // a case's own, whatever operators are asked for
   std::set<std::string> missing;  // kernels that no case ran
   if (options.device == Device::kCuda) {
     mamba_contract::check(mamba_cuda_check_device(0));
@@ -194,12 +200,13 @@ int run_all(const Options& options, const std::set<std::string>& nodes) {
   }
   for (const Operator& op : mamba_contract::kOperators) {
     if (options.device == Device::kCpu && !op.has_cpu_kernel) continue;
-    if (!nodes.empty() && nodes.count(op.name) == 0) continue;
     const auto all = cases::cases_of(op.name, options.device == Device::kCuda);
     if (all.empty()) fail(std::string(op.name) + " has no case");
     for (const cases::Sizes& sizes : all) {
       for (const mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
-        std::mt19937 random(static_cast<uint32_t>(checks++));
+        std::mt19937 random(seed++);
+        if (!nodes.empty() && nodes.count(op.name) == 0) continue;
+        ++checks;
         const auto either = [&] { return random() % 2 ? dtype : MAMBA_FP32; };
         const mamba_dtype residual = either(), state = either();
         Case c{op, sizes, dtype, residual, state, random() % 2 != 0, {}};

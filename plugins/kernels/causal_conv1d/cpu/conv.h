@@ -12,29 +12,42 @@ namespace MAMBA_ISA {
 
 constexpr int kConvVectors = 4;  // vectors of channels a task
 
-// The state's columns of one vector of channels: columns[k] is the step k - (d_conv - 1) before the
-// walk's first.
-template <typename T>
-static inline void load_columns(const typename T::Bits* from, int64_t taps, int count,
-                                Vec* columns) {
+// Rows of one vector of channels as columns: of the weight, or of a state, whose column k is the
+// step k - (d_conv - 1) before the walk's first. kColumns: their number, or 0.
+template <typename T, int kColumns>
+static inline void load_columns(const typename T::Bits* from, int64_t columns, int count, Vec* to) {
   float rows[kLanes * kMaxTaps], lanes[kLanes] = {};
-  widen<T>(from, rows, count * taps);
-  for (int64_t k = 0; k < taps; ++k) {
-    for (int i = 0; i < count; ++i) lanes[i] = rows[i * taps + k];
-    columns[k] = load<Fp32>(lanes, kLanes);
+  widen<T>(from, rows, count * columns);
+  if (kColumns && count == kLanes) {  // numbers that compilers know: they shuffle registers
+    for (int k = 0; k < kColumns; ++k) {
+      for (int i = 0; i < kLanes; ++i) lanes[i] = rows[i * kColumns + k];
+      to[k] = load<Fp32>(lanes, kLanes);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < columns; ++k) {
+    for (int i = 0; i < count; ++i) lanes[i] = rows[i * columns + k];
+    to[k] = load<Fp32>(lanes, kLanes);
   }
 }
 
-template <typename T>
-static inline void store_columns(const Vec* columns, int64_t taps, int count,
+template <typename T, int kColumns>
+static inline void store_columns(const Vec* from, int64_t columns, int count,
                                  typename T::Bits* to) {
   float rows[kLanes * kMaxTaps], lanes[kLanes];
-  for (int64_t k = 0; k < taps; ++k) {
-    store<Fp32>(lanes, columns[k], kLanes);
-    for (int i = 0; i < count; ++i) rows[i * taps + k] = lanes[i];
+  if (kColumns && count == kLanes) {
+    for (int k = 0; k < kColumns; ++k) {
+      store<Fp32>(lanes, from[k], kLanes);
+      for (int i = 0; i < kLanes; ++i) rows[i * kColumns + k] = lanes[i];
+    }
+  } else {
+    for (int64_t k = 0; k < columns; ++k) {
+      store<Fp32>(lanes, from[k], kLanes);
+      for (int i = 0; i < count; ++i) rows[i * columns + k] = lanes[i];
+    }
   }
-  for (int64_t n = 0; n < count * taps; n += kLanes) {
-    const int64_t left = count * taps - n;
+  for (int64_t n = 0; n < count * columns; n += kLanes) {
+    const int64_t left = count * columns - n;
     const int here = static_cast<int>(left < kLanes ? left : kLanes);
     store<T>(to + n, load<Fp32>(rows + n, here), here);
   }
@@ -44,14 +57,15 @@ static inline void store_columns(const Vec* columns, int64_t taps, int count,
 template <typename T, int kTaps>
 static void conv_vector(const mamba_causal_conv1d_params& p, int64_t batch, int64_t channel,
                         int count) {
+  constexpr int kStates = kTaps ? kTaps - 1 : 0;
   const int64_t taps = kTaps ? kTaps : p.d_conv;
   Vec weight[kTaps ? kTaps : kMaxTaps];
-  load_columns<Fp32>(p.weight + channel * taps, taps, count, weight);
+  load_columns<Fp32, kTaps>(p.weight + channel * taps, taps, count, weight);
   // The last d_conv - 1 inputs and the current one, oldest first.
   Vec inputs[kTaps ? kTaps : kMaxTaps];
   const int64_t at = (batch * p.channels + channel) * (taps - 1);
-  load_columns<T>(static_cast<const typename T::Bits*>(p.initial_state) + at, taps - 1, count,
-                  inputs);
+  load_columns<T, kStates>(static_cast<const typename T::Bits*>(p.initial_state) + at, taps - 1,
+                           count, inputs);
   const Vec bias = load<Fp32>(p.bias + channel, count);
   typename T::Bits* y =
       static_cast<typename T::Bits*>(p.y) + batch * p.length * p.channels + channel;
@@ -66,7 +80,8 @@ static void conv_vector(const mamba_causal_conv1d_params& p, int64_t batch, int6
   }
   // Inputs are exact in T, so the state is stored as it came. It may share the initial state's
   // memory: all of that has been read by now, for this task's channels.
-  store_columns<T>(inputs, taps - 1, count, static_cast<typename T::Bits*>(p.last_state) + at);
+  store_columns<T, kStates>(inputs, taps - 1, count,
+                            static_cast<typename T::Bits*>(p.last_state) + at);
 }
 
 static size_t conv_tasks(const mamba_causal_conv1d_params& p) {

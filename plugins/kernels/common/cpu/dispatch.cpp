@@ -55,7 +55,8 @@ mamba_status mamba_selective_scan_cpu(const mamba_selective_scan_params* params,
   const mamba::Threads threads = {parallel_for, scheduler};
   if (mamba_status bad = mamba::check(params)) return bad;
   const mamba_selective_scan_params& p = *params;
-  const int64_t work = mamba::product(p.batch, p.length, p.d_inner, p.d_state);
+  // Each number of state takes an exponential, which is several times what the others do.
+  const int64_t work = mamba::product(p.batch, p.length, p.d_inner, p.d_state, 4);
   mamba::ScanCall call = {p, 0};
   threads.run(mamba::cpu_kernels().scan_tasks(p), mamba::cpu_kernels().scan_task, &call, work);
   if (!call.lacks_memory) return MAMBA_OK;

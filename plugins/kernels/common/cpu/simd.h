@@ -158,14 +158,27 @@ static inline Vec softplus(Vec x) {
 
 static inline Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
 
-// Sum of all lanes, always in the same order.
+// Sum of N lanes, always in the same order: the upper half onto the lower one, again and again.
+template <int N>
+static inline float sum_of(const float* lanes) {
+  typedef float Half __attribute__((vector_size(2 * N)));
+  Half low, high;
+  memcpy(&low, lanes, sizeof(low));
+  memcpy(&high, lanes + N / 2, sizeof(high));
+  low += high;
+  float left[N / 2];
+  memcpy(left, &low, sizeof(low));
+  return sum_of<N / 2>(left);
+}
+template <>
+inline float sum_of<2>(const float* lanes) {
+  return lanes[0] + lanes[1];
+}
+
 static inline float sum(Vec x) {
   float lanes[kLanes];
   memcpy(lanes, &x, sizeof(x));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  return sum_of<kLanes>(lanes);
 }
 
 }  // namespace MAMBA_ISA

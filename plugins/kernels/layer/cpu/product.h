@@ -24,6 +24,7 @@ constexpr int64_t kPanelDepth = 64;  // of a
 
 constexpr int64_t kFewRows = 4;         // at most; beyond, packing costs less than it saves
 constexpr int64_t kDepthAtOnce = 8;     // of few rows: rows of b that are added to c at once
+constexpr int64_t kAheadBytes = 1024;   // of each of them, that is asked for before it is read
 constexpr int64_t kLeastDepth = 64;     // of a task
 constexpr int64_t kMostParts = 16;      // of a sum: each is written and read again
 constexpr int64_t kColumnsASum = 1024;  // of a task that adds the parts
@@ -134,8 +135,14 @@ template <typename T, int kRows, int kDepth>
 static inline void add_few(const typename T::Bits* b, int64_t columns, const float* a, float* c) {
   for (int64_t n = 0; n < columns; n += kLanes) {
     const int count = static_cast<int>(columns - n < kLanes ? columns - n : kLanes);
+    // Processors foresee fewer streams than these; behind a row's end comes that of the next depth.
+    int64_t ahead = n + kAheadBytes / static_cast<int64_t>(sizeof(*b));
+    if (ahead >= columns) ahead += (kDepth - 1) * columns;
     Vec right[kDepth];
-    for (int k = 0; k < kDepth; ++k) right[k] = load<T>(b + k * columns + n, count);
+    for (int k = 0; k < kDepth; ++k) {
+      __builtin_prefetch(b + k * columns + ahead);
+      right[k] = load<T>(b + k * columns + n, count);
+    }
     for (int r = 0; r < kRows; ++r) {
       // Two sums: one would wait for itself.
       Vec even = load<Fp32>(c + r * columns + n, count), odd = {};

@@ -186,13 +186,16 @@ static void scan_states(const mamba_selective_scan_params& p, const ScanBlock& b
       Vec dt, u;
       step_inputs<T>(p, block, t, channel, count, dt, u);
       const Vec dt_u = dt * u;
-      Vec y = {};
+      // A vector's element of a number that is not constant goes through memory each time.
+      float dts[kLanes], dt_us[kLanes], ys[kLanes] = {};
+      store<Fp32>(dts, dt, kLanes);
+      store<Fp32>(dt_us, dt_u, kLanes);
       for (int i = 0; i < count; ++i) {
         const int64_t at = state_at + (c + i) * N;
-        y[i] = step_channel<kHasTail>(p.A + (channel + i) * N, B, C, before + at, p.last_state + at,
-                                      N, dt[i], dt_u[i]);
+        ys[i] = step_channel<kHasTail>(p.A + (channel + i) * N, B, C, before + at,
+                                       p.last_state + at, N, dts[i], dt_us[i]);
       }
-      step_output<T>(p, block, t, channel, count, y, u);
+      step_output<T>(p, block, t, channel, count, load<Fp32>(ys, kLanes), u);
     }
   }
 }
