@@ -23,8 +23,8 @@ SCRIPTS = Path(__file__).parent / "web"
 PLAYWRIGHT = ROOT / "build" / "playwright-core" / "index.mjs"
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-MODELS = ["kjv-bytes", "kjv-bytes-mamba2"]
-PROMPT, COUNT = "In the beginning God", 200
+PROMPTS = {"kjv-bytes": "In the beginning God", "kjv-bytes-mamba2": "Größe 漢字 😀 and "}
+COUNT = 200
 
 needs_node = pytest.mark.skipif(NODE is None, reason="no node")
 needs_browser = [
@@ -57,7 +57,7 @@ def test_the_modules_of_the_page() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page, made as `make web` makes it."""
     out = tmp_path_factory.mktemp("page") / "web"
-    build_web.build([ROOT / "models" / name for name in MODELS], out)
+    build_web.build([ROOT / "models" / name for name in PROMPTS], out)
     return out
 
 
@@ -94,16 +94,18 @@ def seen_in_chromium(url: str, **options: Any) -> dict[str, Any]:
 
 
 @in_browser
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PROMPTS)
 def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -> None:
-    seen = seen_in_chromium(url, model=model, prompt=PROMPT, count=COUNT)
+    prompt = PROMPTS[model]
+    length = len(prompt.encode())
+    seen = seen_in_chromium(url, model=model, prompt=prompt, count=COUNT)
     session = OrtSession(built / model, providers=["CPUExecutionProvider"], threads=1)
-    [expected] = session.generate(PROMPT, max_new_tokens=COUNT)
+    [expected] = session.generate(prompt, max_new_tokens=COUNT)
     assert len(expected.tokens) == COUNT
     assert seen["errors"] == []
-    assert seen["text"] == PROMPT + str(expected.text)
-    assert seen["read"] == str(len(PROMPT)), "each typed byte is read once"
-    assert seen["tokens"] == str(len(PROMPT) + COUNT)
+    assert seen["text"] == prompt + str(expected.text)
+    assert seen["read"] == str(length), "each typed byte is read once"
+    assert seen["tokens"] == str(length + COUNT)
     assert float(seen["speed"]) > 0
     first, last = (float(ms) for ms in re.findall(r"([\d.]+) ms", seen["quickest"]))
     assert last < 2 * first, "the cost of a token grows"
@@ -112,7 +114,7 @@ def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -
 
 @in_browser
 def test_what_cannot_work_is_told_in_one_line(url: str, built: Path) -> None:
-    model = MODELS[0]
+    model = next(iter(PROMPTS))
     metadata = json.loads((built / model / contract.METADATA_FILE).read_text("utf-8"))
     of_metadata = {"path": f"{model}/{contract.METADATA_FILE}"}
     cases = [
@@ -128,6 +130,6 @@ def test_what_cannot_work_is_told_in_one_line(url: str, built: Path) -> None:
     assert "WebAssembly SIMD" in seen["SIMD"]
     assert f"format 99, and this page reads format {contract.METADATA_FORMAT}" in seen["format"]
     assert f"{model}/{contract.METADATA_FILE} is not there: run make web" in seen["missing"]
-    assert "ONNX Runtime" in seen["graph"]
+    assert "ONNX Runtime refuses the exported model" in seen["graph"]
     assert "http.server" in seen["file"]
     assert "make web" in seen["not built"]

@@ -1,5 +1,8 @@
 // What the page tells its reader in one line, and what a browser needs.
 
+/** What to do about a folder that cannot be used. */
+export const AGAIN = "export the model again with mamba-export";
+
 /** A problem that its message explains to whoever sees the page. */
 export class PageError extends Error {}
 

@@ -1,8 +1,6 @@
 // The exported folder: its files, and what its metadata says of the graph. What cannot run here is refused.
 
-import { PageError } from "./errors.js";
-
-const AGAIN = "export the model again with mamba-export";
+import { AGAIN, PageError } from "./errors.js";
 
 /**
  * Reads an exported folder.
@@ -31,6 +29,15 @@ export async function readFolder(url, contract, onProgress = () => {}, get = (at
 
 /** What the page needs of `mamba_export.json`; PageError where it is of another format, or cannot run here. */
 export function readMetadata(content, contract) {
+  try {
+    return described(content, contract);
+  } catch (error) {
+    if (error instanceof PageError) throw error;
+    throw new PageError(`${contract.metadataFile} is damaged (${error.message}): ${AGAIN}`);
+  }
+}
+
+function described(content, contract) {
   const name = contract.metadataFile;
   if (content?.format !== contract.metadataFormat) {
     throw new PageError(
@@ -72,7 +79,7 @@ export function readMetadata(content, contract) {
 
 function stateShape(state) {
   const shape = state.shape.map((size) => (size === "batch" ? 1 : size));
-  if (state.grows !== null || !shape.every(Number.isInteger)) {
+  if (state.grows !== null || !shape.every((size) => Number.isSafeInteger(size) && size > 0)) {
     throw new PageError(
       `State ${show(state.name)} grows with the text: this page carries states of a fixed size.`,
     );
@@ -124,7 +131,7 @@ function parse(bytes, name) {
   try {
     return JSON.parse(new TextDecoder().decode(bytes));
   } catch {
-    throw new PageError(`${name} is not JSON: ${AGAIN}.`);
+    throw new PageError(`${name} is not JSON: ${AGAIN}`);
   }
 }
 

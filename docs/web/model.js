@@ -1,5 +1,7 @@
 // The exported graph in ONNX Runtime: tokens and a state in, logits and the next state out.
 
+import { AGAIN, PageError } from "./errors.js";
+
 /** A language model. A state is a value: what was computed from it leaves it as it is. */
 export class Model {
   #ort;
@@ -18,7 +20,12 @@ export class Model {
    */
   static async load(ort, { metadata, model, weights }, weightsFile) {
     const externalData = weights ? [{ path: weightsFile, data: weights }] : [];
-    return new Model(ort, await ort.InferenceSession.create(model, { externalData }), metadata);
+    const session = await ort.InferenceSession.create(model, { externalData }).catch((error) => {
+      throw new PageError(`ONNX Runtime refuses the exported model (${error.message}): ${AGAIN}`);
+    });
+    checkNames("input", session.inputNames, [metadata.input, ...names(metadata, "past")]);
+    checkNames("output", session.outputNames, [metadata.logits, ...names(metadata, "present")]);
+    return new Model(ort, session, metadata);
   }
 
   /** The state before any token. */
@@ -58,5 +65,18 @@ export class Model {
 
   release() {
     return this.#session.release();
+  }
+}
+
+const names = (metadata, which) => metadata.states.map((state) => state[which]);
+
+/** A graph that was swapped for another must not be fed by the metadata's names. */
+function checkNames(kind, found, described) {
+  const [other] = [
+    ...found.filter((name) => !described.includes(name)),
+    ...described.filter((name) => !found.includes(name)),
+  ];
+  if (other !== undefined) {
+    throw new PageError(`The graph is not the metadata's (${kind} ${other} differs): ${AGAIN}`);
   }
 }

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { ByteDecoder, checkByteTokenizer, encode } from "../../docs/web/bytes.js";
 import { checkBrowser, oneLine, PageError } from "../../docs/web/errors.js";
 import { readFolder, readMetadata } from "../../docs/web/folder.js";
+import { Model } from "../../docs/web/model.js";
 import { Points } from "../../docs/web/points.js";
 import { greedy, sampler } from "../../docs/web/sampler.js";
 import { TimeBins } from "../../docs/web/time_plot.js";
@@ -198,6 +199,19 @@ test("a browser without WebAssembly SIMD is told in one line", () => {
   }
 });
 
+/** Every content that differs from the given one in one value, which is another or missing. */
+function* changed(content) {
+  for (const key of Object.keys(content)) {
+    for (const other of [undefined, null, -1, 0.5, 2 ** 60, "", "batch", [], {}, true]) {
+      yield Array.isArray(content) ? content.with(key, other) : { ...content, [key]: other };
+    }
+    if (typeof content[key] !== "object" || content[key] === null) continue;
+    for (const inner of changed(content[key])) {
+      yield Array.isArray(content) ? content.with(key, inner) : { ...content, [key]: inner };
+    }
+  }
+}
+
 test("metadata that the page cannot run is named", () => {
   const contract = {
     metadataFile: "m.json",
@@ -239,8 +253,43 @@ test("metadata that the page cannot run is named", () => {
       (error) => error instanceof PageError && line.test(error.message),
     );
   }
+  for (const other of changed(good)) {
+    try {
+      readMetadata(other, contract);
+    } catch (error) {
+      assert.ok(error instanceof PageError, error);
+    }
+  }
   for (const other of [null, [], "text"])
     assert.throws(() => readMetadata(other, contract), PageError);
+});
+
+test("a graph that is not the metadata's, or that ONNX Runtime refuses, is named", async () => {
+  const metadata = {
+    input: "ids",
+    logits: "logits",
+    states: [{ past: "past", present: "present" }],
+  };
+  const runtime = (create) => ({ InferenceSession: { create } });
+  const session = { inputNames: ["ids", "past"], outputNames: ["logits", "present"] };
+  await Model.load(
+    runtime(async () => session),
+    { metadata },
+    "data",
+  );
+  const other = { ...session, outputNames: ["logits", "later"] };
+  const swapped = Model.load(
+    runtime(async () => other),
+    { metadata },
+    "data",
+  );
+  await assert.rejects(swapped, /output later differs/);
+  const refused = Model.load(
+    runtime(async () => assert.fail("bad node")),
+    { metadata },
+    "data",
+  );
+  await assert.rejects(refused, /refuses the exported model \(bad node\)/);
 });
 
 test("a tokenizer that is not of bytes is named", () => {

@@ -40,7 +40,7 @@ async function writeText() {
   await page.keyboard.type(given.prompt);
   await page.waitForFunction(
     (count) => document.getElementById("tokens").textContent === String(count),
-    given.prompt.length,
+    Buffer.byteLength(given.prompt),
   );
   const read = await text("read");
   await page.fill("#temperature", "0");
