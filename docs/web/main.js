@@ -26,6 +26,7 @@ function say(text, isError = false) {
 
 async function open(name) {
   enable(false);
+  say(`Loading ${name}`);
   const progress = (file, bytes, total) => {
     const all = total ? ` of ${megabytes(total)}` : "";
     say(`Loading ${file}: ${megabytes(bytes)}${all}`);
