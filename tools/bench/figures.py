@@ -43,8 +43,14 @@ def _gpu_figures(gpu: dict[str, Any]) -> str:
         for name in ("mamba_ssm", "causal_conv1d")
         if gpu["versions"].get(name, "not installed") != "not installed"
     )
-    head = f"On an {gpu['device']} ({gpu['date']}), beside {peers or 'no peer'} at its fastest in the same run:"
+    head = f"On an {gpu['device']} ({_made(gpu)}), beside {peers or 'no peer'} at its fastest in the same run:"
     return "\n".join([head, "", *lines])
+
+
+def _made(record: dict[str, Any]) -> str:
+    """Date of a record, and its commit where it has one."""
+    commit = record.get("commit")
+    return f"{record['date']}, commit {commit[:7]}" if commit else str(record["date"])
 
 
 def _gpu_line(record: dict[str, Any], kind: str) -> str:
@@ -81,7 +87,9 @@ def _cpu_figures(record: dict[str, Any]) -> str:
     lines = [line for kind, found in kinds.items() if (line := _cpu_line(kind, found))]
     if not lines:
         return ""
-    head = f"On {record['device']} ({record['date']}), beside each peer at its fastest in the same run:"
+    head = (
+        f"On {record['device']} ({_made(record)}), beside each peer at its fastest in the same run:"
+    )
     return "\n".join([head, "", *lines])
 
 
