@@ -165,8 +165,8 @@ FAULTS = [
           "for (int j = 0; j < kWidth; ++j) {\n"
           "      y.values[j] = from_float<T>(normed[j] * (FAULT && j > 0 ? 1.5f : 1.f));\n    }"),
     layer("many rows, gate", "layer.cu",
-          "s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);",
-          "s.z = slice(m_.xz, FAULT ? 0 : p_.d_inner, 2 * p_.d_inner);"),
+          "describe_scan(p_, {m_.u, m_.xz,",
+          "describe_scan(p_, {m_.u, FAULT ? m_.u : m_.xz,"),
     layer("many rows, residual", "layer.cu",
           "                   p_.hidden_dtype, p_.hidden);",
           "                   p_.hidden_dtype, FAULT ? nullptr : p_.hidden);"),
@@ -179,10 +179,13 @@ FAULTS = [
     layer2("one token, gate", "mamba2_layer.cu",
            "s.out.gate = s.in.out;", "s.out.gate = FAULT ? y : s.in.out;"),
     layer2("many rows, C", "mamba2_layer.cu",
-           "s.C = slice(d.mixed, d.first + at.C - at.x,",
-           "s.C = slice(d.mixed, d.first + (FAULT ? at.B : at.C) - at.x,"),
+           "return describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});",
+           "mamba_state_space_dual_params s =\n"
+           "        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, dual_});\n"
+           "    if (FAULT) s.C = s.B;\n    return s;"),
     layer2("many rows, gate", "mamba2_layer.cu",
-           "n.z = slice(in_, 0, at_.all,", "n.z = slice(in_, FAULT ? at_.x : 0, at_.all,"),
+           "describe_gated_norm(p_, y_, in_, normed_);",
+           "describe_gated_norm(p_, y_, FAULT ? mixed_ : in_, normed_);"),
     layer2("a product of some rows, steps after the first", "skinny_product.cu",
            "(x[r] + step * kStep);", "(x[r] + (FAULT ? 0 : step * kStep));", "fp16"),
     layer2("a product of some rows, convolution", "one_step_conv.cuh",

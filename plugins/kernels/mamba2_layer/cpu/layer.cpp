@@ -4,7 +4,7 @@
 
 #include "common/checks.h"
 #include "layer/cpu/parts.h"
-#include "mamba2_layer/columns.h"
+#include "mamba2_layer/calls.h"
 
 namespace mamba {
 namespace {
@@ -44,70 +44,19 @@ class Layer {
   }
 
  private:
-  // Columns of what in_proj made, and of what the convolution made.
-  mamba_sequence of_in(int64_t first) const {
-    return slice(in_, first, at_.all, p_.length, p_.dtype);
-  }
-  mamba_sequence of_mixed(int64_t first) const {
-    return slice(mixed_, first - at_.x, at_.channels, p_.length, p_.dtype);
-  }
-
   mamba_status convolve() const {
-    mamba_causal_conv1d_params c = {};
-    c.batch = p_.batch;
-    c.length = p_.length;
-    c.channels = at_.channels;
-    c.d_conv = p_.d_conv;
-    c.dtype = p_.dtype;
-    c.silu = 1;
-    c.x = of_in(at_.x);
-    c.weight = p_.conv_weight;
-    c.bias = p_.conv_bias;
-    c.initial_state = p_.conv_state;
-    c.y = mixed_;
-    c.last_state = p_.last_conv_state;
+    const mamba_causal_conv1d_params c = describe_convolution(p_, in_, mixed_);
     return mamba_causal_conv1d_cpu(&c, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
   }
 
   mamba_status walk() const {
-    mamba_state_space_dual_params s = {};
-    s.batch = p_.batch;
-    s.length = p_.length;
-    s.heads = at_.heads;
-    s.head_dim = p_.head_dim;
-    s.d_state = p_.d_state;
-    s.n_groups = p_.n_groups;
-    s.d_skip = p_.d_skip;
-    s.dtype = p_.dtype;
-    s.initial_state_dtype = p_.recurrent_state_dtype;
-    s.dt_softplus = 1;
-    s.dt_min = p_.dt_min;
-    s.dt_max = p_.dt_max;
-    s.x = of_mixed(at_.x);
-    s.B = of_mixed(at_.B);
-    s.C = of_mixed(at_.C);
-    s.dt = of_in(at_.dt);
-    s.A = p_.A;
-    s.D = p_.D;
-    s.dt_bias = p_.dt_bias;
-    s.initial_state = p_.recurrent_state;
-    s.y = y_;
-    s.last_state = p_.last_recurrent_state;
+    const mamba_state_space_dual_params s =
+        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, nullptr});
     return mamba_state_space_dual_cpu(&s, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
   }
 
   mamba_status normalise() const {
-    mamba_gated_rms_norm_params n = {};
-    n.batch = p_.batch;
-    n.length = p_.length;
-    n.groups = p_.n_groups;
-    n.group_width = at_.d_inner / p_.n_groups;
-    n.dtype = p_.dtype;
-    n.epsilon = p_.gate_epsilon;
-    n.x = slice(y_, 0, at_.d_inner, p_.length, p_.dtype);
-    n.z = of_in(0);
-    n.weight = p_.gate_norm_weight;
-    n.y = normed_;
+    const mamba_gated_rms_norm_params n = describe_gated_norm(p_, y_, in_, normed_);
     return mamba_gated_rms_norm_cpu(&n, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
   }
 

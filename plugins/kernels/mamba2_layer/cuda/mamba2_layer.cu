@@ -12,7 +12,7 @@
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "layer/cuda/step.cuh"
-#include "mamba2_layer/columns.h"
+#include "mamba2_layer/calls.h"
 
 namespace mamba {
 namespace {
@@ -20,42 +20,6 @@ namespace {
 constexpr char kName[] = "mamba2_layer";
 
 using Columns = Mamba2Columns;
-
-// From x, B and C, which may be elsewhere than z and dt.
-struct Dual {
-  const void *mixed,
-      *in;  // x, B and C in rows of mixed_stride numbers; z and dt in rows of in_stride
-  int64_t first, mixed_stride, in_stride;  // first: the column of x in mixed
-  void *y, *workspace;
-};
-
-mamba_state_space_dual_params describe_dual(const mamba2_layer_params& p, const Dual& d) {
-  const Columns at(p);
-  mamba_state_space_dual_params s = {};
-  s.batch = p.batch;
-  s.length = p.length;
-  s.heads = at.heads;
-  s.head_dim = p.head_dim;
-  s.d_state = p.d_state;
-  s.n_groups = p.n_groups;
-  s.d_skip = p.d_skip;
-  s.dtype = p.dtype;
-  s.initial_state_dtype = p.recurrent_state_dtype;
-  s.dt_softplus = 1;
-  s.dt_min = p.dt_min;
-  s.dt_max = p.dt_max;
-  s.x = slice(d.mixed, d.first, d.mixed_stride, p.length, p.dtype);
-  s.B = slice(d.mixed, d.first + at.B - at.x, d.mixed_stride, p.length, p.dtype);
-  s.C = slice(d.mixed, d.first + at.C - at.x, d.mixed_stride, p.length, p.dtype);
-  s.dt = slice(d.in, at.dt, d.in_stride, p.length, p.dtype);
-  s.A = p.A;
-  s.D = p.D;
-  s.dt_bias = p.dt_bias;
-  s.initial_state = p.recurrent_state;
-  s.y = d.y;
-  s.last_state = p.last_recurrent_state;
-  return s;
-}
 
 size_t dual_bytes(const mamba2_layer_params& p) {
   const mamba_state_space_dual_params s = describe_dual(p, {});
@@ -66,7 +30,7 @@ size_t dual_bytes(const mamba2_layer_params& p) {
 
 struct Step {
   ProjectIn in;
-  Dual dual;
+  Mamba2Dual dual;
   ProjectOut out;
   size_t bytes;
 };
@@ -156,7 +120,7 @@ class ManyRows {
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
     bad = product_.with_convolution({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_,
-                                    convolution());
+                                    describe_convolution(p_, in_, mixed_));
     if (bad) return bad;
     const mamba_state_space_dual_params dual = this->dual();
     if ((bad = mamba_state_space_dual_cuda(&dual, dual_, stream_))) return bad;
@@ -166,35 +130,8 @@ class ManyRows {
   }
 
  private:
-  mamba_causal_conv1d_params convolution() const {
-    mamba_causal_conv1d_params c = {};
-    c.batch = p_.batch;
-    c.length = p_.length;
-    c.channels = at_.channels;
-    c.d_conv = p_.d_conv;
-    c.dtype = p_.dtype;
-    c.silu = 1;
-    c.x = slice(in_, at_.x, at_.all, p_.length, p_.dtype);
-    c.weight = p_.conv_weight;
-    c.bias = p_.conv_bias;
-    c.initial_state = p_.conv_state;
-    c.y = mixed_;
-    c.last_state = p_.last_conv_state;
-    return c;
-  }
-
   mamba_status normalise() const {
-    mamba_gated_rms_norm_params n = {};
-    n.batch = p_.batch;
-    n.length = p_.length;
-    n.groups = p_.n_groups;
-    n.group_width = at_.d_inner / p_.n_groups;
-    n.dtype = p_.dtype;
-    n.epsilon = p_.gate_epsilon;
-    n.x = slice(y_, 0, at_.d_inner, p_.length, p_.dtype);
-    n.z = slice(in_, 0, at_.all, p_.length, p_.dtype);
-    n.weight = p_.gate_norm_weight;
-    n.y = normed_;
+    const mamba_gated_rms_norm_params n = describe_gated_norm(p_, y_, in_, normed_);
     return mamba_gated_rms_norm_cuda(&n, stream_);
   }
 

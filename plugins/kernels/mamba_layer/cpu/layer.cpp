@@ -3,6 +3,7 @@
 
 #include "common/checks.h"
 #include "layer/cpu/parts.h"
+#include "mamba_layer/calls.h"
 
 namespace mamba {
 namespace {
@@ -12,7 +13,7 @@ class Layer {
   // With a null workspace it only adds up the bytes.
   Layer(const mamba_layer_params& params, const Threads& threads, void* workspace)
       : p_(params),
-        width_(params.dt_rank + 2 * params.d_state),
+        width_(projected_width(params)),
         on_cpu_{"layer",      params.batch * params.length, params.d_model,
                 params.dtype, params.hidden_dtype,          threads} {
     const int64_t row = on_cpu_.rows * element_bytes(p_.dtype);
@@ -50,47 +51,13 @@ class Layer {
   }
 
  private:
-  mamba_sequence slice(const void* data, int64_t first, int64_t stride) const {
-    return mamba::slice(data, first, stride, p_.length, p_.dtype);
-  }
-
   mamba_status convolve() const {
-    mamba_causal_conv1d_params c = {};
-    c.batch = p_.batch;
-    c.length = p_.length;
-    c.channels = p_.d_inner;
-    c.d_conv = p_.d_conv;
-    c.dtype = p_.dtype;
-    c.silu = 1;
-    c.x = slice(xz_, 0, 2 * p_.d_inner);
-    c.weight = p_.conv_weight;
-    c.bias = p_.conv_bias;
-    c.initial_state = p_.conv_state;
-    c.y = u_;
-    c.last_state = p_.last_conv_state;
+    const mamba_causal_conv1d_params c = describe_convolution(p_, xz_, u_);
     return mamba_causal_conv1d_cpu(&c, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
   }
 
   mamba_status scan() const {
-    mamba_selective_scan_params s = {};
-    s.batch = p_.batch;
-    s.length = p_.length;
-    s.d_inner = p_.d_inner;
-    s.d_state = p_.d_state;
-    s.n_groups = 1;
-    s.dtype = p_.dtype;
-    s.delta_softplus = 1;
-    s.u = slice(u_, 0, p_.d_inner);
-    s.delta = slice(delta_, 0, p_.d_inner);
-    s.z = slice(xz_, p_.d_inner, 2 * p_.d_inner);
-    s.B = slice(projected_, p_.dt_rank, width_);
-    s.C = slice(projected_, p_.dt_rank + p_.d_state, width_);
-    s.A = p_.A;
-    s.D = p_.D;
-    s.delta_bias = p_.dt_bias;
-    s.initial_state = p_.recurrent_state;
-    s.y = y_;
-    s.last_state = p_.last_recurrent_state;
+    const mamba_selective_scan_params s = describe_scan(p_, {u_, xz_, projected_, delta_, y_});
     return mamba_selective_scan_cpu(&s, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
   }
 

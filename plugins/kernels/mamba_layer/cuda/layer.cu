@@ -7,6 +7,7 @@
 #include "common/cuda/status.h"
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
+#include "mamba_layer/calls.h"
 #include "mamba_layer/cuda/layer.cuh"
 
 namespace mamba {
@@ -17,8 +18,6 @@ struct ManyRowsParts {
   void *x, *xz, *u, *projected, *delta, *y, *scan;
   size_t bytes;
 };
-
-int64_t projected_width(const mamba_layer_params& p) { return p.dt_rank + 2 * p.d_state; }
 
 ProjectIn describe_in(const mamba_layer_params& p) {
   ProjectIn in = {};
@@ -143,7 +142,7 @@ class ManyRows {
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
     bad = product_.with_convolution({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
-                                    m_.xz, convolution());
+                                    m_.xz, describe_convolution(p_, m_.xz, m_.u));
     if (bad) return bad;
     if ((bad =
              product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
@@ -158,48 +157,9 @@ class ManyRows {
   }
 
  private:
-  mamba_sequence slice(const void* data, int64_t first, int64_t stride) const {
-    return mamba::slice(data, first, stride, p_.length, p_.dtype);
-  }
-
-  mamba_causal_conv1d_params convolution() const {
-    mamba_causal_conv1d_params c = {};
-    c.batch = p_.batch;
-    c.length = p_.length;
-    c.channels = p_.d_inner;
-    c.d_conv = p_.d_conv;
-    c.dtype = p_.dtype;
-    c.silu = 1;
-    c.x = slice(m_.xz, 0, 2 * p_.d_inner);
-    c.weight = p_.conv_weight;
-    c.bias = p_.conv_bias;
-    c.initial_state = p_.conv_state;
-    c.y = m_.u;
-    c.last_state = p_.last_conv_state;
-    return c;
-  }
-
   mamba_status scan() const {
-    const int64_t width = projected_width(p_);
-    mamba_selective_scan_params s = {};
-    s.batch = p_.batch;
-    s.length = p_.length;
-    s.d_inner = p_.d_inner;
-    s.d_state = p_.d_state;
-    s.n_groups = 1;
-    s.dtype = p_.dtype;
-    s.delta_softplus = 1;
-    s.u = slice(m_.u, 0, p_.d_inner);
-    s.delta = slice(m_.delta, 0, p_.d_inner);
-    s.z = slice(m_.xz, p_.d_inner, 2 * p_.d_inner);
-    s.B = slice(m_.projected, p_.dt_rank, width);
-    s.C = slice(m_.projected, p_.dt_rank + p_.d_state, width);
-    s.A = p_.A;
-    s.D = p_.D;
-    s.delta_bias = p_.dt_bias;
-    s.initial_state = p_.recurrent_state;
-    s.y = m_.y;
-    s.last_state = p_.last_recurrent_state;
+    const mamba_selective_scan_params s =
+        describe_scan(p_, {m_.u, m_.xz, m_.projected, m_.delta, m_.y});
     return mamba_selective_scan_cuda(&s, m_.scan, stream_);
   }
 
