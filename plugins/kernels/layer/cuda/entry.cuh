@@ -2,6 +2,8 @@
 // kernels and the form for many rows, which leaves the large products to the caller.
 #pragma once
 
+#include <algorithm>
+
 #include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/errors.h"
@@ -27,14 +29,19 @@ class LayerEntry {
     return check_sizes(params) == MAMBA_OK && prefers_step(*params);
   }
 
+  // It never shrinks where there are more rows: TensorRT asks once, for the most rows of an engine,
+  // and calls with fewer.
   static size_t step_workspace(const Params* params) {
-    return check_sizes(params) || !has_few_rows(*params) ? 0 : Layer::step_bytes(*params);
+    if (check_sizes(params) || !has_few_rows(*params)) return 0;
+    return std::max(Layer::step_bytes(*params), step_bytes_of_one_row(*params));
   }
 
+  // Of either form: an engine may be built where the GPU that will choose is not.
   static size_t workspace(const Params* params) {
     if (check_sizes(params)) return 0;
-    if (prefers_step(*params)) return Layer::step_bytes(*params);
-    return typename Layer::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes();
+    const size_t many =
+        typename Layer::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes();
+    return std::max({many, step_workspace(params), step_bytes_of_one_row(*params)});
   }
 
   static mamba_status step(const Params* params, void* workspace, void* stream) {
@@ -58,6 +65,12 @@ class LayerEntry {
   }
 
  private:
+  // One row may take kernels that several do not, with parts of their own.
+  static size_t step_bytes_of_one_row(Params p) {
+    p.batch = p.length = 1;
+    return Layer::step_bytes(p);
+  }
+
   static bool has_few_rows(const Params& p) { return p.batch * p.length <= kMaxStepRows; }
 
   // Whether the step's kernels can take these sizes.
