@@ -58,6 +58,11 @@ def test_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> Non
     assert write_record(tmp_path, on_gpu).name == f"{record.date}-h100-copying.json"
 
 
+def test_sequences_may_be_tuples(record: Record, tmp_path: Path) -> None:
+    as_tuples = replace(record, notes=tuple(record.notes), tables=tuple(record.tables), plots=())
+    assert read_record(write_record(tmp_path, as_tuples)) == replace(record, plots=[])
+
+
 def test_optional_fields_may_be_absent(record: Record, tmp_path: Path) -> None:
     needed = ("task", "title", "date", "device", "commit", "command", "versions")
     path = tmp_path / "r.json"
@@ -140,7 +145,7 @@ def test_newest_of_each_task_and_device(record: Record, tmp_path: Path) -> None:
     write_record(tmp_path, replace(record, date="2025-01-01", device="NVIDIA H100"))
     write_record(tmp_path, replace(record, task="zoh"))
     found = newest_records(tmp_path)
-    assert [(one.task, one.date) for one in found] == [
+    assert [(one.task, one.date) for one in found.values()] == [
         ("copying", "2025-01-01"),
         ("copying", "2026-01-02"),
         ("zoh", record.date),
@@ -158,4 +163,4 @@ def test_benchmarks_leave_these_records_alone(record: Record, tmp_path: Path) ->
 
 
 def test_no_committed_record_is_of_a_short_run() -> None:
-    assert not [one.task for one in newest_records(ROOT / RECORDS) if one.quick]
+    assert not [path for path, one in newest_records(ROOT / RECORDS).items() if one.quick]

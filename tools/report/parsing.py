@@ -148,14 +148,18 @@ def _series(fields: Fields, x: Axis, y: Axis) -> Series:
         raise fields.complain(
             f"{fields.where}y has {len(read.y)} numbers, expected {len(read.x)}, as x has"
         )
-    _check_scale(fields, "x", x, read.x)
-    _check_scale(fields, "y", y, read.y)
+    _check_places(fields, "x", x, read.x)
+    _check_places(fields, "y", y, read.y)
     return read
 
 
-def _check_scale(fields: Fields, name: str, axis: Axis, values: Sequence[float | None]) -> None:
-    """Raise where a number has no place on a logarithmic axis."""
+def _check_places(fields: Fields, name: str, axis: Axis, values: Sequence[float | None]) -> None:
+    """Raise where a number has no place on its axis."""
     for index, value in enumerate(values):
+        if axis.names and value not in range(len(axis.names)):
+            raise fields.complain(
+                f"{fields.where}{name}[{index}] is {value}, expected the index of one of the axis's names"
+            )
         if axis.scale != SCALES[0] and value is not None and value <= 0:
             raise fields.complain(
                 f"{fields.where}{name}[{index}] is {value}, expected one above 0 ({axis.scale} axis)"
