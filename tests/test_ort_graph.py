@@ -202,7 +202,9 @@ def test_threads_share_a_session(exported: Path, plain: OrtSession) -> None:
     assert all(tokens == expected[index] for (index, _), tokens in found.items())
 
 
-def test_what_cannot_be_captured_runs_plainly_and_says_so_once(exported: Path, plain: OrtSession) -> None:
+def test_what_cannot_be_captured_runs_plainly_and_says_so_once(
+    exported: Path, plain: OrtSession
+) -> None:
     for fail in ("while running", "at the end"):
         session, stream, inference = on_graphs(exported)
         if fail == "at the end":

@@ -185,7 +185,10 @@ def test_no_memory_for_graphs_is_said_once_and_runs_go_on_uncaptured(
         for _ in range(5):
             same(session.run(ids), expected)
         tokens = [
-            [one.tokens for one in session.generate([[1, 2, 3]], max_new_tokens=5, stop_at_end=False)]
+            [
+                one.tokens
+                for one in session.generate([[1, 2, 3]], max_new_tokens=5, stop_at_end=False)
+            ]
             for _ in range(2)
         ]
     assert tokens[0] == tokens[1]
