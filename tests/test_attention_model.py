@@ -1,4 +1,4 @@
-"""The Transformer that Mamba is compared with: its export with a cache that grows, against formulas in numpy."""
+"""The Transformer that Mamba is compared with: its export with a growing cache, against formulas in numpy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model() -> AttentionLM:
 
 
 def truth(model: AttentionLM, tokens: np.ndarray) -> np.ndarray:
-    """Logits of whole sequences in float64, step by step: each reads keys that are turned to its own position."""
+    """Logits of whole sequences in float64, step by step, positions as distances."""
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     heads, shared, width = CONFIG.n_heads, CONFIG.n_heads // CONFIG.key_heads, CONFIG.head_dim
     turns = CONFIG.rotary_base ** (-np.arange(width // 2) / (width // 2))

@@ -1,1 +1,1 @@
-"""Models to compare Mamba with: other sequence mixers, in the blocks of the papers, for the tasks of ``tasks``."""
+"""Models to compare Mamba with: other sequence mixers, for the tasks of ``tasks``."""

@@ -1,8 +1,9 @@
 """A small causal Transformer with rotary positions, whose keys and values are states that grow.
 
-What Mamba is compared with: RMSNorm before attention and before a gated MLP (SwiGLU, arXiv:2002.05202), rotary positions
-(arXiv:2104.09864), heads that may share keys and values (arXiv:2305.13245). ``attention_program`` is what
-``mamba_export.export`` takes: token ids and the cache in, logits and the grown cache out, any split of a sequence.
+What Mamba is compared with: RMSNorm before attention and before a gated MLP (SwiGLU, arXiv:2002.05202),
+rotary positions (arXiv:2104.09864), heads that may share keys and values (arXiv:2305.13245).
+``mamba_export.export`` takes its ``attention_program``: token ids and the cache in, logits and the grown cache
+out, for any split of a sequence.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class AttentionLM(nn.Module):
                 "out_proj.weight"
             ):  # GPT-2's rule for what adds to the residual stream
                 with torch.no_grad():
-                    parameter /= (2 * config.n_layer) ** 0.5
+                    parameter.div_((2 * config.n_layer) ** 0.5)
 
     def initial_state(self, batch: int) -> list[Tensor]:
         """What a sequence that is read in parts starts from: each layer's keys and values, of no steps."""
@@ -260,8 +261,8 @@ def attention_program(model: AttentionLM, *, last_logits_only: bool = False) -> 
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
 
     Returns:
-        input_ids (batch, length) int64 -> logits (batch, length, vocab_size), and of each layer a key and a value
-        (batch, key_heads, past_length, head_dim) that grow.
+        input_ids (batch, length) int64 -> logits (batch, length, vocab_size), and of each layer a key and a
+        value (batch, key_heads, past_length, head_dim) that grow.
     """
     config = model.config
     dtype = DTYPE_NAMES[model.embeddings.weight.dtype]

@@ -130,9 +130,9 @@ def write_record(place: Path, record: Record) -> Path:
         MambaExportError: a field is not what a record's is, or the file cannot be written.
     """
     path = path_in(place, record)
-    data = asdict(record)
-    parse(data, str(path))
-    write_whole(path, json.dumps(data, indent=1) + "\n")
+    text = json.dumps(asdict(record), indent=1)
+    parse(json.loads(text), str(path))
+    write_whole(path, text + "\n")
     return path
 
 
@@ -145,18 +145,18 @@ def read_record(path: Path) -> Record:
     return parse(read_json(path), str(path))
 
 
-def newest_records(folder: Path) -> list[Record]:
-    """Of each task and device in a folder the newest record, in the order of ``TASKS``.
+def newest_records(folder: Path) -> dict[Path, Record]:
+    """Of each task and device in a folder the newest record, by its file, in the order of ``TASKS``.
 
     Raises:
         MambaExportError: a file that has a task's name is no record of it.
     """
-    found: dict[tuple[str, str], Record] = {}
+    found: dict[tuple[str, str], tuple[Path, Record]] = {}
     for task in TASKS:
         read = [(path, read_record(path)) for path in sorted(folder.glob(f"*-{task}.json"))]
         for path, record in read:
             if record.task != task:
                 raise MambaExportError(f"{path}: task is {record.task!r}, expected {task!r}")
-        for _, record in sorted(read, key=lambda one: one[1].date):  # the last of equal dates stays
-            found[task, record.device] = record
-    return list(found.values())
+        for path, record in sorted(read, key=lambda one: one[1].date):  # of equal dates the last
+            found[task, record.device] = (path, record)
+    return dict(found.values())

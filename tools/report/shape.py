@@ -24,10 +24,13 @@ class Axis:
     Args:
         label: what it is, with its unit.
         scale: one of ``SCALES``; a logarithmic one takes positive numbers alone.
+        names: of the places 0, 1, 2, ..., for things that are no numbers: on a y axis they stand below one
+            another, each with a point of every series.
     """
 
     label: str
     scale: str = "linear"
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
