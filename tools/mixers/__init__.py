@@ -1,1 +1,1 @@
-"""Models to compare Mamba with: other sequence mixers, in the blocks of the papers."""
+"""Models to compare Mamba with: other sequence mixers, for the tasks of ``tasks``."""
