@@ -55,7 +55,7 @@ def ticks(low: float, high: float, scale: str) -> list[float]:
         inside = [one for one in parts if low * (1 - 1e-9) <= one <= high * (1 + 1e-9)]
         return inside if len(inside) > 1 else _linear(low, high)
     step = math.ceil((last - first + 1) / _MOST_TICKS)
-    return [float(base) ** e for e in range(first, last + 1, step)]
+    return [float(base) ** e for e in reversed(range(last, first - 1, -step))]
 
 
 def _linear(low: float, high: float) -> list[float]:
