@@ -34,17 +34,17 @@ def record() -> Record:
     made = new_record("copying", "Selective copying", "python t.py", commit="abc")
     return replace(
         made,
-        notes=["Trained for 8 minutes."],
-        tables=[Table("Accuracy", ["mixer", "%"], [["S6", 99.5], ["S4D", None]], "of 1024")],
-        plots=[
+        notes=("Trained for 8 minutes.",),
+        tables=(Table("Accuracy", ("mixer", "%"), (("S6", 99.5), ("S4D", None)), "of 1024"),),
+        plots=(
             Plot(
                 "Accuracy against length",
                 Axis("tokens", "log2"),
                 Axis("accuracy, %"),
-                [Series("Mamba", [64, 2**20], [100, None]), Series("chance", [64], [6.25], "dashed")],
-            )
-        ],
-        claims=[Claim("S6 solves it", 99.8, "99.5 %", True, "arXiv:2312.00752, table 1", True)],
+                (Series("Mamba", (64, 2**20), (100, None)), Series("chance", (64,), (6.25,), "dashed")),
+            ),
+        ),
+        claims=(Claim("S6 solves it", 99.8, "99.5 %", True, "arXiv:2312.00752, table 1", True),),
     )  # fmt: skip
 
 
@@ -58,16 +58,16 @@ def test_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> Non
     assert write_record(tmp_path, on_gpu).name == f"{record.date}-h100-copying.json"
 
 
-def test_sequences_may_be_tuples(record: Record, tmp_path: Path) -> None:
-    as_tuples = replace(record, notes=tuple(record.notes), tables=tuple(record.tables), plots=())
-    assert read_record(write_record(tmp_path, as_tuples)) == replace(record, plots=[])
+def test_sequences_may_be_lists(record: Record, tmp_path: Path) -> None:
+    as_lists = replace(record, notes=list(record.notes), tables=list(record.tables))
+    assert read_record(write_record(tmp_path, as_lists)) == record
 
 
 def test_optional_fields_may_be_absent(record: Record, tmp_path: Path) -> None:
     needed = ("task", "title", "date", "device", "commit", "command", "versions")
     path = tmp_path / "r.json"
     path.write_text(json.dumps({name: asdict(record)[name] for name in needed}))
-    assert read_record(path) == replace(record, notes=[], tables=[], plots=[], claims=[])
+    assert read_record(path) == replace(record, notes=(), tables=(), plots=(), claims=())
 
 
 WRONG: list[tuple[str, Any]] = [
@@ -86,6 +86,7 @@ WRONG: list[tuple[str, Any]] = [
     ("tables[0].rows", [["S6", True]]),
     ("plots[0].x", "tokens"),
     ("plots[0].y.scale", "cubic"),
+    ("plots[0].y.names", [""]),
     ("plots[0].series[0].name", None),
     ("plots[0].series[0].x[0]", 0),
     ("plots[0].series[0].y", [1]),
@@ -113,6 +114,14 @@ def test_what_is_wrong_is_named(record: Record, tmp_path: Path, field: str, valu
     assert told.startswith(f"{path} is not a record of a task: ")
     assert field.removesuffix("[0]") in told or field in told
     assert "\n" not in told
+
+
+def test_places_are_those_of_names(record: Record, tmp_path: Path) -> None:
+    named = Plot("t", Axis("%"), Axis("mixer", names=("S4", "S6")), (Series("a", (1, 2), (0, 2)),))
+    with pytest.raises(
+        MambaExportError, match=r"plots\[0\]\.series\[0\]\.y\[1\] is 2, expected the"
+    ):
+        write_record(tmp_path, replace(record, plots=(named,)))
 
 
 def field_names(field: str) -> list[str]:

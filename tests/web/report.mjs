@@ -1,6 +1,6 @@
-// Opens the report in headless Chromium, wide and narrow, light and dark, and prints what is wrong there as JSON.
+// Opens the report in headless Chromium, at each width and in each scheme, and prints what stands out there as JSON.
 //
-//     node report.mjs '{"playwright": FILE, "chromium": FILE, "url": URL, "widths": [1280, 390], "pictures": FOLDER}'
+//     node report.mjs '{"playwright": FILE, "chromium": FILE, "url": URL, "looks": [[390, "dark"]], "pictures": FOLDER}'
 //
 // With "pictures" the whole page is drawn into WIDTH-SCHEME.png there.
 
@@ -19,9 +19,8 @@ const browser = await chromium.launchPersistentContext(profile, {
 });
 try {
   const seen = {};
-  for (const width of given.widths)
-    for (const colorScheme of ["light", "dark"])
-      seen[`${width}-${colorScheme}`] = await look(width, colorScheme);
+  for (const [width, colorScheme] of given.looks)
+    seen[`${width}-${colorScheme}`] = await look(width, colorScheme);
   console.log(JSON.stringify(seen));
 } finally {
   await browser.close();
@@ -38,7 +37,7 @@ async function look(width, colorScheme) {
   await page.setViewportSize({ width, height: 900 });
   await page.emulateMedia({ colorScheme });
   await page.goto(given.url);
-  const found = await page.evaluate(measure);
+  const found = await page.evaluate(measure, given.colours ?? []);
   if (given.pictures) {
     const path = join(given.pictures, `${width}-${colorScheme}.png`);
     await page.screenshot({ path, fullPage: true });
@@ -47,11 +46,10 @@ async function look(width, colorScheme) {
   return { errors, fetched: fetched.filter((url) => !url.startsWith("data:")), ...found };
 }
 
-function measure() {
+function measure(names) {
   const root = document.scrollingElement;
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
-  const series = [...Array(8).keys()].map((index) => colour(`--series-${index}`));
   const outside = [];
   const overlapping = [];
   for (const svg of document.querySelectorAll("figure > svg")) {
@@ -77,8 +75,7 @@ function measure() {
   );
   return {
     tooWide: root.scrollWidth - root.clientWidth,
-    page: getComputedStyle(document.body).backgroundColor,
-    colours: { page: colour("--page"), ink: colour("--ink"), muted: colour("--muted"), series },
+    colours: Object.fromEntries(names.map((name) => [name, colour(`--${name}`)])),
     outside,
     overlapping,
     smallest,

@@ -9,6 +9,9 @@ from report.numbers import cell_text
 from report.shape import Cell, Claim, Number, Plot, Record, Table
 from report.svg import draw, swatch
 
+_MOST_COMMANDS = 3
+"""A run of more shows them when it is asked to."""
+
 _MOST_NUMBERS = 40
 """Points a line may have for its numbers to be listed below the plot."""
 
@@ -52,7 +55,7 @@ def _tag(index: int) -> str:
 
 def _is_numeric(column: Iterable[Cell]) -> bool:
     there = [value for value in column if value is not None]
-    return bool(there) and all(not isinstance(value, str) for value in there)
+    return all(not isinstance(value, str) for value in there)
 
 
 def claims(rows: Iterable[tuple[Claim, Sequence[str]]], title: str, more: Sequence[str]) -> str:
@@ -67,7 +70,9 @@ def claims(rows: Iterable[tuple[Claim, Sequence[str]]], title: str, more: Sequen
     head = "".join(f'<th scope="col">{escape(name) or "outcome"}</th>' for name in names)
     lines = []
     for claim, cells in rows:
-        published = "nothing" if claim.published is None else escape(cell_text(claim.published))
+        published = (
+            "not published" if claim.published is None else escape(cell_text(claim.published))
+        )
         if claim.source:
             published += f' <span class="of">{escape(claim.source)}</span>'
         good = '<span class="good">✓ holds</span>'
@@ -84,10 +89,19 @@ def claims(rows: Iterable[tuple[Claim, Sequence[str]]], title: str, more: Sequen
     )
 
 
-def plots(some: Sequence[Plot], identity: str) -> str:
-    """Plots beside one another; a name of a line has the same colour in all of them."""
+def numbered(some: Iterable[Plot]) -> dict[str, int]:
+    """A number for each name of a line, for its colour and marker: the same in all of the plots."""
     names = dict.fromkeys(series.name for plot in some for series in plot.series)
-    numbers = {name: index for index, name in enumerate(names)}
+    return {name: index for index, name in enumerate(names)}
+
+
+def plots(some: Sequence[Plot], identity: str, numbers: Mapping[str, int]) -> str:
+    """Plots beside one another.
+
+    Args:
+        identity: what their elements' names begin with.
+        numbers: from ``numbered``.
+    """
     drawn = [_figure(plot, f"{identity}-{i}", numbers) for i, plot in enumerate(some)]
     return f'<div class="plots">{_lines(drawn)}</div>' if drawn else ""
 
@@ -131,8 +145,11 @@ def made(record: Record, file: str = "") -> str:
     driver = f", driver {record.driver}" if record.driver else ""
     said = f"{record.date}, commit {record.commit[:10]}{driver}; {versions}."
     link = f' <a href="{escape(file)}">record</a>' if file else ""
-    commands = escape("\n".join(record.command.split("; ")))
-    return f'<p class="made">{escape(said)}{link}</p><pre><code>{commands}</code></pre>'
+    commands = record.command.split("; ")
+    shown = f"<pre><code>{escape(_lines(commands))}</code></pre>"
+    if len(commands) > _MOST_COMMANDS:
+        shown = f"<details><summary>{len(commands)} commands</summary>{shown}</details>"
+    return f'<p class="made">{escape(said)}{link}</p>{shown}'
 
 
 def _lines(parts: Iterable[str]) -> str:

@@ -9,16 +9,19 @@ from report.shape import Cell
 
 _KILO = {"log2": 1024, "log": 1000, "linear": 1000}
 _MOST_TICKS = 7
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def cell_text(value: Cell) -> str:
-    """A cell: integers whole, others with four digits, a dash for None."""
+    """A cell: integers whole, others as they are written or with four digits, a dash for None."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, str):
         return value
-    if float(value).is_integer() and abs(value) < 1e15:
+    if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e15):
         return f"{int(value):,}"
+    if len(repr(value).replace(".", "").lstrip("-0")) <= 4:
+        return repr(value)
     if abs(value) >= 1e15 or abs(value) < 1e-4:
         return f"{value:.3e}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
@@ -32,9 +35,9 @@ def tick_text(value: float, scale: str) -> str:
         step = min(int(math.log(abs(value) * (1 + 1e-9), kilo)), 4)
         return f"{value / kilo**step:.4g}{' KMGT'[step]}"
     if value and abs(value) < 0.01:
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
-        if exponent and mantissa == "1":
-            return f"10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        if mantissa == "1.00":
+            return f"10{str(int(exponent)).translate(_RAISED)}"
     return f"{value:.4g}"
 
 
@@ -52,7 +55,7 @@ def ticks(low: float, high: float, scale: str) -> list[float]:
         inside = [one for one in parts if low * (1 - 1e-9) <= one <= high * (1 + 1e-9)]
         return inside if len(inside) > 1 else _linear(low, high)
     step = math.ceil((last - first + 1) / _MOST_TICKS)
-    return [float(base) ** e for e in range(first, last + 1, step)]
+    return [float(base) ** e for e in reversed(range(last, first - 1, -step))]
 
 
 def _linear(low: float, high: float) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from bench.record import TASKS
-from report.elements import claims, made, paragraph, plots, table
+from report.elements import claims, made, numbered, paragraph, plots, table
 from report.sections import BANNER, SECTIONS, SPEED, Section, kind_of
 from report.shape import Claim, Record
 
@@ -77,9 +77,9 @@ def _headlines(found: Records, link: Callable[[Path], str]) -> str:
     rows = []
     for task in TASKS:
         for path, record in _of_task(found, task).items():
-            where = f'<a href="{escape(link(path))}">{escape(record.date)}</a>'
+            where = f'<a class="date" href="{escape(link(path))}">{escape(record.date)}</a>'
             section = f'<a href="#{task}">{escape(record.title)}</a>'
-            cells = [escape(record.device), f"{section}, {where}"]
+            cells = [escape(record.device), f"{section} {where}"]
             rows += [(claim, cells) for claim in _of_head(record)]
     return claims(rows, "Claims", ["device", "record"])
 
@@ -89,8 +89,7 @@ def _section(one: Section, found: Records, link: Callable[[Path], str], quick: b
     parts = [f'<section id="{one.task}"><h2>{escape(one.title)}</h2>']
     parts.append(paragraph(f"{one.source[:1].upper()}{one.source[1:]}.", "source"))
     parts += [paragraph(text) for text in one.text]
-    for index, (path, record) in enumerate(mine.items()):
-        parts.append(_run(record, f"{one.task}-{index}", link(path)))
+    parts += _runs(mine, one.task, link)
     missing = set(one.commands) - {kind_of(record.device) for record in mine.values()}
     for kind, command in one.commands.items():
         if kind in missing:
@@ -101,19 +100,25 @@ def _section(one: Section, found: Records, link: Callable[[Path], str], quick: b
     return "\n".join([*parts, "</section>"])
 
 
-def _run(record: Record, identity: str, file: str) -> str:
-    """What one record holds, below its device."""
+def _runs(records: Records, task: str, link: Callable[[Path], str]) -> list[str]:
+    """What each record of a section holds, below its device."""
+    numbers = numbered(plot for record in records.values() for plot in record.plots)
+    return [
+        _run(record, f"{task}-{index}", link(path), numbers)
+        for index, (path, record) in enumerate(records.items())
+    ]
+
+
+def _run(record: Record, identity: str, file: str, numbers: Mapping[str, int]) -> str:
     short = ", a short run" if record.quick else ""
     parts = [f"<h3>On {escape(record.device)}{short}</h3>", made(record, file)]
     if record.claims:
         parts.append(claims([(claim, []) for claim in record.claims], "Claims", []))
-    parts += [plots(record.plots, identity), *map(table, record.tables)]
+    parts += [plots(record.plots, identity, numbers), *map(table, record.tables)]
     parts += [paragraph(note, "note") for note in record.notes]
     return "\n".join(part for part in parts if part)
 
 
 def _speed(product: Records, link: Callable[[Path], str]) -> str:
     parts = ['<section id="speed"><h2>Whole models beside mamba_ssm</h2>', paragraph(SPEED)]
-    for index, (path, record) in enumerate(product.items()):
-        parts.append(_run(record, f"speed-{index}", link(path)))
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([*parts, *_runs(product, "speed", link), "</section>"])

@@ -79,10 +79,10 @@ def parse(data: object, file: str) -> Record:
         versions={name: versions.take(name, _WORDS) for name in versions.data},
         driver=_optional(fields, "driver", _TEXT, ""),
         quick=_optional(fields, "quick", Boolean(), False),
-        notes=_optional(fields, "notes", ListOf(_WORDS), []),
-        tables=[_table(one) for one in _each(fields, "tables")],
-        plots=[_plot(one) for one in _each(fields, "plots")],
-        claims=[_claim(one) for one in _each(fields, "claims")],
+        notes=tuple(_optional(fields, "notes", ListOf(_WORDS), ())),
+        tables=tuple(map(_table, _each(fields, "tables"))),
+        plots=tuple(map(_plot, _each(fields, "plots"))),
+        claims=tuple(map(_claim, _each(fields, "claims"))),
     )
 
 
@@ -114,7 +114,8 @@ def _table(fields: Fields) -> Table:
                 f"{fields.where}rows[{index}] has {len(row)} cells, expected {len(columns)}, as columns has"
             )
     title = fields.take("title", _WORDS)
-    return Table(title, columns, rows, _optional(fields, "note", _TEXT, ""))
+    cells = tuple(map(tuple, rows))
+    return Table(title, tuple(columns), cells, _optional(fields, "note", _TEXT, ""))
 
 
 def _plot(fields: Fields) -> Plot:
@@ -124,14 +125,18 @@ def _plot(fields: Fields) -> Plot:
         title=fields.take("title", _WORDS),
         x=x,
         y=y,
-        series=[_series(one, x, y) for one in fields.each("series")],
+        series=tuple(_series(one, x, y) for one in fields.each("series")),
         note=_optional(fields, "note", _TEXT, ""),
     )
 
 
 def _axis(fields: Fields) -> Axis:
     _known(fields, Axis)
-    return Axis(fields.take("label", _WORDS), _optional(fields, "scale", Choice(SCALES), SCALES[0]))
+    return Axis(
+        label=fields.take("label", _WORDS),
+        scale=_optional(fields, "scale", Choice(SCALES), SCALES[0]),
+        names=tuple(_optional(fields, "names", ListOf(_WORDS), ())),
+    )
 
 
 def _series(fields: Fields, x: Axis, y: Axis) -> Series:
@@ -140,8 +145,8 @@ def _series(fields: Fields, x: Axis, y: Axis) -> Series:
     found: list[int | float | None] = fields.take("y", ListOf(OrNone(_NUMBER)))
     read = Series(
         name=fields.take("name", _WORDS),
-        x=numbers,
-        y=found,
+        x=tuple(numbers),
+        y=tuple(found),
         style=_optional(fields, "style", Choice(STYLES), STYLES[0]),
     )
     if len(read.x) != len(read.y):

@@ -15,7 +15,7 @@ COLOURS = 8
 
 _WIDTH, _HEIGHT = 440, 300
 _TOP, _RIGHT, _BOTTOM = 30, 16, 48
-_CHARACTER = 6.6  # width of one in a tick's label
+_CHARACTER = 8.2  # width of one in a tick's label, at the size that narrow pages have
 _NAME_ROW = 26
 _MOST_MARKERS = 60
 _MOST_POINTS = 1200
