@@ -107,6 +107,15 @@ def test_claims_of_the_head_are_those_that_say_so() -> None:
     assert ">a</th>" in html
 
 
+def test_a_table_of_a_plot_s_title_holds_its_numbers() -> None:
+    plot = Plot("speed", Axis("x"), Axis("y"), [Series("a line", [1], [2])])
+    table = elements.Table("speed", ["x", "more than the plot"], [[1, 2]])
+    record = replace(empty("cost"), plots=[plot], tables=[table])
+    html = elements.plots_and_tables(record, "c", elements.numbered([plot]))
+    assert html.count("<table>") == 1
+    assert "more than the plot" in html.partition("<details>")[2]
+
+
 def test_texts_of_records_are_no_markup() -> None:
     bad = '<script>alert("x")</script>'
     record = Record("copying", bad, "2026-01-01", bad, bad, bad, {bad: bad}, notes=[bad],
