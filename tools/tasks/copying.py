@@ -34,9 +34,9 @@ Selective copying (Gu and Dao 2023, arXiv:2312.00752, section 4.1.1), in this ex
 - Accuracy is the share of the data tokens that are given right at their place; guessing gives
   {100 / (VOCABULARY - 2):.1f} %.
 
-A training begins with sequences of a sixty-fourth of that length (but at least {SHORTEST} tokens), goes on with a
-sixteenth and a quarter of it and ends with the full length, for a quarter of its time each; the test is of the
-full length.
+A training begins with sequences of a sixty-fourth of that length (but at least {SHORTEST} tokens), goes on
+with a sixteenth and a quarter of it and ends with the full length, for a quarter of its time each; the test is
+of the full length.
 """
 
 

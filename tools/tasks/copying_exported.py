@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch import nn
 
 import mamba_export
 from mamba_export.backends.registry import present
-from mamba_export.errors import MambaExportError
-from mamba_export.models import checkpoints
+from mamba_export.errors import MambaExportError, MambaExportWarning
+from mamba_export.models import MambaLM, checkpoints
 from mamba_export.operators.dispatch import forced
 from mixers.model import MixerModel, export_streaming, export_whole
 from tasks import copying
@@ -67,8 +68,13 @@ def export_forms(model: nn.Module, output: Path) -> dict[str, Path]:
 
     The selective models are recurrences alone.
     """
-    if not isinstance(model, MixerModel):
-        return {"recurrence": mamba_export.export(model, output=output / "recurrence")}
+    if isinstance(model, MambaLM):
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", MambaExportWarning
+            )  # it has no tokenizer: tokens are symbols
+            return {"recurrence": mamba_export.export(model, output / "recurrence")}
+    assert isinstance(model, MixerModel)
     forms = {"recurrence": export_streaming(model, output / "recurrence")}
     if model.is_time_invariant:
         forms["convolution"] = export_whole(model, output / "convolution")
