@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from bench.record import TASKS
-from report.elements import claims, made, numbered, paragraph, plots, table
+from report.elements import claims, made, numbered, paragraph, plots_and_tables
 from report.sections import BANNER, SECTIONS, SPEED, Section, kind_of
 from report.shape import Claim, Record
 
@@ -114,7 +114,7 @@ def _run(record: Record, identity: str, file: str, numbers: Mapping[str, int]) -
     parts = [f"<h3>On {escape(record.device)}{short}</h3>", made(record, file)]
     if record.claims:
         parts.append(claims([(claim, []) for claim in record.claims], "Claims", []))
-    parts += [plots(record.plots, identity, numbers), *map(table, record.tables)]
+    parts.append(plots_and_tables(record, identity, numbers))
     parts += [paragraph(note, "note") for note in record.notes]
     return "\n".join(part for part in parts if part)
 
