@@ -61,12 +61,14 @@ class Examples:
         return self._random(1).integers(TRIGGER, size=self.count)
 
     def parts(self, size: int) -> Iterator[np.ndarray]:
-        """The sequences from the beginning, (count, at most size) int64 each; the last token is alone."""
-        start = 0
-        while start < self.length:
-            end = max(min(start + size, self.length - 1), start + 1)
-            yield self.tokens(start, end)
-            start = end
+        """The sequences without their last tokens, from the beginning, (count, at most size) int64 each."""
+        for start in range(0, self.length - 1, size):
+            yield self.tokens(start, min(start + size, self.length - 1))
+
+    @property
+    def last(self) -> np.ndarray:
+        """(count, 1): the last tokens, behind which the answer is asked."""
+        return self.tokens(self.length - 1, self.length)
 
     def tokens(self, start: int, end: int) -> np.ndarray:
         """(count, end - start) int64: some steps of the sequences."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def accuracy(model: Any, device: torch.device, examples: Examples) -> float:
     starts = range(0, examples.count, rows)
     states = [model.initial_state(min(rows, examples.count - start)) for start in starts]
     logits: list[np.ndarray] = []
-    for part in examples.parts(size):
+    for part in itertools.chain(examples.parts(size), [examples.last]):
         logits = []
         for index, tokens in enumerate(torch.from_numpy(part).to(device).split(rows)):
             found, states[index] = model(tokens, states[index])
@@ -70,7 +71,7 @@ def _grows(model: nn.Module) -> bool:
 def _save(model: nn.Module, folder: Path) -> None:
     if isinstance(model, AttentionLM):
         save_attention(model, folder)
-    else:
+    elif isinstance(model, MambaLM):
         checkpoints.save(model, folder)
 
 
