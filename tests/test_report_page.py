@@ -181,6 +181,7 @@ def test_a_line_of_many_points_keeps_its_extremes() -> None:
         (0.5e-6, 10, "log", "10⁻⁵ 10⁻³ 0.1 10"),
         (3, 40, "log", "5 10 20"),
         (900, 2e6, "log", "1K 10K 100K 1M"),
+        (0.03, 0.11, "log", "0.04 0.06 0.08 0.1"),
         (41, 43, "log", "41 41.5 42 42.5 43"),
     ],
 )  # fmt: skip
