@@ -53,6 +53,11 @@ class MixerModel(nn.Module):
         return [layer.block for layer in self._layers]
 
     @property
+    def is_time_invariant(self) -> bool:
+        """Whether every mixer does the same at every step, and so is a convolution too."""
+        return all(block.mixer.is_time_invariant for block in self.blocks)
+
+    @property
     def _layers(self) -> list[Layer]:
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
