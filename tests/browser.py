@@ -32,9 +32,9 @@ def needs_chromium(test: Any) -> Any:
     return functools.reduce(lambda marked, mark: mark(marked), _NEEDED, test)
 
 
-def seen_by(script: str, url: str, **options: Any) -> dict[str, Any]:
-    """What a script of tests/web saw at an address."""
-    given = {"playwright": str(_PLAYWRIGHT), "chromium": _CHROMIUM, "url": url, **options}
+def seen_by(script: str, **options: Any) -> Any:
+    """What a script of tests/web saw, as its JSON says."""
+    given = {"playwright": str(_PLAYWRIGHT), "chromium": _CHROMIUM, **options}
     result = subprocess.run(
         [str(NODE), SCRIPTS / script, json.dumps(given)],
         capture_output=True,
@@ -43,5 +43,4 @@ def seen_by(script: str, url: str, **options: Any) -> dict[str, Any]:
         timeout=180,
     )
     assert result.returncode == 0, result.stderr
-    seen: dict[str, Any] = json.loads(result.stdout)
-    return seen
+    return json.loads(result.stdout)

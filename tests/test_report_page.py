@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -9,6 +10,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import needs_chromium, seen_by
 from report_samples import MIXERS, empty, write_samples
@@ -19,7 +21,7 @@ from report.numbers import cell_text, tick_text, ticks
 from report.page import page
 from report.record import RECORDS, Axis, Claim, Plot, Record, Series, newest_records
 from report.sections import SECTIONS, kind_of
-from report.svg import draw
+from report.svg import COLOURS, draw
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,6 +107,15 @@ def test_claims_of_the_head_are_those_that_say_so() -> None:
     assert ">a</th>" in html
 
 
+def test_a_table_of_a_plot_s_title_holds_its_numbers() -> None:
+    plot = Plot("speed", Axis("x"), Axis("y"), [Series("a line", [1], [2])])
+    table = elements.Table("speed", ["x", "more than the plot"], [[1, 2]])
+    record = replace(empty("cost"), plots=[plot], tables=[table])
+    html = elements.plots_and_tables(record, "c", elements.numbered([plot]))
+    assert html.count("<table>") == 1
+    assert "more than the plot" in html.partition("<details>")[2]
+
+
 def test_texts_of_records_are_no_markup() -> None:
     bad = '<script>alert("x")</script>'
     record = Record("copying", bad, "2026-01-01", bad, bad, bad, {bad: bad}, notes=[bad],
@@ -170,6 +181,7 @@ def test_a_line_of_many_points_keeps_its_extremes() -> None:
         (0.5e-6, 10, "log", "10⁻⁵ 10⁻³ 0.1 10"),
         (3, 40, "log", "5 10 20"),
         (900, 2e6, "log", "1K 10K 100K 1M"),
+        (0.03, 0.11, "log", "0.04 0.06 0.08 0.1"),
         (41, 43, "log", "41 41.5 42 42.5 43"),
     ],
 )  # fmt: skip
@@ -198,10 +210,13 @@ def colours(scheme: str) -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+): (#\w{6});", {"light": light, "dark": dark}[scheme]))
 
 
+def linear_rgb(colour: str) -> np.ndarray:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
 def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return float(linear_rgb(colour) @ [0.2126, 0.7152, 0.0722])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -217,21 +232,47 @@ def test_colours_stand_out(scheme: str) -> None:
                 assert (bright + 0.05) / (dim + 0.05) >= needed, f"{name} on {ground}"
 
 
-LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+# Machado, Oliveira and Fernandes 2009, of linear RGB: eyes without one kind of cone.
+EYES = {
+    "all three": np.eye(3),
+    "no red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def cielab(linear: np.ndarray) -> np.ndarray:
+    """CIE 1976 L*a*b*, of linear sRGB and its white."""
+    xyz = np.array([[0.412, 0.358, 0.181], [0.213, 0.715, 0.072], [0.019, 0.119, 0.951]])
+    x, y, z = np.cbrt(xyz @ np.clip(linear, 0, 1) / xyz.sum(1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("eyes", EYES)
+def test_colours_of_lines_are_apart_for_every_eye(scheme: str, eyes: str) -> None:
+    """2.3 is the smallest difference that is seen; markers differ too."""
+    of = [colour for name, colour in colours(scheme).items() if name.startswith("series")]
+    seen = [cielab(np.array(EYES[eyes]) @ linear_rgb(colour)) for colour in of]
+    assert len(seen) == COLOURS
+    for one, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(one - other) > 15
 
 
 @needs_chromium
-@pytest.mark.parametrize("shipped", [False, True], ids=["samples", "shipped"])
-def test_the_page_in_a_browser(root: Path, shipped: bool) -> None:
-    url = ((ROOT if shipped else root) / PAGE).as_uri()
-    looks = LOOKS[1:3] if shipped else LOOKS
-    seen = seen_by("report.mjs", url, looks=looks, colours=list(colours("light")))
-    assert set(seen) == {f"{width}-{scheme}" for width, scheme in looks}
-    for name, one in seen.items():
+def test_the_page_in_a_browser(root: Path) -> None:
+    samples, shipped = ((one / PAGE).as_uri() for one in (root, ROOT))
+    looks = [
+        (samples, 1280, "light"), (samples, 390, "dark"), (samples, 390, "light"),
+        (shipped, 1280, "dark"), (shipped, 390, "light"),
+    ]  # fmt: skip
+    seen = seen_by("report.mjs", looks=looks, colours=list(colours("light")))
+    for (url, width, scheme), one in zip(looks, seen, strict=True):
+        name = f"{url}, {width} wide, {scheme}"
         assert one["errors"] == [], name
         assert one["fetched"] == [url], f"{name}: it fetches another file"
-        assert one["tooWide"] == 0, f"{name} scrolls sideways"
+        assert one["tooWide"] == 0, f"{name}: it scrolls sideways"
         assert one["outside"] == [], f"{name}: cut off"
         assert one["overlapping"] == [], name
         assert one["smallest"] >= 11, f"{name}: texts of plots are too small to read"
-        assert one["colours"] == colours(name.partition("-")[2])
+        assert one["colours"] == colours(scheme), name

@@ -71,7 +71,7 @@ def url(built: Path) -> Iterator[str]:
 def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -> None:
     prompt = PROMPTS[model]
     length = len(prompt.encode())
-    seen = seen_by("page.mjs", url, model=model, prompt=prompt, count=COUNT)
+    seen = seen_by("page.mjs", url=url, model=model, prompt=prompt, count=COUNT)
     session = OrtSession(built / model, providers=["CPUExecutionProvider"], threads=1)
     [expected] = session.generate(prompt, max_new_tokens=COUNT)
     assert len(expected.tokens) == COUNT
@@ -98,7 +98,7 @@ def test_what_cannot_work_is_told_in_one_line(url: str, built: Path) -> None:
         {"name": "file", "url": (built / "index.html").as_uri()},
         {"name": "not built", "path": "contract.js", "status": 404},
     ]
-    seen = seen_by("page.mjs", url, broken=cases)
+    seen = seen_by("page.mjs", url=url, broken=cases)
     assert all("\n" not in line for line in seen.values())
     assert "WebAssembly SIMD" in seen["SIMD"]
     assert f"format 99, and this page reads format {contract.METADATA_FORMAT}" in seen["format"]

@@ -1,8 +1,8 @@
 // Opens the report in headless Chromium, at each width and in each scheme, and prints what stands out there as JSON.
 //
-//     node report.mjs '{"playwright": FILE, "chromium": FILE, "url": URL, "looks": [[390, "dark"]], "pictures": FOLDER}'
+//     node report.mjs '{"playwright": FILE, "chromium": FILE, "looks": [[URL, 390, "dark"]], "pictures": FOLDER}'
 //
-// With "pictures" the whole page is drawn into WIDTH-SCHEME.png there.
+// "colours" names custom properties that are told; with "pictures" the whole page is drawn into WIDTH-SCHEME.png.
 
 import { tmpdir } from "node:os";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -18,16 +18,15 @@ const browser = await chromium.launchPersistentContext(profile, {
   args: flags,
 });
 try {
-  const seen = {};
-  for (const [width, colorScheme] of given.looks)
-    seen[`${width}-${colorScheme}`] = await look(width, colorScheme);
+  const seen = [];
+  for (const one of given.looks) seen.push(await look(...one));
   console.log(JSON.stringify(seen));
 } finally {
   await browser.close();
   await rm(profile, { recursive: true, force: true });
 }
 
-async function look(width, colorScheme) {
+async function look(url, width, colorScheme) {
   const page = await browser.newPage();
   const errors = [];
   const fetched = [];
@@ -36,14 +35,14 @@ async function look(width, colorScheme) {
   page.on("request", (request) => fetched.push(request.url()));
   await page.setViewportSize({ width, height: 900 });
   await page.emulateMedia({ colorScheme });
-  await page.goto(given.url);
+  await page.goto(url);
   const found = await page.evaluate(measure, given.colours ?? []);
   if (given.pictures) {
     const path = join(given.pictures, `${width}-${colorScheme}.png`);
     await page.screenshot({ path, fullPage: true });
   }
   await page.close();
-  return { errors, fetched: fetched.filter((url) => !url.startsWith("data:")), ...found };
+  return { errors, fetched: fetched.filter((one) => !one.startsWith("data:")), ...found };
 }
 
 function measure(names) {

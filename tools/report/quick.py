@@ -17,7 +17,11 @@ RECORDS = "records"
 
 
 def run_quick(
-    root: Path, folder: Path, tasks: Sequence[str], progress: Callable[[str], None]
+    root: Path,
+    folder: Path,
+    tasks: Sequence[str],
+    progress: Callable[[str], None],
+    sections: Sequence[Section] = SECTIONS,
 ) -> list[str]:
     """Run the short versions one after the other, and write the page after each.
 
@@ -26,6 +30,7 @@ def run_quick(
         folder: gets index.html and the records.
         tasks: to run; empty for all that have a short run.
         progress: is told what happens.
+        sections: of the report, in place of its own.
 
     Returns:
         The tasks whose run failed.
@@ -33,7 +38,7 @@ def run_quick(
     Raises:
         MambaExportError: a task is unknown or has no short run, or the page cannot be written.
     """
-    chosen = _chosen(tasks)
+    chosen = _chosen(tasks, sections)
     records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     for old in records.glob("*.json"):
@@ -55,8 +60,8 @@ def _write(folder: Path) -> None:
     write_whole(folder / "index.html", text)
 
 
-def _chosen(tasks: Sequence[str]) -> list[Section]:
-    able = {one.task: one for one in SECTIONS if one.quick}
+def _chosen(tasks: Sequence[str], sections: Sequence[Section]) -> list[Section]:
+    able = {one.task: one for one in sections if one.quick}
     for task in tasks:
         if task not in able:
             raise MambaExportError(
