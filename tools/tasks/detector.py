@@ -41,9 +41,9 @@ class Detector:
         scale: (3,) that errors are divided by, where there are no limits yet.
     """
 
-    def __init__(self, limits: Limits | None, scale: np.ndarray | None = None) -> None:
+    def __init__(self, limits: Limits | None, scale: np.ndarray | float = 1.0) -> None:
         self._limits = limits
-        self._scale = limits.scale if limits is not None else scale
+        self._scale = scale if limits is None else limits.scale
         self._keep = 1 - 1 / MEMORY
         self._mean: np.ndarray | None = None
         self._square: np.ndarray | None = None

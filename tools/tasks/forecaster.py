@@ -23,9 +23,14 @@ from mamba_export.files import write_text
 from mamba_export.models import LayerState, MambaBackbone, MambaConfig
 from mamba_export.models.program import SharedParameters
 from mamba_export.untrusted import check_file, read_json
+from mixers.blocks import MambaBlock
+from mixers.model import MixerBackbone
+from mixers.s4d import S4D
 from tasks.plant import CHANNELS, simulate
 
-D_MODEL, N_LAYER, D_STATE = 32, 2, 16
+D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
+LTI_STATE = 26
+"""Numbers of S4D's state a channel: with them the models have exactly as many parameters."""
 _WIDEST = 5.0
 """Bound of the logarithm of a deviation, in units of a usual change."""
 
@@ -35,35 +40,40 @@ INPUT, OUTPUTS = "readings", ("forecast", "deviation")
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-class Core(nn.Module):
-    """What reads the sequence: ``forward(x, state) -> y, state`` with x and y (batch, length, D_MODEL)."""
-
-    def initial_state(self, batch: int) -> list[Tensor]:
-        """What a sequence starts from."""
-        raise NotImplementedError
-
-
-class MambaCore(SharedParameters, Core):
-    """Mamba's layers, with their states as a flat list."""
+class MambaCore(SharedParameters):
+    """Mamba's layers, with their states as a flat list, as ``MixerBackbone`` has them."""
 
     def __init__(self) -> None:
         super().__init__(MambaBackbone(MambaConfig(D_MODEL, N_LAYER, d_state=D_STATE)))
 
+    @property
+    def _backbone(self) -> MambaBackbone:
+        assert isinstance(self.wrapped, MambaBackbone)
+        return self.wrapped
+
     def initial_state(self, batch: int) -> list[Tensor]:
         """Of each layer the convolution's and the scan's: zeros."""
-        return [tensor for layer in self.wrapped.initial_state(batch) for tensor in layer]
+        return [tensor for layer in self._backbone.initial_state(batch) for tensor in layer]
 
     def forward(self, x: Tensor, state: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """Of a whole sequence (state None), or of the next part of one."""
         layers = None
         if state is not None:
             layers = [LayerState(*state[i : i + 2]) for i in range(0, len(state), 2)]
-        y, after = self.wrapped(x, layers)
+        y, after = self._backbone(x, layers)
         return y, [tensor for layer in after for tensor in layer]
 
 
-MODELS: dict[str, Callable[[], Core]] = {"mamba": MambaCore}
-"""What may read the sequence, by the name that a checkpoint has it under."""
+def _lti() -> MixerBackbone:
+    def block() -> MambaBlock:
+        return MambaBlock(D_MODEL, D_INNER, lambda channels: S4D(channels, LTI_STATE))
+
+    return MixerBackbone(D_MODEL, N_LAYER, block)
+
+
+MODELS: dict[str, Callable[[], MambaCore | MixerBackbone]] = {"lti": _lti, "mamba": MambaCore}
+"""What may read the sequence, by its name in a checkpoint: Mamba; and Mamba's block with S4D, a layer
+that is the same at every step (LTI), in place of the selective scan."""
 
 
 class Forecaster(nn.Module):

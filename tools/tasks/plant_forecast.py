@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tasks.forecaster import MODELS, make_forecaster, save_forecaster
+from tasks.forecaster import MODELS, Forecaster, make_forecaster, save_forecaster
 from tasks.plant import CHANNELS, simulate
 from tasks.recipe import TaskRecipe
 from tasks.task import Batch, MakeBatch, Task
@@ -52,6 +52,7 @@ def _surprise(model: nn.Module, window: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log likelihood (nats) and squared errors in usual changes, (batch, forecasts, 3) each."""
     forecast, deviation = model(window[:, :-1])
     off = (window[:, 1:] - forecast) / deviation
+    assert isinstance(model, Forecaster)
     unit = model.change
     nats = 0.5 * off**2 + torch.log(deviation / unit) + 0.5 * math.log(2 * math.pi)
     return nats[:, IGNORED:], ((off * deviation / unit) ** 2)[:, IGNORED:]
@@ -65,6 +66,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 @torch.no_grad()
 def evaluate(model: nn.Module, device: torch.device, count: int, length: int) -> dict[str, float]:
     """Figures on sound plants that no training saw."""
+    assert isinstance(model, Forecaster)
     readings = torch.from_numpy(simulate(count, length + 1, TEST_SEED).readings).to(device)
     nats, squares = zip(*(_surprise(model, part) for part in readings.split(64)), strict=True)
     error = torch.cat(squares).mean((0, 1)).sqrt() * model.change
