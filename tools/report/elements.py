@@ -24,11 +24,13 @@ def paragraph(text: str, kind: str = "") -> str:
 def table(one: Table) -> str:
     """A table that scrolls by itself where the page is narrow."""
     note = paragraph(one.note, "note") if one.note else ""
-    return _scrolling(_plain(one, True)) + note
+    return _scrolling(one, captioned=True) + note
 
 
-def _scrolling(wide: str) -> str:
-    return f'<div class="scroll" tabindex="0">{wide}</div>'
+def _scrolling(one: Table, captioned: bool) -> str:
+    name = escape(one.title if captioned else f"Numbers: {one.title}")
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+    return f"{region}{_plain(one, captioned)}</div>"
 
 
 def _plain(one: Table, captioned: bool) -> str:
@@ -126,7 +128,7 @@ def _figure(plot: Plot, tables: Sequence[Table], identity: str, numbers: Mapping
     if plot.note:
         parts.append(paragraph(plot.note, "note"))
     if tables:
-        listed = [_scrolling(_plain(one, False)) for one in tables]
+        listed = [_scrolling(one, captioned=False) for one in tables]
         parts.append(f"<details><summary>Numbers</summary>{_lines(listed)}</details>")
     return "\n".join([*parts, "</figure>"])
 
