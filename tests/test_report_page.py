@@ -107,6 +107,15 @@ def test_claims_of_the_head_are_those_that_say_so() -> None:
     assert ">a</th>" in html
 
 
+def test_a_table_of_a_plot_s_title_holds_its_numbers() -> None:
+    plot = Plot("speed", Axis("x"), Axis("y"), [Series("a line", [1], [2])])
+    table = elements.Table("speed", ["x", "more than the plot"], [[1, 2]])
+    record = replace(empty("cost"), plots=[plot], tables=[table])
+    html = elements.plots_and_tables(record, "c", elements.numbered([plot]))
+    assert html.count("<table>") == 1
+    assert "more than the plot" in html.partition("<details>")[2]
+
+
 def test_texts_of_records_are_no_markup() -> None:
     bad = '<script>alert("x")</script>'
     record = Record("copying", bad, "2026-01-01", bad, bad, bad, {bad: bad}, notes=[bad],
@@ -172,6 +181,7 @@ def test_a_line_of_many_points_keeps_its_extremes() -> None:
         (0.5e-6, 10, "log", "10⁻⁵ 10⁻³ 0.1 10"),
         (3, 40, "log", "5 10 20"),
         (900, 2e6, "log", "1K 10K 100K 1M"),
+        (0.03, 0.11, "log", "0.04 0.06 0.08 0.1"),
         (41, 43, "log", "41 41.5 42 42.5 43"),
     ],
 )  # fmt: skip

@@ -23,10 +23,12 @@ from mamba_export.adapters.transformers_program import STEPS
 from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.errors import MambaExportError
-from mamba_export.fields import Integer, Number, OrNone, Rule
+from mamba_export.fields import Boolean, Integer, Number, OrNone, Rule
 from mamba_export.models import RMSNorm
 from mamba_export.operators.dtypes import DTYPE_NAMES
 
+MIXER = "attention"
+"""What files call it, where they say "mamba" or "mamba2" of others."""
 _EPSILON = 1e-5
 _STATES = ("key", "value")
 FURTHEST = 1 << 24
@@ -44,6 +46,7 @@ class AttentionConfig:
         n_heads: of queries; divides d_model into heads of an even width.
         n_kv_heads: of keys and values; divides n_heads. None for as many.
         mlp_width: inner width of the gated MLP; None for 8/3 d_model, rounded up to a multiple of 64.
+        tie_embeddings: the output projection is the embedding.
         rotary_base: of the angles.
         longest: the longest sequence that it reads, cache included.
 
@@ -57,6 +60,7 @@ class AttentionConfig:
     n_heads: int
     n_kv_heads: int | None = None
     mlp_width: int | None = None
+    tie_embeddings: bool = True
     rotary_base: float = 10000.0
     longest: int = FURTHEST
 
@@ -67,6 +71,7 @@ class AttentionConfig:
         "n_heads": Integer(1),
         "n_kv_heads": OrNone(Integer(1)),
         "mlp_width": OrNone(Integer(1)),
+        "tie_embeddings": Boolean(),
         "rotary_base": Number(above=0),
         "longest": Integer(1, FURTHEST),
     }
@@ -103,7 +108,7 @@ class AttentionConfig:
 
     def to_fields(self) -> dict[str, Any]:
         """Its fields, and "mixer", as ``ModelConfig.to_fields`` has it."""
-        return {"mixer": "attention", **dataclasses.asdict(self)}
+        return {"mixer": MIXER, **dataclasses.asdict(self)}
 
 
 class Attention(nn.Module):
@@ -173,7 +178,7 @@ class AttentionLayer(nn.Module):
 
 
 class AttentionLM(nn.Module):
-    """Language model: embedding, layers, norm, and the embedding again as output projection."""
+    """Language model: embedding, layers, norm, output projection (tied to the embedding by default)."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -181,6 +186,9 @@ class AttentionLM(nn.Module):
         self.embeddings = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, _EPSILON)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.embeddings.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(
@@ -228,7 +236,8 @@ class AttentionLM(nn.Module):
             x, present = layer(x, past, visible)
             after += present
         x = self.norm_f(x[:, -1:] if last_logits_only else x)
-        return F.linear(x, self.embeddings.weight), after
+        weight = self.embeddings.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(x, weight), after
 
 
 def check_longest(longest: int, length: int) -> None:

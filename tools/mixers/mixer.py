@@ -11,10 +11,14 @@ class SequenceMixer(nn.Module):
 
     Args:
         channels: of u and y.
+
+    Attributes:
         grows: axis along which the state grows with what was read; None for a state of fixed size.
+        is_time_invariant: it does the same at every step (LTI), and so is a convolution too.
     """
 
     grows: int | None = None
+    is_time_invariant: bool = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()

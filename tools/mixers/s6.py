@@ -22,6 +22,8 @@ class S6(SequenceMixer):
         rank: of the step size's projection.
     """
 
+    is_time_invariant = False
+
     def __init__(self, channels: int, d_state: int = 16, rank: int | None = None) -> None:
         super().__init__(channels)
         self.d_state = d_state

@@ -24,11 +24,13 @@ def paragraph(text: str, kind: str = "") -> str:
 def table(one: Table) -> str:
     """A table that scrolls by itself where the page is narrow."""
     note = paragraph(one.note, "note") if one.note else ""
-    return _scrolling(_plain(one, True)) + note
+    return _scrolling(one, captioned=True) + note
 
 
-def _scrolling(wide: str) -> str:
-    return f'<div class="scroll" tabindex="0">{wide}</div>'
+def _scrolling(one: Table, captioned: bool) -> str:
+    name = escape(one.title if captioned else f"Numbers: {one.title}")
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+    return f"{region}{_plain(one, captioned)}</div>"
 
 
 def _plain(one: Table, captioned: bool) -> str:
@@ -95,18 +97,25 @@ def numbered(some: Iterable[Plot]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-def plots(some: Sequence[Plot], identity: str, numbers: Mapping[str, int]) -> str:
-    """Plots beside one another.
+def plots_and_tables(record: Record, identity: str, numbers: Mapping[str, int]) -> str:
+    """The plots of a record beside one another, each with its numbers folded below it; then the tables.
+
+    A table of a plot's title holds that plot's numbers.
 
     Args:
         identity: what their elements' names begin with.
-        numbers: from ``numbered``.
+        numbers: of the lines, from ``numbered``.
     """
-    drawn = [_figure(plot, f"{identity}-{i}", numbers) for i, plot in enumerate(some)]
-    return f'<div class="plots">{_lines(drawn)}</div>' if drawn else ""
+    titles = [plot.title for plot in record.plots]
+    drawn = []
+    for index, plot in enumerate(record.plots):
+        own = [one for one in record.tables if one.title == plot.title] or _numbers(plot)
+        drawn.append(_figure(plot, own, f"{identity}-{index}", numbers))
+    shown = [f'<div class="plots">{_lines(drawn)}</div>'] if drawn else []
+    return _lines([*shown, *(table(one) for one in record.tables if one.title not in titles)])
 
 
-def _figure(plot: Plot, identity: str, numbers: Mapping[str, int]) -> str:
+def _figure(plot: Plot, tables: Sequence[Table], identity: str, numbers: Mapping[str, int]) -> str:
     entries = [
         f"<li>{swatch(series, numbers[series.name])}{escape(series.name)}</li>"
         for series in plot.series
@@ -118,14 +127,19 @@ def _figure(plot: Plot, identity: str, numbers: Mapping[str, int]) -> str:
     ]
     if plot.note:
         parts.append(paragraph(plot.note, "note"))
-    if all(len(series.x) <= _MOST_NUMBERS for series in plot.series):
-        listed = _scrolling(_plain(_numbers(plot), False))
-        parts.append(f"<details><summary>Numbers</summary>{listed}</details>")
+    if tables:
+        listed = [_scrolling(one, captioned=False) for one in tables]
+        parts.append(f"<details><summary>Numbers</summary>{_lines(listed)}</details>")
     return "\n".join([*parts, "</figure>"])
 
 
-def _numbers(plot: Plot) -> Table:
-    """What a plot shows, with a row for each place on the x axis, or for each name on the y axis."""
+def _numbers(plot: Plot) -> list[Table]:
+    """What a plot shows, with a row for each place on the x axis, or for each name on the y axis.
+
+    Nothing for a plot of many points.
+    """
+    if any(len(series.x) > _MOST_NUMBERS for series in plot.series):
+        return []
     columns = [plot.x.label, *(series.name for series in plot.series)]
     named, places = (plot.y.names, "y") if plot.y.names else (plot.x.names, "x")
     found: list[dict[Number | None, Cell]] = []
@@ -136,7 +150,7 @@ def _numbers(plot: Plot) -> Table:
         [named[int(at)] if named else at, *(of.get(at) for of in found)]
         for at in sorted({at for of in found for at in of if at is not None})
     ]
-    return Table(plot.title, columns, rows)
+    return [Table(plot.title, columns, rows)]
 
 
 def made(record: Record, file: str = "") -> str:

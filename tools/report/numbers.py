@@ -53,7 +53,7 @@ def ticks(low: float, high: float, scale: str) -> list[float]:
     if base == 10 and last - first < 2:
         parts = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5)]
         inside = [one for one in parts if low * (1 - 1e-9) <= one <= high * (1 + 1e-9)]
-        return inside if len(inside) > 1 else _linear(low, high)
+        return inside if len(inside) > 2 else _linear(low, high)
     step = math.ceil((last - first + 1) / _MOST_TICKS)
     return [float(base) ** e for e in reversed(range(last, first - 1, -step))]
 

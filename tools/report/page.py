@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from bench.record import TASKS
-from report.elements import claims, made, numbered, paragraph, plots, table
+from report.elements import claims, made, numbered, paragraph, plots_and_tables
 from report.sections import BANNER, SECTIONS, SPEED, Section, kind_of
 from report.shape import Claim, Record
 
@@ -52,7 +52,7 @@ def _outcome(found: Records) -> str:
     if not run:
         return "No task has been run yet."
     held = sum(claim.holds for claim in claims)
-    left = [one.title.lower() for one in SECTIONS if one.task not in run]
+    left = [one.title for one in SECTIONS if one.task not in run]
     not_run = f", and not yet run: {', '.join(left)}" if left else ""
     return f"Of {len(claims)} claims tested {held} hold{not_run}."
 
@@ -93,10 +93,9 @@ def _section(one: Section, found: Records, link: Callable[[Path], str], quick: b
     missing = set(one.commands) - {kind_of(record.device) for record in mine.values()}
     for kind, command in one.commands.items():
         if kind in missing:
-            told = f"Not {'part of the quick version' if quick else 'run'} on {kind}"
-            parts.append(
-                f'<p class="missing">{told}. This runs it: <code>{escape(command)}</code></p>'
-            )
+            told = "Not part of the quick version" if quick else f"Not run on {kind}"
+            this = f"On {kind} this runs it" if quick else "This runs it"
+            parts.append(f'<p class="missing">{told}. {this}: <code>{escape(command)}</code></p>')
     return "\n".join([*parts, "</section>"])
 
 
@@ -114,7 +113,7 @@ def _run(record: Record, identity: str, file: str, numbers: Mapping[str, int]) -
     parts = [f"<h3>On {escape(record.device)}{short}</h3>", made(record, file)]
     if record.claims:
         parts.append(claims([(claim, []) for claim in record.claims], "Claims", []))
-    parts += [plots(record.plots, identity, numbers), *map(table, record.tables)]
+    parts.append(plots_and_tables(record, identity, numbers))
     parts += [paragraph(note, "note") for note in record.notes]
     return "\n".join(part for part in parts if part)
 

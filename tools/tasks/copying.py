@@ -34,8 +34,9 @@ Selective copying (Gu and Dao 2023, arXiv:2312.00752, section 4.1.1), in this ex
 - Accuracy is the share of the data tokens that are given right at their place; guessing gives
   {100 / (VOCABULARY - 2):.1f} %.
 
-A training begins with sequences of a sixteenth of that length (the first half of it), goes on with a quarter
-(the third quarter of it) and ends with the full length; the test is of the full length.
+A training begins with sequences of a sixty-fourth of that length (but at least {SHORTEST} tokens), goes on
+with a sixteenth and a quarter of it and ends with the full length, for a quarter of its time each; the test is
+of the full length.
 """
 
 
@@ -66,7 +67,11 @@ def lengths(length: int) -> Sequence[tuple[float, int]]:
 
     A step on short sequences costs a fraction, and shows what is to be learnt; every model has the same stages.
     """
-    return [(0.5, max(SHORTEST, length // 16)), (0.75, max(SHORTEST, length // 4)), (1.0, length)]
+    parts = (64, 16, 4, 1)
+    return [
+        ((index + 1) / len(parts), max(SHORTEST, length // part))
+        for index, part in enumerate(parts)
+    ]
 
 
 def batches(length: int = LENGTH) -> MakeBatch:
