@@ -90,8 +90,9 @@ SECTIONS = (
         ),
         {
             GPU: "python tools/run_cost.py --device cuda --record tools/records",
-            CPU: "python tools/run_cost.py --device cpu --record tools/records",
+            CPU: "python tools/run_cost.py --record tools/records",
         },
+        quick=("tools/run_cost.py", "--quick"),
     ),
     Section(
         "sensors",
