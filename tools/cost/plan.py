@@ -168,7 +168,7 @@ def jobs(
     scans = replace(common, form=forms.SCANS, who=SCANS, dtype=plan.scan_dtype)
     scans = replace(scans, lengths=plan.scan_lengths, limit=plan.scan_limit, batches=())
     yield SCANS, lambda: replace(scans, config={"d_inner": plan.d_inner, "d_state": D_STATE})
-    if plan.peers and not peers.mamba_ssm_absent():
+    if plan.peers:
         for who, size in ((MAMBA, plan.name), (MAMBA2, plan.name2)):
             theirs = replace(common, form=forms.MAMBA_SSM, who=THEIRS + who, size=size)
             yield theirs.who, lambda theirs=theirs: theirs  # type: ignore[misc]

@@ -176,8 +176,11 @@ class MambaSsm:
     """
 
     def __init__(self, config: Any, dtype: str, steps: int) -> None:
+        from bench import peers
         from bench.peers.models import MambaSsmModel
 
+        if peers.mamba_ssm_absent():
+            raise MambaExportError(peers.mamba_ssm_absent())
         self._model = MambaSsmModel(config, dtype)
         self._vocab, self._steps = config.vocab_size, steps
 

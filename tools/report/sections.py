@@ -63,6 +63,7 @@ SECTIONS = (
             "table. The figures are those of the exported files.",
         ),
         {GPU: "python tools/run_copying.py --record tools/records"},
+        ("tools/run_copying.py", "--quick"),
     ),
     Section(
         "induction",
