@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -147,3 +149,32 @@ def test_the_record_says_what_holds_and_what_does_not(tmp_path: Path) -> None:
     assert list(table.rows[2][5:7]) == [25.0, 25.0]
     assert "third: is not here" in read.tables[1].note
     assert len(json.dumps(read.plots[0].series[0].x)) < 2000
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).parents[1] / "tools" / "run_copying.py"
+    spec = importlib.util.spec_from_file_location("run_copying", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_run_trains_exports_and_records(tool: ModuleType, tmp_path: Path) -> None:
+    place, trained = tmp_path / "record.json", tmp_path / "trained"
+    arguments = ["--quick", "--models", "ungated-s6", "--trained", str(trained)]
+    tool.run([*arguments, "--record", str(place), "--commit", "0" * 40, "--shipped", str(tmp_path)])
+    record = read_record(place)
+    assert record.quick
+    assert str(tmp_path) not in place.read_text()
+    [row] = record.tables[0].rows
+    assert row[4] == row[5], "PyTorch's accuracy is that of the exported file"
+    before = (trained / "ungated-s6" / "training.json").read_bytes()
+    with pytest.raises(MambaExportError, match="--models mamba-s5"):
+        tool.run(["--quick", "--models", "mamba-s5", "--record", str(place)])
+    assert (trained / "ungated-s6" / "training.json").read_bytes() == before
