@@ -1,4 +1,4 @@
-"""Programs without tokens, one sample at a time: on the CPU, and in a CUDA graph, of a stand-in and of a GPU."""
+"""Programs without tokens, one sample at a time: on the CPU, in a CUDA graph of a stand-in, and of a GPU."""
 
 from __future__ import annotations
 
