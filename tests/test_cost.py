@@ -167,10 +167,10 @@ def test_processes_measure_models(tmp_path: Path) -> None:
 
 def test_points_become_a_record(tmp_path: Path) -> None:
     points = [
-        *(Point(DECODE, MAMBA, at, 0.4) for at in (1024, 1 << 20)),
-        *(Point(DECODE, TRANSFORMER, at, at / 1024) for at in (1024, 4096)),
-        Point(DECODE, f"{TRANSFORMER}, CUDA graph", 4096, 2.0),
-        Point(DECODE, TRANSFORMER, 16384, None, "out of memory"),
+        *(Point(DECODE, MAMBA, at, 0.4) for at in (1024, 1 << 16, 1 << 20)),
+        *(Point(DECODE, TRANSFORMER, at, at / 1024) for at in (1024, 1 << 16)),
+        Point(DECODE, f"{TRANSFORMER}, CUDA graph", 1 << 16, 20.0),
+        Point(DECODE, TRANSFORMER, 1 << 18, None, "out of memory"),
         *(Point(MEMORY, MAMBA, at, 4e9) for at in (1024, 1 << 20)),
         Point(SCAN, OURS, 512, 0.1),
         Point(SCAN, PARALLEL, 512, 2.5),
@@ -185,10 +185,10 @@ def test_points_become_a_record(tmp_path: Path) -> None:
     assert {plot.y.scale for plot in read.plots} == {"log"}
     ours = {claim.claim: claim.ours for claim in read.claims}
     assert ours["Mamba: time of a written token after 1,048,576 tokens over that after 1,024"] == 1
-    assert ours["Transformer over Mamba: time of a written token at 1,024 tokens"] == 2.5
+    assert ours["Transformer over Mamba: time of a written token at 65,536 tokens"] == 50
     assert ours["Scan: a parallel scan in PyTorch over ours, at 512 steps where it is most"] == 25
     (ended,) = [table for table in read.tables if table.title.startswith("Where a series ends")]
-    assert [list(row) for row in ended.rows] == [[TRANSFORMER, "Writing", 16384, "out of memory"]]
+    assert [list(row) for row in ended.rows] == [[TRANSFORMER, "Writing", 1 << 18, "out of memory"]]
     assert "4 to 5" in [claim.published for claim in read.claims]
 
 
