@@ -124,7 +124,7 @@ class Findings:
             ratio = values[last] / values[first]
             claim = f"{who}: {what} after {last:,} tokens over that after {first:,}"
             made.append(
-                Claim(claim, "constant", _digits(ratio), ratio <= most, f"{_PAPER}, section 3.3.2",
+                Claim(claim, "constant", _digits(ratio), ratio <= most, f"{_PAPER}, section 1",
                       headline=kind == DECODE)
             )  # fmt: skip
         return made

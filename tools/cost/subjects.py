@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from mamba_export.generation.sampling import Sampler, Sampling
 
 _WARM_UP = 3  # a session on a GPU captures what it runs for the third time
 _STEPS_TO_WARM_UP = _WARM_UP + 1
-_SECONDS = 0.4  # that a short prompt is repeated for
+_BLOCKS = 9  # of steps that are timed, at most
+_SECONDS = 0.4  # that what is short is repeated for
 _PARTS = {"cpu": 512, "cuda": 8192}
 """Tokens that a long text is read by, so that memory does not grow with it."""
 _WHOLE = 1 << 40
@@ -53,13 +55,20 @@ def _seconds(read: Callable[[], Any], warm_up: Callable[[], Any]) -> float:
     return 1e-3 * median_milliseconds(read, _SECONDS)
 
 
-def _step_seconds(step: Callable[[], Any], steps: int) -> float:
+def _step_seconds(step: Callable[[], Any], steps: int, restart: Callable[[], Any]) -> float:
+    """Median over blocks of steps; ``restart`` is called before each, so that none is later in its text."""
+    restart()
     for _ in range(_STEPS_TO_WARM_UP):
         step()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
+    blocks: list[float] = []
+    begun = time.perf_counter()
+    while not blocks or (len(blocks) < _BLOCKS and time.perf_counter() - begun < _SECONDS):
+        restart()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        blocks.append((time.perf_counter() - start) / steps)
+    return statistics.median(blocks)
 
 
 def _tokens(vocab_size: int, length: int) -> np.ndarray:
@@ -103,13 +112,13 @@ class Exported:
         sampler = Sampler(Sampling(temperature=0), [np.zeros(1, np.int64)] * batch, self._vocab)
         chooser = self._session.chooser(state, sampler, tokens)
         if chooser is not None:
-            return _step_seconds(chooser.next, self._steps)
+            return _step_seconds(chooser.next, self._steps, lambda: None)
         stepper = self._session.stepper(state)
 
         def step() -> None:
             tokens[:] = stepper.step(tokens).argmax(-1)
 
-        return _step_seconds(step, self._steps)
+        return _step_seconds(step, self._steps, lambda: None)
 
 
 class Transformer:
@@ -142,12 +151,11 @@ class Transformer:
 
     def decode_seconds(self, batch: int, length: int) -> float:
         cache = self._cache_of(batch, length)
-        cache.assume(length)
-        return _step_seconds(cache.step, self._steps)
+        return _step_seconds(cache.step, self._steps, lambda: cache.assume(length))
 
     def _cache_of(self, batch: int, length: int) -> Cache:
         """With room for the tokens that are written as well; the one that is there, or a new one instead."""
-        room = length + _STEPS_TO_WARM_UP + self._steps
+        room = length + max(_STEPS_TO_WARM_UP, self._steps)
         if self._cache is None or (self._cache.batch, self._cache.room) != (batch, room):
             self._cache = None
             release(self._device)
