@@ -8,7 +8,7 @@ import pytest
 
 from mamba_export.errors import MambaExportError
 from report.quick import run_quick
-from report.sections import Section
+from report.sections import SECTIONS, Section
 
 ROOT = Path(__file__).parents[1]
 WRITES = """\
@@ -45,3 +45,13 @@ def test_short_runs_make_a_page(tmp_path: Path) -> None:
 def test_a_task_without_a_short_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MambaExportError, match="zoh has no short run, expected dna"):
         run_quick(ROOT, tmp_path, ["zoh"], print, [section("dna", "-c", ""), section("zoh")])
+
+
+def test_commands_of_sections_name_scripts_that_exist() -> None:
+    for one in SECTIONS:
+        if one.quick:
+            assert (ROOT / one.quick[0]).is_file(), one.task
+        for command in one.commands.values():
+            program, script, *_ = command.split()
+            assert program == "python"
+            assert (ROOT / script).is_file(), command
