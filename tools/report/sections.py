@@ -131,6 +131,7 @@ SECTIONS = (
             "part as the step size grows.",
         ),
         {CPU: "python tools/run_zoh.py --record tools/records"},
+        quick=("tools/run_zoh.py", "--quick"),
     ),
 )  # fmt: skip
 
