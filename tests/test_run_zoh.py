@@ -20,7 +20,10 @@ def test_a_record_of_a_model(tmp_path: Path) -> None:
     # Steps large enough that the two rules part.
     config = MambaConfig(16, 1, 256, dt_min=0.2, dt_max=1.0, exact_zoh=True)
     model = MambaLM(config)
-    model.embeddings.weight.data *= 20  # expectations that are no longer all alike
+    model.embeddings.weight.data *= (
+        20  # expectations that are no longer all alike, and by the block
+    )
+    model.backbone.mixers[0].out_proj.weight.data *= 20
     checkpoints.save(model, tmp_path / "exact")
     text = tmp_path / "text.txt"
     text.write_text("In the beginning was the Word, and so on.\n" * 40)
