@@ -19,7 +19,7 @@ from cost import job as forms
 from cost.findings import Findings
 from cost.growth import Growth
 from cost.job import Job
-from cost.plan import MAMBA, PLANS, TRANSFORMER, jobs
+from cost.plan import MAMBA, PLANS, STANDARD, TRANSFORMER, jobs
 from cost.point import DECODE, MEMORY, PREFILL, SCAN, THROUGHPUT, Point
 from cost.processes import run_apart, run_job
 from cost.scan_points import OURS, PARALLEL
@@ -147,13 +147,13 @@ def test_processes_measure_models(tmp_path: Path) -> None:
     """Each length of a CPU's series in its own process, and the end of a series goes over to the next."""
     plan = replace(PLANS["quick"], lengths=(8, 16), batches=(2,), context=8, steps=2)
     made = dict(jobs(plan, tmp_path, None, lambda _: None))
-    found = list(run_apart(made[TRANSFORMER](), 60))
-    places = [(one.kind, one.at) for one in found]
     expected = [(kind, at) for at in (8, 16) for kind in (PREFILL, DECODE, MEMORY)]
-    assert places == [*expected, (THROUGHPUT, 2)]
-    assert all(one.value and one.who == TRANSFORMER for one in found)
+    for who, run in ((TRANSFORMER, run_apart), (STANDARD, run_job)):
+        found = list(run(made[who](), 60))
+        assert [(one.kind, one.at) for one in found] == [*expected, (THROUGHPUT, 2)]
+        assert all(one.value and one.who == who for one in found), found
 
-    short = replace(made[TRANSFORMER](), limit=1e-9, lengths=(8, 16, 32), batches=())
+    short = replace(made[TRANSFORMER](), limit=1e-9, lengths=(8, 16), batches=())
     reading = [one for one in run_apart(short, 60) if one.kind == PREFILL]
     assert [one.at for one in reading] == [8, 16]
     assert reading[1].value is None

@@ -18,6 +18,7 @@ from mamba_export.backends.onnxruntime.providers import CPU_PROVIDER, CUDA_PROVI
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import MambaExportError
 from mamba_export.generation.sampling import Sampler, Sampling
+from mamba_export.generation.state import batch_sizes
 
 _WARM_UP = 3  # a session on a GPU captures what it runs for the third time
 _STEPS_TO_WARM_UP = _WARM_UP + 1
@@ -26,6 +27,8 @@ _SECONDS = 0.4  # that what is short is repeated for
 _PARTS = {"cpu": 512, "cuda": 8192}
 """Tokens that a long text is read by, so that memory does not grow with it."""
 _WHOLE = 1 << 40
+_COPIES = 4
+"""Caches that are there at once where each step makes a new one: a text's, a step's old and new, a host's."""
 _CAPTURED_UNTIL = 16384
 """Tokens of mamba_ssm's longest prompt of which a CUDA graph is made: beyond it Python's part is nothing."""
 _MOST = max(_PARTS.values())  # tokens of a reading to warm up
@@ -71,6 +74,14 @@ def _step_seconds(step: Callable[[], Any], steps: int, restart: Callable[[], Any
     return statistics.median(blocks)
 
 
+def _check_memory(needed: int) -> None:
+    """Raise MambaExportError rather than have the system end a process that asks for more than there is."""
+    if needed > 0.5 * available_bytes():
+        raise MambaExportError(
+            f"out of memory: its cache takes {needed / 1e9:.1f} GB, more than half of what is free"
+        )
+
+
 def _tokens(vocab_size: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, (1, length))
 
@@ -79,7 +90,7 @@ class Exported:
     """An exported folder, native kernels where they are installed.
 
     Args:
-        folder: of a Mamba or Mamba-2 language model with the last step's logits alone.
+        folder: of a language model with the last step's logits alone.
         device: "cpu" or "cuda".
         steps: tokens that are written to time one.
     """
@@ -106,8 +117,8 @@ class Exported:
 
     def decode_seconds(self, batch: int, length: int) -> float:
         read, state = self._read
-        if batch != 1 or read != length:  # a step costs the same after any text
-            state = self._session.initial_state(batch)
+        if batch != 1 or read != length:
+            state = self._state(batch, length)
         tokens = np.zeros(batch, np.int64)
         sampler = Sampler(Sampling(temperature=0), [np.zeros(1, np.int64)] * batch, self._vocab)
         chooser = self._session.chooser(state, sampler, tokens)
@@ -119,6 +130,17 @@ class Exported:
             tokens[:] = stepper.step(tokens).argmax(-1)
 
         return _step_seconds(step, self._steps, lambda: None)
+
+    def _state(self, batch: int, length: int) -> Any:
+        """One that costs as much as that after texts of some length: only what grows knows how much it read."""
+        metadata = self._session.metadata
+        if not metadata.grows:
+            return self._session.initial_state(batch)
+        growing = (one.past.shape[one.grows] for one in metadata.states if one.grows)
+        sizes = batch_sizes(metadata, batch) | {str(name): length for name in growing}
+        shapes = [one.past.resolve(sizes) for one in metadata.states]
+        _check_memory(_COPIES * 4 * sum(map(math.prod, shapes)))
+        return self._session.state_from_numpy([np.full(one, 0.01, np.float32) for one in shapes])
 
 
 class Transformer:
@@ -159,17 +181,10 @@ class Transformer:
         if self._cache is None or (self._cache.batch, self._cache.room) != (batch, room):
             self._cache = None
             release(self._device)
-            self._check_memory(batch, room)
+            if self._device == "cpu":
+                _check_memory(self._session.cache_bytes(batch, room))
             self._cache = Cache(self._session, batch, room)
         return self._cache
-
-    def _check_memory(self, batch: int, length: int) -> None:
-        """A process that asks a CPU's machine for more than it has is ended without a word."""
-        needed = self._session.cache_bytes(batch, length)
-        if self._device == "cpu" and needed > 0.5 * available_bytes():
-            raise MambaExportError(
-                f"out of memory: its cache takes {needed / 1e9:.1f} GB, more than half of what is free"
-            )
 
 
 class MambaSsm:
