@@ -92,7 +92,8 @@ def main(
         lengths = [one for one in plan.lengths if one <= longest]
         if not lengths:
             raise MambaExportError(f"--longest {longest}: the shortest text has {plan.lengths[0]}")
-        plan = dataclasses.replace(plan, lengths=lengths)
+        scans = [one for one in plan.scan_lengths if one <= longest]
+        plan = dataclasses.replace(plan, lengths=lengths, scan_lengths=scans)
     begun = new_record(
         "cost",
         "Cost against length",

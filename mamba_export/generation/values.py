@@ -121,11 +121,12 @@ def check_samples(metadata: Metadata) -> None:
     """Raise SessionError unless a program reads and returns samples alone, which is what a streamer drives.
 
     It has one input (batch, length, ...) that is no tokens, outputs of the same form, every other axis of a
-    fixed size, and states that do not grow.
+    fixed size, and states, which do not grow.
     """
     values = (*metadata.inputs, *metadata.outputs)
     first = metadata.inputs[0].shape[:2]
-    fits = len(metadata.inputs) == 1 and not metadata.takes_tokens and not metadata.grows
+    fits = len(metadata.inputs) == 1 and not metadata.takes_tokens
+    fits = fits and bool(metadata.states) and not metadata.grows
     fits = fits and len(set(first)) == 2 and all(isinstance(size, str) for size in first)
     if not fits or not all(
         value.shape[:2] == first and all(isinstance(size, int) for size in value.shape[2:])

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from cost.job import SCANS, Job
-from cost.point import DECODE, PREFILL, SCAN, THROUGHPUT, Point
+from cost.endings import ended
+from cost.job import Job
+from cost.point import DECODE, PREFILL, Point
 
 _TOOLS = Path(__file__).resolve().parents[1]
 _LONGEST_LINE = 160
@@ -59,7 +60,7 @@ def run_job(job: Job, seconds: float) -> Iterator[Point]:
                 if is_late
                 else _last_line(errors.read()) or f"the process ended with code {code}"
             )
-            yield _ended(job, last, why)
+            yield ended(job, last, why)
 
 
 def run_apart(job: Job, seconds: float) -> Iterator[Point]:
@@ -92,26 +93,3 @@ def _point(line: str) -> Point | None:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return _FOLDERS.sub("", lines[-1])[:_LONGEST_LINE] if lines else ""
-
-
-def _ended(job: Job, last: Point | None, why: str) -> Point:
-    """The point at which a process ended: the one after its last."""
-    if job.form == SCANS:
-        where = last or Point(SCAN, job.who, job.lengths[0], None)
-        return Point(SCAN, where.who, where.at, None, why)
-    if last is None:
-        kind, at = (
-            (PREFILL if job.reads else DECODE, job.lengths[0])
-            if job.lengths
-            else (THROUGHPUT, job.batches[0])
-        )
-        return Point(kind, job.who, at, None, why)
-    if last.kind == PREFILL:
-        return Point(DECODE, job.who, last.at, None, why)
-    if last.kind == THROUGHPUT:
-        after = [batch for batch in job.batches if batch > last.at]
-        return Point(THROUGHPUT, job.who, after[0] if after else last.at, None, why)
-    later = [length for length in job.lengths if length > last.at]
-    if later:
-        return Point(PREFILL, job.who, later[0], None, why)
-    return Point(THROUGHPUT, job.who, job.batches[0] if job.batches else 1, None, why)

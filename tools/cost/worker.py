@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cost import job as forms
+from cost.endings import ended, failed
 from cost.growth import Growth
 from cost.job import Job
 from cost.memory import Held, release
 from cost.point import DECODE, MEMORY, PREFILL, THROUGHPUT, Point
 from cost.subjects import Exported, MambaSsm, Subject, Transformer
-from mamba_export.errors import MambaExportError, first_line, named_first_line
 
 
 def points_of(job: Job) -> Iterator[Point]:
@@ -35,7 +35,11 @@ def points_of(job: Job) -> Iterator[Point]:
 
 def _model_points(job: Job) -> Iterator[Point]:
     held = Held(job.device)
-    subject = _subject(job)
+    try:
+        subject = _subject(job)
+    except Exception as error:  # it may not be installed
+        yield ended(job, None, failed("", job.who, 0, error).note)
+        return
     growth = Growth(job.limit, job.times)
     reads, writes = job.reads, job.writes
     for length in job.lengths:
@@ -91,8 +95,7 @@ def _measured(kind: str, who: str, at: int, measure: Callable[[], float]) -> Poi
     try:
         return Point(kind, who, at, measure())
     except Exception as error:  # mostly memory: the series ends, and the others go on
-        told = first_line(error) if isinstance(error, MambaExportError) else named_first_line(error)
-        return Point(kind, who, at, None, told)
+        return failed(kind, who, at, error)
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import BlockState
-from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper, OrtStreamer
+from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
+from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
 from mamba_export.contract.program import split_axis
 from mamba_export.errors import SessionError
 from mamba_export.folder.metadata import read_metadata
@@ -193,7 +194,7 @@ class OrtSession(GenerationMethods):
             return GrowingStepper(self._model, state)
         return OrtStepper(self._model, state)
 
-    def streamer(self, state: OrtState | None = None) -> OrtStreamer:
+    def streamer(self, state: OrtState | None = None) -> OrtStreamer | GraphStreamer:
         """Drive a program without tokens, such as one that reads sensors, one sample at a time.
 
         Args:
@@ -206,7 +207,7 @@ class OrtSession(GenerationMethods):
         check_samples(self.metadata)
         state = self.initial_state(1) if state is None else state
         self._check_state(state)
-        return OrtStreamer(self._model, state)
+        return (OrtStreamer if self._model.gpu is None else GraphStreamer)(self._model, state)
 
     def chooser(self, state: OrtState, sampler: Sampler, tokens: np.ndarray) -> GraphStepper | None:
         """A stepper that chooses tokens on the device; None where that cannot be done.
