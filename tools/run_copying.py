@@ -7,7 +7,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> None:
             folder = home / name
             if not (folder / RECORD_FILE).exists():
                 train_task.run(_training(folder, name, options))
-            one = Found(name, read_json(folder / RECORD_FILE))
+            one = Found(name, _training_record(folder / RECORD_FILE, name))
             length = one.record["length"]
             most = options.test if one.is_selective else min(options.test, LTI_TEST)
             count = min(most, one.record["test_sequences"])
@@ -127,6 +127,17 @@ def run(arguments: list[str]) -> None:
             backends.append(_on_backends(home / SHIPPED, Path(scratch), options.test, length))
         path = write_record(options.record, completed(record, found, backends, length))
     print(path)
+
+
+def _training_record(path: Path, name: str) -> dict[str, Any]:
+    """A training.json. Raises MambaExportError where it is of something else."""
+    record = read_json(path)
+    if not isinstance(record, dict) or (record.get("task"), record.get("model")) != (
+        TASK.name,
+        name,
+    ):
+        raise MambaExportError(f"{path} is not of {TASK.name} with {name}: give another --trained")
+    return record
 
 
 def _training(folder: Path, name: str, options: argparse.Namespace) -> list[str]:
