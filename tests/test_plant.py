@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.tensorrt import BuildOptions, build
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError, SessionError
@@ -38,6 +37,7 @@ from tasks.forecaster import (
 from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pressure, simulate
 from tasks.plant_csv import read_samples, write_samples
 from tasks.plant_evaluation import Sizes, errors, evaluate, file_forecast, last_value
+from tasks.sensors_runs import build_engines
 from tasks.watcher import Watcher, read_limits, write_limits
 
 ROOT = Path(__file__).parents[1]
@@ -152,10 +152,13 @@ def test_the_file_is_verified(forecaster: Forecaster, exported: Path) -> None:
 @pytest.mark.skipif(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
 )
-def test_an_engine_is_built(exported: Path) -> None:
-    options = BuildOptions(runtime="tensorrt-rtx", plugin=False, batch=(1, 1, 1), length=(1, 1, 1))
-    description = build(exported, options)
-    assert {one["name"] for one in description.inputs} >= {"readings", "state_0"}
+def test_engines_are_built_of_plugins_and_of_function_bodies(exported: Path) -> None:
+    engines = build_engines(exported)
+    assert [one.form for one in engines] == ["plugins", "function bodies"]
+    for one in engines:
+        assert one.note == "built, not run"
+        assert one.megabytes is not None
+        assert 0 < one.megabytes < 20
 
 
 def test_what_a_streamer_refuses(exported: Path) -> None:

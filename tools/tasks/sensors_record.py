@@ -174,11 +174,10 @@ def _steps(timings: Sequence[Timing]) -> Table:
                 np.median(one.late),
             )
         )
-        rows.append([one.backend, one.model, early, slow, late, graph])
-    steps = max(one.steps for one in timings)
+        rows.append([one.backend, one.model, early, slow, late, one.steps, graph])
     return Table(
         "Time of a step, one sample of one plant, state in and out",
-        ["backend", "model", "median, us", "99th percentile, us", f"median after {steps:,} steps, us", ""],
+        ["backend", "model", "median, us", "99th percentile, us", "median later, us", "steps before", "GPU"],
         rows,
         "From a sample in the host's memory to a forecast in the host's memory, OrtSession.streamer(). CPU: "
         "one thread. The LTI model's file works the powers of its state matrix out at every call, and its "
