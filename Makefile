@@ -40,7 +40,7 @@ CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=c
 # The end of `make demo`: a Mamba that watches a simulated plant's sensors, live in a terminal.
 define WATCH
 $(BIN)/python tools/plant.py export models/plant-forecast -o out/plant-forecast --force
-	$(BIN)/python tools/plant.py watch out/plant-forecast --fault leak --rate 300
+	$(BIN)/python tools/plant.py watch out/plant-forecast --fault stuck --rate 300
 endef
 
 .PHONY: demo demo-mamba2 web report test lint clean

@@ -3,7 +3,7 @@
 
 \b
     python tools/plant.py export models/plant-forecast -o out/plant-forecast
-    python tools/plant.py watch out/plant-forecast --fault leak --seed 7
+    python tools/plant.py watch out/plant-forecast --fault stuck --seed 7
     python tools/plant.py simulate -o plant.csv --fault stuck --samples 1200
     python tools/plant.py watch out/plant-forecast plant.csv --json
 
