@@ -181,7 +181,7 @@ def test_the_plugins_fill_the_struct_of_the_contract(
         elif field.tensor is not None:
             numbers.append(data.get(field.name, 0))
         else:
-            numbers.append(sizes.get(field.name, 1))
+            numbers.append(sizes.get(field.name, int(form.flags.get(field.name, True))))
     shapes = [tensor.shape(sizes) for tensor in form.inputs]
     found = through_the_table(name, shapes)
     assert isinstance(found, list), found

@@ -173,7 +173,7 @@ def test_the_recurrent_form_exports_with_its_state(block: str, mixer: str, tmp_p
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("mixer", "length"), [("s4", None), ("hyena", None), ("hyena", 64)])
+@pytest.mark.parametrize(("mixer", "length"), [("s4", None), ("hyena", 64)])
 def test_the_convolution_exports_at_a_fixed_and_at_any_length(
     mixer: str, length: int | None, tmp_path: Path
 ) -> None:

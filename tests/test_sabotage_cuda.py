@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from cuda_faults import FAULTS, SUPPORT
-from planted_faults import VARIABLE, build, built_file, exports, failing
+from planted_faults import EXACT, VARIABLE, build, built_file, exports, failing
 
 from mamba_export import libraries, verify
 from mamba_export.models import Mamba2Config, MambaConfig
@@ -46,15 +46,19 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The files by mixer and dtype."""
     sizes = {"n_layer": 2, "vocab_size": 64}
-    configs = (MambaConfig(d_model=68, **sizes), Mamba2Config(d_model=64, head_dim=16, **sizes))
+    configs = {
+        "mamba": MambaConfig(d_model=68, **sizes),
+        "mamba2": Mamba2Config(d_model=64, head_dim=16, **sizes),
+        EXACT: MambaConfig(d_model=68, exact_zoh=True, **sizes),
+    }
     return {
-        (config.mixer, dtype): folder
-        for config in configs
+        (mixer, dtype): folder
+        for mixer, config in configs.items()
         for dtype, folder in exports(tmp_path_factory.mktemp("exported"), config).items()
     }
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", EXACT])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_without_a_fault_the_variant_passes(
     exported: dict[tuple[str, str], Path], dtype: str, mixer: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from mamba_export.cli import exit_with
 from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
-from mamba_export.contract.spec import FP32, Axis, Form, Operator, R, S, Tensor
+from mamba_export.contract.spec import FP32, Attribute, Axis, Form, Operator, R, S, Tensor
 from mamba_export.files import new_file, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,14 +177,16 @@ def _tables(op: Operator) -> Iterator[str]:
         divides = f", {indices[size.divides]}" if size.divides else ""
         yield f'    {{"{size.name}", offsetof({params}, {size.name}){divides}}},'
     yield "};"
-    attributes = [one for one in op.attributes if not one.derived]
+    attributes = _attributes(op)
     if attributes:
         yield f"constexpr Attribute k{op.name}Attributes[] = {{"
-        for one in attributes:
-            kind = f"AttributeKind::k{one.kind.capitalize()}"
-            yield f'    {{"{one.name}", {kind}, offsetof({params}, {one.name})}},'
+        yield from (_attribute(op, one) for one in attributes)
         yield "};"
     for form in op.forms():
+        if any(form.flags.values()):
+            yield f"constexpr Attribute k{form.name}Flags[] = {{"
+            yield from (_attribute(op, one) for one in op.name_flags if form.flags[one.name])
+            yield "};"
         yield f"constexpr Tensor k{form.name}Inputs[] = {{"
         for tensor in form.inputs:
             role = "kStridedInput" if tensor.strided else "kWeight" if tensor.weight else "kInput"
@@ -225,14 +227,25 @@ def _row(op: Operator, form: Form) -> str:
     def offset(name: str | None) -> str:
         return f"offsetof({params}, {name})" if name in fields else "kNone"
 
-    attributes = any(not one.derived for one in op.attributes)
+    attributes = bool(_attributes(op))
+    flags = f"k{form.name}Flags" if any(form.flags.values()) else "{}"
     return (
         f'    {{"{form.name}", k{op.name}Sizes, '
         f"{f'k{op.name}Attributes' if attributes else '{}'}, k{form.name}Inputs, k{form.name}Outputs,\n"
         f"     sizeof({params}), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
-        f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, "
+        f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, {flags}, "
         f"{_boolean('cpu' in op.kernels)}, {_boolean(op.has_plugin)}, &k{op.name}Kernels}},"
     )
+
+
+def _attributes(op: Operator) -> list[Attribute]:
+    """Those that a node holds and a kernel reads."""
+    return [one for one in op.node_attributes if not one.derived]
+
+
+def _attribute(op: Operator, one: Attribute) -> str:
+    offset = f"offsetof({layout.stem(op)}_params, {one.name})"
+    return f'    {{"{one.name}", AttributeKind::k{one.kind.capitalize()}, {offset}}},'
 
 
 def _boolean(value: bool) -> str:

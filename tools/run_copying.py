@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "folder with a folder for each trained model; those that are missing are trained into it"
     parser.add_argument("--trained", type=Path, default=None, metavar="FOLDER", help=text)
     text = f"which to take, with commas (default: all): {', '.join(PUBLISHED)}"
-    parser.add_argument("--models", default=",".join(PUBLISHED), metavar="NAMES", help=text)
+    parser.add_argument("--models", default=None, metavar="NAMES", help=text)
     text = "of training for each model that is not trained (default: 1)"
     parser.add_argument("--minutes", type=number(float, 0), default=1.0, metavar="X", help=text)
     text = "sequences of the test of exported files (default: 64)"
@@ -81,7 +81,9 @@ def run(arguments: list[str]) -> None:
         MambaExportError: something that the user can put right.
     """
     options = build_parser().parse_args(arguments)
-    names = list(QUICK_MODELS) if options.quick else options.models.split(",")
+    names = list(QUICK_MODELS if options.quick else PUBLISHED)
+    if options.models is not None:
+        names = options.models.split(",")
     unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
         raise MambaExportError(f"--models {unknown[0]}: give some of {', '.join(PUBLISHED)}")

@@ -45,12 +45,11 @@ def save_attention(model: AttentionLM, folder: Path) -> None:
         (new / WEIGHTS_FILE).chmod((new / CONFIG_FILE).stat().st_mode)
 
 
-def load_attention(folder: Path) -> AttentionLM:
-    """Read what ``save_attention`` wrote, in fp32 and eval mode.
+def read_config(folder: Path) -> AttentionConfig:
+    """Read the config.json that ``save_attention`` wrote.
 
     Raises:
-        MambaExportError: a file cannot be read, a field is missing or out of range, or a tensor is not there or
-            of another shape; one line that names it.
+        MambaExportError: it cannot be read, or a field is missing or out of range; one line that names it.
     """
     path = folder / CONFIG_FILE
     data = read_json(path, error=CheckpointError)
@@ -60,10 +59,19 @@ def load_attention(folder: Path) -> AttentionLM:
 
     fields = Fields(data, complain)
     names = [one.name for one in dataclasses.fields(AttentionConfig)]
-    config = AttentionConfig(
+    return AttentionConfig(
         **{name: fields.take(name, AttentionConfig.RULES[name]) for name in names}
     )
-    model = AttentionLM(config)
+
+
+def load_attention(folder: Path) -> AttentionLM:
+    """Read what ``save_attention`` wrote, in fp32 and eval mode.
+
+    Raises:
+        MambaExportError: a file cannot be read, a field is missing or out of range, or a tensor is not there or
+            of another shape; one line that names it.
+    """
+    model = AttentionLM(read_config(folder))
     weights = folder / WEIGHTS_FILE
     check_file(weights, error=CheckpointError)
     try:

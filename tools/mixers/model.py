@@ -24,25 +24,19 @@ class Layer(nn.Module):
         self.block = block
 
 
-class MixerModel(nn.Module):
-    """Embedding, layers, norm, output projection: ``MambaLM`` with another block.
+class MixerBackbone(nn.Module):
+    """Layers and a final norm over continuous inputs: ``MambaBackbone`` with another block.
 
     Args:
-        vocab_size: tokens.
         d_model: width.
         n_layer: layers.
         make: a layer's block.
     """
 
-    def __init__(
-        self, vocab_size: int, d_model: int, n_layer: int, make: Callable[[], Block]
-    ) -> None:
+    def __init__(self, d_model: int, n_layer: int, make: Callable[[], Block]) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.embeddings = nn.Embedding(vocab_size, d_model)
         self.layers = nn.ModuleList(Layer(d_model, make()) for _ in range(n_layer))
         self.norm_f = RMSNorm(d_model, _EPSILON)
-        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
         with torch.no_grad():
             for block in self.blocks:
                 block.out_proj.weight /= n_layer**0.5
@@ -70,19 +64,18 @@ class MixerModel(nn.Module):
         return [axis for block in self.blocks for axis in block.growing()]
 
     def forward(
-        self, tokens: Tensor, state: Sequence[Tensor] | None = None
+        self, x: Tensor, state: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits of every step.
+        """The last hidden state of every step.
 
         Args:
-            tokens: (batch, length) integers below vocab_size.
+            x: (batch, length, d_model).
             state: what the part before returned, at the start ``initial_state``; None for a whole sequence, of
                 which no state is asked.
 
         Returns:
-            logits (batch, length, vocab_size), and with a state the state after the last step.
+            y of x's shape, and with a state the state after the last step.
         """
-        x = self.embeddings(tokens)
         after: list[Tensor] = []
         read = 0
         for layer in self._layers:
@@ -92,7 +85,31 @@ class MixerModel(nn.Module):
             y, new = layer.block(layer.norm(x), part)
             x = x + y
             after += new
-        return self.lm_head(self.norm_f(x)), after if state is not None else []
+        return self.norm_f(x), after if state is not None else []
+
+
+class MixerModel(MixerBackbone):
+    """Embedding, layers, norm, output projection: ``MambaLM`` with another block.
+
+    Args:
+        vocab_size: tokens.
+        d_model, n_layer, make: see ``MixerBackbone``.
+    """
+
+    def __init__(
+        self, vocab_size: int, d_model: int, n_layer: int, make: Callable[[], Block]
+    ) -> None:
+        super().__init__(d_model, n_layer, make)
+        self.vocab_size = vocab_size
+        self.embeddings = nn.Embedding(vocab_size, d_model)
+        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+
+    def forward(
+        self, tokens: Tensor, state: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits (batch, length, vocab_size) of tokens (batch, length), and the state, as a backbone has it."""
+        y, after = super().forward(self.embeddings(tokens), state)
+        return self.lm_head(y), after
 
 
 class Streaming(nn.Module):

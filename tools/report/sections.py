@@ -63,6 +63,7 @@ SECTIONS = (
             "table. The figures are those of the exported files.",
         ),
         {GPU: "python tools/run_copying.py --record tools/records"},
+        ("tools/run_copying.py", "--quick"),
     ),
     Section(
         "induction",
@@ -89,8 +90,9 @@ SECTIONS = (
         ),
         {
             GPU: "python tools/run_cost.py --device cuda --record tools/records",
-            CPU: "python tools/run_cost.py --device cpu --record tools/records",
+            CPU: "python tools/run_cost.py --record tools/records",
         },
+        quick=("tools/run_cost.py", "--quick"),
     ),
     Section(
         "sensors",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -57,7 +58,7 @@ def load_trained(folder: Path, name: str) -> nn.Module:
     model = TASK.models[name]()
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise MambaExportError(f"{folder} holds no trained {name} ({reason})") from error
     return model.eval()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from mamba_export import OrtSession
 from mamba_export.errors import SessionError
 from tasks.induction import Examples
 
-_SCORES = 1 << 28
-"""How many scores a call of a program with keys may have in all heads: in fp32 they take 1 GB."""
+MOST, FEWEST = 512, 8
+"""How many sequences of a length are read at most, and at least."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Reading:
         accuracy: percent of right answers; None where it did not come to the end.
         seconds: of all of them.
         state_bytes: what the state of one sequence takes at the end.
-        peak_bytes: the most memory that the process had meanwhile, the device's own not counted.
+        peak_bytes: the most memory that the process had meanwhile, of the host.
+        device_bytes: memory in use on the GPU at the end, by every process; None without one.
         stopped: why it did not come to the end; empty where it did.
     """
 
@@ -35,6 +38,7 @@ class Reading:
     seconds: float
     state_bytes: int
     peak_bytes: int
+    device_bytes: int | None = None
     stopped: str = ""
 
     @property
@@ -43,23 +47,62 @@ class Reading:
         return self.length * self.sequences / self.seconds
 
 
-def read_stream(session: OrtSession, examples: Examples, size: int, seconds: float) -> Reading:
+def read_lengths(
+    session: OrtSession,
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    part: int,
+    scores: int,
+    seconds: float,
+    device_bytes: Callable[[], int] | None = None,
+) -> Iterator[Reading]:
+    """Read sequences of one length after another, until one does not come to the end.
+
+    Args:
+        session: of a language model.
+        lengths: shortest first.
+        tokens: of all sequences of a length together, between ``FEWEST`` and ``MOST`` of them.
+        part: tokens that are read at once.
+        scores: of attention that are computed at once, in all sequences and heads: parts are shorter for it.
+        seconds: after them a reading is stopped, where states grow.
+        device_bytes: tells the GPU's memory in use.
+    """
+    heads = [int(one.past.shape[1]) for one in session.metadata.states if one.grows is not None]
+    for length in lengths:
+        count = max(FEWEST, min(MOST, tokens // length))
+        size, limit = part, math.inf
+        if heads:  # the time rises with the square
+            count = max(FEWEST, min(count, 128 * tokens // length**2))
+            size, limit = max(1, min(part, scores // (count * max(heads) * length))), seconds
+        reading = read_stream(session, Examples(count, length), size, limit, device_bytes)
+        yield reading
+        if reading.stopped:
+            return
+
+
+def read_stream(
+    session: OrtSession,
+    examples: Examples,
+    part: int,
+    seconds: float,
+    device_bytes: Callable[[], int] | None = None,
+) -> Reading:
     """Stream sequences through an exported file, the state carried from part to part, and judge the end.
 
     Args:
         session: of a language model.
         examples: what to read.
-        size: tokens of a part; where states grow less, the longer the sequence, so that the scores fit.
+        part: tokens that are read at once.
         seconds: after them the reading is stopped.
+        device_bytes: tells the GPU's memory in use.
     """
-    rows = _rows(session, examples)
-    size = max(1, min(size, _SCORES // (rows * examples.length) if rows else size))
     state, accuracy, stopped = session.initial_state(examples.count), None, ""
     reset_peak()
     begin = time.monotonic()
     try:
-        for part in examples.parts(size):
-            state = session.advance(part, state)
+        for some in examples.parts(part):
+            state = session.advance(some, state)
             if time.monotonic() - begin > seconds:
                 stopped = f"took more than {seconds:g} s"
                 break
@@ -75,14 +118,9 @@ def read_stream(session: OrtSession, examples: Examples, size: int, seconds: flo
         seconds=time.monotonic() - begin,
         state_bytes=sum(tensor.nbytes for tensor in state.tensors) // examples.count,
         peak_bytes=peak_bytes(),
+        device_bytes=None if device_bytes is None else device_bytes(),
         stopped=stopped,
     )
-
-
-def _rows(session: OrtSession, examples: Examples) -> int:
-    """Rows of scores that a step of all sequences has, one a sequence and head of keys; 0 without keys."""
-    heads = [int(one.past.shape[1]) for one in session.metadata.states if one.grows is not None]
-    return examples.count * max(heads, default=0)
 
 
 def reset_peak() -> None:
