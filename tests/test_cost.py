@@ -19,7 +19,7 @@ from cost import job as forms
 from cost.findings import Findings
 from cost.growth import Growth
 from cost.job import Job
-from cost.plan import MAMBA, PLANS, TRANSFORMER, jobs
+from cost.plan import MAMBA, PLANS, STANDARD, TRANSFORMER, jobs
 from cost.point import DECODE, MEMORY, PREFILL, SCAN, THROUGHPUT, Point
 from cost.processes import run_apart, run_job
 from cost.scan_points import OURS, PARALLEL
@@ -101,6 +101,24 @@ def test_transformer_is_transformers_own(model: AttentionLM, session: Transforme
     assert chosen == continued[0, 46:54].tolist()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", [False, True])
+def test_transformer_on_a_gpu(model: AttentionLM, tmp_path: Path, captured: bool) -> None:
+    """In fp16, as it is timed; a captured step is always the one at the same place."""
+    file = write_transformer(model, tmp_path, "fp16")
+    cache = Cache(TransformerSession(file, "cuda", captured=captured), 1, 64)
+    tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (1, 45))
+    truth = llama(model)
+    with torch.no_grad():
+        expected = truth(torch.from_numpy(tokens)).logits[:, -1].numpy()
+        continued = truth.generate(torch.from_numpy(tokens), max_new_tokens=6, do_sample=False)
+    cache.read(tokens, 16)
+    error = np.linalg.norm(cache.logits() - expected) / np.linalg.norm(expected)
+    assert error < 1e-2
+    chosen = [int(cache.step()[0, 0]) for _ in range(1 if captured else 5)]
+    assert chosen == continued[0, 46 : 46 + len(chosen)].tolist()
+
+
 def test_transformer_is_as_large_as_mamba() -> None:
     mamba = PLANS["cuda"].mamba
     with torch.device("meta"):
@@ -147,13 +165,13 @@ def test_processes_measure_models(tmp_path: Path) -> None:
     """Each length of a CPU's series in its own process, and the end of a series goes over to the next."""
     plan = replace(PLANS["quick"], lengths=(8, 16), batches=(2,), context=8, steps=2)
     made = dict(jobs(plan, tmp_path, None, lambda _: None))
-    found = list(run_apart(made[TRANSFORMER](), 60))
-    places = [(one.kind, one.at) for one in found]
     expected = [(kind, at) for at in (8, 16) for kind in (PREFILL, DECODE, MEMORY)]
-    assert places == [*expected, (THROUGHPUT, 2)]
-    assert all(one.value and one.who == TRANSFORMER for one in found)
+    for who, run in ((TRANSFORMER, run_apart), (STANDARD, run_job)):
+        found = list(run(made[who](), 60))
+        assert [(one.kind, one.at) for one in found] == [*expected, (THROUGHPUT, 2)]
+        assert all(one.value and one.who == who for one in found), found
 
-    short = replace(made[TRANSFORMER](), limit=1e-9, lengths=(8, 16, 32), batches=())
+    short = replace(made[TRANSFORMER](), limit=1e-9, lengths=(8, 16), batches=())
     reading = [one for one in run_apart(short, 60) if one.kind == PREFILL]
     assert [one.at for one in reading] == [8, 16]
     assert reading[1].value is None
@@ -167,10 +185,10 @@ def test_processes_measure_models(tmp_path: Path) -> None:
 
 def test_points_become_a_record(tmp_path: Path) -> None:
     points = [
-        *(Point(DECODE, MAMBA, at, 0.4) for at in (1024, 1 << 20)),
-        *(Point(DECODE, TRANSFORMER, at, at / 1024) for at in (1024, 4096)),
-        Point(DECODE, f"{TRANSFORMER}, CUDA graph", 4096, 2.0),
-        Point(DECODE, TRANSFORMER, 16384, None, "out of memory"),
+        *(Point(DECODE, MAMBA, at, 0.4) for at in (1024, 1 << 16, 1 << 20)),
+        *(Point(DECODE, TRANSFORMER, at, at / 1024) for at in (1024, 1 << 16)),
+        Point(DECODE, f"{TRANSFORMER}, CUDA graph", 1 << 16, 20.0),
+        Point(DECODE, TRANSFORMER, 1 << 18, None, "out of memory"),
         *(Point(MEMORY, MAMBA, at, 4e9) for at in (1024, 1 << 20)),
         Point(SCAN, OURS, 512, 0.1),
         Point(SCAN, PARALLEL, 512, 2.5),
@@ -185,10 +203,10 @@ def test_points_become_a_record(tmp_path: Path) -> None:
     assert {plot.y.scale for plot in read.plots} == {"log"}
     ours = {claim.claim: claim.ours for claim in read.claims}
     assert ours["Mamba: time of a written token after 1,048,576 tokens over that after 1,024"] == 1
-    assert ours["Transformer over Mamba: time of a written token at 1,024 tokens"] == 2.5
+    assert ours["Transformer over Mamba: time of a written token at 65,536 tokens"] == 50
     assert ours["Scan: a parallel scan in PyTorch over ours, at 512 steps where it is most"] == 25
     (ended,) = [table for table in read.tables if table.title.startswith("Where a series ends")]
-    assert [list(row) for row in ended.rows] == [[TRANSFORMER, "Writing", 16384, "out of memory"]]
+    assert [list(row) for row in ended.rows] == [[TRANSFORMER, "Writing", 1 << 18, "out of memory"]]
     assert "4 to 5" in [claim.published for claim in read.claims]
 
 

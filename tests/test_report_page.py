@@ -75,6 +75,7 @@ def test_what_was_not_run_has_its_command(root: Path) -> None:
     ]
     assert missing
     told = [text_of(one) for one in re.findall(r'<p class="missing">.*?</p>', html)]
+    told = [one for one in told if "nothing here runs it" not in one]
     assert len(told) == len(missing)
     for command, line in zip(missing, told, strict=True):
         assert "Not run on a" in line

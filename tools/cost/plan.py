@@ -15,10 +15,12 @@ from bench.published import config_of
 from cost import job as forms
 from cost.job import Job
 from cost.transformer import FILE, like_mamba, write_transformer
+from mamba_export.export import export
 from mamba_export.models import Mamba2Config, MambaConfig, ModelConfig
-from mixers.attention import AttentionConfig, AttentionLM
+from mixers.attention import AttentionConfig, AttentionLM, attention_program
 
-MAMBA, MAMBA2, TRANSFORMER, CAPTURED = "Mamba", "Mamba-2", "Transformer", "Transformer, CUDA graph"
+MAMBA, MAMBA2, TRANSFORMER = "Mamba", "Mamba-2", "Transformer"
+CAPTURED, STANDARD = f"{TRANSFORMER}, CUDA graph", f"{TRANSFORMER}, standard ONNX"
 THEIRS = f"{peers.MAMBA_SSM}, "
 """What the names of mamba_ssm's series start with."""
 SCANS = "scans"
@@ -39,6 +41,7 @@ class Plan:
         limit: seconds that reading one text may take.
         d_inner, scan_dtype, scan_lengths, scan_limit: of the scan by itself, with 16 states a channel.
         peers: whether mamba_ssm is timed.
+        standard: whether the Transformer is timed as ``mamba_export`` exports it, too.
     """
 
     device: str
@@ -57,6 +60,7 @@ class Plan:
     scan_lengths: Sequence[int]
     scan_limit: float
     peers: bool = False
+    standard: bool = False
 
     @property
     def transformer(self) -> AttentionConfig:
@@ -103,11 +107,12 @@ PLANS = {
         batches=(1, 2, 4, 8, 16, 32, 64, 128),
         context=2 * _K,
         steps=16,
-        limit=40,
+        limit=90,
         d_inner=512,
         scan_dtype="fp32",
         scan_lengths=tuple(128 * 4**power for power in range(5)),
-        scan_limit=4,
+        scan_limit=3,
+        standard=True,
     ),
     "quick": Plan(
         device="cpu",
@@ -125,6 +130,7 @@ PLANS = {
         scan_dtype="fp32",
         scan_lengths=(64, 256, _K),
         scan_limit=0.5,
+        standard=True,
     ),
 }
 """By the name of the run."""
@@ -162,6 +168,16 @@ def jobs(
         return replace(common, form=forms.TRANSFORMER, who=TRANSFORMER, path=str(path))
 
     yield TRANSFORMER, transformer
+    if plan.standard:
+
+        def standard() -> Job:
+            progress("exporting the Transformer")
+            torch.manual_seed(0)
+            program = attention_program(AttentionLM(plan.transformer), last_logits_only=True)
+            path = export(program, folder / "attention")
+            return replace(common, form=forms.EXPORTED, who=STANDARD, path=str(path))
+
+        yield STANDARD, standard
     if plan.device == "cuda":
         again = replace(common, form=forms.CAPTURED, who=CAPTURED, path=str(folder / FILE))
         yield CAPTURED, lambda: replace(again, reads=False)

@@ -90,6 +90,10 @@ def _notes(plan: Plan) -> list[str]:
         "mamba_ssm: prompts as a CUDA graph or as one calls it, whichever is quicker, memory of the latter; "
         "its captured step, which chooses no token."
     )
+    standard = (
+        "Transformer, standard ONNX: as mamba_export exports a model with attention, its cache a state that "
+        "each step makes anew."
+    )
     return [
         f"Models: d_model {mamba.d_model}, vocabulary {mamba.vocab_size:,}, {plan.dtype}, random weights; "
         f"{mamba.n_layer} layers of Mamba or Mamba-2, {other.n_layer} of the Transformer "
@@ -100,6 +104,7 @@ def _notes(plan: Plan) -> list[str]:
         "Scans: ours and mamba_ssm's are kernels; PyTorch's loop is run as written, its parallel scan has all "
         "of its terms in memory.",
         *([theirs] if plan.peers else []),
+        *([standard] if plan.standard else []),
     ]
 
 

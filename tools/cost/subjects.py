@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,17 @@ from mamba_export.backends.onnxruntime.providers import CPU_PROVIDER, CUDA_PROVI
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.errors import MambaExportError
 from mamba_export.generation.sampling import Sampler, Sampling
+from mamba_export.generation.state import batch_sizes
 
 _WARM_UP = 3  # a session on a GPU captures what it runs for the third time
 _STEPS_TO_WARM_UP = _WARM_UP + 1
-_SECONDS = 0.4  # that a short prompt is repeated for
+_BLOCKS = 9  # of steps that are timed, at most
+_SECONDS = 0.4  # that what is short is repeated for
 _PARTS = {"cpu": 512, "cuda": 8192}
 """Tokens that a long text is read by, so that memory does not grow with it."""
 _WHOLE = 1 << 40
+_COPIES = 4
+"""Caches that are there at once where each step makes a new one: a text's, a step's old and new, a host's."""
 _CAPTURED_UNTIL = 16384
 """Tokens of mamba_ssm's longest prompt of which a CUDA graph is made: beyond it Python's part is nothing."""
 _MOST = max(_PARTS.values())  # tokens of a reading to warm up
@@ -53,13 +58,28 @@ def _seconds(read: Callable[[], Any], warm_up: Callable[[], Any]) -> float:
     return 1e-3 * median_milliseconds(read, _SECONDS)
 
 
-def _step_seconds(step: Callable[[], Any], steps: int) -> float:
+def _step_seconds(step: Callable[[], Any], steps: int, restart: Callable[[], Any]) -> float:
+    """Median over blocks of steps; ``restart`` is called before each, so that none is later in its text."""
+    restart()
     for _ in range(_STEPS_TO_WARM_UP):
         step()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
+    blocks: list[float] = []
+    begun = time.perf_counter()
+    while not blocks or (len(blocks) < _BLOCKS and time.perf_counter() - begun < _SECONDS):
+        restart()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        blocks.append((time.perf_counter() - start) / steps)
+    return statistics.median(blocks)
+
+
+def _check_memory(needed: int) -> None:
+    """Raise MambaExportError rather than have the system end a process that asks for more than there is."""
+    if needed > 0.5 * available_bytes():
+        raise MambaExportError(
+            f"out of memory: its cache takes {needed / 1e9:.1f} GB, more than half of what is free"
+        )
 
 
 def _tokens(vocab_size: int, length: int) -> np.ndarray:
@@ -70,7 +90,7 @@ class Exported:
     """An exported folder, native kernels where they are installed.
 
     Args:
-        folder: of a Mamba or Mamba-2 language model with the last step's logits alone.
+        folder: of a language model with the last step's logits alone.
         device: "cpu" or "cuda".
         steps: tokens that are written to time one.
     """
@@ -97,19 +117,30 @@ class Exported:
 
     def decode_seconds(self, batch: int, length: int) -> float:
         read, state = self._read
-        if batch != 1 or read != length:  # a step costs the same after any text
-            state = self._session.initial_state(batch)
+        if batch != 1 or read != length:
+            state = self._state(batch, length)
         tokens = np.zeros(batch, np.int64)
         sampler = Sampler(Sampling(temperature=0), [np.zeros(1, np.int64)] * batch, self._vocab)
         chooser = self._session.chooser(state, sampler, tokens)
         if chooser is not None:
-            return _step_seconds(chooser.next, self._steps)
+            return _step_seconds(chooser.next, self._steps, lambda: None)
         stepper = self._session.stepper(state)
 
         def step() -> None:
             tokens[:] = stepper.step(tokens).argmax(-1)
 
-        return _step_seconds(step, self._steps)
+        return _step_seconds(step, self._steps, lambda: None)
+
+    def _state(self, batch: int, length: int) -> Any:
+        """One that costs as much as that after texts of some length: only what grows knows how much it read."""
+        metadata = self._session.metadata
+        if not metadata.grows:
+            return self._session.initial_state(batch)
+        growing = (one.past.shape[one.grows] for one in metadata.states if one.grows)
+        sizes = batch_sizes(metadata, batch) | {str(name): length for name in growing}
+        shapes = [one.past.resolve(sizes) for one in metadata.states]
+        _check_memory(_COPIES * 4 * sum(map(math.prod, shapes)))
+        return self._session.state_from_numpy([np.full(one, 0.01, np.float32) for one in shapes])
 
 
 class Transformer:
@@ -142,26 +173,18 @@ class Transformer:
 
     def decode_seconds(self, batch: int, length: int) -> float:
         cache = self._cache_of(batch, length)
-        cache.assume(length)
-        return _step_seconds(cache.step, self._steps)
+        return _step_seconds(cache.step, self._steps, lambda: cache.assume(length))
 
     def _cache_of(self, batch: int, length: int) -> Cache:
         """With room for the tokens that are written as well; the one that is there, or a new one instead."""
-        room = length + _STEPS_TO_WARM_UP + self._steps
+        room = length + max(_STEPS_TO_WARM_UP, self._steps)
         if self._cache is None or (self._cache.batch, self._cache.room) != (batch, room):
             self._cache = None
             release(self._device)
-            self._check_memory(batch, room)
+            if self._device == "cpu":
+                _check_memory(self._session.cache_bytes(batch, room))
             self._cache = Cache(self._session, batch, room)
         return self._cache
-
-    def _check_memory(self, batch: int, length: int) -> None:
-        """A process that asks a CPU's machine for more than it has is ended without a word."""
-        needed = self._session.cache_bytes(batch, length)
-        if self._device == "cpu" and needed > 0.5 * available_bytes():
-            raise MambaExportError(
-                f"out of memory: its cache takes {needed / 1e9:.1f} GB, more than half of what is free"
-            )
 
 
 class MambaSsm:

@@ -90,6 +90,8 @@ def _section(one: Section, found: Records, link: Callable[[Path], str], quick: b
     parts.append(paragraph(f"{one.source[:1].upper()}{one.source[1:]}.", "source"))
     parts += [paragraph(text) for text in one.text]
     parts += _runs(mine, one.task, link)
+    if not mine and not one.commands:
+        parts.append(paragraph("Not run: nothing here runs it yet.", "missing"))
     missing = set(one.commands) - {kind_of(record.device) for record in mine.values()}
     for kind, command in one.commands.items():
         if kind in missing:

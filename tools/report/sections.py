@@ -36,7 +36,7 @@ class Section:
         title: of its section.
         source: where it is published.
         text: what it is, a paragraph each.
-        commands: by ``CPU`` or ``GPU``, what makes the record of such a machine.
+        commands: by ``CPU`` or ``GPU``, what makes the record of such a machine; none while nothing does.
         quick: arguments of Python for its short run on a CPU, which --record FOLDER is added to; empty where
             there is none.
     """
@@ -77,7 +77,11 @@ SECTIONS = (
             "Beside it an attention model of the same size, trained and exported in the same way, whose cache "
             "grows with every token.",
         ),
-        {GPU: "python tools/run_induction.py --record tools/records"},
+        {
+            GPU: "python tools/run_induction.py --device cuda --record tools/records",
+            CPU: "python tools/run_induction.py --device cpu --record tools/records",
+        },
+        ("tools/run_induction.py", "--quick", "--device", "cpu"),
     ),
     Section(
         "cost",
@@ -92,7 +96,7 @@ SECTIONS = (
             GPU: "python tools/run_cost.py --device cuda --record tools/records",
             CPU: "python tools/run_cost.py --record tools/records",
         },
-        quick=("tools/run_cost.py", "--quick"),
+        ("tools/run_cost.py", "--quick"),
     ),
     Section(
         "sensors",
@@ -104,21 +108,21 @@ SECTIONS = (
             "goes into the exported file, with the state in and out, beside a time-invariant model of the "
             "same size.",
         ),
-        {CPU: "python tools/run_sensors.py --record tools/records"},
+        {},
     ),
     Section(
         "dna",
         "DNA-like inputs",
         f"Gu and Dao 2023 ({PAPER}), section 4.3, for real genomes; a worked example here",
         ("Bases as one-hot inputs: a small model of a sequence over A, C, G and T, exported.",),
-        {CPU: "python tools/run_dna.py --record tools/records"},
+        {},
     ),
     Section(
         "audio",
         "Audio-like inputs",
         f"Gu and Dao 2023 ({PAPER}), section 4.4, for real recordings; a worked example here",
         ("Raw samples of a waveform as inputs, with no spectrum in between: a small model, exported.",),
-        {CPU: "python tools/run_audio.py --record tools/records"},
+        {},
     ),
     Section(
         "zoh",
@@ -131,6 +135,7 @@ SECTIONS = (
             "part as the step size grows.",
         ),
         {CPU: "python tools/run_zoh.py --record tools/records"},
+        quick=("tools/run_zoh.py", "--quick"),
     ),
 )  # fmt: skip
 

@@ -147,4 +147,5 @@ def score_backends(
             scores[backend.name] = score(backend.open_model(folder), count, length)
         except MambaExportError as error:
             missing[backend.name] = str(error)
-    return scores, missing
+    # The folder is a scratch one: its whole path says nothing to a reader.
+    return scores, {name: why.replace(str(folder), folder.name) for name, why in missing.items()}

@@ -84,7 +84,7 @@ def completed(
             _accuracies(ordered, length),
             *(_backends(one) for one in backends if one.scores),
         ],
-        plots=[_curves(ordered)] if ordered else [],
+        plots=[_beside_published(ordered, length), _curves(ordered)] if ordered else [],
         claims=[*_claims(ordered, length), *_same_everywhere(backends)],
     )
 
@@ -142,6 +142,21 @@ def _backends(found: Backends) -> Table:
         ["backend", "data tokens given right", "of", "accuracy, %"],
         [[name, one.right, one.of, round(one.percent, 4)] for name, one in found.scores.items()],
         f"Not here: {missing}." if missing else "",
+    )
+
+
+def _beside_published(models: Sequence[Found], length: int) -> Plot:
+    places = list(range(len(models)))
+    ours = [one.record["figures"][copying.ACCURACY] for one in models]
+    return Plot(
+        "Accuracy, published and ours",
+        Axis("accuracy, %"),
+        Axis("model", names=[one.label for one in models]),
+        [
+            Series("published", [PUBLISHED[one.name] for one in models], places, "points"),
+            Series(f"ours, at {length:,} tokens", ours, places, "points"),
+        ],
+        SOURCE,
     )
 
 
