@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.tensorrt import BuildOptions, build
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError, SessionError
@@ -37,7 +36,8 @@ from tasks.forecaster import (
 )
 from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pressure, simulate
 from tasks.plant_csv import read_samples, write_samples
-from tasks.plant_evaluation import Sizes, evaluate, file_errors, naive_errors
+from tasks.plant_evaluation import Sizes, errors, evaluate, file_forecast, last_value
+from tasks.sensors_runs import build_engines
 from tasks.watcher import Watcher, read_limits, write_limits
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +53,8 @@ def forecaster() -> Forecaster:
 @pytest.fixture(scope="module")
 def exported(forecaster: Forecaster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = export_forecaster(forecaster, tmp_path_factory.mktemp("plant") / "out")
-    errors = file_errors(OrtSession(folder, threads=1))
-    write_limits(folder, find_limits(errors(simulate(4, 600, seed=8).readings)))
+    forecast = file_forecast(OrtSession(folder, threads=1))
+    write_limits(folder, find_limits(errors(forecast, simulate(4, 600, seed=8).readings)))
     return folder
 
 
@@ -152,10 +152,13 @@ def test_the_file_is_verified(forecaster: Forecaster, exported: Path) -> None:
 @pytest.mark.skipif(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
 )
-def test_an_engine_is_built(exported: Path) -> None:
-    options = BuildOptions(runtime="tensorrt-rtx", plugin=False, batch=(1, 1, 1), length=(1, 1, 1))
-    description = build(exported, options)
-    assert {one["name"] for one in description.inputs} >= {"readings", "state_0"}
+def test_engines_are_built_of_plugins_and_of_function_bodies(exported: Path) -> None:
+    engines = build_engines(exported)
+    assert [one.form for one in engines] == ["plugins", "function bodies"]
+    for one in engines:
+        assert one.note == "built, not run"
+        assert one.megabytes is not None
+        assert 0 < one.megabytes < 20
 
 
 def test_what_a_streamer_refuses(exported: Path) -> None:
@@ -183,14 +186,14 @@ def test_a_checkpoint_is_read_as_it_was_written(forecaster: Forecaster, tmp_path
 
 def test_statistics_are_what_they_say() -> None:
     rng = np.random.default_rng(0)
-    errors = rng.standard_normal((2, 400, 3))
+    off = rng.standard_normal((2, 400, 3))
     watcher = Detector(None, np.ones(3))
-    found = np.stack([watcher.statistics(errors[:, i]) for i in range(400)], axis=1)
+    found = np.stack([watcher.statistics(off[:, i]) for i in range(400)], axis=1)
     weights = (1 - 1 / MEMORY) ** np.arange(400)[::-1] / MEMORY
-    bounded = np.clip(errors, -4, 4)
+    bounded = np.clip(off, -4, 4)
     mean = np.abs(np.einsum("l,plc->pc", weights, bounded))
     square = np.einsum("l,plc->pc", weights, bounded**2) + (1 - 1 / MEMORY) ** 400
-    expected = np.stack([np.abs(errors[:, -1]), mean, np.abs(np.log(square))], axis=1)
+    expected = np.stack([np.abs(off[:, -1]), mean, np.abs(np.log(square))], axis=1)
     np.testing.assert_allclose(found[:, -1], expected, rtol=1e-10)
 
 
@@ -205,22 +208,28 @@ def test_limits_let_the_share_through_and_faults_of_the_errors_are_found() -> No
     faulty = np.zeros((20, 600), bool)
     faulty[:, 400:500] = True
     for change in (lambda e: e + 2, lambda e: 3 * e, lambda e: 0.1 * e):
-        errors = rng.standard_normal((20, 600, 3))
-        errors[:, 400:500, 1] = change(errors[:, 400:500, 1])
-        result = detection(scores(errors, limits) > 1, faulty)
+        off = rng.standard_normal((20, 600, 3))
+        off[:, 400:500, 1] = change(off[:, 400:500, 1])
+        result = detection(scores(off, limits) > 1, faulty)
         assert result.found == 1
         assert result.delay is not None
         assert 0 <= result.delay < 60
         assert result.by_chance < 0.2
 
 
-def test_a_file_and_the_naive_forecaster_are_evaluated_alike(exported: Path) -> None:
-    limits = read_limits(exported)
-    sizes = Sizes((2, 500), (2, 600))
-    result = evaluate(file_errors(OrtSession(exported, threads=1)), limits, sizes)
+@pytest.mark.parametrize("name", ["file", "last value"])
+def test_forecasts_are_evaluated(exported: Path, name: str) -> None:
+    forecast = last_value
+    if name == "file":
+        forecast = file_forecast(OrtSession(exported, threads=1))
+    readings = simulate(2, 500, seed=4).readings
+    limits = find_limits(errors(forecast, readings))
+    result = evaluate(forecast, limits, Sizes((2, 500), (2, 600)))
     assert list(result.found) == list(FAULTS)
-    readings = simulate(2, 500, seed=1).readings
-    assert naive_errors(readings).shape == (2, 499, 3)
+    assert result.found["steam"].found == 1
+    if name == "last value":
+        off = np.diff(readings, axis=1)[:, WARM_UP:]
+        np.testing.assert_allclose(result.error, np.sqrt((off**2).mean((0, 1))), rtol=1e-5)
 
 
 # Watching
@@ -231,7 +240,7 @@ def test_a_watcher_reads_what_the_evaluation_does(exported: Path) -> None:
     session, limits = OrtSession(exported, threads=1), read_limits(exported)
     watcher = Watcher(session.streamer().step, limits)
     seen = [watcher.read(sample) for sample in signal.readings[0]]
-    expected = scores(file_errors(session)(signal.readings), limits)[0]
+    expected = scores(errors(file_forecast(session), signal.readings), limits)[0]
     np.testing.assert_allclose(
         [one.score.max() for one in seen[1:]], expected, rtol=1e-2, atol=1e-3
     )

@@ -3,7 +3,7 @@
 
 \b
     python tools/plant.py export models/plant-forecast -o out/plant-forecast
-    python tools/plant.py watch out/plant-forecast --fault leak --seed 7
+    python tools/plant.py watch out/plant-forecast --fault stuck --seed 7
     python tools/plant.py simulate -o plant.csv --fault stuck --samples 1200
     python tools/plant.py watch out/plant-forecast plant.csv --json
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from mamba_export.untrusted import open_file
 from tasks.live_view import LiveView
 from tasks.plant import CHANNELS, FAULTS, PHASES, simulate
 from tasks.plant_csv import read_samples, write_samples
-from tasks.watcher import Watcher, read_limits, write_limits
+from tasks.watcher import LIMITS_FILE, Watcher, read_limits, write_limits
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -68,6 +69,20 @@ def export_command(
     export_forecaster(load_forecaster(checkpoint), output, force=force)
     write_limits(output, limits)
     print(f"wrote {output}")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FOLDER", help="A trained forecaster.")],
+) -> None:
+    """Set the detector's limits on sound plants, by the exported file, and write them into the folder."""
+    from tasks.forecaster import export_forecaster, load_forecaster
+    from tasks.plant_evaluation import Sizes, file_forecast, limits_of
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = export_forecaster(load_forecaster(checkpoint), Path(scratch) / "out")
+        write_limits(checkpoint, limits_of(file_forecast(OrtSession(folder)), Sizes()))
+    print(f"wrote {checkpoint / LIMITS_FILE}")
 
 
 @app.command("watch")
