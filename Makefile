@@ -61,7 +61,7 @@ report: $(VENV)/.installed
 FROM_NPM := $(ONNXRUNTIME_HEADERS) $(ONNXRUNTIME_WEB) $(PLAYWRIGHT)
 test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(FROM_NPM:%=%/.unpacked))
 	# One thread a worker: two workers of two threads each would wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

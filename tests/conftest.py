@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,3 +37,11 @@ def tiny_model(tiny_config: MambaConfig) -> MambaLM:
     with torch.no_grad():
         model.embeddings.weight.mul_(20)
     return model
+
+
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """From a name of ``third_party.catalogue`` to its model and exported folder, ``third_party.exported``."""
+    from third_party.exported import exporter
+
+    return exporter(tmp_path_factory.mktemp("third_party"))
