@@ -12,22 +12,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import mamba_export
 from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError, SessionError
+from mamba_export.models import MambaBackbone, MambaConfig
+from report.record import new_record, read_record, write_record
 from tasks.detector import (
     MEMORY,
     STATISTICS,
     WARM_UP,
+    Detection,
     Detector,
     detection,
     find_limits,
     scores,
 )
+from tasks.forecast_program import OUTPUTS, open_step
 from tasks.forecaster import (
-    OUTPUTS,
     Forecaster,
     export_forecaster,
     load_forecaster,
@@ -36,7 +40,8 @@ from tasks.forecaster import (
 )
 from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pressure, simulate
 from tasks.plant_csv import read_samples, write_samples
-from tasks.plant_evaluation import Sizes, errors, evaluate, file_forecast, last_value
+from tasks.plant_evaluation import Evaluation, Sizes, errors, evaluate, file_forecast, last_value
+from tasks.sensors_record import LABELS, Engine, Found, Timing, Watched, completed
 from tasks.sensors_runs import build_engines
 from tasks.watcher import Watcher, read_limits, write_limits
 
@@ -238,7 +243,7 @@ def test_forecasts_are_evaluated(exported: Path, name: str) -> None:
 def test_a_watcher_reads_what_the_evaluation_does(exported: Path) -> None:
     signal = simulate(1, 600, seed=9, fault="spike")
     session, limits = OrtSession(exported, threads=1), read_limits(exported)
-    watcher = Watcher(session.streamer().step, limits)
+    watcher = Watcher(open_step(session), limits)
     seen = [watcher.read(sample) for sample in signal.readings[0]]
     expected = scores(errors(file_forecast(session), signal.readings), limits)[0]
     np.testing.assert_allclose(
@@ -277,7 +282,7 @@ def test_a_signal_that_cannot_be_read(name: str) -> None:
 
 
 def test_a_reading_that_is_not_finite(exported: Path) -> None:
-    watcher = Watcher(OrtSession(exported, threads=1).streamer().step, read_limits(exported))
+    watcher = Watcher(open_step(OrtSession(exported, threads=1)), read_limits(exported))
     with pytest.raises(
         MambaExportError, match="sample 0: humidity_percent is nan, expected a finite"
     ):
@@ -306,3 +311,56 @@ def test_the_command_watches_and_says_what_is_wrong_in_one_line(
         "error: standard input, line 3: pressure_kPa is '', expected a finite number: leave samples out in "
         "which a sensor is missing\n"
     )
+
+
+def test_folders_that_cannot_watch(exported: Path, tmp_path: Path) -> None:
+    other = mamba_export.export(
+        MambaBackbone(MambaConfig(d_model=3, n_layer=1, d_state=2)), tmp_path / "other"
+    )
+    with pytest.raises(
+        MambaExportError, match="is no forecaster of a plant: it holds inputs_embeds, last_"
+    ):
+        open_step(OrtSession(other, threads=1))
+    with pytest.raises(MambaExportError, match=r"detector.json: no such file"):
+        read_limits(tmp_path)
+    limits = json.loads((exported / "detector.json").read_text())
+    limits["thresholds"]["lasting"][1] = -1
+    (tmp_path / "detector.json").write_text(json.dumps(limits))
+    with pytest.raises(
+        MambaExportError, match=r"detector.json: .*lasting.* is .*, expected a list of 3"
+    ):
+        read_limits(tmp_path)
+
+
+def test_the_record_holds_everything_that_was_found(tmp_path: Path) -> None:
+    record = new_record("sensors", "Streaming sensors", "python t.py", commit="abc")
+    one = {name: Detection(0.5, None if name == "spike" else 3.0, 0.1) for name in FAULTS}
+    better = {name: Detection(0.75, 1.0, 0.1) for name in FAULTS}
+    found = Found(
+        {
+            "mamba": Evaluation([0.1, 0.2, 0.3], 100.0, better),
+            "lti": Evaluation([0.2, 0.1, 0.3], 90.0, one),
+            "naive": Evaluation([1, 1, 1], 80.0, one),
+        },
+        {"mamba": 10, "lti": 10},
+        [Timing("ONNX Runtime CPU, native", LABELS["mamba"], np.full(9, 20.0), np.full(9, 21.0), 1000)],
+        [Engine("plugins", "TensorRT-RTX 1.7", 0.5, "built, not run")],
+        Watched("leak", CHANNELS[1], [1, 2], [100, 101], [100, 100.5], {"mamba": [0.1, 2.0]}),
+    )  # fmt: skip
+    done = read_record(write_record(tmp_path, completed(record, found, Sizes())))
+    assert [claim.holds for claim in done.claims] == [True, True, False, True]
+    assert done.claims[0].ours.startswith("Mamba 75.0 %, LTI")
+    assert "20.0 us, then 21.0 us" in done.claims[3].ours
+    forecasts, faults, steps, engines = done.tables
+    assert list(forecasts.rows[0])[:3] == ["Mamba", 10, 0.1]
+    assert list(faults.rows[0]) == [
+        "spike",
+        FAULTS["spike"].about,
+        75.0,
+        1.0,
+        10.0,
+        *[50.0, None, 10.0] * 2,
+    ]
+    assert list(steps.rows[0])[2:6] == [20.0, 20.0, 21.0, 1000]
+    assert engines.rows[0][2] == 0.5
+    assert [len(plot.series) for plot in done.plots] == [2, 2]

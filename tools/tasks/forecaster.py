@@ -26,6 +26,7 @@ from mamba_export.untrusted import check_file, read_json
 from mixers.blocks import MambaBlock
 from mixers.model import MixerBackbone
 from mixers.s4d import S4D
+from tasks.forecast_program import INPUT, OUTPUTS
 from tasks.plant import CHANNELS, simulate
 
 D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
@@ -35,9 +36,6 @@ _LARGEST = 10.0
 """Bound of a change that is shown, in usual changes."""
 _WIDEST = 5.0
 """Bound of the logarithm of a deviation, in units of a usual change."""
-
-INPUT, OUTPUTS = "readings", ("forecast", "deviation")
-"""Names in the exported file; each is (batch, length, 3) fp32 in the units of ``plant.CHANNELS``."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
