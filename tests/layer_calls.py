@@ -37,6 +37,7 @@ FEW_ROWS = [(1, 1), (2, 1), (3, 1), (8, 1), (1, 3), (2, 4)]
 """(batch, length) of calls that the step's kernels take."""
 
 Product = mirror("mamba_product")
+PackedCodes = mirror("mamba_codes")
 Multiply = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Product), ctypes.c_void_p)
 
 
@@ -107,13 +108,19 @@ class Layer:
         return _mirror(f"{self.stem}_params")
 
     def function(self, name: str) -> Any:
-        """A function of the library, declared: ``is_step_cuda``, ``step_cuda``, ``cuda`` or a workspace."""
+        """A function of the library, declared: ``is_step_cuda``, ``step_cuda``, ``cuda`` or a workspace.
+
+        ``packed_`` before the name: of a layer whose matrices are codes, which two more arguments tell.
+        """
         found = getattr(kernel_library.library().functions, f"{self.stem}_{name}")
         pointer = ctypes.c_void_p
-        found.argtypes = {
-            "step_cuda": [ctypes.POINTER(self.params), pointer, pointer],
-            "cuda": [ctypes.POINTER(self.params), Multiply, pointer, pointer, pointer],
-        }.get(name, [ctypes.POINTER(self.params)])
+        plain = name.removeprefix("packed_")
+        further = {
+            "step_cuda": [pointer, pointer],
+            "cuda": [Multiply, pointer, pointer, pointer],
+        }.get(plain, [])
+        codes = [ctypes.POINTER(PackedCodes)] * 2 * (plain != name)
+        found.argtypes = [ctypes.POINTER(self.params), *codes, *further]
         if name.endswith("workspace"):
             found.restype = ctypes.c_size_t
         return found

@@ -257,6 +257,9 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
+// The last kernel's block over codes: a sector of a row of 8 bits, half of one of 4 (reasoned, not
+// measured).
+constexpr GemvBlock kPackedOutBlock = {32, 512};
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows

@@ -4,6 +4,7 @@
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/normalise.cuh"
+#include "layer/cuda/packed_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -19,6 +20,10 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 // the gated norm of all rows again, which is quick for the few rows of a step.
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
+  if (s.codes.bits) {
+    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads>(
+        s.codes, s.rows, s.columns, body);
+  }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if (s.rows == 1) return body(Choice<OutProduct<T, 1, true, IsGated>>());
@@ -56,7 +61,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
   const int x_stride = static_cast<int>(Product::x_stride(s.depth));
   const T* y = static_cast<const T*>(s.y);
   const int first = blockIdx.x * kColumns;
-  Product product({s.weight, s.depth, s.columns}, first, 0, s.depth, IsGated ? x : y,
+  Product product({s.weight, s.depth, s.columns, s.codes}, first, 0, s.depth, IsGated ? x : y,
                   IsGated ? x_stride : s.stride, IsGated ? Product::kRows : s.rows);
   product.start_weights();
   let_next_kernel_start();
