@@ -174,7 +174,7 @@ def test_step_matches_float64(
     bits: int,
     symmetric: bool,
     layer: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
     batch: int,
     length: int,
 ) -> None:
@@ -191,7 +191,7 @@ def test_step_matches_float64(
 @pytest.mark.parametrize(("layer", "shape"), LARGE, ids=[name for name, _ in LARGE])
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, False)], ids=["int4", "uint8"])
 def test_large_step_matches_float64(
-    bits: int, symmetric: bool, layer: str, shape: dict[str, int], batch: int
+    bits: int, symmetric: bool, layer: str, shape: dict[str, Any], batch: int
 ) -> None:
     row = LAYERS[layer]
     given, codes = packed(row, "fp16", bits, symmetric, batch=batch, length=1, **shape)
@@ -232,7 +232,7 @@ def test_what_is_no_step_matches_float64(
     bits: int,
     symmetric: bool,
     layer: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
     batch: int,
     length: int,
 ) -> None:
@@ -248,9 +248,9 @@ def test_what_is_no_step_matches_float64(
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize(("layer", "shape"), [("mamba", SMALL), ("mamba2", SMALL_2)])
-def test_one_matrix_alone(layer: str, shape: dict[str, int], matrix: str, rows: int) -> None:
+def test_one_matrix_alone(layer: str, shape: dict[str, Any], matrix: str, rows: int) -> None:
     row = LAYERS[layer]
-    numbers = {"batch": rows, "length": 1, **shape}
+    numbers: dict[str, Any] = {"batch": rows, "length": 1, **shape}
     given, codes = packed(row, "fp16", 4, True, matrices=(matrix,), **numbers)
     assert_close(given, PackedCall(row, given, codes).run(), "fp16")
 
@@ -285,7 +285,7 @@ def test_bad_codes_get_a_line(changes: dict[str, Any], message: str) -> None:
         pytest.skip("the kernels were built without CUDA")
     row = LAYERS["mamba"]
     # Addresses that nothing reads: what is refused reaches no kernel.
-    pointers = {name: 256 for name, kind in row.params._fields_ if kind is ctypes.c_void_p}
+    pointers = {field[0]: 256 for field in row.params._fields_ if field[1] is ctypes.c_void_p}
     params = row.params(batch=1, length=1, d_state=16, d_conv=4, dtype=1, **SMALL, **pointers)
     codes = PackedCodes(**{"bits": 4, "block": 32, "scales": 256, **changes})
     run = row.function("packed_cuda")
