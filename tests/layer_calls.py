@@ -279,9 +279,14 @@ def check_workspace(layer: Layer, sizes: Callable[..., ctypes.Structure]) -> Non
     if not cuda_queries.cuda_architectures(kernel_library.library().functions):
         pytest.skip("the kernels were built without CUDA")
     step = layer.function("step_cuda_workspace")
-    assert 0 < step(sizes()) < step(sizes(batch=8))
+    assert 0 < step(sizes()) <= step(sizes(batch=8))
     whole = layer.function("cuda_workspace")
     assert step(sizes(batch=8)) < whole(sizes(length=1000)) < whole(sizes(length=2000))
+    for function, most in ((step, 8), (whole, 40)):
+        bytes_of_rows = [function(sizes(batch=rows)) for rows in range(1, most + 1)]
+        assert bytes_of_rows == sorted(bytes_of_rows), "TensorRT asks for the most rows alone"
+    for rows in range(1, 9):
+        assert step(sizes(batch=rows)) <= whole(sizes(batch=rows)), "the GPU may not be there"
     for refused in (sizes(batch=0), sizes(batch=2**31 - 1, length=2**31 - 1), sizes(d_state=2**40)):
         assert step(refused) == whole(refused) == 0
     assert step(sizes(batch=9)) == 0, "a step takes 8 rows"

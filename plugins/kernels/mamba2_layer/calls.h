@@ -1,6 +1,7 @@
 // The operators of a layer of Mamba-2, over what lies in its workspace: alike on every device.
 #pragma once
 
+#include "layer/convolution.h"
 #include "layer/parts.h"
 #include "mamba2_layer/columns.h"
 #include "mamba_kernels.h"
@@ -47,20 +48,7 @@ inline mamba_state_space_dual_params describe_dual(const mamba2_layer_params& p,
 inline mamba_causal_conv1d_params describe_convolution(const mamba2_layer_params& p, const void* in,
                                                        void* mixed) {
   const Mamba2Columns at(p);
-  mamba_causal_conv1d_params c = {};
-  c.batch = p.batch;
-  c.length = p.length;
-  c.channels = at.channels;
-  c.d_conv = p.d_conv;
-  c.dtype = p.dtype;
-  c.silu = 1;
-  c.x = slice(in, at.x, at.all, p.length, p.dtype);
-  c.weight = p.conv_weight;
-  c.bias = p.conv_bias;
-  c.initial_state = p.conv_state;
-  c.y = mixed;
-  c.last_state = p.last_conv_state;
-  return c;
+  return describe_convolution(p, at.channels, slice(in, at.x, at.all, p.length, p.dtype), mixed);
 }
 
 // Of y behind the gate z, the first columns of in, into normed.

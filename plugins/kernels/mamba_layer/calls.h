@@ -1,6 +1,7 @@
 // The operators of a layer of Mamba-1, over what lies in its workspace: alike on every device.
 #pragma once
 
+#include "layer/convolution.h"
 #include "layer/parts.h"
 #include "mamba_kernels.h"
 
@@ -45,20 +46,7 @@ inline mamba_selective_scan_params describe_scan(const mamba_layer_params& p, co
 // Of the first half of the columns that in_proj made, into u.
 inline mamba_causal_conv1d_params describe_convolution(const mamba_layer_params& p, const void* xz,
                                                        void* u) {
-  mamba_causal_conv1d_params c = {};
-  c.batch = p.batch;
-  c.length = p.length;
-  c.channels = p.d_inner;
-  c.d_conv = p.d_conv;
-  c.dtype = p.dtype;
-  c.silu = 1;
-  c.x = slice(xz, 0, 2 * p.d_inner, p.length, p.dtype);
-  c.weight = p.conv_weight;
-  c.bias = p.conv_bias;
-  c.initial_state = p.conv_state;
-  c.y = u;
-  c.last_state = p.last_conv_state;
-  return c;
+  return describe_convolution(p, p.d_inner, slice(xz, 0, 2 * p.d_inner, p.length, p.dtype), u);
 }
 
 }  // namespace mamba

@@ -3,6 +3,8 @@
 // codes.
 #pragma once
 
+#include <algorithm>
+
 #include "common/checks.h"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/status.h"
@@ -38,15 +40,20 @@ class LayerEntry {
     return check_sizes(params) == MAMBA_OK && prefers_step(*params, codes);
   }
 
+  // It never shrinks where there are more rows: TensorRT asks once, for the most rows of an engine,
+  // and calls with fewer.
   static size_t step_workspace(const Params* params) {
-    return check_sizes(params) || !has_few_rows(*params) ? 0 : Layer::step_bytes(*params);
+    if (check_sizes(params) || !has_few_rows(*params)) return 0;
+    return std::max(Layer::step_bytes(*params), step_bytes_of_one_row(*params));
   }
 
+  // Of either form: an engine may be built where the GPU that will choose is not.
   static size_t workspace(const Params* params, const LayerCodes& codes = {}) {
     if (check_sizes(params)) return 0;
-    if (prefers_step(*params, codes)) return Layer::step_bytes(*params);
-    return typename Layer::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes() +
-           Widened(*params, codes, nullptr).bytes;
+    const size_t many =
+        typename Layer::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).bytes();
+    return std::max({many + Widened(*params, codes, nullptr).bytes, step_workspace(params),
+                     step_bytes_of_one_row(*params)});
   }
 
   static mamba_status step(const Params* params, void* workspace, void* stream) {
@@ -123,6 +130,12 @@ class LayerEntry {
     }
     if (codes.scales) return MAMBA_OK;
     return fail(MAMBA_INVALID, "%s: the scales of %s are null", Layer::kName, matrix);
+  }
+
+  // One row may take kernels that several do not, with parts of their own.
+  static size_t step_bytes_of_one_row(Params p) {
+    p.batch = p.length = 1;
+    return Layer::step_bytes(p);
   }
 
   static bool has_few_rows(const Params& p) { return p.batch * p.length <= kMaxStepRows; }

@@ -100,13 +100,7 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
 }
 
 size_t scan_bytes(const mamba_layer_params& p) {
-  mamba_selective_scan_params scan = {};
-  scan.batch = p.batch;
-  scan.length = p.length;
-  scan.d_inner = p.d_inner;
-  scan.d_state = p.d_state;
-  scan.n_groups = 1;
-  scan.dtype = p.dtype;
+  const mamba_selective_scan_params scan = describe_scan(p, {});
   return mamba_selective_scan_cuda_workspace(&scan);
 }
 
