@@ -77,7 +77,7 @@ _DEFINITIONS: dict[str, OperatorDefinition] = {}
 
 def register(definition: OperatorDefinition) -> None:
     """Add a definition. ValueError where its name or one of its forms' is taken."""
-    for form in definition.spec.forms():
+    for form in (*definition.spec.forms(), *definition.spec.packed_forms()):
         if find(form.name) is not None:
             raise ValueError(f"there is an operator {form.name} already")
     _DEFINITIONS[definition.spec.name] = definition
@@ -96,7 +96,7 @@ def definitions() -> tuple[OperatorDefinition, ...]:
 def find(node: str) -> tuple[OperatorDefinition, Form] | None:
     """The definition and form of a node of our domain, by its name; None for another node."""
     for definition in _DEFINITIONS.values():
-        for form in definition.spec.forms():
+        for form in (*definition.spec.forms(), *definition.spec.packed_forms()):
             if form.name == node:
                 return definition, form
     return None

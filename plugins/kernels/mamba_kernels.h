@@ -154,39 +154,17 @@ MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params,
 MAMBA_API mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
                                          void* context, void* workspace, void* stream);
 
-/* A matrix of weights (depth, columns) as codes of few bits, laid out as the tensors that
- * DequantizeLinear of ONNX takes in blocks along the depth: the codes row-major, of 4 bits the one
- * of the even place in a byte's lower half. A weight is scale (code - zero point). */
-typedef struct {
-  int bits;                /* 4 or 8 */
-  int64_t block;           /* rows of a column that share a scale; divides the depth */
-  const void* scales;      /* (depth / block, columns), T */
-  const void* zero_points; /* codes of the same shape, and codes are unsigned; NULL: codes are
-                            * signed, and 0 is a weight of 0 */
-} mamba_codes;
-
-/* The layers again, with in_proj_weight and out_proj_weight of params the codes of these two; NULL
- * for one that is of T as ever. A step reads the codes as they are, up to 4 rows; for more the
- * weights are widened into the workspace at every call. */
-MAMBA_API int mamba_layer_packed_is_step_cuda(const mamba_layer_params* params,
-                                              const mamba_codes* in_proj,
-                                              const mamba_codes* out_proj);
-MAMBA_API size_t mamba_layer_packed_cuda_workspace(const mamba_layer_params* params,
-                                                   const mamba_codes* in_proj,
-                                                   const mamba_codes* out_proj);
-MAMBA_API mamba_status mamba_layer_packed_cuda(const mamba_layer_params* params,
-                                               const mamba_codes* in_proj,
-                                               const mamba_codes* out_proj, mamba_multiply multiply,
-                                               void* context, void* workspace, void* stream);
-MAMBA_API int mamba2_layer_packed_is_step_cuda(const mamba2_layer_params* params,
-                                               const mamba_codes* in_proj,
-                                               const mamba_codes* out_proj);
-MAMBA_API size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_params* params,
-                                                    const mamba_codes* in_proj,
-                                                    const mamba_codes* out_proj);
-MAMBA_API mamba_status mamba2_layer_packed_cuda(const mamba2_layer_params* params,
-                                                const mamba_codes* in_proj,
-                                                const mamba_codes* out_proj,
+/* The layers again, with codes for in_proj_weight and out_proj_weight. A step reads the codes as
+ * they are: up to 8 rows in fp16 on sm_80 and later, else up to 4; for more the weights are widened
+ * into the workspace at every call. multiply may be NULL where is_step. */
+MAMBA_API int mamba_layer_packed_is_step_cuda(const mamba_layer_packed_params* params);
+MAMBA_API size_t mamba_layer_packed_cuda_workspace(const mamba_layer_packed_params* params);
+MAMBA_API mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params* params,
+                                               mamba_multiply multiply, void* context,
+                                               void* workspace, void* stream);
+MAMBA_API int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params* params);
+MAMBA_API size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params* params);
+MAMBA_API mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params* params,
                                                 mamba_multiply multiply, void* context,
                                                 void* workspace, void* stream);
 

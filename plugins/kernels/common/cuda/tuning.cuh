@@ -260,6 +260,11 @@ constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread re
 // The last kernel's block over codes: a sector of a row of 8 bits, half of one of 4 (reasoned, not
 // measured).
 constexpr GemvBlock kPackedOutBlock = {32, 512};
+// The same on tensor cores: threads, bytes of a block's rings of codes, and the shared memory that a
+// block of a GPU must be able to have.
+constexpr int kTensorThreads = 256;
+constexpr int kTensorStageBytes = 80 * 1024;
+constexpr int kLeastTensorShared = 160 * 1024;
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows

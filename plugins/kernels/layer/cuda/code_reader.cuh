@@ -8,6 +8,7 @@
 #pragma once
 
 #include "common/cuda/numeric.cuh"
+#include "layer/cuda/codes.h"
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/step.cuh"
 
@@ -75,12 +76,12 @@ class CodeReader {
     __device__ __forceinline__ float offset(int j) const { return zero_points.mantissa(j); }
   };
 
-  __device__ CodeReader(const void* codes, const mamba_codes& of, int columns)
+  __device__ CodeReader(const void* codes, const mamba_codes& of, int depth, int columns)
       : codes_(static_cast<const char*>(codes)),
         scales_(static_cast<const T*>(of.scales)),
         zero_points_(static_cast<const char*>(of.zero_points)),
         columns_(columns),
-        block_(static_cast<int>(of.block)),
+        block_(block_rows(of, depth)),
         flip_(of.zero_points ? 0 : Row::kHighest) {}
 
   __device__ __forceinline__ void load(Row& row, int k, int column) const {

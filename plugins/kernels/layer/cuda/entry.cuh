@@ -123,10 +123,9 @@ class LayerEntry {
       return fail(MAMBA_INVALID, "%s: codes of %s have %d bits, expected 4 or 8", Layer::kName,
                   matrix, codes.bits);
     }
-    if (codes.block < 1 || depth % codes.block != 0) {
-      return fail(MAMBA_INVALID, "%s: the block %lld of %s does not divide its %lld rows",
-                  Layer::kName, static_cast<long long>(codes.block), matrix,
-                  static_cast<long long>(depth));
+    if (codes.blocks < 1 || depth % codes.blocks != 0) {
+      return fail(MAMBA_INVALID, "%s: %lld blocks of %s do not divide its %lld rows", Layer::kName,
+                  static_cast<long long>(codes.blocks), matrix, static_cast<long long>(depth));
     }
     if (codes.scales) return MAMBA_OK;
     return fail(MAMBA_INVALID, "%s: the scales of %s are null", Layer::kName, matrix);
@@ -145,9 +144,8 @@ class LayerEntry {
     if (!has_few_rows(p)) return false;
     const LayerMatrices of = Layer::matrices(p);
     const int64_t rows = p.batch * p.length;
-    const auto element = static_cast<size_t>(element_bytes(p.dtype));
-    return step_takes(codes.in, p.in_proj_weight, rows, of.in_columns, element) &&
-           step_takes(codes.out, p.out_proj_weight, rows, of.out_columns, element) &&
+    return step_takes(codes.in, p.in_proj_weight, rows, of.in_depth, of.in_columns, p.dtype) &&
+           step_takes(codes.out, p.out_proj_weight, rows, of.out_depth, of.out_columns, p.dtype) &&
            Layer::step_shared_bytes(p, codes) <= static_cast<size_t>(current_gpu().shared_bytes);
   }
 
@@ -172,9 +170,14 @@ class LayerEntry {
   }
 };
 
-// What a caller of the C interface gives; null where a matrix is of T.
-inline LayerCodes codes_of(const mamba_codes* in, const mamba_codes* out) {
-  return {in ? *in : mamba_codes{}, out ? *out : mamba_codes{}};
+// The parts of a packed layer's parameters; null without.
+template <typename Packed>
+auto layer_of(const Packed* params) -> decltype(&params->layer) {
+  return params ? &params->layer : nullptr;
+}
+template <typename Packed>
+LayerCodes codes_of(const Packed* params) {
+  return params ? LayerCodes{params->in_proj_weight, params->out_proj_weight} : LayerCodes{};
 }
 
 }  // namespace mamba

@@ -44,6 +44,8 @@ class RowProduct {
   static constexpr int kStep = kGroups * kGemvRun;  // rows of W between two runs of a thread
   using Sums = BlockSums<kLanes, kWidth, Threads, Rows>;
   static constexpr int kSharedFloats = Sums::kSharedFloats;
+  static constexpr int kPendingCopies = 0;     // groups of copies that start_weights leaves
+  static constexpr bool kReadsShared = false;  // x must lie in shared memory
   static_assert(Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
@@ -63,8 +65,9 @@ class RowProduct {
     return (width + kGemvRun - 1) / kGemvRun * kGemvRun;
   }
 
-  // Starts the first loads of W: allowed before the wait for earlier kernels.
-  __device__ void start_weights() {
+  // Starts the first loads of W: allowed before the wait for earlier kernels. It takes what finish
+  // does, for products that bring W there.
+  __device__ void start_weights(float*) {
     load(even_, at_);
     load(odd_, at_ + kStep);
   }

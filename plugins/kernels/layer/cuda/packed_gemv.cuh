@@ -9,6 +9,7 @@
 #include "layer/cuda/code_reader.cuh"
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
+#include "layer/cuda/tensor_gemv.cuh"
 
 namespace mamba {
 
@@ -27,11 +28,13 @@ class PackedRowProduct {
   static constexpr int kStep = kGroups * kRun;
   using Sums = BlockSums<kLanes, kWidth, Threads, Rows>;
   static constexpr int kSharedFloats = Sums::kSharedFloats;
+  static constexpr int kPendingCopies = 0;
+  static constexpr bool kReadsShared = false;
   static_assert(kRun % kGemvRun == 0 && kCodeRows % kRun == 0);
 
   __device__ PackedRowProduct(const Matrix& w, int first_column, int first, int last, const T* x,
                               int x_stride, int x_rows = Rows)
-      : reader_(w.data, w.codes, w.columns),
+      : reader_(w.data, w.codes, w.depth, w.columns),
         x_(x),
         x_stride_(x_stride),
         last_x_row_(x_rows - 1),
@@ -44,7 +47,7 @@ class PackedRowProduct {
     return (width + kGemvRun - 1) / kGemvRun * kGemvRun;
   }
 
-  __device__ void start_weights() {
+  __device__ void start_weights(float*) {
     load(even_, at_);
     load(odd_, at_ + kStep);
   }
@@ -119,12 +122,31 @@ class PackedRowProduct {
 
 namespace step {
 
-// Calls body with the Choice of the product of these rows with a matrix of codes that
-// step_takes allows.
+// Calls body with the bytes that rows of so many columns of codes may be copied at a time.
+template <typename Body>
+auto with_chunk(int bits, int columns, Body body) {
+  if (columns * bits / 8 % 16 == 0) return body(std::integral_constant<int, 16>());
+  return body(std::integral_constant<int, 4>());
+}
+
+// Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
+// allows. Threads: of a block where tensor cores are not used.
 template <typename T, int Columns, int Threads, typename Body>
 auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body body) {
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
+    if constexpr (std::is_same_v<T, __half>) {
+      if (multiplies_on_tensor_cores(MAMBA_FP16)) {
+        return with_chunk(kBits, columns, [&](auto chunk) {
+          constexpr int kChunk = decltype(chunk)::value;
+          if (rows == 1) {
+            return body(Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, 1>>());
+          }
+          return body(
+              Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, kMaxStepRows>>());
+        });
+      }
+    }
     if (rows > 1) {
       return body(Choice<PackedRowProduct<T, kBits, 8, Columns, Threads, kMostCodeRows>>());
     }

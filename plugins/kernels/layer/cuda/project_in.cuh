@@ -10,7 +10,9 @@
 namespace mamba {
 namespace step {
 
-constexpr int kStateLoads = 6;  // numbers of the convolution's state that a thread reads at once
+constexpr bool kPrefetchesAhead = false;
+constexpr int kLineBytes = 128;  // of the L2 cache
+constexpr int kStateLoads = 6;   // numbers of the convolution's state that a thread reads at once
 
 template <typename T, int Rows, bool IsVector>
 using InProduct =
@@ -53,10 +55,11 @@ template <typename Product, typename Source, typename T>
 __device__ void normalise_hidden(const Source& rows, const float* weight, const NormSizes& sizes,
                                  T* x, float* sums) {
   constexpr int kThreads = Product::kThreads, kRows = Product::kRows;
+  constexpr int kPending = Product::kPendingCopies;
   if constexpr (kRows > 1) {
-    normalise_by_warps<kThreads, kRows>(rows, weight, sizes, x);
+    normalise_by_warps<kThreads, kRows, kPending>(rows, weight, sizes, x);
   } else {
-    normalise<kThreads, kRows>(rows, weight, sizes, x, sums);
+    normalise<kThreads, kRows, kPending>(rows, weight, sizes, x, sums);
   }
 }
 
@@ -93,9 +96,17 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
 
   Product product({s.weight, d_model, s.columns, s.codes}, first, 0, d_model, x,
                   static_cast<int>(Product::x_stride(d_model)));
-  product.start_weights();
-  let_next_kernel_start();
   start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);
+  product.start_weights(partial);
+  let_next_kernel_start();
+  if constexpr (kPrefetchesAhead) {
+    for (const Ahead& one : s.ahead) {
+      const int64_t line = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kLineBytes;
+      for (int64_t at = line; at < one.bytes; at += int64_t{gridDim.x} * kThreads * kLineBytes) {
+        prefetch(static_cast<const char*>(one.data) + at);
+      }
+    }
+  }
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
   const bool has_next = Product::kRows == 1 && s.next_weight && has_convolution;
   NextShare<T, kColumns, kThreads> next(static_cast<const T*>(s.next_weight), first_channel,
@@ -203,7 +214,9 @@ bool next_share_fits(const ProjectIn& s, const void* weight, int columns) {
   return s.rows == 1 && (s.codes.bits || step::has_vector_rows<T>(s.weight, s.columns)) &&
          s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
          s.conv_columns / kColumns <= kMostNextShares && columns % kWidth == 0 &&
-         columns / kWidth <= kInProjBlock.threads && step::has_vector_rows<T>(weight, columns);
+         step::has_vector_rows<T>(weight, columns) && step::with_in_product<T>(s, [&](auto choice) {
+           return columns / kWidth <= step::chosen<decltype(choice)>::kThreads;
+         });
 }
 
 template <typename T>

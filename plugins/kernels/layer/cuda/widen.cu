@@ -22,7 +22,7 @@ __device__ __forceinline__ int code_at(const void* codes, int bits, bool is_sign
 template <typename T>
 __global__ void __launch_bounds__(kThreads) widen(const Widening w) {
   const int64_t row = blockIdx.x;
-  const int64_t of_block = static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(w.codes.block));
+  const int64_t of_block = row / block_rows(w.codes, w.depth);
   const bool is_signed = !w.codes.zero_points;
   const T* scales = static_cast<const T*>(w.codes.scales) + of_block * w.columns;
   T* widened = static_cast<T*>(w.widened) + row * w.columns;

@@ -225,21 +225,19 @@ mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply
   return mamba::Entry::run(params, {}, multiply, context, workspace, stream);
 }
 
-int mamba2_layer_packed_is_step_cuda(const mamba2_layer_params* params, const mamba_codes* in_proj,
-                                     const mamba_codes* out_proj) {
-  return mamba::Entry::is_step(params, mamba::codes_of(in_proj, out_proj));
+int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params* params) {
+  return mamba::Entry::is_step(mamba::layer_of(params), mamba::codes_of(params));
 }
 
-size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_params* params,
-                                          const mamba_codes* in_proj, const mamba_codes* out_proj) {
-  return mamba::Entry::workspace(params, mamba::codes_of(in_proj, out_proj));
+size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params* params) {
+  return mamba::Entry::workspace(mamba::layer_of(params), mamba::codes_of(params));
 }
 
-mamba_status mamba2_layer_packed_cuda(const mamba2_layer_params* params, const mamba_codes* in_proj,
-                                      const mamba_codes* out_proj, mamba_multiply multiply,
-                                      void* context, void* workspace, void* stream) {
-  return mamba::Entry::run(params, mamba::codes_of(in_proj, out_proj), multiply, context, workspace,
-                           stream);
+mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params* params,
+                                      mamba_multiply multiply, void* context, void* workspace,
+                                      void* stream) {
+  return mamba::Entry::run(mamba::layer_of(params), mamba::codes_of(params), multiply, context,
+                           workspace, stream);
 }
 
 }  // extern "C"

@@ -92,6 +92,15 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   s.reads_states_in_fours = is_aligned<16>(p.recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.last_recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.A, p.d_state, sizeof(float));
+  if (codes.out.bits && p.constant_weights) {
+    s.in.ahead[0] = {p.x_proj_weight, p.d_inner * s.projected * element};
+    s.in.ahead[1] = {p.dt_proj_weight, p.dt_rank * p.d_inner * element};
+    s.in.ahead[2] = {p.out_proj_weight, p.d_inner * p.d_model * codes.out.bits / 8};
+    s.in.ahead[3] = {codes.out.scales, codes.out.blocks * p.d_model * element};
+    if (codes.out.zero_points) {
+      s.in.ahead[4] = {codes.out.zero_points, codes.out.blocks * p.d_model * codes.out.bits / 8};
+    }
+  }
   // The first kernel follows work that is not ours, which may have written the weights.
   s.in.overlaps = overlaps && p.constant_weights;
   s.out.overlaps = s.overlaps = overlaps;
@@ -230,21 +239,19 @@ mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply m
   return mamba::Entry::run(params, {}, multiply, context, workspace, stream);
 }
 
-int mamba_layer_packed_is_step_cuda(const mamba_layer_params* params, const mamba_codes* in_proj,
-                                    const mamba_codes* out_proj) {
-  return mamba::Entry::is_step(params, mamba::codes_of(in_proj, out_proj));
+int mamba_layer_packed_is_step_cuda(const mamba_layer_packed_params* params) {
+  return mamba::Entry::is_step(mamba::layer_of(params), mamba::codes_of(params));
 }
 
-size_t mamba_layer_packed_cuda_workspace(const mamba_layer_params* params,
-                                         const mamba_codes* in_proj, const mamba_codes* out_proj) {
-  return mamba::Entry::workspace(params, mamba::codes_of(in_proj, out_proj));
+size_t mamba_layer_packed_cuda_workspace(const mamba_layer_packed_params* params) {
+  return mamba::Entry::workspace(mamba::layer_of(params), mamba::codes_of(params));
 }
 
-mamba_status mamba_layer_packed_cuda(const mamba_layer_params* params, const mamba_codes* in_proj,
-                                     const mamba_codes* out_proj, mamba_multiply multiply,
-                                     void* context, void* workspace, void* stream) {
-  return mamba::Entry::run(params, mamba::codes_of(in_proj, out_proj), multiply, context, workspace,
-                           stream);
+mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params* params,
+                                     mamba_multiply multiply, void* context, void* workspace,
+                                     void* stream) {
+  return mamba::Entry::run(mamba::layer_of(params), mamba::codes_of(params), multiply, context,
+                           workspace, stream);
 }
 
 }  // extern "C"
