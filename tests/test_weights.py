@@ -25,7 +25,7 @@ from mamba_export import MambaExportError, Weights, contract
 from mamba_export.contract.weights import BLOCKS, WEIGHT_KINDS
 from mamba_export.export import build
 from mamba_export.folder.metadata import read_metadata
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, checkpoints
 from mamba_export.packing import pack, rounding, unpack
 from mamba_export.packing.gptq import pack_calibrated
 from mamba_export.verify.weights import weight_checks
@@ -132,6 +132,42 @@ def test_onnxruntime_joins_every_pair(exported: dict[str, Path], tmp_path: Path)
         found = Counter(node.op_type for node in nodes)
         assert found["MatMulNBits"] == products, kind
         assert found["DequantizeLinear"] == 0, kind
+
+
+LAYERED = {
+    "MambaLayerPacked": (wide_model, Weights("int4")),
+    "Mamba2LayerPackedAsymmetric": (
+        lambda: MambaLM(Mamba2Config(d_model=64, head_dim=16, n_layer=2, vocab_size=256)).eval(),
+        Weights("int8", 64, symmetric=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LAYERED)
+def test_layers_of_fp16_are_nodes_that_take_codes(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, weights = LAYERED[form]
+    model = make()
+    folder = mamba_export.export(model, tmp_path / "out", dtype="fp16", weights=weights)
+    stored = onnx.load(folder / "model.onnx", load_external_data=False)
+    nodes = Counter(node.op_type for node in stored.graph.node if node.domain)
+    assert nodes == {form: 2}
+    called = {"MambaLayerPacked": {"CausalConv1d", "SelectiveScan"}}.get(
+        form, {"CausalConv1d", "StateSpaceDual", "GatedRmsNorm"}
+    )
+    assert {function.name for function in stored.functions} == {form, *called}
+    onnx.checker.check_model(folder / "model.onnx")
+    # A runtime without the kernel inlines the function, and joins its pairs: stays packed in memory.
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(folder / "model.onnx", options)
+    inlined = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    found = Counter(node.op_type for node in inlined)
+    assert found["MatMulNBits"] == 2 * 2 + 1
+    assert found["DequantizeLinear"] == found[form] == 0
+    report = mamba_export.verify(folder, model=model, quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
