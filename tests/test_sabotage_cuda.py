@@ -7,10 +7,10 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 import torch
-from cuda_faults import FAULTS, SUPPORT
+from cuda_faults import FAULTS, INT4, SUPPORT
 from planted_faults import VARIABLE, build, built_file, exports, failing
 
-from mamba_export import libraries, verify
+from mamba_export import export, libraries, verify
 from mamba_export.models import Mamba2Config, MambaConfig
 
 CUDA = "CUDAExecutionProvider"
@@ -47,15 +47,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     """The files by mixer and dtype."""
     sizes = {"n_layer": 2, "vocab_size": 64}
     configs = (MambaConfig(d_model=68, **sizes), Mamba2Config(d_model=64, head_dim=16, **sizes))
-    return {
+    bases = {config: tmp_path_factory.mktemp("exported") for config in configs}
+    found = {
         (config.mixer, dtype): folder
-        for config in configs
-        for dtype, folder in exports(tmp_path_factory.mktemp("exported"), config).items()
+        for config, base in bases.items()
+        for dtype, folder in exports(base, config).items()
     }
+    base = bases[configs[1]]
+    found["mamba2", INT4] = export(base / "source", base / INT4, dtype="fp16", weights=INT4)
+    return found
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("mixer", "dtype"),
+    [
+        *((mixer, dtype) for mixer in ("mamba", "mamba2") for dtype in ("fp32", "fp16", "bf16")),
+        ("mamba2", INT4),
+    ],
+)
 def test_without_a_fault_the_variant_passes(
     exported: dict[tuple[str, str], Path], dtype: str, mixer: str
 ) -> None:

@@ -313,14 +313,15 @@ def _row(op: Operator, form: Form) -> str:
         return f"offsetof({_place(op, form, name)})" if name in fields else "kNone"
 
     attributes = _table(op, form, "Attributes") if _own_attributes(op) else "{}"
-    bits = f", {_table(op, form, 'Bits')}, {_boolean(not form.has_zero_points)}" * bool(form.packed)
+    bits = _table(op, form, "Bits") if form.packed else "{}"
+    is_signed = bool(form.packed) and not form.has_zero_points
     return (
         f'    {{"{form.name}", {_table(op, form, "Sizes")}, '
         f"{attributes}, k{form.name}Inputs, k{form.name}Outputs,\n"
         f"     sizeof({stem}_params), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
         f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, "
         f"{_boolean('cpu' in op.kernels and not form.packed)}, {_boolean(op.has_plugin)}, "
-        f"&{_kernels(op, form)}{bits}}},"
+        f"&{_kernels(op, form)}, {bits}, {_boolean(is_signed)}}},"
     )
 
 
