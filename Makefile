@@ -1,4 +1,4 @@
-# Commands for a fresh machine: `make demo`, `make demo-mamba2` and `make test`. Each makes .venv first.
+# Commands for a fresh machine: `make demo`, `make demo-mamba2`, `make report` and `make test`. Each makes .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +37,7 @@ PLAYWRIGHT_PACKAGE := playwright-core@1.64.1
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
 	| sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -u | paste -sd,),90)
 
-.PHONY: demo demo-mamba2 web test lint clean
+.PHONY: demo demo-mamba2 web report test lint clean
 
 demo demo-mamba2: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
@@ -45,6 +45,11 @@ demo demo-mamba2: $(VENV)/.installed
 
 web: $(VENV)/.installed $(ONNXRUNTIME_WEB)/.unpacked
 	$(BIN)/python tools/build_web.py models/kjv-bytes models/kjv-bytes-mamba2 -o build/web
+
+# docs/report/index.html from the records in tools/records; `make report QUICK=1` makes build/report/index.html of
+# short runs on this machine's CPU.
+report: $(VENV)/.installed
+	$(BIN)/python tools/make_report.py $(if $(QUICK),--quick)
 
 FROM_NPM := $(ONNXRUNTIME_HEADERS) $(ONNXRUNTIME_WEB) $(PLAYWRIGHT)
 test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(FROM_NPM:%=%/.unpacked))

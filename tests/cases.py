@@ -90,6 +90,7 @@ class Scan:
     reverse: bool = False
     softplus: bool = True
     shift: float = 0.0
+    exact_zoh: bool = False
 
     def __str__(self) -> str:
         words = [f"b{self.batch}", f"l{self.length}", f"d{self.d_inner}", f"n{self.d_state}"]
@@ -98,6 +99,7 @@ class Scan:
         words += ["reverse"] if self.reverse else []
         words += [] if self.softplus else ["plain"]
         words += [f"shift{self.shift:+g}"] if self.shift else []
+        words += ["exact"] if self.exact_zoh else []
         return "-".join(words)
 
 
@@ -138,7 +140,7 @@ def scan_case(case: Scan) -> tuple[list[Tensor | None], tuple[Tensor, Tensor]]:
     for index in SEQUENCES:
         if inputs[index] is not None:
             inputs[index] = every_dtype(inputs[index])
-    return inputs, scan_truth(*inputs, case.softplus, case.reverse)
+    return inputs, scan_truth(*inputs, case.softplus, case.reverse, case.exact_zoh)
 
 
 @lru_cache(maxsize=2)

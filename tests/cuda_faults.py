@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planted_faults import VARIABLE, Fault, Patch
+from planted_faults import EXACT, VARIABLE, Fault, Patch
 
 INT4 = "int4"
 """In the place of a dtype: a file of fp16 whose layers take codes."""
@@ -50,6 +50,11 @@ SUPPORT = [
 
 def scan(name: str, file: str, old: str, new: str) -> Fault:
     return Fault(f"scan: {name}", "SelectiveScan alone", Patch(f"cuda/{file}", old, new))
+
+
+def exact(name: str, file: str, old: str, new: str) -> Fault:
+    patch = Patch(f"cuda/{file}", old, new)
+    return Fault(f"exact zero-order hold: {name}", f"{EXACT} alone", patch, mixer=EXACT)
 
 
 def conv(name: str, old: str, new: str, dtype: str = "fp32", file: str = "conv.cu") -> Fault:
@@ -128,8 +133,14 @@ FAULTS = [
          "const int64_t group_offset = block.group * p.d_state;",
          "const int64_t group_offset = FAULT ? 0 : block.group * p.d_state;"),
     scan("any, states after the first of a lane", "scan_any.cu",
-         "+ dt * u * to_float(B[n]);",
-         "+ dt * u * to_float(B[n]) * (FAULT && n >= kLanes ? 1.5f : 1.f);"),
+         "+ held * u * to_float(B[n]);",
+         "+ held * u * to_float(B[n]) * (FAULT && n >= kLanes ? 1.5f : 1.f);"),
+    exact("a kernel of Euler's rule is chosen", "scan.cu",
+          "p.d_state > kMaxTileStates || p.exact_zoh)",
+          "p.d_state > kMaxTileStates || (p.exact_zoh && !FAULT))"),
+    exact("ignored", "scan_any.cu", "p.exact_zoh ? scan_any_kernel", "p.exact_zoh && !FAULT ? scan_any_kernel"),
+    exact("small steps lose their digits", "scan_any.cu",
+          "expm1f(dt * A) / A", "(FAULT ? expf(dt * A) - 1.f : expm1f(dt * A)) / A"),
     scan("wrong split of the length", "scan.cu",
          "      p, parts);\n  if (cudaError_t error = cudaGetLastError()) return error;",
          "      p, [&] {\n        ScanParts wrong = parts;\n        if (FAULT) wrong.count = 1;\n"

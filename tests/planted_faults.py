@@ -26,6 +26,8 @@ from mamba_export.verify.bounds import Report
 
 ROOT = Path(__file__).parents[1]
 VARIABLE = "MAMBA_PLANTED_FAULT"
+EXACT = "SelectiveScanExactZoh"
+"""The scan's node in a language model with exact zero-order hold; as a fault's mixer, that model."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Fault:
     """A fault: its patch, in which ``FAULT`` is true where it is chosen, and what it is caught by.
 
     name: for the test's id. check: name of a check that fails. dtype: of the file that shows it.
-    mixer: of the language model whose file it is.
+    mixer: of the language model whose file it is, or ``EXACT``.
     """
 
     name: str
@@ -114,14 +116,14 @@ def _run(*command: object) -> None:
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
-def exports(folder: Path, config: ModelConfig) -> dict[str, Path]:
+def exports(
+    folder: Path, config: ModelConfig, dtypes: Sequence[str] = contract.DTYPES
+) -> dict[str, Path]:
     """A small language model, exported in each dtype: the folders by dtype."""
     torch.manual_seed(0)
     model = MambaLM(config)
     checkpoints.save(model, folder / "source")
-    return {
-        dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in contract.DTYPES
-    }
+    return {dtype: export(folder / "source", folder / dtype, dtype=dtype) for dtype in dtypes}
 
 
 class DualMixer(nn.Module):

@@ -32,8 +32,16 @@ def test_an_axis_is_a_linear_form(text: str, sizes: dict[str, int], number: int)
 
 
 def test_forms_leave_out_the_optional_input() -> None:
-    gated, ungated = SELECTIVE_SCAN.forms()
+    gated, ungated, *exact = SELECTIVE_SCAN.forms()
     assert (gated.name, ungated.name) == ("SelectiveScan", "SelectiveScanUngated")
+    # A flag of names: nodes without it are those of before, without an attribute of it.
+    assert [form.name for form in exact] == [
+        "SelectiveScanExactZoh",
+        "SelectiveScanUngatedExactZoh",
+    ]
+    assert [dict(form.flags) for form in exact] == [{"exact_zoh": True}] * 2
+    assert gated.flags == ungated.flags == {"exact_zoh": False}
+    assert [one.name for one in SELECTIVE_SCAN.node_attributes] == ["delta_softplus", "reverse"]
     assert [t.name for t in gated.inputs if t not in ungated.inputs] == ["z"]
     assert [form.name for form in CAUSAL_CONV1D.forms()] == ["CausalConv1d"]
 

@@ -8,7 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +180,13 @@ def test_the_plugins_fill_the_struct_of_the_contract(
     shapes = [tensor.shape(sizes) for tensor in form.inputs]
     found = through_the_table(name, shapes)
     assert isinstance(found, list), found
-    assert bytes(found) == packed_params(op, sizes, data)
+    assert bytes(found) == packed_params(op, sizes, data, form.flags)
 
 
-def packed_params(op: Operator, sizes: dict[str, int], data: dict[str, int]) -> bytes:
-    """A row's struct of these sizes and addresses, T bf16, with 1 for every attribute."""
+def packed_params(
+    op: Operator, sizes: dict[str, int], data: dict[str, int], flags: Mapping[str, bool]
+) -> bytes:
+    """A row's struct of these sizes, addresses and flags, T bf16, with 1 for every other attribute."""
     numbers: list[float] = []
     for field in layout.fields(op):
         if field.kind == layout.SEQUENCE:
@@ -202,7 +204,7 @@ def packed_params(op: Operator, sizes: dict[str, int], data: dict[str, int]) -> 
         elif field.tensor is not None:
             numbers.append(data.get(field.name, 0))
         else:
-            numbers.append(sizes.get(field.name, 1))
+            numbers.append(sizes.get(field.name, int(flags.get(field.name, True))))
     return layout.packer(op).pack(*numbers)
 
 
@@ -223,7 +225,7 @@ def test_a_form_of_codes_fills_the_struct_around_the_layer_s(
     data |= {tensor.name: 200 + i for i, tensor in enumerate(op.outputs)}
     parts = {w: {p: data.get(packed_input(w, p), 0) for p in PARTS} for w in form.packed}
     data |= {weight: one[CODES] for weight, one in parts.items()}
-    expected = packed_params(op, sizes, data)
+    expected = packed_params(op, sizes, data, form.flags)
     for weight, one in parts.items():
         blocks = sizes[packed_input(weight, layout.BLOCKS)]
         expected += struct.pack("@iqPP", 4, blocks, one[SCALES], one[ZERO_POINTS])

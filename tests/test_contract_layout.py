@@ -13,7 +13,7 @@ def test_fields_follow_the_rule() -> None:
     names = {op.name: [field.name for field in layout.fields(op)] for op in OPERATORS}
     assert names["SelectiveScan"] == [
         "batch", "length", "d_inner", "d_state", "n_groups", "dtype", "delta_softplus", "reverse",
-        "u", "delta", "B", "C", "z", "A", "D", "delta_bias", "initial_state", "y", "last_state",
+        "exact_zoh", "u", "delta", "B", "C", "z", "A", "D", "delta_bias", "initial_state", "y", "last_state",
     ]  # fmt: skip
     assert names["CausalConv1d"] == [
         "batch", "length", "channels", "d_conv", "dtype", "silu", "reverse",

@@ -92,6 +92,7 @@ def test_command_lines_use_options_that_there_are(name: str) -> None:
 
 
 OF_OTHER_PROGRAMS = {
+    "docs/tasks.md": {"--checkpoint", "--length", "--steps"},
     "docs/tensorrt.md": {"--engine", "--prompt", "--max-new-tokens", "--tokens", "--bench"},
 }
 

@@ -249,6 +249,8 @@ H = torch.zeros(2, 3)
         (Of(lambda x, h: (h,)), (X, H), {"states": [State("h", 0)]}, "at least one output"),
         (Of(lambda x: x, a=X.half(), b=X.bfloat16()), (X,), {},
          "the module mixes 16-bit dtypes .a is fp16 and b is bf16"),
+        (nn.Conv1d(2, 2, 1).bfloat16(), (X.bfloat16(),), {},
+         r"Conv, .*unsupported type: tensor\(bfloat16\): choose opset 22 or newer, or export a mod"),
         (Of(lambda x: x, a=X.double()), (X,), {}, "a is of torch.float64: cast the module first"),
         (Of(lambda x: x), (X,), {"output_names": ["a", "b"]}, "output_names needs 1 different names"),
         (Of(lambda x: x), (X,), {"input_names": ["a", "b"]}, "input_names needs 1 different names, of x"),

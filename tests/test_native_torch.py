@@ -379,7 +379,7 @@ B, C = torch.randn(2, 1, 200, 1, 16).unbind(0)
 torch.set_num_threads(3)
 
 def run():
-    return native.compiled(contract.SELECTIVE_SCAN)(u, delta, A, B, C, D, z, bias, state, True, False)
+    return native.compiled(contract.SELECTIVE_SCAN)(u, delta, A, B, C, D, z, bias, state, True, False, False)
 
 expected = run()
 

@@ -101,6 +101,13 @@ SCANS = [
     *(Scan(2, 4097, d, n) for d, n in ((1, 16), (7, 64), (32, 128), (64, 8), (16, 300))),
     Scan(1, 5000, 64, 16, 2, gate=False, shift=-6),
     Scan(1, 2048, 1536), Scan(8, 300, 1024), Scan(64, 64, 1536), Scan(64, 1, 1536), Scan(8, 1, 1536, 128),
+    *(
+        Scan(2, length, d, n, groups, reverse=length == 2, shift=s, exact_zoh=True)
+        for length in (1, 2, 65, 1000) for s in (-16, 0, 20)
+        for d, n, groups in ((24, 16, 1), (130, 6, 2), (24, 300, 1))
+    ),
+    *(Scan(2, 65, gate=gate, softplus=False, exact_zoh=True) for gate in (True, False)),
+    Scan(1, 5000, 64, exact_zoh=True),  # a length that is split without it
     Scan(2, 1, 1536, 16, 2), Scan(4, 300, 512, 128), Scan(2, 300, 512, 64, 8, reverse=True),
 ]  # fmt: skip
 CONVS = [
@@ -133,7 +140,7 @@ def each(cases: list) -> pytest.MarkDecorator:
 def test_scan(case: Scan, dtype: torch.dtype) -> None:
     inputs, truth = scan_case(case)
     with poisoned():
-        outputs = SCAN(*low(inputs, dtype), case.softplus, case.reverse)
+        outputs = SCAN(*low(inputs, dtype), case.softplus, case.reverse, case.exact_zoh)
     assert_scan(outputs, truth, dtype)
 
 

@@ -97,7 +97,7 @@ def test_scan_takes_strided_inputs() -> None:
 def test_exact_zero_order_hold_converges_to_euler_for_small_steps() -> None:
     inputs = double(scan_inputs(1, 30, delta_shift=-12.0))
     euler = selective_scan_reference(*inputs)[0]
-    exact = selective_scan_reference(*inputs, discretization="zoh")[0]
+    exact = selective_scan_reference(*inputs, exact_zoh=True)[0]
     assert 0 < error(euler, exact) < 1e-3
 
 
@@ -109,7 +109,7 @@ def test_exact_zero_order_hold_solves_the_differential_equation() -> None:
     zero = torch.zeros(1, dtype=torch.float64)
     _, state = selective_scan_reference(
         one, dt * one, a, one[..., None], one[..., None], zero, None, zero, torch.zeros(1, 1, 1).double(),
-        delta_softplus=False, discretization="zoh",
+        delta_softplus=False, exact_zoh=True,
     )  # fmt: skip
     expected = (torch.exp(a * dt * steps) - 1) / a
     torch.testing.assert_close(state[0], expected)

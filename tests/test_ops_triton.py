@@ -40,6 +40,7 @@ class Scan(KernelCase):
     reverse: bool = False
     softplus: bool = True
     delta: float = 0.0
+    exact_zoh: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ SCAN_CASES = [
     *[Scan(delta=shift) for shift in (-30.0, -10.0, 30.0, 1e4)],
     Scan("bf16", delta=-10.0),
     Scan("bf16", delta=30.0),
+    *[Scan(delta=shift, exact_zoh=True) for shift in (-16.0, -4.0, 0.0, 30.0)],
+    *[Scan(length=n, exact_zoh=True) for n in (1, 2, 1000)],
+    Scan("bf16", reverse=True, groups=2, exact_zoh=True),
     Scan(batch=64, length=100, d_inner=512),
     Scan(batch=1, length=300, d_inner=1536),
 ]
@@ -103,7 +107,7 @@ def check_scan(case: Scan, device: str) -> None:
     bias = 0.1 * normal(case.d_inner)
     inputs = [u, delta, A, B, C, normal(case.d_inner), z if case.gate else None]
     inputs += [bias if case.softplus else bias.abs(), normal(*state)]
-    flags = (case.softplus, case.reverse)
+    flags = (case.softplus, case.reverse, case.exact_zoh)
     seeds = [dy, normal(*state)]
 
     check_operator(SELECTIVE_SCAN, triton_kernels, selective_scan_reference, inputs, flags, seeds)
@@ -154,7 +158,7 @@ class TestGpu:
 
         def run(steps: slice, state: Tensor) -> tuple[Tensor, Tensor]:
             parts = [t[:, steps] for t in (u, delta, B, C, z)]
-            return scan(*parts[:2], A, *parts[2:4], D, parts[4], bias, state, True, False)
+            return scan(*parts[:2], A, *parts[2:4], D, parts[4], bias, state, True, False, False)
 
         y, last = run(slice(None), state)
         y1, state = run(slice(0, 37), state)
@@ -171,7 +175,7 @@ class TestGpu:
         B, C = torch.randn(2, 4, 200, 1, 16, device="cuda").unbind(0)
         A, D = -torch.rand(128, 16, device="cuda"), torch.randn(128, device="cuda")
         bias, state = torch.zeros(128, device="cuda"), torch.randn(4, 128, 16, device="cuda")
-        args = (dy, state, u, delta, A, B, C, D, z, bias, state, True, False)
+        args = (dy, state, u, delta, A, B, C, D, z, bias, state, True, False, False)
         for first, second in zip(backward(*args), backward(*args), strict=True):
             assert torch.equal(first, second)
 
@@ -193,6 +197,8 @@ def check_tiny(operator: str) -> None:
             patch.setattr(triton_kernels, "MIN_SEGMENT_CHUNKS", 1)
             check_scan(replace(tiny, length=21), "cpu")
             check_scan(replace(tiny, length=16, gate=False, reverse=True), "cpu")
+            check_scan(replace(tiny, length=17, exact_zoh=True), "cpu")
+            check_scan(replace(tiny, length=3, delta=-12.0, gate=False, exact_zoh=True), "cpu")
         else:
             from mamba_export.operators.causal_conv1d import triton_kernels
 

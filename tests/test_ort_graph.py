@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import gc
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.contract.program import Program, Tokens, Value
 from mamba_export.contract.program import State as ProgramState
-from mamba_export.errors import SessionError
+from mamba_export.errors import MambaExportWarning, SessionError
 from mamba_export.export import export
 from mamba_export.generation.sampling import Sampling
 from mamba_export.libraries import CUSTOM_OPS
@@ -201,19 +202,26 @@ def test_threads_share_a_session(exported: Path, plain: OrtSession) -> None:
     assert all(tokens == expected[index] for (index, _), tokens in found.items())
 
 
-def test_what_cannot_be_captured_runs_plainly(exported: Path, plain: OrtSession) -> None:
+def test_what_cannot_be_captured_runs_plainly_and_says_so_once(
+    exported: Path, plain: OrtSession
+) -> None:
     for fail in ("while running", "at the end"):
         session, stream, inference = on_graphs(exported)
         if fail == "at the end":
-            stream.problem = "this model cannot be captured: it holds a call of the host"
+            stream.problem = "capture: out of memory"
         else:
             inference.failure = lambda: RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no")
-        assert tokens_of(session, [[1, 2]]) == tokens_of(plain, [[1, 2]])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for prompts in ([[1, 2]], [[3]], [[1, 2], [5]]):
+                assert tokens_of(session, prompts) == tokens_of(plain, prompts)
         assert stream.runs == 0
         stepper = session.stepper(session.initial_state(1))
         assert not stepper.is_captured
         problem = stepper.capture_problem
         assert problem == (stream.problem or "no")
+        said = f"steps run without CUDA graphs, and slower: {problem}"
+        assert [(one.category, str(one.message)) for one in caught] == [(MambaExportWarning, said)]
 
 
 def test_an_interrupt_while_capturing_leaves_nothing_behind(exported: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from mamba_export import contract
 from mamba_export.backends.onnxruntime import custom_ops, prompt_parts
 from mamba_export.backends.onnxruntime.binding import run_once
+from mamba_export.backends.onnxruntime.cuda_stream import GpuStream, Graph
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part, part_lengths
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.errors import MambaExportWarning, SessionError
 from mamba_export.export import export
 from mamba_export.generation.values import check_inputs
 from mamba_export.models import Mamba2Config, MambaConfig, MambaLM
@@ -160,5 +163,38 @@ def test_memory_is_that_of_the_largest_part(session: OrtSession) -> None:
 def test_a_prompt_that_is_read_once_captures_nothing(folder: Path) -> None:
     session = OrtSession(folder, providers=[CUDA], native=True)
     session.generate([prompts_of(1, 300)[0].tolist()], max_new_tokens=4)
+    assert session._prompts is not None
+    assert session._prompts.captured == []
+
+
+def test_no_memory_for_graphs_is_said_once_and_runs_go_on_uncaptured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GpuStream.end_capture
+
+    def full(self: GpuStream) -> Graph:
+        real(self)
+        raise SessionError("capture: out of memory")
+
+    monkeypatch.setattr(GpuStream, "end_capture", full)
+    session = OrtSession(folder, providers=[CUDA], native=True)
+    ids = prompts_of(1, 100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expected = by_parts(session, ids, session.initial_state(1))
+        for _ in range(5):
+            same(session.run(ids), expected)
+        tokens = [
+            [
+                one.tokens
+                for one in session.generate([[1, 2, 3]], max_new_tokens=5, stop_at_end=False)
+            ]
+            for _ in range(2)
+        ]
+    assert tokens[0] == tokens[1]
+    assert [(one.category, str(one.message)) for one in caught] == [
+        (MambaExportWarning, f"{work} without CUDA graphs, and slower: capture: out of memory")
+        for work in ("prompts are read", "steps run")
+    ]
     assert session._prompts is not None
     assert session._prompts.captured == []

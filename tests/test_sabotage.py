@@ -10,6 +10,7 @@ from pathlib import Path
 import cuda_faults
 import pytest
 from planted_faults import (
+    EXACT,
     VARIABLE,
     DualMixer,
     Fault,
@@ -52,6 +53,11 @@ def scan(name: str, old: str, new: str) -> Fault:
     return Fault(f"scan: {name}", "SelectiveScan alone", Patch("cpu/scan.h", old, new))
 
 
+def exact(name: str, file: str, old: str, new: str) -> Fault:
+    patch = Patch(file, old, new)
+    return Fault(f"exact zero-order hold: {name}", f"{EXACT} alone", patch, mixer=EXACT)
+
+
 def conv(name: str, old: str, new: str) -> Fault:
     return Fault(f"conv: {name}", "CausalConv1d alone", Patch("cpu/conv.h", old, new))
 
@@ -81,8 +87,8 @@ TWO = {"StateSpaceDualGatedWithDecay alone", "GatedRmsNorm alone"}
 
 FAULTS = [
     scan("second vector of a task",
-         "dt_u[t] = dt[t] * u[t];",
-         "if (FAULT && c > 0) u[t] *= 1.5f;\n        dt_u[t] = dt[t] * u[t];"),
+         "entering[t] = kExactZoh ? u[t] : dt[t] * u[t];",
+         "if (FAULT && c > 0) u[t] *= 1.5f;\n        entering[t] = kExactZoh ? u[t] : dt[t] * u[t];"),
     scan("tail that fills no vector",
          "  y += u * load<Fp32>(p.D + channel, count);",
          "  if (!(FAULT && count < kLanes)) y += u * load<Fp32>(p.D + channel, count);"),
@@ -94,8 +100,8 @@ FAULTS = [
          "widen_row<T>(p, p.B, block, walked(p, start + t), B + t * N);",
          "widen_row<T>(p, p.B, block, walked(p, FAULT && start > 0 ? start : start + t), B + t * N);"),
     scan("states that are no multiple of four",
-         "    for (int k = 0; k < K; ++k) {\n      state[k] = exp(",
-         "    for (int k = FAULT && K == 1 ? 1 : 0; k < K; ++k) {\n      state[k] = exp("),
+         "    for (int k = 0; k < K; ++k) {\n      const Vec b =",
+         "    for (int k = FAULT && K == 1 ? 1 : 0; k < K; ++k) {\n      const Vec b ="),
     scan("last_state",
          "  from_lanes(h, p.last_state",
          "  if (FAULT) h[0] *= 1.5f;\n  from_lanes(h, p.last_state"),
@@ -109,8 +115,13 @@ FAULTS = [
          "step == 0 && p.initial_state ? p.initial_state : p.last_state;",
          "(step == 0 || FAULT) && p.initial_state ? p.initial_state : p.last_state;"),
     scan("second vector of a few steps",
-         "store<Fp32>(dt_us, dt_u, kLanes);",
-         "store<Fp32>(dt_us, FAULT && c > 0 ? dt_u * 1.5f : dt_u, kLanes);"),
+         "store<Fp32>(enterings, entering, kLanes);",
+         "store<Fp32>(enterings, FAULT && c > 0 ? entering * 1.5f : entering, kLanes);"),
+    exact("ignored", "cpu/scan.h", "  if (p.exact_zoh) {", "  if (p.exact_zoh && !FAULT) {"),
+    exact("small steps lose their digits", "cpu/simd.h",
+          "  return e.m * e.scale + (e.scale - 1.0f);",
+          "  if (FAULT) return (e.m + 1.0f) * e.scale - 1.0f;\n"
+          "  return e.m * e.scale + (e.scale - 1.0f);"),
     conv("second vector of a task",
          "    if (p.silu) out = silu(out);",
          "    if (FAULT && channel % (kConvVectors * kLanes)) out *= 1.5f;\n"
@@ -251,6 +262,13 @@ def exported_dual(tmp_path_factory: pytest.TempPathFactory) -> tuple[DualMixer, 
     return export_dual(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.fixture(scope="module")
+def exported_exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose scans discretise B by exact zero-order hold."""
+    config = MambaConfig(d_model=65, n_layer=1, vocab_size=64, exact_zoh=True)
+    return exports(tmp_path_factory.mktemp("exported"), config, ["fp32"])["fp32"]
+
+
 uses_variant = pytest.mark.usefixtures("_installed")
 
 
@@ -269,10 +287,18 @@ def test_without_a_fault_the_variant_passes_with_mamba_2(
 
 
 @uses_variant
+def test_without_a_fault_the_variant_passes_with_exact_zero_order_hold(
+    exported_exact: Path,
+) -> None:
+    assert failing(verify(exported_exact, backends=["native"], quick=True)) == []
+
+
+@uses_variant
 @pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_found_and_named(
     exported: dict[str, Path],
     exported_dual: tuple[DualMixer, Path],
+    exported_exact: Path,
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -281,6 +307,8 @@ def test_a_planted_fault_is_found_and_named(
     module, file, operators = None, exported[fault.dtype], ONE
     if fault.check in TWO:
         (module, file), operators = exported_dual, TWO
+    elif fault.mixer == EXACT:
+        file = exported_exact
     report = verify(file, model=module, backends=["native"], quick=True)
     assert fault.check in failing(report)
     others = operators - {fault.check}

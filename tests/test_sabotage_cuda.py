@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from cuda_faults import FAULTS, INT4, SUPPORT
-from planted_faults import VARIABLE, build, built_file, exports, failing
+from planted_faults import EXACT, VARIABLE, build, built_file, exports, failing
 
 from mamba_export import export, libraries, verify
 from mamba_export.models import Mamba2Config, MambaConfig
@@ -46,14 +46,18 @@ def _installed(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The files by mixer and dtype."""
     sizes = {"n_layer": 2, "vocab_size": 64}
-    configs = (MambaConfig(d_model=68, **sizes), Mamba2Config(d_model=64, head_dim=16, **sizes))
-    bases = {config: tmp_path_factory.mktemp("exported") for config in configs}
-    found = {
-        (config.mixer, dtype): folder
-        for config, base in bases.items()
-        for dtype, folder in exports(base, config).items()
+    configs = {
+        "mamba": MambaConfig(d_model=68, **sizes),
+        "mamba2": Mamba2Config(d_model=64, head_dim=16, **sizes),
+        EXACT: MambaConfig(d_model=68, exact_zoh=True, **sizes),
     }
-    base = bases[configs[1]]
+    bases = {mixer: tmp_path_factory.mktemp("exported") for mixer in configs}
+    found = {
+        (mixer, dtype): folder
+        for mixer, config in configs.items()
+        for dtype, folder in exports(bases[mixer], config).items()
+    }
+    base = bases["mamba2"]
     found["mamba2", INT4] = export(base / "source", base / INT4, dtype="fp16", weights=INT4)
     return found
 
@@ -61,7 +65,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 @pytest.mark.parametrize(
     ("mixer", "dtype"),
     [
-        *((mixer, dtype) for mixer in ("mamba", "mamba2") for dtype in ("fp32", "fp16", "bf16")),
+        *(
+            (mixer, dtype)
+            for mixer in ("mamba", "mamba2", EXACT)
+            for dtype in ("fp32", "fp16", "bf16")
+        ),
         ("mamba2", INT4),
     ],
 )

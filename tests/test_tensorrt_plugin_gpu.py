@@ -50,6 +50,9 @@ SCANS = [
     Scan(1, 512, d_inner=1536),
     Scan(1, 130, d_inner=1000, reverse=True),
     Scan(2, 257, d_inner=264, d_state=128),
+    *(Scan(length=length, gate=length > 1, exact_zoh=True) for length in (1, 2, 65)),
+    Scan(shift=-16.0, exact_zoh=True),
+    Scan(shift=20.0, exact_zoh=True, d_state=300),
     Scan(1, 4096, d_inner=64),  # few channels: the length is split, in workspace
 ]
 CONVS = [
@@ -78,7 +81,13 @@ def harness() -> Iterator[Harness]:
 def name_of(case: Case) -> str:
     if isinstance(case, Conv):
         return contract.CAUSAL_CONV1D.name
-    return contract.SELECTIVE_SCAN.name if case.gate else "SelectiveScanUngated"
+    [name] = [
+        form.name
+        for form in contract.SELECTIVE_SCAN.forms()
+        if form.flags["exact_zoh"] == case.exact_zoh
+        and ("z" in [tensor.name for tensor in form.inputs]) == case.gate
+    ]
+    return name
 
 
 def drawn(

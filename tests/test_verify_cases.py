@@ -15,9 +15,11 @@ NODES = [form.name for op in OPERATORS for form in op.forms()]
 def test_the_grid_holds_every_number_that_is_tried(node: str) -> None:
     spec = next(op for op in OPERATORS if node in [form.name for form in op.forms()])
     cases = grid(node)
+    form = next(form for form in spec.forms() if form.name == node)
+    assert all(dict(case.attributes) | form.flags == dict(case.attributes) for case in cases)
     for size in spec.free_sizes:
         assert {size.usual, *size.tried} <= {case.number(size.name) for case in cases}
-    for one in spec.attributes:
+    for one in spec.node_attributes:
         if one.kind == "flag":
             assert {dict(case.attributes)[one.name] for case in cases} == {True, False}
     both = {(case.number("batch"), case.number("length")) for case in cases}

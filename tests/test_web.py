@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,35 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import NODE, SCRIPTS, needs_chromium, needs_node, seen_by
 
 import build_web
 from mamba_export import OrtSession, contract
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = Path(__file__).parent / "web"
-PLAYWRIGHT = ROOT / "build" / "playwright-core" / "index.mjs"
-NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PROMPTS = {"kjv-bytes": "In the beginning God", "kjv-bytes-mamba2": "Größe 漢字 😀 and "}
 COUNT = 200
 
-needs_node = pytest.mark.skipif(NODE is None, reason="no node")
-needs_browser = [
-    needs_node,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (Debian: apt install chromium)"),
-    pytest.mark.skipif(
-        not (build_web.ONNXRUNTIME_WEB / ".unpacked").is_file(),
-        reason=f"no onnxruntime-web: {build_web.GET_RUNTIME}",
-    ),
-    pytest.mark.skipif(
-        not PLAYWRIGHT.is_file(),
-        reason="no playwright-core: `make build/playwright-core/.unpacked`, with npm, gets it",
-    ),
-]
+needs_runtime = pytest.mark.skipif(
+    not (build_web.ONNXRUNTIME_WEB / ".unpacked").is_file(),
+    reason=f"no onnxruntime-web: {build_web.GET_RUNTIME}",
+)
 
 
 def in_browser(test: Any) -> Any:
-    return functools.reduce(lambda marked, mark: mark(marked), needs_browser, test)
+    return needs_runtime(needs_chromium(test))
 
 
 @needs_node
@@ -79,26 +66,12 @@ def url(built: Path) -> Iterator[str]:
         thread.join()
 
 
-def seen_in_chromium(url: str, **options: Any) -> dict[str, Any]:
-    """What tests/web/page.mjs saw there."""
-    given = {"playwright": str(PLAYWRIGHT), "chromium": CHROMIUM, "url": url, **options}
-    result = subprocess.run(
-        [str(NODE), SCRIPTS / "page.mjs", json.dumps(given)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 @in_browser
 @pytest.mark.parametrize("model", PROMPTS)
 def test_the_page_writes_what_python_writes(url: str, built: Path, model: str) -> None:
     prompt = PROMPTS[model]
     length = len(prompt.encode())
-    seen = seen_in_chromium(url, model=model, prompt=prompt, count=COUNT)
+    seen = seen_by("page.mjs", url=url, model=model, prompt=prompt, count=COUNT)
     session = OrtSession(built / model, providers=["CPUExecutionProvider"], threads=1)
     [expected] = session.generate(prompt, max_new_tokens=COUNT)
     assert len(expected.tokens) == COUNT
@@ -125,7 +98,7 @@ def test_what_cannot_work_is_told_in_one_line(url: str, built: Path) -> None:
         {"name": "file", "url": (built / "index.html").as_uri()},
         {"name": "not built", "path": "contract.js", "status": 404},
     ]
-    seen = seen_in_chromium(url, broken=cases)
+    seen = seen_by("page.mjs", url=url, broken=cases)
     assert all("\n" not in line for line in seen.values())
     assert "WebAssembly SIMD" in seen["SIMD"]
     assert f"format 99, and this page reads format {contract.METADATA_FORMAT}" in seen["format"]

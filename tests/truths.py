@@ -35,6 +35,7 @@ def scan_truth(
     initial_state: Tensor,
     softplus: bool = True,
     reverse: bool = False,
+    exact_zoh: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The scan in float64 by doubling: after pass k, each step holds what its last 2^k steps add up to.
 
@@ -47,6 +48,8 @@ def scan_truth(
     u, delta, B, C, z = sequences
     A, D, delta_bias = A.double(), D.double(), delta_bias.double()
     log_decay, h = _steps(u, delta, A, B, delta_bias, softplus)
+    if exact_zoh:
+        h = torch.expm1(log_decay) / A * u[..., None] * _per_channel(B, u.shape[2])
     decay = log_decay.exp_()
     h[:, 0] += decay[:, 0] * initial_state.double()
     reach, length = 1, u.shape[1]

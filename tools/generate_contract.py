@@ -238,6 +238,10 @@ def _tables(op: Operator) -> Iterator[str]:
         )
         yield "};"
     for form in (*forms, *packed):
+        if any(form.flags.values()):
+            yield f"constexpr Attribute k{form.name}Flags[] = {{"
+            yield from (_attribute(op, form, one) for one in op.name_flags if form.flags[one.name])
+            yield "};"
         yield f"constexpr Tensor k{form.name}Inputs[] = {{"
         for tensor in form.inputs:
             role = "kStridedInput" if tensor.strided else "kWeight" if tensor.weight else "kInput"
@@ -273,17 +277,10 @@ def _numbers(op: Operator, form: Form) -> Iterator[str]:
         divides = f", {indices[size.divides]}" if size.divides else ""
         yield f'    {{"{size.name}", offsetof({_place(op, form, size.name)}){divides}}},'
     yield "};"
-    if attributes := _own_attributes(op):
+    if attributes := _attributes(op):
         yield f"constexpr Attribute {_table(op, form, 'Attributes')}[] = {{"
-        for one in attributes:
-            kind = f"AttributeKind::k{one.kind.capitalize()}"
-            yield f'    {{"{one.name}", {kind}, offsetof({_place(op, form, one.name)})}},'
+        yield from (_attribute(op, form, one) for one in attributes)
         yield "};"
-
-
-def _own_attributes(op: Operator) -> list[Attribute]:
-    """Those that kernels are given."""
-    return [one for one in op.attributes if not one.derived]
 
 
 def _tensor(op: Operator, form: Form, tensor: Tensor, role: str, like: str = "") -> str:
@@ -312,17 +309,28 @@ def _row(op: Operator, form: Form) -> str:
     def offset(name: str | None) -> str:
         return f"offsetof({_place(op, form, name)})" if name in fields else "kNone"
 
-    attributes = _table(op, form, "Attributes") if _own_attributes(op) else "{}"
+    attributes = _table(op, form, "Attributes") if _attributes(op) else "{}"
+    flags = f"k{form.name}Flags" if any(form.flags.values()) else "{}"
     bits = _table(op, form, "Bits") if form.packed else "{}"
     is_signed = bool(form.packed) and not form.has_zero_points
     return (
         f'    {{"{form.name}", {_table(op, form, "Sizes")}, '
         f"{attributes}, k{form.name}Inputs, k{form.name}Outputs,\n"
         f"     sizeof({stem}_params), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
-        f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, "
+        f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, {flags}, "
         f"{_boolean('cpu' in op.kernels and not form.packed)}, {_boolean(op.has_plugin)}, "
         f"&{_kernels(op, form)}, {bits}, {_boolean(is_signed)}}},"
     )
+
+
+def _attributes(op: Operator) -> list[Attribute]:
+    """Those that a node holds and a kernel reads."""
+    return [one for one in op.node_attributes if not one.derived]
+
+
+def _attribute(op: Operator, form: Form, one: Attribute) -> str:
+    offset = f"offsetof({_place(op, form, one.name)})"
+    return f'    {{"{one.name}", AttributeKind::k{one.kind.capitalize()}, {offset}}},'
 
 
 def _boolean(value: bool) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,6 +25,7 @@ from training import (
     train,
     write_model,
 )
+from training.command_line import Parser, choose_device, number, reproducing_command
 
 DESCRIPTION = """\
 Train a small byte-level Mamba or Mamba-2 language model on TEXT, any text file.
@@ -58,41 +57,17 @@ D_STATE = {"mamba": 16, "mamba2": 64}
 """States a channel by default: with them models of both kinds have about the same number of parameters."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise MambaExportError(f"{message} ({self.prog} --help explains)")
-
-
-def _number(kind: Callable[[str], Any], minimum: float, maximum: float = float("inf")):
-    def parse(value: str) -> Any:
-        try:
-            number = kind(value)
-        except ValueError:
-            number = None
-        if number is None or not minimum <= number <= maximum:
-            what = "an integer" if kind is int else "a number"
-            bounds = (
-                f"{minimum:g} or more"
-                if maximum == float("inf")
-                else f"from {minimum:g} to {maximum:g}"
-            )
-            raise argparse.ArgumentTypeError(f"{value!r} is not {what}, {bounds}")
-        return number
-
-    return parse
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every option that ``Recipe`` has is named like its field."""
-    parser = _Parser(
+    parser = Parser(
         prog="train_lm.py",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Recipe()
-    count, natural, positive = _number(int, 1), _number(int, 0), _number(float, 0)
-    share = _number(float, 0, 0.99999)
+    count, natural, positive = number(int, 1), number(int, 0), number(float, 0)
+    share = number(float, 0, 0.99999)
 
     def add(group: Any, name: str, kind: Callable[[str], Any], value: Any, text: str) -> None:
         shown = "" if value in (None, "") else f" (default: {value})"
@@ -135,13 +110,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "--batch", count, default.batch, "windows a step")
     add(group, "--length", count, default.length, "bytes a window")
     add(group, "--lr", positive, default.lr, "peak learning rate")
-    add(group, "--lr-floor", _number(float, 0, 1), default.lr_floor, "last rate over the peak")
+    add(group, "--lr-floor", number(float, 0, 1), default.lr_floor, "last rate over the peak")
     add(group, "--warmup", natural, default.warmup, "steps to the peak")
     add(group, "--beta2", share, default.beta2, "AdamW's second decay rate")
     add(group, "--clip", positive, default.clip, "largest norm of the gradient; 0: any")
     add(group, "--ema", share, default.ema, "decay of the weights' moving average; 0: none")
     switch(group, "--carry", default.carry, "carry the state from a window to the next")
-    add(group, "--reset", _number(float, 0, 1), default.reset, "share of windows without it anyway")
+    add(group, "--reset", number(float, 0, 1), default.reset, "share of windows without it anyway")
     add(group, "--seed", natural, default.seed, "of everything random")
 
     group = parser.add_argument_group("against overfitting")
@@ -149,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     switch(group, "--locked-dropout", default.locked_dropout, "the same channels a whole window")
     add(group, "--token-dropout", share, default.token_dropout, "share of input bytes hidden")
     add(group, "--weight-decay", positive, default.weight_decay, "of the projections alone")
-    percent = _number(float, 0, 50)
+    percent = number(float, 0, 50)
     add(group, "--validation", percent, 0.0, "percent of the lines kept to choose the weights")
     add(group, "--evaluations", count, default.evaluations, "how often they are looked at")
 
@@ -164,38 +139,6 @@ def build_parser() -> argparse.ArgumentParser:
     switch(group, "--compile", default.compile, "torch.compile the model")
     switch(group, "--cuda-graph", default.cuda_graph, "replay the step as one CUDA graph")
     return parser
-
-
-def choose_device(name: str) -> torch.device:
-    """The device by name; "auto" is the GPU where there is one.
-
-    Raises:
-        MambaExportError: the name is not a device's, or the device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise MambaExportError(f"--device {name}: use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MambaExportError(f"--device {name}: no CUDA GPU is available; use --device cpu")
-    return device
-
-
-def reproducing_command(arguments: list[str], text: Path, out: Path) -> str:
-    """The command line without what belongs to this machine: the text's folder, --force."""
-    words = ["python", "tools/train_lm.py"]
-    for word in arguments:
-        if word == str(text):
-            word = text.name
-        elif out.is_absolute() and word == str(out):
-            word = out.name
-        if word != "--force":
-            words.append(word)
-    return shlex.join(words)
 
 
 @contextmanager
@@ -298,7 +241,9 @@ def run(arguments: list[str]) -> None:
             recipe=recipe,
             trained=trained,
             device=device,
-            command=reproducing_command(arguments, options.text, options.out),
+            command=reproducing_command(
+                "tools/train_lm.py", arguments, [options.text, options.out]
+            ),
             data_note=options.data_note,
             prompt=options.prompt,
             compared=compared,

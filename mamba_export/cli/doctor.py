@@ -23,6 +23,7 @@ from mamba_export import __version__, cuda_queries, requirements
 from mamba_export.backends.tensorrt.names import KINDS, Kind
 from mamba_export.cli.options import JsonOption
 from mamba_export.cli.streams import results
+from mamba_export.contract.discretization import DISCRETIZATIONS
 from mamba_export.errors import MambaExportError, named_first_line
 from mamba_export.libraries import CUSTOM_OPS, MAMBA_RUN, TRT_PLUGIN, installed
 from mamba_export.printing import as_text
@@ -265,17 +266,31 @@ def weights_of(folder: Path) -> list[Finding]:
     return [] if stored is None else [Finding("weights", "ok", str(stored))]
 
 
+def discretization_of(folder: Path) -> list[Finding]:
+    """A row on each way in which an exported folder's scans discretise B, where its metadata says it.
+
+    Raises:
+        SessionError: as ``weights_of``.
+    """
+    from mamba_export.folder.metadata import read_metadata
+
+    found = read_metadata(folder).discretization or ()
+    return [Finding("discretisation", "ok", DISCRETIZATIONS[one]) for one in found]
+
+
 def print_report(json_output: bool = False, folder: Path | None = None) -> None:
     """Print the report to standard output, as a table or as a JSON list of objects.
 
     Args:
         json_output: print JSON: ``[{"what": ..., "state": "ok" | "absent" | "broken", "detail": ...}]``.
-        folder: an exported folder, whose weights and kernels are told too.
+        folder: an exported folder, whose weights, discretisation and kernels are told too.
 
     Raises:
         SessionError: the folder's graph cannot be read.
     """
-    of_folder = [*weights_of(folder), *kernels_of(folder)] if folder else []
+    of_folder: list[Finding] = []
+    if folder:
+        of_folder = [*weights_of(folder), *discretization_of(folder), *kernels_of(folder)]
     findings = [*report(), *of_folder]
     if json_output:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -297,7 +312,8 @@ def command(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[OUT]", help="An exported folder, to tell its weights and kernels too."
+            metavar="[OUT]",
+            help="An exported folder, to tell its weights, discretisation and kernels too.",
         ),
     ] = None,
     json_output: JsonOption = False,

@@ -17,7 +17,7 @@ from typing import Any
 from mamba_export.contract.names import DTYPES
 from mamba_export.contract.spec import FP32, Operator, R, S, T, Tensor
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 """Version of the kernels' C interface. It rises when a struct or the meaning of a field changes."""
 
 INT64 = "int64"  # int64_t: a size

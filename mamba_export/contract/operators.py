@@ -52,7 +52,12 @@ SELECTIVE_SCAN = Operator(
         Tensor("y", axes("batch, length, d_inner"), T),
         Tensor("last_state", axes("batch, d_inner, d_state"), FP32, continues="initial_state"),
     ),
-    attributes=(Attribute("delta_softplus", "flag", True), _REVERSE),
+    attributes=(
+        Attribute("delta_softplus", "flag", True),
+        _REVERSE,
+        # B by exact zero-order hold, (exp(dt A) - 1) / A B, where it else is dt B.
+        Attribute("exact_zoh", "flag", False, within="ExactZoh"),
+    ),
     sizes=(
         _BATCH,
         _LENGTH,

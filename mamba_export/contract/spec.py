@@ -136,12 +136,17 @@ class Attribute:
         kind: "flag" (bool in torch, int 0 or 1 in the file), "float" (finite, at least 0), "int" or "ints".
         default: in torch; the file always holds the attribute.
         derived: how the exporter fills it from sizes, as axes; torch has no such argument.
+        within: of a flag that a file holds in a node's name, what a name has behind the operator's where the
+            flag is on; such a node has no attribute of it. A runtime whose library is older than the flag then
+            knows no kernel for the node and runs its function, where it would read past an attribute. None for
+            an attribute of the node.
     """
 
     name: str
     kind: str
     default: bool | float | None = None
     derived: tuple[Axis, ...] = ()
+    within: str | None = None
 
 
 BLOCK = Attribute("block", "int")
@@ -175,11 +180,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Form:
-    """An operator as a file holds it: optional inputs are there, or the name is another.
+    """An operator as a file holds it: optional inputs are there, or the name is another; flags too.
 
     Args:
         name: of the node.
-        inputs: of the node.
+        inputs: those that it has, in the row's order.
+        flags: values of the flags that its name holds, by attribute.
         packed: names of the operator's weights that the node holds as codes and scales in their place.
         sizes: those that the operator has not: numbers of blocks.
         attributes: those that the operator has not.
@@ -187,6 +193,7 @@ class Form:
 
     name: str
     inputs: tuple[Tensor, ...]
+    flags: Mapping[str, bool] = field(default_factory=dict, hash=False)
     packed: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ()
     attributes: tuple[Attribute, ...] = ()
@@ -266,10 +273,29 @@ class Operator:
         """Whether TensorRT has a plugin of each of its forms."""
         return "cuda" in self.kernels and not self.calls_products
 
+    @property
+    def node_attributes(self) -> tuple[Attribute, ...]:
+        """The attributes that a node in a file holds: all but the flags that its name holds."""
+        return tuple(one for one in self.attributes if one.within is None)
+
+    @property
+    def name_flags(self) -> tuple[Attribute, ...]:
+        """The flags that a node's name holds."""
+        return tuple(one for one in self.attributes if one.within is not None)
+
     def forms(self) -> Iterator[Form]:
-        """The nodes that a file may hold: with all inputs, and without some or all of the optional ones."""
+        """The nodes that a file may hold.
+
+        With all inputs, and without some or all of the optional ones; each with the flags of names off, and on.
+        """
         optional = [tensor for tensor in self.inputs if tensor.without is not None]
-        for there in itertools.product((True, False), repeat=len(optional)):
+        choices = [
+            *itertools.repeat((False, True), len(self.name_flags)),
+            *itertools.repeat((True, False), len(optional)),
+        ]
+        for chosen in itertools.product(*choices):
+            flags = {flag.name: on for flag, on in zip(self.name_flags, chosen, strict=False)}
+            there = chosen[len(flags) :]
             absent = {
                 one.name for one, is_there in zip(optional, there, strict=True) if not is_there
             }
@@ -277,7 +303,9 @@ class Operator:
                 one.within if is_there else one.without or ""
                 for one, is_there in zip(optional, there, strict=True)
             )
-            yield Form(name, tuple(one for one in self.inputs if one.name not in absent))
+            name += "".join(one.within or "" for one in self.name_flags if flags[one.name])
+            inputs = tuple(one for one in self.inputs if one.name not in absent)
+            yield Form(name, inputs, flags)
 
     def packed_forms(self) -> Iterator[Form]:
         """Further nodes that a file may hold: with codes of weights, without and with zero points.
@@ -303,7 +331,7 @@ class Operator:
                     inputs.append(Tensor(name, shape, T if part == SCALES else Q, weight=True))
             if weights:
                 names = tuple(one.name for one in weights)
-                yield Form(self.name + suffix, tuple(inputs), names, sizes, (BLOCK,))
+                yield Form(self.name + suffix, tuple(inputs), {}, names, sizes, (BLOCK,))
 
     def like(self, output: Tensor) -> Tensor:
         """The first input of an output's shape and dtype class, which it follows. KeyError without one."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from mamba_export import adapters, contract, given
 from mamba_export.contract import DEFAULT_OPSET
+from mamba_export.contract.discretization import discretizations
 from mamba_export.contract.program import Program
 from mamba_export.contract.weights import Weights
 from mamba_export.errors import ExportError, MambaExportWarning
@@ -248,6 +249,7 @@ def export(
             dtype=subject.dtype,
             opset=opset,
             weights=packed,
+            discretization=discretizations(nodes),
             model=None if subject.config is None else subject.config.to_fields(),
             source=subject.source,
             versions=installed_versions("mamba_export", "torch", "onnx", "onnxscript"),

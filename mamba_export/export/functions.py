@@ -49,7 +49,7 @@ def function_proto(definition: OperatorDefinition, form: Form, opset: int) -> on
         imports.append(f'"{contract.DOMAIN}" : {contract.CONTRACT_VERSION}')
     # The plugin attributes are declared, and not used: TensorRT's parser prefers a plugin to a function
     # when the node carries them, and refuses attributes that the function does not declare.
-    own = [one.name for one in (*spec.attributes, *form.attributes)]
+    own = [one.name for one in (*spec.node_attributes, *form.attributes)]
     attributes = [*own, *contract.PLUGIN_ATTRIBUTES]
     inputs = [tensor.name for tensor in form.inputs]
     outputs = [tensor.name for tensor in spec.outputs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx
@@ -58,4 +59,28 @@ def check(path: Path) -> None:
             onnx.checker.check_model(name, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = first_line(error)
-        raise ExportError(f"{path.name}: the exported graph is not valid ONNX: {reason}") from error
+        raise ExportError(
+            f"{path.name}: the exported graph is not valid ONNX: {reason}{_remedy(reason)}"
+        ) from error
+
+
+def _remedy(reason: str) -> str:
+    """Where an operator takes a dtype in a newer opset alone: which."""
+    found = re.search(
+        r"op_type:(\w+),.* typestr: (\w+), has unsupported type: (tensor\(\w+\))", reason
+    )
+    if found is None:
+        return ""
+    name, parameter, dtype = found.groups()
+    opsets = [
+        schema.since_version
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == name
+        and not schema.domain
+        and any(
+            kind.type_param_str == parameter and dtype in kind.allowed_type_strs
+            for kind in schema.type_constraints
+        )
+    ]
+    cast = "export a module of another dtype"
+    return f": choose opset {min(opsets)} or newer, or {cast}" if opsets else f": {cast}"

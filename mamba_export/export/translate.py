@@ -52,7 +52,7 @@ def _node(spec: Operator, form: Form) -> values.Op:
         outputs=[parameter(tensor) for tensor in spec.outputs],
         type_constraints=[(name, _ELEMENTS, "") for name in classes],
         attributes=[
-            *(OpSchema.Attribute(one.name, _KINDS[one.kind], "") for one in spec.attributes),
+            *(OpSchema.Attribute(one.name, _KINDS[one.kind], "") for one in spec.node_attributes),
             *(
                 OpSchema.Attribute(name, OpSchema.AttrType.STRING, "")
                 for name in contract.PLUGIN_ATTRIBUTES
@@ -66,7 +66,10 @@ def _node(spec: Operator, form: Form) -> values.Op:
 def _translation(spec: Operator) -> Callable[..., Any]:
     """A function with the torch operator's signature that writes the node: PyTorch reads the signature."""
     forms = {
-        tuple(tensor.name for tensor in form.inputs): _node(spec, form) for form in spec.forms()
+        (tuple(tensor.name for tensor in form.inputs), tuple(form.flags.values())): _node(
+            spec, form
+        )
+        for form in spec.forms()
     }
     signature = _signature(spec)
 
@@ -82,7 +85,7 @@ def _translation(spec: Operator) -> Callable[..., Any]:
         present = tuple(row.name for row in spec.inputs if given[row.name] is not None)
         tensors = [given[row.name] for row in spec.inputs]
         attributes: dict[str, Any] = {}
-        for one in spec.attributes:
+        for one in spec.node_attributes:
             if one.derived:
                 # What is derived are sizes of weights: numbers, unlike batch and length.
                 sizes = layout.sizes_of(spec, tensors)
@@ -91,7 +94,8 @@ def _translation(spec: Operator) -> Callable[..., Any]:
                 value = given[one.name]
                 attributes[one.name] = int(value) if one.kind == "flag" else value
         inputs = [given[name] for name in present]
-        return forms[present](*inputs, **attributes, **contract.PLUGIN_ATTRIBUTES)
+        flags = tuple(bool(given[one.name]) for one in spec.name_flags)
+        return forms[present, flags](*inputs, **attributes, **contract.PLUGIN_ATTRIBUTES)
 
     translate.__name__ = spec.torch_name
     translate.__signature__ = signature  # type: ignore[attr-defined]

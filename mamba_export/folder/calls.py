@@ -80,6 +80,7 @@ def _call(
                 return
             dtypes.append((one, tensor[0]))
     values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    values |= form.flags
     own = [one for one in op.attributes if not one.derived]
     attributes = tuple(float(values.get(one.name, one.default) or 0) for one in own)
     yield Call(node.op_type, op, form, tuple(sizes), tuple(dtypes), attributes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mamba_export import contract, given
+from mamba_export.contract.discretization import DISCRETIZATIONS
 from mamba_export.contract.program import Program, State, Tokens, Value
 from mamba_export.contract.weights import METHODS, WEIGHT_KINDS, Weights
 from mamba_export.errors import SessionError
@@ -49,6 +50,8 @@ class Metadata:
         source: what it was exported from.
         versions: versions of the packages that wrote it.
         weights: how the matrices of products are stored; None for the dtype of the file.
+        discretization: how its scans discretise B, of ``DISCRETIZATIONS``; empty where there is no scan, None
+            where an older version wrote the file, which knew Euler's rule alone.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class Metadata:
     source: dict[str, Any]
     versions: dict[str, str]
     weights: Weights | None = None
+    discretization: tuple[str, ...] | None = None
 
     @property
     def graph_inputs(self) -> tuple[Value, ...]:
@@ -124,13 +128,14 @@ def write_metadata(
     source: Mapping[str, Any],
     versions: Mapping[str, str],
     weights: Weights | None = None,
+    discretization: Sequence[str] | None = None,
 ) -> None:
     """Write ``mamba_export.json`` of a program into a folder.
 
     Args:
         folder: an existing folder.
         program: its module is not looked at.
-        dtype, opset, model, source, versions, weights: see ``Metadata``.
+        dtype, opset, model, source, versions, weights, discretization: see ``Metadata``.
     """
     write_json(
         folder / contract.METADATA_FILE,
@@ -140,6 +145,7 @@ def write_metadata(
             "dtype": dtype,
             "opset": opset,
             "weights": None if weights is None else asdict(weights),
+            "discretization": None if discretization is None else list(discretization),
             "inputs": [asdict(value) for value in program.inputs],
             "outputs": [asdict(value) for value in program.outputs],
             "states": [_state_to_json(state) for state in program.states],
@@ -232,7 +238,16 @@ def _parse(folder: Path, fields: Fields) -> Metadata:
         source={"path": None, **_source(fields)},
         versions=fields.take("versions", Object(Text())),
         weights=_weights(fields),
+        discretization=_discretization(fields),
     )
+
+
+def _discretization(fields: Fields) -> tuple[str, ...] | None:
+    if fields.get("discretization") is None:  # absent where an older version wrote the file
+        return None
+    rule = ListOf(Choice(tuple(DISCRETIZATIONS)), longest=len(DISCRETIZATIONS))
+    found: list[str] = fields.take("discretization", rule)
+    return tuple(found)
 
 
 def _weights(fields: Fields) -> Weights | None:

@@ -49,8 +49,8 @@ _ASK_ABOVE = 1 << 26
 
 
 def step_sizes(metadata: Metadata, batch: int) -> dict[str, int]:
-    """Sizes of a step of a language model: one token a sequence."""
-    sizes = zip(metadata.inputs[0].shape, (batch, 1), strict=True)
+    """Sizes of a step: one token, or one sample, of each sequence."""
+    sizes = zip(metadata.inputs[0].shape[:2], (batch, 1), strict=True)
     return {size: number for size, number in sizes if isinstance(size, str)}
 
 

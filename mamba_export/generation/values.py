@@ -91,6 +91,53 @@ def step_tokens(tokens: Any, batch: int, metadata: Metadata) -> np.ndarray:
     return array
 
 
+def step_sample(sample: Any, batch: int, metadata: Metadata) -> np.ndarray:
+    """What a step of a program without tokens reads, one sample of each sequence, checked.
+
+    Args:
+        sample: the user's.
+        batch: of the stepper.
+        metadata: of a program that ``check_samples`` takes.
+
+    Returns:
+        (batch, ...), the input's axes without the length, in the input's dtype.
+
+    Raises:
+        SessionError: it is something else.
+    """
+    [value] = metadata.inputs
+    array = as_array(sample, value.name)
+    expected = (batch, *value.shape[2:])
+    if array.shape != expected:
+        raise SessionError(
+            f"a step of {value.name} has shape {array.shape}, expected {expected}: one sample of each sequence"
+        )
+    _check_kind(array, value)
+    _check_range(array, value)
+    return array.astype(NUMPY_DTYPES[value.dtype], copy=False)
+
+
+def check_samples(metadata: Metadata) -> None:
+    """Raise SessionError unless a program reads and returns samples alone, which is what a streamer drives.
+
+    It has one input (batch, length, ...) that is no tokens, outputs of the same form, every other axis of a
+    fixed size, and states, which do not grow.
+    """
+    values = (*metadata.inputs, *metadata.outputs)
+    first = metadata.inputs[0].shape[:2]
+    fits = len(metadata.inputs) == 1 and not metadata.takes_tokens
+    fits = fits and bool(metadata.states) and not metadata.grows
+    fits = fits and len(set(first)) == 2 and all(isinstance(size, str) for size in first)
+    if not fits or not all(
+        value.shape[:2] == first and all(isinstance(size, int) for size in value.shape[2:])
+        for value in values
+    ):
+        raise SessionError(
+            f"{metadata.folder} holds another program than one of an input (batch, length, ...) that is no "
+            "tokens, of such outputs, and of states of fixed size: drive it with run"
+        )
+
+
 def check_tokens_alone(metadata: Metadata) -> None:
     """Raise SessionError unless tokens are the only input, which is what generation and steppers drive."""
     if not metadata.takes_tokens:

@@ -57,7 +57,8 @@ class Layer(nn.Module):
 def layers_as_nodes(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Context in which each layer of MambaLayer's or Mamba2Layer's form is one operator: what export traces.
 
-    A layer that is of neither form (projections with a bias, FalconMamba's norms) keeps its single operators.
+    A layer that is of neither form (projections with a bias, FalconMamba's norms, exact zero-order hold) keeps
+    its single operators.
 
     Args:
         model: any module; its ``Layer`` submodules are meant.

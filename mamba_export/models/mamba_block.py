@@ -44,8 +44,12 @@ class Mamba(Mixer):
 
     @property
     def has_layer_operator(self) -> bool:
-        """Whether the layer is of MambaLayer's form: no bias of a projection, no norms of dt, B and C."""
-        return not self.config.bias and self.config.bcdt_norm_epsilon is None
+        """Whether the layer is of MambaLayer's form.
+
+        It has no bias of a projection, no norms of dt, B and C, and no exact zero-order hold.
+        """
+        config = self.config
+        return not config.bias and config.bcdt_norm_epsilon is None and not config.exact_zoh
 
     def run_layer(
         self, hidden: Tensor, norm: RMSNorm, state: LayerState
@@ -100,6 +104,6 @@ class Mamba(Mixer):
         )  # the bias is added in the scan, in fp32
         A = -torch.exp(self.A_log)
         y, recurrent_state = operators.selective_scan(
-            u, delta, A, B, C, self.D, z, self.dt_proj.bias, recurrent
+            u, delta, A, B, C, self.D, z, self.dt_proj.bias, recurrent, exact_zoh=config.exact_zoh
         )
         return self.out_proj(y), LayerState(conv_state, recurrent_state)

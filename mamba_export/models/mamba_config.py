@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mamba_export.contract import SELECTIVE_SCAN
 from mamba_export.contract.spec import Operator
-from mamba_export.fields import Choice, Either, Integer, Number, OrNone, Rule
+from mamba_export.fields import Boolean, Choice, Either, Integer, Number, OrNone, Rule
 from mamba_export.models.config import ModelConfig
 
 
@@ -19,6 +19,8 @@ class MambaConfig(ModelConfig):
     Args:
         dt_rank: rank of the step size's projection, or "auto" for ceil(d_model / 16).
         bcdt_norm_epsilon: epsilon of FalconMamba's weightless RMSNorm on B, C and dt; None for none.
+        exact_zoh: the scan discretises B by exact zero-order hold, where every published model has ``dt B``.
+            Weights are of the one or the other: they are trained with it.
 
     The others are ``ModelConfig``'s.
 
@@ -28,6 +30,7 @@ class MambaConfig(ModelConfig):
 
     dt_rank: int | str = "auto"
     bcdt_norm_epsilon: float | None = None
+    exact_zoh: bool = False
 
     mixer: ClassVar[str] = "mamba"
     operator: ClassVar[Operator] = SELECTIVE_SCAN
@@ -35,6 +38,7 @@ class MambaConfig(ModelConfig):
         **ModelConfig.RULES,
         "dt_rank": Either(Choice(["auto"]), Integer(1)),
         "bcdt_norm_epsilon": OrNone(Number(0)),
+        "exact_zoh": Boolean(),
     }
 
     @property
@@ -55,7 +59,7 @@ class MambaConfig(ModelConfig):
     @property
     def sizes(self) -> dict[str, int | str]:
         """What two configurations of one checkpoint agree in, resolved."""
-        return {**super().sizes, "dt_rank": self.rank}
+        return {**super().sizes, "dt_rank": self.rank, "exact_zoh": self.exact_zoh}
 
     @classmethod
     def _published_sizes(cls) -> dict[str, MambaConfig]:

@@ -68,6 +68,8 @@ class Report:
     """Backends, checks and sizes that were not run, each with the reason."""
     weights: str | None = None
     """How the matrices of products are stored; None for the dtype."""
+    discretization: tuple[str, ...] | None = None
+    """How the scans discretise B, as the metadata says."""
 
     @property
     def passed(self) -> bool:
@@ -80,6 +82,7 @@ class Report:
             "folder": self.folder,
             "dtype": self.dtype,
             "weights": self.weights,
+            "discretization": None if self.discretization is None else list(self.discretization),
             "truth": self.truth,
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],

@@ -56,17 +56,20 @@ class Case:
         """The usual point of a node, with sizes or attributes of other values.
 
         Raises:
-            ValueError: there is no such node, size or attribute.
+            ValueError: there is no such node, size or attribute of a node.
         """
-        spec = definition_of(node)[0].spec
+        definition, form = definition_of(node)
+        spec = definition.spec
         sizes: dict[str, int] = {size.name: size.usual for size in spec.free_sizes}
         attributes: dict[str, Any] = {
-            one.name: one.default for one in spec.attributes if not one.derived
+            one.name: form.flags.get(one.name, one.default)
+            for one in spec.attributes
+            if not one.derived
         }
         for name, value in values.items():
             if name in sizes:
                 sizes[name] = value
-            elif name in attributes:
+            elif name in attributes and name not in form.flags:
                 attributes[name] = value
             else:
                 raise ValueError(f"{spec.name} has no size or attribute {name}")
@@ -80,9 +83,10 @@ class Case:
         return dict(self.sizes)[size]
 
     def __str__(self) -> str:
-        spec = definition_of(self.node)[0].spec
+        definition, form = definition_of(self.node)
+        spec = definition.spec
         usual = {size.name: size.usual for size in spec.free_sizes}
-        defaults = {one.name: one.default for one in spec.attributes}
+        defaults = {one.name: one.default for one in spec.attributes} | dict(form.flags)
         always = (BATCH, LENGTH)
         words = [f"{n} {v}" for n, v in self.sizes if n in always or v != usual[n]]
         for name, value in self.attributes:
@@ -109,7 +113,7 @@ def grid(node: str) -> list[Case]:
     definition, form = definition_of(node)
     spec = definition.spec
     by_name = {size.name: size for size in spec.sizes}
-    flags = {one.name: not one.default for one in spec.attributes if one.kind == "flag"}
+    flags = {one.name: not one.default for one in spec.node_attributes if one.kind == "flag"}
     cases = [Case.of(node)]
     shapes = [by_name[name] for name in (BATCH, LENGTH) if name in by_name]
     numbers = (_tried(size) for size in shapes)

@@ -102,7 +102,7 @@ def _attributes(case: Case) -> dict[str, Any]:
     spec, values = definition_of(case.node)[0].spec, dict(case.attributes)
     sizes = spec.with_products(dict(case.sizes))
     attributes: dict[str, Any] = {}
-    for one in spec.attributes:
+    for one in spec.node_attributes:
         if one.derived:
             attributes[one.name] = [axis.resolve(sizes) for axis in one.derived]
         else:

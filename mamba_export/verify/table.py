@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mamba_export.contract.discretization import DISCRETIZATIONS
 from mamba_export.printing import as_text
 from mamba_export.verify.bounds import Check, Report, worst
 
@@ -66,6 +67,8 @@ def print_report(report: Report) -> None:
         for check in _merged(checks):
             table.add_row(*_row(check))
         console.print(table)
+    for one in report.discretization or ():
+        console.print(as_text(f"discretisation: {DISCRETIZATIONS[one]}"))
     for name, reason in report.not_run.items():
         console.print(as_text(f"not run: {name}: {reason}"))
     failed = [check for check in report.checks if not check.passed]

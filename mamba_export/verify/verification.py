@@ -110,7 +110,14 @@ def verify(
         packed=_packed(metadata, source),
     )
     stored = None if metadata.weights is None else str(metadata.weights)
-    report = Report(str(folder), metadata.dtype, truth.words, not_run=missing, weights=stored)
+    report = Report(
+        str(folder),
+        metadata.dtype,
+        truth.words,
+        not_run=missing,
+        weights=stored,
+        discretization=metadata.discretization,
+    )
 
     def note(check: Check) -> None:
         report.checks.append(check)

@@ -161,6 +161,7 @@ Params fill(const Operator& op, const Arguments& arguments) {
       params.put(attribute.offset, static_cast<int>(arguments.attributes[i]));
     }
   }
+  for (const Attribute& flag : op.flags_on) params.put(flag.offset, 1);
   if (op.constant_weights_offset != kNone) {
     params.put(op.constant_weights_offset, static_cast<int>(arguments.has_constant_weights));
   }

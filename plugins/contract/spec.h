@@ -105,6 +105,7 @@ struct Operator {
   int32_t residual_dtype_offset;    // kNone where no tensor is of class R
   int32_t state_dtype_offset;       // kNone where no tensor is of class S
   int32_t constant_weights_offset;  // kNone where the kernel does not ask
+  List<Attribute> flags_on;         // the flags that this name sets
   bool has_cpu_kernel;
   bool has_plugin;  // TensorRT can run it: its CUDA kernel never calls back
   const Kernels* kernels;

@@ -83,6 +83,62 @@ constexpr Tensor kSelectiveScanUngatedOutputs[] = {
     {"last_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{2}}}, {{{3}}}},  // (batch, d_inner, d_state)
      offsetof(mamba_selective_scan_params, last_state), 7},
 };
+constexpr Attribute kSelectiveScanExactZohFlags[] = {
+    {"exact_zoh", AttributeKind::kFlag, offsetof(mamba_selective_scan_params, exact_zoh)},
+};
+constexpr Tensor kSelectiveScanExactZohInputs[] = {
+    {"u", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, u)},
+    {"delta", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, delta)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{3}}}},  // (d_inner, d_state)
+     offsetof(mamba_selective_scan_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{4}}}, {{{3}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_selective_scan_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{4}}}, {{{3}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_selective_scan_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_inner,)
+     offsetof(mamba_selective_scan_params, D)},
+    {"z", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, z)},
+    {"delta_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_inner,)
+     offsetof(mamba_selective_scan_params, delta_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{2}}}, {{{3}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_selective_scan_params, initial_state)},
+};
+constexpr Tensor kSelectiveScanExactZohOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{2}}}, {{{3}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_selective_scan_params, last_state), 8},
+};
+constexpr Attribute kSelectiveScanUngatedExactZohFlags[] = {
+    {"exact_zoh", AttributeKind::kFlag, offsetof(mamba_selective_scan_params, exact_zoh)},
+};
+constexpr Tensor kSelectiveScanUngatedExactZohInputs[] = {
+    {"u", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, u)},
+    {"delta", Role::kStridedInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, delta)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 2, {{{{2}}}, {{{3}}}},  // (d_inner, d_state)
+     offsetof(mamba_selective_scan_params, A)},
+    {"B", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{4}}}, {{{3}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_selective_scan_params, B)},
+    {"C", Role::kStridedInput, DtypeClass::kT, 4, {{{{0}}}, {{{1}}}, {{{4}}}, {{{3}}}},  // (batch, length, n_groups, d_state)
+     offsetof(mamba_selective_scan_params, C)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_inner,)
+     offsetof(mamba_selective_scan_params, D)},
+    {"delta_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_inner,)
+     offsetof(mamba_selective_scan_params, delta_bias)},
+    {"initial_state", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{2}}}, {{{3}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_selective_scan_params, initial_state)},
+};
+constexpr Tensor kSelectiveScanUngatedExactZohOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_inner)
+     offsetof(mamba_selective_scan_params, y), 0},
+    {"last_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{2}}}, {{{3}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_selective_scan_params, last_state), 7},
+};
 
 // CausalConv1d
 constexpr Size kCausalConv1dSizes[] = {
@@ -573,33 +629,37 @@ constexpr Tensor kMamba2LayerPackedAsymmetricOutputs[] = {
 
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels, {}, false},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
     {"SelectiveScanUngated", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanUngatedInputs, kSelectiveScanUngatedOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, true, true, &kSelectiveScanKernels, {}, false},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
+    {"SelectiveScanExactZoh", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanExactZohInputs, kSelectiveScanExactZohOutputs,
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanExactZohFlags, true, true, &kSelectiveScanKernels, {}, false},
+    {"SelectiveScanUngatedExactZoh", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanUngatedExactZohInputs, kSelectiveScanUngatedExactZohOutputs,
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanUngatedExactZohFlags, true, true, &kSelectiveScanKernels, {}, false},
     {"CausalConv1d", kCausalConv1dSizes, kCausalConv1dAttributes, kCausalConv1dInputs, kCausalConv1dOutputs,
-     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, true, true, &kCausalConv1dKernels, {}, false},
+     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, {}, true, true, &kCausalConv1dKernels, {}, false},
     {"StateSpaceDualGatedWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedWithDecayInputs, kStateSpaceDualGatedWithDecayOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, true, &kStateSpaceDualKernels, {}, false},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDualGated", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedInputs, kStateSpaceDualGatedOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, true, &kStateSpaceDualKernels, {}, false},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDualWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualWithDecayInputs, kStateSpaceDualWithDecayOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, true, &kStateSpaceDualKernels, {}, false},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDual", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualInputs, kStateSpaceDualOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, true, true, &kStateSpaceDualKernels, {}, false},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"GatedRmsNorm", kGatedRmsNormSizes, kGatedRmsNormAttributes, kGatedRmsNormInputs, kGatedRmsNormOutputs,
-     sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, true, true, &kGatedRmsNormKernels, {}, false},
+     sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, {}, true, true, &kGatedRmsNormKernels, {}, false},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
-     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), true, false, &kMambaLayerKernels, {}, false},
+     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), {}, true, false, &kMambaLayerKernels, {}, false},
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
-     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), true, false, &kMamba2LayerKernels, {}, false},
+     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels, {}, false},
     {"MambaLayerPacked", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedInputs, kMambaLayerPackedOutputs,
-     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
+     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
     {"MambaLayerPackedAsymmetric", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedAsymmetricInputs, kMambaLayerPackedAsymmetricOutputs,
-     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, false},
+     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, false},
     {"Mamba2LayerPacked", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedInputs, kMamba2LayerPackedOutputs,
-     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, true},
+     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, true},
     {"Mamba2LayerPackedAsymmetric", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedAsymmetricInputs, kMamba2LayerPackedAsymmetricOutputs,
-     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, false},
+     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, false},
 };
 
 }  // namespace mamba_contract

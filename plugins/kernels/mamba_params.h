@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Rises when a struct or the meaning of a field changes. */
-#define MAMBA_KERNELS_VERSION 5
+#define MAMBA_KERNELS_VERSION 6
 
 typedef enum { MAMBA_FP32 = 0, MAMBA_FP16 = 1, MAMBA_BF16 = 2 } mamba_dtype;
 
@@ -44,6 +44,7 @@ typedef struct {
   mamba_dtype dtype;           /* T */
   int delta_softplus;          /* 0 or 1 */
   int reverse;                 /* 0 or 1 */
+  int exact_zoh;               /* 0 or 1 */
   mamba_sequence u;            /* (batch, length, d_inner), T */
   mamba_sequence delta;        /* (batch, length, d_inner), T */
   mamba_sequence B;            /* (batch, length, n_groups, d_state), T */

@@ -63,7 +63,7 @@ struct Graph {
   }
 };
 
-mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
+mamba_status make(cudaGraph_t captured, cudaStream_t stream, std::unique_ptr<Graph>* made) {
   size_t count = 0;
   if (mamba_status bad = status_of("capture", cudaGraphGetNodes(captured, nullptr, &count))) {
     return bad;
@@ -81,6 +81,10 @@ mamba_status make(cudaGraph_t captured, std::unique_ptr<Graph>* made) {
   cudaGetDevice(&graph->device);
   if (mamba_status bad =
           status_of("capture", cudaGraphInstantiateWithFlags(&graph->executable, captured, 0))) {
+    return bad;
+  }
+  // Else the first launch takes the GPU's memory for it: where there is none, it shows here.
+  if (mamba_status bad = status_of("capture", cudaGraphUpload(graph->executable, stream))) {
     return bad;
   }
   *made = std::move(graph);
@@ -139,7 +143,7 @@ mamba_status mamba_capture_end(void* stream, void** graph) {
   if (graph) {
     std::unique_ptr<mamba::Graph> made;
     try {
-      status = mamba::make(captured, &made);
+      status = mamba::make(captured, static_cast<cudaStream_t>(stream), &made);
     } catch (const std::exception&) {  // std::bad_alloc
       status = mamba::fail(MAMBA_OUT_OF_MEMORY, "capture: failed to allocate memory");
     }

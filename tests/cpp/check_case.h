@@ -94,6 +94,7 @@ inline void draw(Case& c, std::mt19937& random) {
       has_softplus = c.attributes[i] != 0;
     }
   }
+  for (const mamba_contract::Attribute& flag : c.op.flags_on) c.values.attributes[flag.name] = 1;
   c.values.dtype = c.dtype;
   for (const Tensor& tensor : c.op.inputs) {
     plain::Array array(c.shape_of(tensor));

@@ -33,6 +33,7 @@ void try_scan(Random& random) {
   put_dtype(p.dtype, dtype);
   p.delta_softplus = static_cast<int>(random.between(0, 1));
   p.reverse = static_cast<int>(random.between(0, 1));
+  p.exact_zoh = static_cast<int>(random.between(0, 1));
 
   // What the workspace's size is computed from passed these checks.
   const mamba_status sizes = mamba::check_sizes(&p);

@@ -25,6 +25,7 @@ struct Call {
     return found == inputs.end() ? kAbsent : found->second;
   }
   double attribute(const char* name) const { return attributes.at(name); }
+  bool has_flag(const char* name) const { return attributes.count(name) > 0; }  // that a name sets
 };
 
 using Results = std::vector<Array>;  // in the order of the operator's outputs
@@ -49,7 +50,8 @@ inline Results selective_scan(const Call& call) {
         if (call.attribute("delta_softplus") != 0) dt = softplus(dt);
         for (int64_t n = 0; n < d_state; ++n) {
           double& state = h(b, d, n);
-          state = std::exp(dt * A(d, n)) * state + dt * B(b, t, group, n) * u(b, t, d);
+          const double hold = call.has_flag("exact_zoh") ? std::expm1(dt * A(d, n)) / A(d, n) : dt;
+          state = std::exp(dt * A(d, n)) * state + hold * B(b, t, group, n) * u(b, t, d);
           sum += C(b, t, group, n) * state;
         }
         y(b, t, d) = (sum + call["D"](d) * u(b, t, d)) * (z.is_absent() ? 1 : silu(z(b, t, d)));

@@ -10,7 +10,7 @@ from typing import Any
 from bench.figures import figures
 from bench.plots import TITLES as PLOT_TITLES
 from bench.plots import plot_file, write_plots
-from bench.record import FAMILIES_SUFFIX, read_record, rows_of, write_whole
+from bench.record import SUFFIXES_OF_OTHERS, read_record, rows_of, write_whole
 from bench.rows import Row
 from bench.tables import grids, markdown
 from bench.validity import RefusedRecordError, check_limits
@@ -80,7 +80,7 @@ def load_records(root: Path) -> Records:
     """
     records = Records()
     for file in sorted((root / RECORDS).glob("*.json"), reverse=True):
-        if file.name.endswith(FAMILIES_SUFFIX):
+        if file.name.endswith(SUFFIXES_OF_OTHERS):
             continue
         record = read_record(file)
         try:

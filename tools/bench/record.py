@@ -21,7 +21,10 @@ from mamba_export.versions import installed_versions
 
 REFUSED_SUFFIX = ".refused.json"
 FAMILIES_SUFFIX = "-families.json"
-"""End of the name of the records of tools/families.py, which lie in the same folder."""
+TASKS = ("copying", "induction", "cost", "sensors", "dna", "audio", "zoh")
+"""What tools/report has records of, in its order."""
+SUFFIXES_OF_OTHERS = (FAMILIES_SUFFIX, *(f"-{task}.json" for task in TASKS))
+"""Ends of the names of records that lie in the same folder and are not of tools/benchmark.py."""
 _PACKAGES = ("mamba_export", "torch", "onnxruntime", "transformers", "llama_cpp_python")
 
 

@@ -19,8 +19,7 @@ from mamba_export.errors import MambaExportError
 from mamba_export.models import LayerState, MambaLM, Mixer, ModelConfig
 from training.data import Split, Windows
 from training.evaluate import bits_per_byte
-
-_EAGER_STEPS = 5  # before a CUDA graph is captured: Triton compiles and the allocator settles
+from training.stepper import Stepper, learning_rate, progress_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def train(
         device=device,
     )
     model = MambaLM(config).to(device).train()
-    stepper = _Stepper(model, recipe, windows)
+    stepper = _WindowStepper(model, recipe, windows)
     average = Average(model, recipe.ema)
     best: tuple[float, dict[str, Any], dict[str, Tensor]] | None = None
     log: list[dict[str, Any]] = []
@@ -134,10 +133,10 @@ def train(
     step, progress = 0, 0.0
     with dropout(model, recipe):
         while progress < 1:
-            stepper.step(_learning_rate(step, progress, recipe))
+            stepper.step(learning_rate(step, progress, recipe))
             average.update(step)
             step += 1
-            progress = _progress(step, time.monotonic() - begin, recipe)
+            progress = progress_of(step, time.monotonic() - begin, recipe)
             if step % log_every != 0 and progress < 1:
                 continue
             loss = stepper.read_loss() / (step - logged_at) / math.log(2)
@@ -179,18 +178,6 @@ def train(
         seconds=seconds,
         log=log,
     )
-
-
-def _progress(step: int, seconds: float, recipe: Recipe) -> float:
-    """How much of the training is done, in [0, ...): by steps or by time, whichever is further."""
-    by_time = seconds / (60 * recipe.max_minutes) if recipe.max_minutes > 0 else 0.0
-    return max(step / recipe.steps, by_time)
-
-
-def _learning_rate(step: int, progress: float, recipe: Recipe) -> float:
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
-    return recipe.lr * warm * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
 
 
 def _validate(
@@ -274,28 +261,14 @@ def dropout(model: MambaLM, recipe: Recipe) -> Iterator[None]:
             handle.remove()
 
 
-class _Stepper:
-    """One optimiser step after another, eagerly or as a CUDA graph, with a running sum of the loss."""
+class _WindowStepper:
+    """Steps on windows of a text, with the state of one carried to the next."""
 
     def __init__(self, model: MambaLM, recipe: Recipe, windows: Windows) -> None:
         self._recipe = recipe
         self._windows = windows
         self._model = torch.compile(model) if recipe.compile else model
-        self._parameters = list(model.parameters())
         device = model.embeddings.weight.device
-        self._device = device
-        self._autocast = torch.autocast(
-            device.type, torch.bfloat16, enabled=recipe.bf16, cache_enabled=False
-        )
-        # On a GPU the learning rate is a tensor, so that a captured graph sees its changes.
-        rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.weight_decay),
-            lr=rate,
-            betas=(0.9, recipe.beta2),
-            fused=device.type == "cuda",
-            capturable=device.type == "cuda",
-        )
         # Static tensors: what a captured graph reads and writes.
         self._ids = torch.zeros(recipe.batch, recipe.length + 1, dtype=torch.long, device=device)
         compute = torch.bfloat16 if recipe.bf16 else torch.float32
@@ -304,10 +277,18 @@ class _Stepper:
             for conv, recurrent in model.initial_state(recipe.batch)
         ]
         self._keep = torch.zeros(recipe.batch, device=device)
-        self._loss = torch.zeros((), device=device)
         self._generator = torch.Generator(device).manual_seed(recipe.seed + 1)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._taken = 0
+        self._stepper = Stepper(
+            self._loss,
+            parameter_groups(model, recipe.weight_decay),
+            device,
+            beta2=recipe.beta2,
+            clip=recipe.clip,
+            bf16=recipe.bf16,
+            cuda_graph=recipe.cuda_graph,
+        )
+        self.read_loss = self._stepper.read_loss
+        """Sum of the losses (nats a byte) of the steps since the last call. Waits for the device."""
 
     def step(self, lr: float) -> None:
         """One step at learning rate ``lr``."""
@@ -318,59 +299,18 @@ class _Stepper:
         else:
             self._keep.uniform_(generator=self._generator)
             torch.ge(self._keep, self._recipe.reset, out=self._keep)
-        for group in self._optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        if self._graph is None and self._recipe.cuda_graph and self._taken >= _EAGER_STEPS:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._recipe.cuda_graph:
-            self._on_side_stream(self._compute)
-        else:
-            self._compute()
-        self._taken += 1
+        self._stepper.step(lr)
 
-    def read_loss(self) -> float:
-        """Sum of the losses (nats a byte) of the steps since the last call. Waits for the device."""
-        value = self._loss.item()
-        self._loss.zero_()
-        return value
-
-    def _compute(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+    def _loss(self) -> Tensor:
         state = [LayerState(*map(self._kept, layer)) for layer in self._state]
-        with self._autocast:
-            logits, new_state = self._model(self._ids[:, :-1], state)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), self._ids[:, 1:].flatten())
-        loss.backward()
-        if self._recipe.clip > 0:
-            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
-        self._optimizer.step()
-        with torch.no_grad():
-            self._loss += loss.detach()
-            if self._recipe.carry:
+        logits, new_state = self._model(self._ids[:, :-1], state)
+        if self._recipe.carry:
+            with torch.no_grad():
                 for old, new in zip(self._state, new_state, strict=True):
                     old.conv.copy_(new.conv)
                     old.recurrent.copy_(new.recurrent)
+        return F.cross_entropy(logits.flatten(0, 1).float(), self._ids[:, 1:].flatten())
 
     def _kept(self, state: Tensor) -> Tensor:
         """A state, zero in the windows that start anew."""
         return state * self._keep.to(state.dtype).view(-1, *[1] * (state.dim() - 1))
-
-    def _on_side_stream(self, work: Callable[[], None]) -> None:
-        # Work before a capture must not run on the default stream (PyTorch, "CUDA graphs").
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()
-        torch.cuda.current_stream().wait_stream(stream)
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        self._optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            self._compute()
-        self._graph = graph

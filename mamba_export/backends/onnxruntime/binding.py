@@ -55,6 +55,15 @@ def bind_states(
         bind_output(binding, info.present.name, written)
 
 
+def bind_host_input(binding: ort.IOBinding, name: str, dtype: str, stored: np.ndarray) -> None:
+    """Bind a graph input to a host array of ``storage_dtype(dtype)``.
+
+    A graph on the CPU reads the array itself, at every run; elsewhere its values are sent there now.
+    """
+    address = stored.ctypes.data
+    binding.bind_input(name, "cpu", 0, element_type(dtype), list(stored.shape), address)
+
+
 def bind_host_output(binding: ort.IOBinding, name: str, dtype: str, stored: np.ndarray) -> None:
     """Bind a graph output to a host array of ``storage_dtype(dtype)``."""
     address = stored.ctypes.data

@@ -12,7 +12,10 @@ from mamba_export.errors import SessionError
 
 
 def capture(
-    model: LoadedModel, binding: ort.IOBinding, then: Callable[[], None] | None = None
+    model: LoadedModel,
+    binding: ort.IOBinding,
+    then: Callable[[], None] | None = None,
+    first: Callable[[], None] | None = None,
 ) -> Graph:
     """Note a run over what is bound, which runs nothing.
 
@@ -24,6 +27,7 @@ def capture(
         model: with a stream, ``model.gpu``.
         binding: inputs and outputs in memory that stays where it is.
         then: queues what is to follow in the same graph.
+        first: queues what is to precede it there.
 
     Raises:
         SessionError: it cannot be captured.
@@ -36,6 +40,8 @@ def capture(
     with gpu.lock:
         try:
             gpu.begin_capture()
+            if first is not None:
+                first()
             model.session.run_with_iobinding(binding, options)
             if then is not None:
                 then()

@@ -35,6 +35,7 @@ from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import StateBlock
 from mamba_export.errors import SessionError
+from mamba_export.generation.captures import Captures
 from mamba_export.generation.sampling import Sampler, divisor
 from mamba_export.generation.state import step_sizes
 
@@ -45,15 +46,17 @@ class StepGraph:
     Args:
         model: with a stream, ``model.gpu``.
         batch: number of sequences.
+        captures: of the session.
 
     Raises:
         SessionError: the GPU has no memory for the buffers.
     """
 
-    def __init__(self, model: LoadedModel, batch: int) -> None:
+    def __init__(self, model: LoadedModel, batch: int, captures: Captures) -> None:
         if model.gpu is None:
             raise ValueError("the model has no stream to capture on")
         self._model = model
+        self._captures = captures
         self._gpu: GpuStream = model.gpu
         self.batch = batch
         self.is_shared = False  # whether somebody else may hold the states
@@ -92,12 +95,16 @@ class StepGraph:
         self._step = self._bind()
         self._graph: Graph | None = None
         self._has_run = False
-        self.capture_problem: str | None = None  # what a capture failed for
 
     @property
     def is_captured(self) -> bool:
         """Whether steps after the first are replayed."""
         return self._graph is not None
+
+    @property
+    def capture_problem(self) -> str | None:
+        """What a capture failed for; None where none has."""
+        return self._captures.problem
 
     def start(self, state: OrtState) -> None:
         """Let the next step go on from a state, which is left as it is."""
@@ -191,7 +198,7 @@ class StepGraph:
         try:
             self._graph = capture(self._model, self._step, self._queue_rest)
         except SessionError as error:
-            self.capture_problem = str(error)
+            self._captures.give_up(error)
 
     def _bind(self) -> ort.IOBinding:
         binding = self._model.session.io_binding()
@@ -206,6 +213,7 @@ class StepGraphs:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._captures = Captures("steps run")
         self.metadata = model.metadata
         self._idle: StepGraph | None = None
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
@@ -218,7 +226,7 @@ class StepGraphs:
         if graph is not None and graph.batch == batch:
             return graph
         del graph
-        return StepGraph(self._model, batch)
+        return StepGraph(self._model, batch, self._captures)
 
     def put(self, graph: StepGraph) -> None:
         """Give a graph back."""

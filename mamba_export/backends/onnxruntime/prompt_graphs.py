@@ -8,7 +8,6 @@ Memory is that of the largest part, whatever the prompt.
 from __future__ import annotations
 
 import threading
-import warnings
 
 import numpy as np
 
@@ -26,8 +25,9 @@ from mamba_export.backends.onnxruntime.prompt_parts import (
 )
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import StateBlock
-from mamba_export.errors import MambaExportWarning, SessionError
+from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
+from mamba_export.generation.captures import Captures
 from mamba_export.generation.state import allocating
 
 _RUNS_BEFORE_CAPTURE = 2
@@ -49,7 +49,12 @@ class PromptGraphs:
         self._gpu: GpuStream = model.gpu
         self._lock = threading.Lock()  # around what uses the memory
         self._memory = PromptMemory(model)
-        self.capture_problem: str | None = None  # what a capture failed for
+        self._captures = Captures("prompts are read")
+
+    @property
+    def capture_problem(self) -> str | None:
+        """What a capture failed for; None where none has."""
+        return self._captures.problem
 
     @property
     def captured(self) -> list[tuple[int, int]]:
@@ -157,12 +162,7 @@ class PromptGraphs:
             try:
                 part.graph = capture(self._model, part.binding)
             except SessionError as error:
-                self.capture_problem = str(error)
-                warnings.warn(
-                    f"prompts are read without CUDA graphs, and slower: {error}",
-                    MambaExportWarning,
-                    stacklevel=2,
-                )
+                self._captures.give_up(error)
         if part.graph is None:
             execute(self._model, part.binding)
             part.runs += 1

@@ -21,6 +21,7 @@ from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import BlockState
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
+from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
 from mamba_export.contract.program import split_axis
 from mamba_export.errors import SessionError
 from mamba_export.folder.metadata import read_metadata
@@ -34,7 +35,13 @@ from mamba_export.generation.state import (
     start_array,
     start_shapes,
 )
-from mamba_export.generation.values import Inputs, check_inputs, check_tokens_alone, returned
+from mamba_export.generation.values import (
+    Inputs,
+    check_inputs,
+    check_samples,
+    check_tokens_alone,
+    returned,
+)
 
 
 class OrtSession(GenerationMethods):
@@ -186,6 +193,21 @@ class OrtSession(GenerationMethods):
         if self.metadata.grows:
             return GrowingStepper(self._model, state)
         return OrtStepper(self._model, state)
+
+    def streamer(self, state: OrtState | None = None) -> OrtStreamer | GraphStreamer:
+        """Drive a program without tokens, such as one that reads sensors, one sample at a time.
+
+        Args:
+            state: what to start from, left as it is; None for the initial state of one sequence.
+
+        Raises:
+            SessionError: the program is not of the form that is driven so, as one of several inputs is not; or
+                the state does not fit it.
+        """
+        check_samples(self.metadata)
+        state = self.initial_state(1) if state is None else state
+        self._check_state(state)
+        return (OrtStreamer if self._model.gpu is None else GraphStreamer)(self._model, state)
 
     def chooser(self, state: OrtState, sampler: Sampler, tokens: np.ndarray) -> GraphStepper | None:
         """A stepper that chooses tokens on the device; None where that cannot be done.

@@ -24,6 +24,7 @@ from mamba_export.errors import SessionError
 from mamba_export.fields import LARGEST_SIZE
 from mamba_export.folder.metadata import read_metadata
 from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
+from mamba_export.generation.captures import Captures
 from mamba_export.generation.generate import GenerationMethods
 from mamba_export.generation.state import (
     batch_sizes,
@@ -71,6 +72,7 @@ class TrtSession(GenerationMethods):
         self._executions: dict[int, Execution] = {}
         self._idle: dict[int, list[Execution]] = {}
         self._lock = threading.Lock()
+        self._captures = Captures("steps run")
 
     @property
     def provider(self) -> str:
@@ -170,7 +172,9 @@ class TrtSession(GenerationMethods):
             execution = idle.pop() if idle else None
         if execution is None:
             execution = self.engine.execution(profile, stream)
-        return TrtStepper(execution, self.metadata, self._gpu, stream, state, idle.append)
+        return TrtStepper(
+            execution, self.metadata, self._gpu, stream, state, self._captures, idle.append
+        )
 
     def _check_state(self, state: TrtState, sizes: Mapping[str, int] | None) -> None:
         if not isinstance(state, TrtState):

@@ -14,6 +14,7 @@ from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.captures import Captures
 from mamba_export.generation.state import step_sizes
 from mamba_export.generation.values import as_array, step_tokens
 
@@ -32,6 +33,7 @@ class TrtStepper:
         gpu: that it runs on.
         stream: of this stepper alone.
         state: what to start from; it is left as it is.
+        captures: of the session.
         give_back: takes the execution at the end.
     """
 
@@ -42,6 +44,7 @@ class TrtStepper:
         gpu: Gpu,
         stream: Stream,
         state: TrtState,
+        captures: Captures,
         give_back: Callable[[Execution], None],
     ) -> None:
         self._execution = execution
@@ -59,7 +62,8 @@ class TrtStepper:
         self._pair = tuple(new_state(execution, metadata, state) for _ in range(2))
         self._steps = 0
         self._graphs: list[Graph] = []
-        self._captures = True
+        self._captures = captures
+        self._can_be_captured = True
         execution.set_shape(metadata.inputs[0].name, (batch, 1))
         execution.set_address(metadata.inputs[0].name, self._device_tokens.address)
         execution.set_address(output.name, self._device_logits.address)
@@ -98,18 +102,21 @@ class TrtStepper:
 
     def _graph(self, present: TrtState) -> Graph | None:
         """The captured step into ``present``; None where it has to run as it is."""
-        if self._steps == 0 or not self._captures:
+        if self._steps == 0 or not self._can_be_captured:
             return None
         index = self._steps - 1
         if index < 2:
             bind_states(self._execution, self._metadata, self._state, present)
-            self._captures = self._execution.can_be_captured(self._stream)
-            if not self._captures:
+            self._can_be_captured = (
+                self._captures.problem is None and self._execution.can_be_captured(self._stream)
+            )
+            if not self._can_be_captured:
                 return None
             try:
                 self._graphs.append(self._stream.capture(self._work))
-            except SessionError:  # TensorRT refuses, or the driver
-                self._captures = False
+            except SessionError as error:  # TensorRT refuses, or the driver
+                self._can_be_captured = False
+                self._captures.give_up(error)
                 return None
         return self._graphs[index % 2]
 

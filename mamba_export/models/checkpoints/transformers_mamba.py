@@ -37,6 +37,9 @@ def _read(fields: ConfigFields) -> Description:
         conv_bias=fields.of("conv_bias", "use_conv_bias", True),
         norm_epsilon=fields.of("norm_epsilon", "layer_norm_epsilon", 1e-5),
         bcdt_norm_epsilon=fields.of("norm_epsilon", "mixer_rms_eps", 1e-6) if falcon else None,
+        exact_zoh=fields.of(
+            "exact_zoh", "exact_zoh", False
+        ),  # ours: transformers has Euler's rule alone
         tie_embeddings=fields.of("tie_embeddings", "tie_word_embeddings", True),
         residual_in_fp32=fields.of("residual_in_fp32", "residual_in_fp32", True),
         dt_min=fields.of("dt_min", "time_step_min", 1e-3),
@@ -103,6 +106,8 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any] | No
     }
     if falcon:
         fields["mixer_rms_eps"] = config.bcdt_norm_epsilon
+    if config.exact_zoh:
+        fields["exact_zoh"] = True
     return fields
 
 

@@ -9,7 +9,7 @@ from mamba_export.operators.selective_scan.reference import selective_scan_refer
 DEFINITION = OperatorDefinition(
     spec=SELECTIVE_SCAN,
     reference=selective_scan_reference,
-    body={"SelectiveScan": onnx_body.GATED, "SelectiveScanUngated": onnx_body.UNGATED},
+    body=onnx_body.BODIES,
     forward={
         "cpu": "mamba_export.operators.selective_scan.cpu:selective_scan_forward",
         "triton": "mamba_export.operators.selective_scan.triton_kernels:selective_scan_forward",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_export.operators.dtypes import accumulation_dtype
+from mamba_export.operators.selective_scan.zero_order_hold import divisible, hold, hold_slope
 
 # Elements of one (batch, chunk, d_inner, d_state) buffer: about the size of a core's L2 cache.
 _CHUNK_ELEMENTS = 1 << 19
@@ -32,6 +33,7 @@ class _Prepared:
     B: Tensor  # (batch, length, G, N)
     C: Tensor  # (batch, length, G, N)
     chunk: int
+    exact_zoh: bool
 
     def spans(self) -> list[slice]:
         length = self.u.shape[1]
@@ -51,6 +53,7 @@ def _prepare(
     delta_bias: Tensor,
     delta_softplus: bool,
     reverse: bool,
+    exact_zoh: bool,
 ) -> _Prepared:
     acc = accumulation_dtype(u.dtype)
     batch, length, d_inner = u.shape
@@ -62,18 +65,22 @@ def _prepare(
         u=_walk(u, reverse).to(acc).reshape(grouped),
         dt=dt.reshape(grouped),
         raw_dt=raw_dt.reshape(grouped),
-        A=A.to(acc).reshape(n_groups, -1, d_state),
+        A=(divisible(A.to(acc)) if exact_zoh else A.to(acc)).reshape(n_groups, -1, d_state),
         B=_walk(B, reverse).to(acc),
         C=_walk(C, reverse).to(acc),
         chunk=max(1, min(_MAX_CHUNK, _CHUNK_ELEMENTS // max(1, batch * d_inner * d_state))),
+        exact_zoh=exact_zoh,
     )
 
 
 def _chunk_states(p: _Prepared, span: slice, h: Tensor) -> tuple[Tensor, Tensor]:
     """Decays and states of one chunk, each (batch, chunk, G, P, N); h is the state before it."""
-    dt = p.dt[:, span, :, :, None]
-    decay = torch.exp(dt * p.A)
-    states = (p.dt[:, span] * p.u[:, span])[..., None] * p.B[:, span, :, None, :]
+    dt_A = p.dt[:, span, :, :, None] * p.A
+    decay = torch.exp(dt_A)
+    if p.exact_zoh:
+        states = hold(dt_A, p.A).mul_(p.u[:, span][..., None]).mul_(p.B[:, span, :, None, :])
+    else:
+        states = (p.dt[:, span] * p.u[:, span])[..., None] * p.B[:, span, :, None, :]
     for t in range(states.shape[1]):
         h = torch.addcmul(states[:, t], decay[:, t], h, out=states[:, t])
     return decay, states
@@ -91,9 +98,10 @@ def selective_scan_forward(
     initial_state: Tensor,
     delta_softplus: bool,
     reverse: bool,
+    exact_zoh: bool,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass; arguments and results as in ``selective_scan_reference``."""
-    p = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
+    p = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, reverse, exact_zoh)
     h = initial_state.to(p.u.dtype).view(p.u.shape[0], *p.A.shape)
     y = torch.empty_like(p.u)
     for span in p.spans():
@@ -121,14 +129,16 @@ def selective_scan_backward(
     initial_state: Tensor,
     delta_softplus: bool,
     reverse: bool,
+    exact_zoh: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of every tensor input, in input order (z's is zero-sized where z is None).
 
     With ``g_t`` the gradient of state ``h_t``:
     ``g_t = C_t dscan_t + exp(dt_{t+1} A) g_{t+1}``; then ``dB_t = sum_d g_t dt_t u_t``,
-    ``du_t = dt_t sum_n g_t B_t``, ``ddt_t = sum_n g_t (A exp(dt_t A) h_{t-1} + u_t B_t)``.
+    ``du_t = dt_t sum_n g_t B_t``, ``ddt_t = sum_n g_t (A exp(dt_t A) h_{t-1} + u_t B_t)``. With exact
+    zero-order hold ``(exp(dt_t A) - 1) / A`` stands for dt_t in the first two, and its derivatives come in.
     """
-    p = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, reverse)
+    p = _prepare(u, delta, A, B, C, delta_bias, delta_softplus, reverse, exact_zoh)
     acc = p.u.dtype
     batch, _length, d_inner = u.shape
     grouped = p.u.shape
@@ -171,6 +181,16 @@ def selective_scan_backward(
         ddecay = previous.mul_(decay).mul_(g)  # g_t exp(dt A) h_{t-1}
         dt, us = p.dt[:, span], p.u[:, span]
         dA += torch.einsum("blgp,blgpn->gpn", dt, ddecay)
+        if p.exact_zoh:
+            steps, gB = dt[..., None], g * p.B[:, span, :, None, :]
+            dt_A = steps * p.A
+            held = hold(dt_A, p.A)
+            du[:, span] = (held * gB).sum(-1)
+            dB[:, span] = torch.einsum("blgp,blgpn->blgn", us, held * g)
+            guB = gB.mul_(us[..., None])
+            ddt[:, span] = (ddecay * p.A + decay * guB).sum(-1)
+            dA += (hold_slope(steps, dt_A, p.A, decay, held) * guB).sum((0, 1))
+            continue
         gB = torch.matmul(g, p.B[:, span, :, :, None]).squeeze(-1)
         du[:, span] = dt * gB
         ddt[:, span] = us * gB + (ddecay * p.A).sum(-1)

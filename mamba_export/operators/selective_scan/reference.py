@@ -8,15 +8,35 @@ Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu and Dao 202
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_export.operators.dtypes import accumulation_dtype
 
-Discretization = Literal["euler", "zoh"]
+_SMALL = 0.1
+"""Below this size ``phi1`` is summed as a series: at 0 (exp(x) - 1) / x is 0 / 0, and near it its slope is."""
+_TERMS = 12  # of the series: the next one is below 1e-20
+
+
+def phi1(x: Tensor) -> Tensor:
+    """(exp(x) - 1) / x with its limit 1 at 0: the mean of exp over [0, x]. Differentiable everywhere.
+
+    The first of the phi functions of exponential integrators (Hochbruck and Ostermann 2010, "Exponential
+    integrators", equation 2.11).
+
+    Args:
+        x: any shape, fp32 or float64.
+    """
+    is_small = x.abs() < _SMALL
+    near, far = (
+        torch.where(is_small, x, 0),
+        torch.where(is_small, 1, x),
+    )  # each finite, so gradients are
+    series = torch.ones_like(near)
+    for k in range(_TERMS, 1, -1):
+        series = 1 + near / k * series
+    return torch.where(is_small, series, torch.expm1(far) / far)
 
 
 def selective_scan_reference(
@@ -31,8 +51,7 @@ def selective_scan_reference(
     initial_state: Tensor,
     delta_softplus: bool = True,
     reverse: bool = False,
-    *,
-    discretization: Discretization = "euler",
+    exact_zoh: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan (S6), one step at a time (Algorithm 2 of the paper, recurrent form).
 
@@ -42,9 +61,9 @@ def selective_scan_reference(
         h_t  = exp(dt_t A) h_{t-1} + Bbar_t u_t          (equation 2a)
         y_t  = (C_t h_t + D u_t) * silu(z_t)             (equation 2b, with skip and gate)
 
-    A is discretised by zero-order hold. For B the reference implementation's simplification is the
-    default: ``Bbar_t = dt_t B_t`` (Euler). ``discretization="zoh"`` uses the textbook's zero-order hold
-    instead (equation 4): ``Bbar_t = (exp(dt_t A) - 1) / A * B_t``.
+    A is discretised by zero-order hold. For B the released code's simplification is the default:
+    ``Bbar_t = dt_t B_t`` (Euler's rule). ``exact_zoh`` takes zero-order hold for B too (equation 4):
+    ``Bbar_t = (dt_t A)^-1 (exp(dt_t A) - 1) dt_t B_t``.
 
     Args:
         u: (batch, length, d_inner), input.
@@ -57,7 +76,7 @@ def selective_scan_reference(
         initial_state: (batch, d_inner, d_state), float32 (float64 if u is float64).
         delta_softplus: apply softplus to ``delta + delta_bias``.
         reverse: walk from the last step to the first.
-        discretization: of B, "euler" or "zoh".
+        exact_zoh: zero-order hold for B, where it else is dt B.
 
     Returns:
         y (batch, length, d_inner) in u's dtype; last_state (batch, d_inner, d_state) float32 or float64.
@@ -76,11 +95,9 @@ def selective_scan_reference(
     ys: list[Tensor] = [h.new_empty(0)] * u.shape[1]
     for t in reversed(steps) if reverse else steps:
         dtA = dt[:, t, :, None] * A  # (batch, d_inner, d_state)
-        Bbar = (
-            torch.expm1(dtA) / A * Bt[:, t]
-            if discretization == "zoh"
-            else dt[:, t, :, None] * Bt[:, t]
-        )
+        Bbar = dt[:, t, :, None] * Bt[:, t]
+        if exact_zoh:
+            Bbar = phi1(dtA) * Bbar
         h = torch.exp(dtA) * h + Bbar * ut[:, t, :, None]
         ys[t] = (h * Ct[:, t]).sum(-1) + D * ut[:, t]
     y = torch.stack(ys, dim=1) if ys else ut

@@ -19,6 +19,7 @@ def selective_scan(
     *,
     delta_softplus: bool = True,
     reverse: bool = False,
+    exact_zoh: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan with defaults for absent inputs; calls ``torch.ops.mamba_export.selective_scan``.
 
@@ -34,6 +35,8 @@ def selective_scan(
         initial_state: (batch, d_inner, d_state) fp32, or None for zeros.
         delta_softplus: apply softplus to ``delta + delta_bias``.
         reverse: walk from the last step to the first.
+        exact_zoh: discretise B by exact zero-order hold, ``(exp(dt A) - 1) / A B``, which textbooks have, and
+            not by ``dt B``, which mamba_ssm and all published models of Mamba have.
 
     Returns:
         y (batch, length, d_inner) in u's dtype, and last_state (batch, d_inner, d_state) fp32.
@@ -58,4 +61,5 @@ def selective_scan(
         initial_state,
         delta_softplus,
         reverse,
+        exact_zoh,
     )

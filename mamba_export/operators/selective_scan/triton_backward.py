@@ -4,8 +4,11 @@ import triton.language as tl
 
 from mamba_export.operators.selective_scan.triton_device import (
     backward_jit,
+    hold_of,
+    hold_slope_of,
     locate,
     mask_when,
+    next_state,
     step_size,
 )
 from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
@@ -16,7 +19,7 @@ def chunk_states_kernel(
     u_ptr, delta_ptr, A_ptr, B_ptr, bias_ptr, initial_ptr, states_ptr,
     u_stride_b, u_stride_l, delta_stride_b, delta_stride_l, B_stride_b, B_stride_l, B_stride_g,
     length, d_inner, n_groups, channels_per_group, blocks_per_group, n_chunks,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, CHUNK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, EXACT_ZOH: tl.constexpr, CHUNK: tl.constexpr,
     D_STATE: tl.constexpr, WHOLE: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Backward, pass 1: the state before each chunk, into states (batch, n_chunks, d_state, d_inner)."""
@@ -50,7 +53,7 @@ def chunk_states_kernel(
             x = tl.load(delta_ptr + row * delta_stride_l + d, mask=in_d, other=0.0).to(tl.float32)
             B = tl.load(B_ptr + row * B_stride_l + n, mask=in_n, other=0.0).to(tl.float32)
             dt = step_size(x + bias, SOFTPLUS)
-            h = tl.exp2(dt[None, :] * A) * h + (dt * u)[None, :] * B[:, None]
+            h = next_state(h, dt, u, A, B, EXACT_ZOH)
         tl.store(states_ptr + chunk * state_size + tile, h, mask=mask)
 
 
@@ -123,7 +126,8 @@ def gradients_kernel(
     B_stride_b, B_stride_l, B_stride_g, C_stride_b, C_stride_l, C_stride_g,
     length, d_inner, batch, n_groups, channels_per_group, blocks_per_group,
     n_chunks, n_segments, segment_chunks,
-    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, EXACT_ZOH: tl.constexpr,
+    CHUNK: tl.constexpr,
     D_STATE: tl.constexpr, WHOLE: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Backward, pass 3: every gradient, for one batch element, block of channels and segment.
@@ -184,7 +188,7 @@ def gradients_kernel(
             x = tl.load(delta_ptr + row * delta_stride_l + d, mask=in_d, other=0.0).to(tl.float32)
             B = tl.load(B_ptr + row * B_stride_l + n, mask=in_n, other=0.0).to(tl.float32)
             dt = step_size(x + bias, SOFTPLUS)
-            h = tl.exp2(dt[None, :] * A) * h + (dt * u)[None, :] * B[:, None]
+            h = next_state(h, dt, u, A, B, EXACT_ZOH)
             # Triton knows no starred expression.
             before = before + (h,)  # type: ignore[assignment]  # noqa: RUF005
 
@@ -202,11 +206,14 @@ def gradients_kernel(
             x = x + bias
             dt = tl.where(valid, step_size(x, SOFTPLUS), 0.0)
             dy = tl.where(valid, dy, 0.0)
-            dtu = dt * u
-
             a = tl.exp2(dt[None, :] * A)
             decayed = a * before[CHUNK - 1 - j]
-            h = decayed + dtu[None, :] * B[:, None]
+            if EXACT_ZOH:
+                hold = hold_of(dt, A, a)
+                entering = hold * u[None, :]
+            else:
+                entering = (dt * u)[None, :]
+            h = decayed + entering * B[:, None]
             q = dy
             if HAS_Z:
                 z = tl.load(z_ptr + row * z_stride_l + d, mask=in_d, other=0.0).to(tl.float32)
@@ -219,18 +226,26 @@ def gradients_kernel(
             g = p + q[None, :] * C[:, None]
             p = a * g
             ph = g * decayed  # p_t h_{t-1}
-            gB = tl.sum(g * B[:, None], axis=0)
             dA += dt[None, :] * ph
+            if EXACT_ZOH:
+                guB = g * B[:, None] * u[None, :]
+                dA += hold_slope_of(dt, A, a, hold) * guB
+                du = tl.sum(hold * g * B[:, None], axis=0)
+                ddelta = tl.sum(a * guB, axis=0)
+            else:
+                gB = tl.sum(g * B[:, None], axis=0)
+                du = dt * gB
+                ddelta = u * gB
             dD += q * u
             # A carries log2(e): divide the sum by it again.
-            ddelta = u * gB + tl.sum(A * ph, axis=0) * (1.0 / LOG2E)
+            ddelta += tl.sum(A * ph, axis=0) * (1.0 / LOG2E)
             if SOFTPLUS:
                 ddelta = ddelta * sigmoid(x)
             ddelta = tl.where(valid, ddelta, 0.0)
             dbias += ddelta
-            dB = tl.sum(g * dtu[None, :], axis=1)
+            dB = tl.sum(g * entering, axis=1)
             dC = tl.sum(h * q[None, :], axis=1)
-            tl.store(du_ptr + row * d_inner + d, D * q + dt * gB, mask=store_d)
+            tl.store(du_ptr + row * d_inner + d, D * q + du, mask=store_d)
             tl.store(ddelta_ptr + row * d_inner + d, ddelta, mask=store_d)
             tl.store(dB_ptr + row * BC_stride_l + n, dB, mask=store_n)
             tl.store(dC_ptr + row * BC_stride_l + n, dC, mask=store_n)

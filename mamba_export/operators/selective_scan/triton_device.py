@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from mamba_export.operators.triton_launch import jit
-from mamba_export.operators.triton_math import LOG2E
+from mamba_export.operators.triton_math import LN2, LOG2E
 
 backward_jit = partial(jit, specialize=("d_inner", "channels_per_group"))
 
@@ -34,6 +34,58 @@ def step_size(x, SOFTPLUS: tl.constexpr):
         series = 1.0 / 3.0 + s2 * series
         x = tl.maximum(x, 0.0) + 2.0 * s * (1.0 + s2 * series)
     return x
+
+
+@triton.jit
+def hold_of(dt, A, a):
+    """How much of ``u B`` enters the state with exact zero-order hold: (exp(dt A) - 1) / A, [NP, BLOCK_D].
+
+    Where dt A is small, dt times the series of (exp(x) - 1) / x: the difference would have lost its digits.
+
+    Args:
+        dt: [BLOCK_D].
+        A: [NP, BLOCK_D], which carries log2(e).
+        a: exp(dt A).
+    """
+    x = dt[None, :] * A * LN2
+    series = 1.0 / 40320.0
+    series = 1.0 / 5040.0 + x * series
+    series = 1.0 / 720.0 + x * series
+    series = 1.0 / 120.0 + x * series
+    series = 1.0 / 24.0 + x * series
+    series = 1.0 / 6.0 + x * series
+    series = 0.5 + x * series
+    is_small = tl.abs(x) < 0.5
+    far = (a - 1.0) / tl.where(is_small, 1.0, A * LN2)
+    return tl.where(is_small, dt[None, :] * (1.0 + x * series), far)
+
+
+@triton.jit
+def next_state(h, dt, u, A, B, EXACT_ZOH: tl.constexpr):
+    """The state after a step: dt, u [BLOCK_D], A, which carries log2(e), h [NP, BLOCK_D], B [NP]."""
+    a = tl.exp2(dt[None, :] * A)
+    entering = hold_of(dt, A, a) * u[None, :] if EXACT_ZOH else (dt * u)[None, :]
+    return a * h + entering * B[:, None]
+
+
+@triton.jit
+def hold_slope_of(dt, A, a, held):
+    """The derivative by A of ``hold_of`` with exact zero-order hold: (dt a - held) / A.
+
+    Where dt A is small, dt^2 times the series ``sum_k x^k / (k! (k + 2))``, x = dt A.
+    """
+    step = dt[None, :]
+    x = step * A * LN2
+    series = 1.0 / 45360.0
+    series = 1.0 / 5760.0 + x * series
+    series = 1.0 / 840.0 + x * series
+    series = 1.0 / 144.0 + x * series
+    series = 1.0 / 30.0 + x * series
+    series = 1.0 / 8.0 + x * series
+    series = 1.0 / 3.0 + x * series
+    is_small = tl.abs(x) < 0.5
+    far = (step * a - held) / tl.where(is_small, 1.0, A * LN2)
+    return tl.where(is_small, step * step * (0.5 + x * series), far)
 
 
 @triton.jit

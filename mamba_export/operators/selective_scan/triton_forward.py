@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from mamba_export.operators.selective_scan.triton_device import locate, step_size
+from mamba_export.operators.selective_scan.triton_device import locate, next_state, step_size
 from mamba_export.operators.triton_launch import jit
 from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
 
@@ -14,7 +14,7 @@ def forward_kernel(
     u_stride_b, u_stride_l, delta_stride_b, delta_stride_l, z_stride_b, z_stride_l,
     B_stride_b, B_stride_l, B_stride_g, C_stride_b, C_stride_l, C_stride_g,
     length, d_inner, n_groups, channels_per_group, blocks_per_group,
-    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, EXACT_ZOH: tl.constexpr,
     D_STATE: tl.constexpr, WHOLE: tl.constexpr, NP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """y and last_state of one batch element and one block of channels, step by step."""
@@ -68,7 +68,7 @@ def forward_kernel(
             z_next = tl.load(z_ptr + row * z_stride_l + d, mask=in_d, other=0.0)
 
         dt = step_size(x, SOFTPLUS)
-        h = tl.exp2(dt[None, :] * A) * h + (dt * u)[None, :] * B[:, None]
+        h = next_state(h, dt, u, A, B, EXACT_ZOH)
         y = tl.sum(h * C[:, None], axis=0) + D * u
         if HAS_Z:
             y = y * z * sigmoid(z)

@@ -1,6 +1,6 @@
 """Selective scan on NVIDIA GPUs in Triton, forward and backward: the training path.
 
-The definition is ``reference.selective_scan_reference`` (Euler form); the kernels stand in ``triton_forward``
+The definition is ``reference.selective_scan_reference``; the kernels stand in ``triton_forward``
 and ``triton_backward``. Notation, for one batch element, channel ``d`` and state ``n``, in the order of the
 walk:
 
@@ -21,6 +21,14 @@ gradient that step t hands to ``h_{t-1}`` (the walk starts from ``p = dlast_stat
     du_t = D q_t + dt_t sum_n g_t B_t          dA += dt_t p_t h_{t-1}
     ddt_t = u_t sum_n g_t B_t + sum_n A p_t h_{t-1}
     ddelta_t = ddt_t sigmoid(delta_t + delta_bias)      ddelta_bias += ddelta_t
+
+With exact zero-order hold ``k_t = (a_t - 1) / A`` stands for dt_t before u_t B_t:
+
+.. code-block:: text
+
+    dB_t = sum_d g_t k_t u_t                   du_t = D q_t + sum_n g_t k_t B_t
+    dA += dt_t p_t h_{t-1} + g_t u_t B_t (dt_t a_t - k_t) / A
+    ddt_t = sum_n A p_t h_{t-1} + sum_n a_t g_t u_t B_t
 
 States are never stored for every step. The backward stores them every ``CHUNK`` steps (pass 1), and
 recomputes the steps between in registers. When there are too few sequences and channels to fill a GPU, the
@@ -113,6 +121,7 @@ def selective_scan_forward(
     initial_state: Tensor,
     delta_softplus: bool,
     reverse: bool,
+    exact_zoh: bool,
 ) -> tuple[Tensor, Tensor]:
     """Selective scan.
 
@@ -125,6 +134,7 @@ def selective_scan_forward(
         initial_state: (batch, d_inner, d_state) fp32.
         delta_softplus: apply softplus to ``delta + delta_bias``.
         reverse: walk from the last step to the first.
+        exact_zoh: zero-order hold for B, where it else is dt B.
 
     Returns:
         y (batch, length, d_inner) in u's dtype and last_state (batch, d_inner, d_state) fp32.
@@ -154,7 +164,7 @@ def selective_scan_forward(
             *u.stride()[:2], *delta.stride()[:2], *(u if z is None else z).stride()[:2],
             *B.stride()[:3], *C.stride()[:3],
             length, d_inner, n_groups, channels_per_group, blocks_per_group,
-            HAS_Z=z is not None, SOFTPLUS=delta_softplus, REVERSE=reverse, **tile,
+            HAS_Z=z is not None, SOFTPLUS=delta_softplus, REVERSE=reverse, EXACT_ZOH=exact_zoh, **tile,
         )  # fmt: skip
     return y, _channels_last(last_state)
 
@@ -173,6 +183,7 @@ def selective_scan_backward(
     initial_state: Tensor,
     delta_softplus: bool,
     reverse: bool,
+    exact_zoh: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of :func:`selective_scan_forward`; nothing of the forward needs to be kept but its inputs.
 
@@ -229,7 +240,7 @@ def selective_scan_backward(
         chunk_states_kernel[(blocks,)](
             u, delta, A_tile, B, delta_bias, _channels_last(initial_state), states,
             *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3],
-            *sizes, *grouping, n_chunks, **form, **tile,
+            *sizes, *grouping, n_chunks, EXACT_ZOH=exact_zoh, **form, **tile,
         )  # fmt: skip
         if n_segments > 1:
             segment_adjoints_kernel[(blocks,)](
@@ -243,7 +254,7 @@ def selective_scan_backward(
             *dy.stride()[:2], *u.stride()[:2], *delta.stride()[:2], *gate.stride()[:2],
             *B.stride()[:3], *C.stride()[:3],
             *sizes, batch, *grouping, n_chunks, n_segments, segment_chunks,
-            HAS_Z=z is not None, **form, **tile,
+            HAS_Z=z is not None, EXACT_ZOH=exact_zoh, **form, **tile,
         )  # fmt: skip
     return (
         du,

@@ -96,17 +96,25 @@ class MambaSsmModel:
         times = [seconds(1 + steps) - seconds(1) for _ in range(3)]
         return 1e3 * sorted(times)[1] / steps
 
-    def graph_milliseconds(self, batch: int, steps: int) -> float:
-        """Time of its captured step alone, replayed without choosing a token. After ``decode_milliseconds``."""
+    def capture_step(self, batch: int, prompt: int) -> None:
+        """Let its ``generate`` read random prompts and capture its step, for ``graph_milliseconds``."""
+        ids = torch.randint(0, 1000, (batch, prompt), device="cuda")
+        self._model.generate(ids, max_length=prompt + 2, cg=True, top_k=1, eos_token_id=None)
+
+    def graph_milliseconds(self, batch: int, steps: int, prompt: int = _PROMPT) -> float:
+        """Time of its captured step alone, replayed without choosing a token.
+
+        After ``decode_milliseconds``, or ``capture_step`` of the same batch and prompt.
+        """
         cache = self._model._decoding_cache
         ids = torch.randint(0, 1000, (batch, 1), device="cuda")
-        position = torch.full((batch, 1), _PROMPT, dtype=torch.long, device="cuda")
+        position = torch.full((batch, 1), prompt, dtype=torch.long, device="cuda")
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.inference_mode():
-            cache.run(ids, position, _PROMPT)
+            cache.run(ids, position, prompt)
             start.record()
             for _ in range(steps):
-                cache.run(ids, position, _PROMPT)
+                cache.run(ids, position, prompt)
             end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / steps

@@ -119,10 +119,14 @@ static inline void store(typename T::Bits* to, Vec x, int count) {
   }
 }
 
-// exp(x): range reduction to |r| <= ln(2)/2 and a polynomial of degree 6 (the coefficients of
-// Cephes' expf), within 2 units in the last place. Saturates instead of overflowing or becoming
-// subnormal; NaN stays. Left alone, compilers call it.
-__attribute__((always_inline)) static inline Vec exp(Vec x) {
+// exp(x) is (1 + m) scale with |m| below 0.42 and scale a power of two: range reduction to
+// |r| <= ln(2)/2 and a polynomial of degree 6 (the coefficients of Cephes' expf), within 2 units in
+// the last place. Saturates instead of overflowing or becoming subnormal; NaN stays. Left alone,
+// compilers call it.
+struct Exponential {
+  Vec m, scale;
+};
+__attribute__((always_inline)) static inline Exponential exponential(Vec x) {
   x = select((VecI)(x < -87.0f), broadcast(-87.0f), x);
   x = select((VecI)(x > 88.0f), broadcast(88.0f), x);
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -134,9 +138,18 @@ __attribute__((always_inline)) static inline Vec exp(Vec x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = (p * r) * r + r + 1.0f;
-  const VecU scale = ((VecU)shifted << 23) + 0x3f800000;  // of a NaN any number: p is one too
-  return p * (Vec)scale;
+  const VecU scale = ((VecU)shifted << 23) + 0x3f800000;  // of a NaN any number: m is one too
+  return {(p * r) * r + r, (Vec)scale};
+}
+
+__attribute__((always_inline)) static inline Vec exp(Vec x) {
+  const Exponential e = exponential(x);
+  return (e.m + 1.0f) * e.scale;
+}
+
+// exp(x) - 1 without exp(x): next to 0 it keeps its digits.
+__attribute__((always_inline)) static inline Vec exp_minus_1(const Exponential& e) {
+  return e.m * e.scale + (e.scale - 1.0f);
 }
 
 // log(1 + exp(x)) = max(x, 0) + log1p(e) with e = exp(-|x|) in (0, 1]; log1p(e) = 2 atanh(e / (2 +

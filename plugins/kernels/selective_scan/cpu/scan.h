@@ -57,19 +57,43 @@ static inline void widen_row(const mamba_selective_scan_params& p, const mamba_s
   widen<T>(row<T>(sequence, block.batch, step) + block.group * p.d_state, to, p.d_state);
 }
 
+// A, and with exact zero-order hold what divides by it: (exp(dt A) - 1) / A is dt for an A next to
+// 0, and for the number that then stands for it.
+struct Rates {
+  Vec a, inverse;
+};
+template <bool kExactZoh>
+static inline Rates rates(Vec a) {
+  if (!kExactZoh) return {a, Vec{}};
+  a = select((VecI)(a * a < 1e-38f), broadcast(-1e-19f), a);
+  return {a, 1.0f / a};
+}
+
+// A step of a state. entering, what is multiplied with B, is dt u; with exact zero-order hold it is
+// u, and (exp(dt A) - 1) / A takes the place of dt.
+template <bool kExactZoh>
+static inline Vec next_state(const Rates& rates, Vec state, Vec dt, Vec entering, Vec B) {
+  if (!kExactZoh) return exp(dt * rates.a) * state + entering * B;
+  const Exponential e = exponential(dt * rates.a);
+  return (e.m + 1.0f) * e.scale * state + exp_minus_1(e) * rates.inverse * entering * B;
+}
+
 // K states of one vector of channels through a tile. y accumulates over the states, in their order.
-template <int K>
+template <int K, bool kExactZoh>
 static inline void run_states(const float* A, float* h, const float* B, const float* C,
-                              int64_t d_state, const Vec* dt, const Vec* dt_u, Vec* y, int steps) {
-  Vec a[K], state[K];
+                              int64_t d_state, const Vec* dt, const Vec* entering, Vec* y,
+                              int steps) {
+  Rates a[K];
+  Vec state[K];
   for (int k = 0; k < K; ++k) {
-    a[k] = load<Fp32>(A + k * kLanes, kLanes);
+    a[k] = rates<kExactZoh>(load<Fp32>(A + k * kLanes, kLanes));
     state[k] = load<Fp32>(h + k * kLanes, kLanes);
   }
   for (int t = 0; t < steps; ++t) {
     Vec sum = y[t];
     for (int k = 0; k < K; ++k) {
-      state[k] = exp(dt[t] * a[k]) * state[k] + dt_u[t] * B[t * d_state + k];
+      const Vec b = broadcast(B[t * d_state + k]);
+      state[k] = next_state<kExactZoh>(a[k], state[k], dt[t], entering[t], b);
       sum += state[k] * C[t * d_state + k];
     }
     y[t] = sum;
@@ -103,7 +127,7 @@ static int64_t scan_scratch_bytes(const mamba_selective_scan_params& p) {
   return product(rows, p.d_state, sizeof(float));
 }
 
-template <typename T>
+template <typename T, bool kExactZoh>
 static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& block,
                       float* scratch) {
   const int64_t N = p.d_state;
@@ -127,21 +151,21 @@ static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& blo
     for (int64_t c = 0; c < block.count; c += kLanes) {
       const int count = static_cast<int>(block.count - c < kLanes ? block.count - c : kLanes);
       const int64_t channel = block.first + c;
-      Vec dt[kTile], dt_u[kTile], u[kTile], y[kTile];
+      Vec dt[kTile], entering[kTile], u[kTile], y[kTile];
       for (int t = 0; t < steps; ++t) {
         step_inputs<T>(p, block, walked(p, start + t), channel, count, dt[t], u[t]);
-        dt_u[t] = dt[t] * u[t];
+        entering[t] = kExactZoh ? u[t] : dt[t] * u[t];
         y[t] = Vec{};
       }
       const int64_t vector = (c / kLanes) * vector_size;
       int64_t n = 0;
       for (; n + 4 <= N; n += 4) {
         const int64_t at = vector + n * kLanes;
-        run_states<4>(A + at, h + at, B + n, C + n, N, dt, dt_u, y, steps);
+        run_states<4, kExactZoh>(A + at, h + at, B + n, C + n, N, dt, entering, y, steps);
       }
       for (; n < N; ++n) {
         const int64_t at = vector + n * kLanes;
-        run_states<1>(A + at, h + at, B + n, C + n, N, dt, dt_u, y, steps);
+        run_states<1, kExactZoh>(A + at, h + at, B + n, C + n, N, dt, entering, y, steps);
       }
       for (int t = 0; t < steps; ++t) {
         step_output<T>(p, block, walked(p, start + t), channel, count, y[t], u[t]);
@@ -152,22 +176,23 @@ static void scan_long(const mamba_selective_scan_params& p, const ScanBlock& blo
 }
 
 // One channel, one step: lanes are states. Without a tail d_state is a multiple of kLanes.
-template <bool kHasTail>
+template <bool kHasTail, bool kExactZoh>
 static inline float step_channel(const float* A, const float* B, const float* C,
                                  const float* before, float* after, int64_t d_state, float dt,
-                                 float dt_u) {
+                                 float entering) {
   Vec y = {};
   for (int64_t n = 0; n < d_state; n += kLanes) {
     const int count = kHasTail && d_state - n < kLanes ? static_cast<int>(d_state - n) : kLanes;
-    const Vec decay = exp(load<Fp32>(A + n, count) * dt);
-    const Vec state = decay * load<Fp32>(before + n, count) + load<Fp32>(B + n, count) * dt_u;
+    const Rates a = rates<kExactZoh>(load<Fp32>(A + n, count));
+    const Vec state = next_state<kExactZoh>(a, load<Fp32>(before + n, count), broadcast(dt),
+                                            broadcast(entering), load<Fp32>(B + n, count));
     store<Fp32>(after + n, state, count);
     y += state * load<Fp32>(C + n, count);
   }
   return sum(y);
 }
 
-template <typename T, bool kHasTail>
+template <typename T, bool kHasTail, bool kExactZoh>
 static void scan_states(const mamba_selective_scan_params& p, const ScanBlock& block,
                         float* scratch) {
   const int64_t N = p.d_state;
@@ -185,18 +210,30 @@ static void scan_states(const mamba_selective_scan_params& p, const ScanBlock& b
       const int64_t channel = block.first + c;
       Vec dt, u;
       step_inputs<T>(p, block, t, channel, count, dt, u);
-      const Vec dt_u = dt * u;
+      const Vec entering = kExactZoh ? u : dt * u;
       // A vector's element of a number that is not constant goes through memory each time.
-      float dts[kLanes], dt_us[kLanes], ys[kLanes] = {};
+      float dts[kLanes], enterings[kLanes], ys[kLanes] = {};
       store<Fp32>(dts, dt, kLanes);
-      store<Fp32>(dt_us, dt_u, kLanes);
+      store<Fp32>(enterings, entering, kLanes);
       for (int i = 0; i < count; ++i) {
         const int64_t at = state_at + (c + i) * N;
-        ys[i] = step_channel<kHasTail>(p.A + (channel + i) * N, B, C, before + at,
-                                       p.last_state + at, N, dts[i], dt_us[i]);
+        ys[i] = step_channel<kHasTail, kExactZoh>(p.A + (channel + i) * N, B, C, before + at,
+                                                  p.last_state + at, N, dts[i], enterings[i]);
       }
       step_output<T>(p, block, t, channel, count, load<Fp32>(ys, kLanes), u);
     }
+  }
+}
+
+template <typename T, bool kExactZoh>
+static void scan_block(const mamba_selective_scan_params& p, const ScanBlock& block,
+                       float* scratch) {
+  if (!walks_states(p)) {
+    scan_long<T, kExactZoh>(p, block, scratch);
+  } else if (p.d_state % kLanes == 0) {
+    scan_states<T, false, kExactZoh>(p, block, scratch);
+  } else {
+    scan_states<T, true, kExactZoh>(p, block, scratch);
   }
 }
 
@@ -217,12 +254,10 @@ static bool scan_task(const mamba_selective_scan_params& p, size_t task) {
   // A small model's lies on the stack: 16 KiB of it is d_state 16 with AVX-512.
   const Scratch scratch(scan_scratch_bytes(p));
   if (!scratch.data()) return false;
-  if (!walks_states(p)) {
-    scan_long<T>(p, block, scratch.data());
-  } else if (p.d_state % kLanes == 0) {
-    scan_states<T, false>(p, block, scratch.data());
+  if (p.exact_zoh) {
+    scan_block<T, true>(p, block, scratch.data());
   } else {
-    scan_states<T, true>(p, block, scratch.data());
+    scan_block<T, false>(p, block, scratch.data());
   }
   return true;
 }

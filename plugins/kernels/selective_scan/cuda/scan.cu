@@ -45,7 +45,7 @@ cudaError_t launch_split(const mamba_selective_scan_params& p, int64_t count, vo
 
 cudaError_t launch_scan(const mamba_selective_scan_params& p, void* workspace,
                         cudaStream_t stream) {
-  if (p.d_state > kMaxTileStates) return launch_scan_any(p, stream);
+  if (p.d_state > kMaxTileStates || p.exact_zoh) return launch_scan_any(p, stream);
   if (p.length <= kFewSteps) return launch_scan_step(p, stream);
   const bool is_narrow = narrow_fits(p);
   if (is_narrow && p.length * p.d_state <= kNarrowSteps) return launch_scan_narrow(p, stream);

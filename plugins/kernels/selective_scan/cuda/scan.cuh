@@ -4,10 +4,11 @@
 //   scan_narrow.cu  d_state up to 4: chunks of neighbouring steps side by side
 //   scan_pipe.cu    d_state up to 128, one group: scan warps and helper warps side by side
 //   scan_tile.cu    any other shape with d_state up to 256; also the two passes of a split length
-//   scan_any.cu     larger d_state
+//   scan_any.cu     larger d_state; exact zero-order hold for B
 //
 // The recurrence (Gu and Dao 2023, "Mamba", section 3.2), with zero-order hold for A and Euler's
-// rule for B: h = exp(dt A) h + dt u B, y = C h + D u, then y silu(z).
+// rule for B: h = exp(dt A) h + dt u B, y = C h + D u, then y silu(z). scan_any.cu alone holds
+// exact_zoh, with which (exp(dt A) - 1) / A takes the place of dt before u B.
 #pragma once
 
 #include "common/cuda/kernels.cuh"

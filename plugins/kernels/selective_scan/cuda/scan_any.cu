@@ -1,4 +1,5 @@
-// Scan for a d_state that fits no thread's registers: a warp a channel, its state in device memory.
+// Scan for a d_state that fits no thread's registers, and for exact zero-order hold: a warp a
+// channel, its state in device memory.
 #include "common/sizes.h"
 #include "selective_scan/cuda/scan.cuh"
 
@@ -8,7 +9,12 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kLanes = 32;
 
-template <typename T>
+// (exp(dt A) - 1) / A, which is dt for an A next to 0.
+__device__ __forceinline__ float hold(float dt, float A) {
+  return fabsf(A) < 1e-19f ? dt : expm1f(dt * A) / A;
+}
+
+template <typename T, bool kExactZoh>
 __global__ void __launch_bounds__(kThreads)
     scan_any_kernel(const __grid_constant__ mamba_selective_scan_params p) {
   const int64_t place = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
@@ -31,7 +37,8 @@ __global__ void __launch_bounds__(kThreads)
     const T* C = row<T>(p.C, batch, step) + group * p.d_state;
     float y = 0.f;
     for (int64_t n = lane; n < p.d_state; n += kLanes) {
-      const float next = exp2_fast(dt * A[n] * kLog2e) * h[n] + dt * u * to_float(B[n]);
+      const float held = kExactZoh ? hold(dt, A[n]) : dt;
+      const float next = exp2_fast(dt * A[n] * kLog2e) * h[n] + held * u * to_float(B[n]);
       h[n] = next;
       y += to_float(C[n]) * next;
     }
@@ -52,7 +59,8 @@ cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t s
     using T = std::remove_pointer_t<decltype(type)>;
     const int64_t blocks = product(p.batch, p.d_inner, kLanes) / kThreads + 1;
     if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-    scan_any_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
+    const auto kernel = p.exact_zoh ? scan_any_kernel<T, true> : scan_any_kernel<T, false>;
+    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
     return cudaGetLastError();
   });
 }

@@ -19,7 +19,7 @@ inline int64_t rounded_up(int64_t value, int64_t multiple) {
 // 1 where the length is not split.
 inline int64_t count_parts(const mamba_selective_scan_params& p, int64_t batch,
                            const Tuning& tuning) {
-  if (p.d_state > kMaxTileStates) return 1;
+  if (p.d_state > kMaxTileStates || p.exact_zoh) return 1;
   const int64_t states = batch * p.d_inner * p.d_state, few_states = tuning.split_channels * 16;
   if (batch * p.d_inner >= tuning.split_channels || states >= few_states) return 1;
   const int64_t wanted = std::min(tuning.most_parts, 4 * few_states / states);

@@ -1,0 +1,1 @@
+"""Models to compare Mamba with: other sequence mixers, for the tasks of ``tasks``."""

@@ -1,0 +1,178 @@
+"""A forecaster of a plant's sensors: readings in, the next reading and how sure it is out, states carried.
+
+Readings go through a linear layer into Mamba's layers and out of a linear layer. What comes out is the change
+to the next reading and the logarithm of its standard deviation, in units that the buffers hold: so the
+module, and the file that it is exported to, take and return the sensors' own units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import mamba_export
+from mamba_export.errors import MambaExportError
+from mamba_export.fields import Choice, Fields
+from mamba_export.files import write_text
+from mamba_export.models import LayerState, MambaBackbone, MambaConfig
+from mamba_export.models.program import SharedParameters
+from mamba_export.untrusted import check_file, read_json
+from mixers.blocks import MambaBlock
+from mixers.model import MixerBackbone
+from mixers.s4d import S4D
+from tasks.plant import CHANNELS, simulate
+
+D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
+LTI_STATE = 26
+"""Numbers of S4D's state a channel: with them the models have exactly as many parameters."""
+_WIDEST = 5.0
+"""Bound of the logarithm of a deviation, in units of a usual change."""
+
+INPUT, OUTPUTS = "readings", ("forecast", "deviation")
+"""Names in the exported file; each is (batch, length, 3) fp32 in the units of ``plant.CHANNELS``."""
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class MambaCore(SharedParameters):
+    """Mamba's layers, with their states as a flat list, as ``MixerBackbone`` has them."""
+
+    def __init__(self) -> None:
+        super().__init__(MambaBackbone(MambaConfig(D_MODEL, N_LAYER, d_state=D_STATE)))
+
+    @property
+    def _backbone(self) -> MambaBackbone:
+        assert isinstance(self.wrapped, MambaBackbone)
+        return self.wrapped
+
+    def initial_state(self, batch: int) -> list[Tensor]:
+        """Of each layer the convolution's and the scan's: zeros."""
+        return [tensor for layer in self._backbone.initial_state(batch) for tensor in layer]
+
+    def forward(self, x: Tensor, state: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Of a whole sequence (state None), or of the next part of one."""
+        layers = None
+        if state is not None:
+            layers = [LayerState(*state[i : i + 2]) for i in range(0, len(state), 2)]
+        y, after = self._backbone(x, layers)
+        return y, [tensor for layer in after for tensor in layer]
+
+
+def _lti() -> MixerBackbone:
+    def block() -> MambaBlock:
+        return MambaBlock(D_MODEL, D_INNER, lambda channels: S4D(channels, LTI_STATE))
+
+    return MixerBackbone(D_MODEL, N_LAYER, block)
+
+
+MODELS: dict[str, Callable[[], MambaCore | MixerBackbone]] = {"lti": _lti, "mamba": MambaCore}
+"""What may read the sequence, by its name in a checkpoint: Mamba; and Mamba's block with S4D, a layer
+that is the same at every step (LTI), in place of the selective scan."""
+
+
+class Forecaster(nn.Module):
+    """Forecasts every next reading.
+
+    Args:
+        model: one of ``MODELS``.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    change: Tensor
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.model = model
+        self.core = MODELS[model]()
+        self.enter = nn.Linear(len(CHANNELS), D_MODEL)
+        self.leave = nn.Linear(D_MODEL, 2 * len(CHANNELS))
+        # A mean and a standard deviation of the readings, and one of their changes; ``fit`` sets them.
+        self.register_buffer("centre", torch.zeros(len(CHANNELS)))
+        self.register_buffer("scale", torch.ones(len(CHANNELS)))
+        self.register_buffer("change", torch.ones(len(CHANNELS)))
+
+    def fit(self, readings: Tensor) -> None:
+        """Take the units from readings (plants, length, 3)."""
+        self.centre.copy_(readings.mean((0, 1)))
+        self.scale.copy_(readings.std((0, 1)))
+        self.change.copy_(readings.diff(dim=1).std((0, 1)))
+
+    def initial_state(self, batch: int) -> list[Tensor]:
+        """What a signal starts from."""
+        return self.core.initial_state(batch)
+
+    def forward(self, readings: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Forecasts of the readings that follow.
+
+        Args:
+            readings: (batch, length, 3) in the sensors' units.
+            state: what the part before returned, at the start ``initial_state``; none for a whole signal.
+
+        Returns:
+            forecast and deviation, (batch, length, 3) each: of the reading after each reading the mean and the
+            standard deviation. Then, where a state was given, the state after the last reading.
+        """
+        x = self.enter((readings - self.centre) / self.scale)
+        y, after = self.core(x, list(state) or None)
+        moved, width = self.leave(y).chunk(2, dim=-1)
+        deviation = self.change * torch.exp(_WIDEST * torch.tanh(width / _WIDEST))
+        return (readings + self.change * moved, deviation, *(after if state else ()))
+
+
+def make_forecaster(model: str) -> Forecaster:
+    """An untrained forecaster, in the units of a plant that is sound."""
+    made = Forecaster(model)
+    made.fit(torch.from_numpy(simulate(64, 2048, seed=0).readings))
+    return made
+
+
+def save_forecaster(module: nn.Module, folder: Path) -> None:
+    """Write config.json and model.safetensors into a folder."""
+    assert isinstance(module, Forecaster)
+    tensors = {name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE)
+    write_text(folder / CONFIG_FILE, json.dumps({"model": module.model}) + "\n")
+
+
+def load_forecaster(folder: Path) -> Forecaster:
+    """A trained forecaster, in eval mode.
+
+    Raises:
+        MambaExportError: a file is missing or damaged, or of something else.
+    """
+    path = folder / CONFIG_FILE
+    fields = Fields(read_json(path), lambda problem: MambaExportError(f"{path}: {problem}"))
+    made = Forecaster(fields.take("model", Choice(tuple(MODELS))))
+    path = folder / WEIGHTS_FILE
+    check_file(path)
+    try:
+        made.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise MambaExportError(f"{path}: are not the forecaster's weights ({reason})") from error
+    return made.eval()
+
+
+def export_forecaster(forecaster: Forecaster, output: Path, *, force: bool = False) -> Path:
+    """Export a forecaster with its states as inputs and outputs; it reads parts of any length."""
+    examples = forecaster.initial_state(2)
+    states = [f"state_{index}" for index in range(len(examples))]
+    return mamba_export.export(
+        forecaster,
+        (torch.zeros(2, 5, len(CHANNELS)), *examples),
+        output=output,
+        dynamic_shapes={
+            INPUT: {0: "batch", 1: "length"},
+            **{name: {0: "batch"} for name in states},
+        },
+        output_names=[*OUTPUTS, *(f"{name}_after" for name in states)],
+        states=[mamba_export.State(name, f"{name}_after") for name in states],
+        force=force,
+    )

@@ -1,0 +1,69 @@
+"""What the command lines of trainings share: numbers, devices, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from mamba_export.errors import MambaExportError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MambaExportError(f"{message} ({self.prog} --help explains)")
+
+
+def number(
+    kind: Callable[[str], Any], minimum: float, maximum: float = float("inf")
+) -> Callable[[str], Any]:
+    """A parser of numbers in a range, for ``add_argument``'s ``type``; ``kind`` is int or float."""
+
+    def parse(value: str) -> Any:
+        try:
+            found = kind(value)
+        except ValueError:
+            found = None
+        if found is None or not minimum <= found <= maximum:
+            what = "an integer" if kind is int else "a number"
+            bounds = (
+                f"{minimum:g} or more"
+                if maximum == float("inf")
+                else f"from {minimum:g} to {maximum:g}"
+            )
+            raise argparse.ArgumentTypeError(f"{value!r} is not {what}, {bounds}")
+        return found
+
+    return parse
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by name; "auto" is the GPU where there is one.
+
+    Raises:
+        MambaExportError: the name is not a device's, or the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise MambaExportError(f"--device {name}: use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MambaExportError(f"--device {name}: no CUDA GPU is available; use --device cpu")
+    return device
+
+
+def reproducing_command(program: str, arguments: Sequence[str], paths: Sequence[Path]) -> str:
+    """The command line without what belongs to this machine: the folders of absolute ``paths``, --force."""
+    names = {str(path): path.name for path in paths if path.is_absolute()}
+    words = [names.get(word, word) for word in arguments if word != "--force"]
+    return shlex.join(["python", program, *words])
