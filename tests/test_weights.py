@@ -311,6 +311,27 @@ def test_engines_build_with_plugins(exported: dict[str, Path], kind: str, tmp_pa
     assert built.build["engine_bytes"] < {"int4": 9e6, "int8": 12e6}[kind]
 
 
+def test_engines_keep_codes_of_layers_packed(tmp_path: Path) -> None:
+    from mamba_export.backends.tensorrt import library
+    from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+    from mamba_export.libraries import TRT_PLUGIN
+
+    if not library.is_installed(TENSORRT_RTX):
+        pytest.skip("tensorrt-rtx is not installed")
+    if TRT_PLUGIN.path() is None:
+        pytest.skip("the TensorRT plugin was not built (no CUDA toolkit or headers)")
+    model = MambaLM(MambaConfig(d_model=512, n_layer=2, vocab_size=256)).eval()
+    sizes = []
+    for weights in (None, "int4"):
+        folder = tmp_path / str(weights)
+        mamba_export.export(model, folder, dtype="fp16", weights=weights)
+        built = mamba_export.build(folder, mamba_export.BuildOptions(runtime="tensorrt-rtx"))
+        assert built.plugins["SelectiveScan"] == 2
+        sizes.append(built.build["engine_bytes"])
+    layers = 2 * (512 * 2048 + 1024 * 512)  # weights that are codes
+    assert sizes[0] - sizes[1] > 0.9 * layers * (16 - 4 - 16 / 32) / 8
+
+
 MODEL = wide_model()
 
 
