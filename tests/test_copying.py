@@ -120,6 +120,7 @@ def training_record(accuracy: float) -> dict[str, object]:
     log = [{"step": i, "progress": i / 300, "loss": 2.0 / i} for i in range(1, 301)]
     return {
         "figures": {copying.ACCURACY: accuracy},
+        "recipe": {"lr": 2e-3},
         "steps": 300,
         "seconds": 60.0,
         "parameters": 67_520,

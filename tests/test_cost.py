@@ -101,6 +101,24 @@ def test_transformer_is_transformers_own(model: AttentionLM, session: Transforme
     assert chosen == continued[0, 46:54].tolist()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", [False, True])
+def test_transformer_on_a_gpu(model: AttentionLM, tmp_path: Path, captured: bool) -> None:
+    """In fp16, as it is timed; a captured step is always the one at the same place."""
+    file = write_transformer(model, tmp_path, "fp16")
+    cache = Cache(TransformerSession(file, "cuda", captured=captured), 1, 64)
+    tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (1, 45))
+    truth = llama(model)
+    with torch.no_grad():
+        expected = truth(torch.from_numpy(tokens)).logits[:, -1].numpy()
+        continued = truth.generate(torch.from_numpy(tokens), max_new_tokens=6, do_sample=False)
+    cache.read(tokens, 16)
+    error = np.linalg.norm(cache.logits() - expected) / np.linalg.norm(expected)
+    assert error < 1e-2
+    chosen = [int(cache.step()[0, 0]) for _ in range(1 if captured else 5)]
+    assert chosen == continued[0, 46 : 46 + len(chosen)].tolist()
+
+
 def test_transformer_is_as_large_as_mamba() -> None:
     mamba = PLANS["cuda"].mamba
     with torch.device("meta"):
@@ -188,7 +206,9 @@ def test_points_become_a_record(tmp_path: Path) -> None:
     assert ours["Transformer over Mamba: time of a written token at 65,536 tokens"] == 50
     assert ours["Scan: a parallel scan in PyTorch over ours, at 512 steps where it is most"] == 25
     (ended,) = [table for table in read.tables if table.title.startswith("Where a series ends")]
-    assert [list(row) for row in ended.rows] == [[TRANSFORMER, "Writing", 1 << 18, "out of memory"]]
+    assert [list(row) for row in ended.rows] == [
+        [TRANSFORMER, "Writing after a text", 1 << 18, "out of memory"]
+    ]
     assert "4 to 5" in [claim.published for claim in read.claims]
 
 

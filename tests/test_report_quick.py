@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mamba_export.errors import MambaExportError
 from report.quick import run_quick
+from report.record import newest_records
 from report.sections import SECTIONS, Section
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +18,8 @@ WRITES = """\
 import sys
 sys.path[:0] = ["tools", "tests"]
 from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 from report_samples import empty
 from report.record import write_record
@@ -55,3 +60,26 @@ def test_commands_of_sections_name_scripts_that_exist() -> None:
             program, script, *_ = command.split()
             assert program == "python"
             assert (ROOT / script).is_file(), command
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_task_and_makes_the_page(tmp_path: Path) -> None:
+    """What `make report QUICK=1` does for every task, with one of them."""
+    command = [sys.executable, "tools/make_report.py", "--quick"]
+    options = ["--task", "copying", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    [record] = newest_records(tmp_path / "out/records").values()
+    assert record.quick
+    text = (tmp_path / "out/index.html").read_text("utf-8")
+    assert "The quick version" in text
+    for claim in record.claims:
+        assert claim.claim in text
+
+
+def test_the_command_refuses_options_of_the_other_version() -> None:
+    command = [sys.executable, "tools/make_report.py", "--task", "copying"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --task and --out need --quick\n")

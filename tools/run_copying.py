@@ -26,7 +26,7 @@ from tasks.copying_exported import (
     score_backends,
     score_reference,
 )
-from tasks.copying_models import PUBLISHED, SHIPPED, TASK
+from tasks.copying_models import LEARNING_RATES, PUBLISHED, SHIPPED, TASK
 from tasks.copying_record import Backends, Found, completed
 from tasks.output import RECORD_FILE
 from training.command_line import Parser, choose_device, number
@@ -43,6 +43,8 @@ on a CPU, to see it work:
   python tools/run_copying.py --record out --quick
 """
 
+LTI_TEST = 16
+"""Sequences of the test of an exported LTI model: what turns S4D's scan takes a gigabyte for more at once."""
 QUICK_MODELS = ("h3-s4", "mamba-s6")
 QUICK = ["--length", "64", "--steps", "20", "--batch", "8", "--test", "16", "--device", "cpu"]
 
@@ -102,33 +104,35 @@ def run(arguments: list[str]) -> None:
         home = options.trained or Path(scratch) / "trained"
         found: list[Found] = []
         backends: list[Backends] = []
-        length, count = copying.LENGTH, options.test
+        length = copying.LENGTH
         for name in names:
             folder = home / name
             if not (folder / RECORD_FILE).exists():
                 train_task.run(_training(folder, name, options))
             one = Found(name, read_json(folder / RECORD_FILE))
             length = one.record["length"]
-            count = min(options.test, one.record["test_sequences"])
-            for form, exported in export_forms(
-                load_trained(folder, name), Path(scratch) / name
-            ).items():
-                part = None if form == "convolution" else 512
-                one.scores[form] = score(OrtSession(exported), count, length, part=part)
+            most = options.test if one.is_selective else min(options.test, LTI_TEST)
+            count = min(most, one.record["test_sequences"])
+            model = load_trained(folder, name)
+            for form, exported in export_forms(model, Path(scratch) / name).items():
+                part = {"part": None} if form == "convolution" else {}
+                session = OrtSession(exported)
+                one.scores[form] = score(session, count, length, batch=LTI_TEST, **part)
                 print(f"{name}, exported, {form}: {one.scores[form].percent:.2f} %", flush=True)
             found.append(one)
             write_record(options.record, completed(record, found, backends, length))
         if (shipped / RECORD_FILE).exists():
-            backends.append(_on_backends(shipped, Path(scratch), count, copying.LENGTH))
+            backends.append(_on_backends(shipped, Path(scratch), options.test, copying.LENGTH))
         elif (home / SHIPPED).exists():
-            backends.append(_on_backends(home / SHIPPED, Path(scratch), count, length))
+            backends.append(_on_backends(home / SHIPPED, Path(scratch), options.test, length))
         path = write_record(options.record, completed(record, found, backends, length))
     print(path)
 
 
 def _training(folder: Path, name: str, options: argparse.Namespace) -> list[str]:
     """Arguments of ``tools/train_task.py`` for a model."""
-    arguments = [TASK.name, "--model", name, "--out", str(folder)]
+    rate = LEARNING_RATES[name.partition("-")[0]]
+    arguments = [TASK.name, "--model", name, "--out", str(folder), "--lr", str(rate)]
     if options.quick:
         return [*arguments, *QUICK]
     limits = ["--max-minutes", str(options.minutes), "--steps", "1000000"]

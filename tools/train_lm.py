@@ -103,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "--head-dim", count, 64, "channels a head, of mamba2")
     add(group, "--n-groups", count, 1, "groups of heads that share B and C, of mamba2")
 
+    text = "exact zero-order hold for B in place of dt B, of mamba"
+    group.add_argument("--exact-zoh", action="store_true", help=text)
+
     group = parser.add_argument_group("training")
     add(group, "--steps", count, default.steps, "optimiser steps")
     add(group, "--epochs", positive, None, "passes over the training text, instead of --steps")
@@ -199,8 +202,10 @@ def make_config(options: argparse.Namespace) -> ModelConfig:
         "eos_token_id": 0,
     }
     if options.mixer == "mamba2":
+        if options.exact_zoh:
+            raise MambaExportError("--exact-zoh is of mamba: leave it out")
         return Mamba2Config(head_dim=options.head_dim, n_groups=options.n_groups, **shared)
-    return MambaConfig(**shared)
+    return MambaConfig(exact_zoh=options.exact_zoh, **shared)
 
 
 def run(arguments: list[str]) -> None:

@@ -36,6 +36,7 @@ def _scrolling(one: Table, captioned: bool) -> str:
 def _plain(one: Table, captioned: bool) -> str:
     numeric = [_is_numeric(column) for column in zip(*one.rows, strict=True)]
     kinds = ["number" if numeric else "" for numeric in numeric] or [""] * len(one.columns)
+    kinds[0] = ""  # what a row is of stands at the left
     caption = f"<caption>{escape(one.title)}</caption>" if captioned else ""
     head = "".join(
         f'<th scope="col"{_class(kind)}>{escape(name)}</th>'

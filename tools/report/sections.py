@@ -134,7 +134,8 @@ SECTIONS = (
             "trained with is an attribute of the scan in the exported file: the figure shows how the two "
             "part as the step size grows.",
         ),
-        {},
+        {CPU: "python tools/run_zoh.py --record tools/records"},
+        quick=("tools/run_zoh.py", "--quick"),
     ),
 )  # fmt: skip
 

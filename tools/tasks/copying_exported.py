@@ -23,7 +23,7 @@ from mixers.model import MixerModel, export_streaming, export_whole
 from tasks import copying
 from tasks.copying_models import SHIPPED, TASK
 
-_PART = 512
+_PART = 1024
 """Tokens of a call: what is between two calls is the state alone."""
 
 

@@ -105,6 +105,7 @@ def _accuracies(models: Sequence[Found], length: int) -> Table:
                 PUBLISHED[one.name],
                 round(one.record["figures"][copying.ACCURACY], 2),
                 *(None if share is None else round(share, 2) for share in shares),
+                one.record["recipe"]["lr"],
                 one.record["steps"],
                 round(one.record["seconds"] / 60, 2),
                 one.record["parameters"],
@@ -119,13 +120,14 @@ def _accuracies(models: Sequence[Found], length: int) -> Table:
             "published",
             "PyTorch",
             *(f"exported, {form}" for form in forms),
+            "learning rate",
             "steps",
             "minutes",
             "parameters",
         ],
         rows,
         f"Two layers of width 64. PyTorch: {models[0].record['test_sequences'] if models else 0:,} held-out "
-        f"sequences. Exported files: {_counted(models)}. The recurrence reads parts of 512 tokens with its "
+        f"sequences. Exported files: {_counted(models)}. The recurrence reads parts of 1,024 tokens with its "
         "state carried, Hyena's state being all of its inputs; the convolution reads the whole sequence.",
     )
 

@@ -9,9 +9,16 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kLanes = 32;
 
-// (exp(dt A) - 1) / A, which is dt for an A next to 0.
-__device__ __forceinline__ float hold(float dt, float A) {
-  return fabsf(A) < 1e-19f ? dt : expm1f(dt * A) / A;
+// What stays of a state, and what enters of u B.
+struct StepWeights {
+  float decay, hold;
+};
+template <bool kExactZoh>
+__device__ __forceinline__ StepWeights step_weights(float dt, float A) {
+  if constexpr (!kExactZoh) return {exp2_fast(dt * A * kLog2e), dt};
+  // Next to 1 the fast exponential is off to one side, which many small steps would add up.
+  const float change = expm1f(dt * A), decay = change > -0.5f ? 1.f + change : expf(dt * A);
+  return {decay, fabsf(A) < 1e-19f ? dt : change / A};
 }
 
 template <typename T, bool kExactZoh>
@@ -37,8 +44,8 @@ __global__ void __launch_bounds__(kThreads)
     const T* C = row<T>(p.C, batch, step) + group * p.d_state;
     float y = 0.f;
     for (int64_t n = lane; n < p.d_state; n += kLanes) {
-      const float held = kExactZoh ? hold(dt, A[n]) : dt;
-      const float next = exp2_fast(dt * A[n] * kLog2e) * h[n] + held * u * to_float(B[n]);
+      const StepWeights weights = step_weights<kExactZoh>(dt, A[n]);
+      const float next = weights.decay * h[n] + weights.hold * u * to_float(B[n]);
       h[n] = next;
       y += to_float(C[n]) * next;
     }
