@@ -130,17 +130,19 @@ auto with_chunk(int bits, int columns, Body body) {
 }
 
 // Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
-// allows. Threads: of a block where tensor cores are not used.
-template <typename T, int Columns, int Threads, typename Body>
+// allows. Threads: of a block where tensor cores are not used, as for one row unless TensorRow.
+template <typename T, int Columns, int Threads, bool TensorRow, typename Body>
 auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body body) {
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (std::is_same_v<T, __half>) {
-      if (multiplies_on_tensor_cores(MAMBA_FP16)) {
+      if ((TensorRow || rows > 1) && multiplies_on_tensor_cores(MAMBA_FP16)) {
         return with_chunk(kBits, columns, [&](auto chunk) {
           constexpr int kChunk = decltype(chunk)::value;
-          if (rows == 1) {
-            return body(Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, 1>>());
+          if constexpr (TensorRow) {
+            if (rows == 1) {
+              return body(Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, 1>>());
+            }
           }
           return body(
               Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, kMaxStepRows>>());

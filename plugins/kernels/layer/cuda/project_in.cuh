@@ -22,8 +22,8 @@ using InProduct =
 template <typename T, typename Body>
 auto with_in_product(const ProjectIn& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kInProjBlock.columns, kInProjBlock.threads>(s.codes, s.rows,
-                                                                              s.columns, body);
+    return with_packed_product<T, kInProjBlock.columns, kInProjBlock.threads, true>(
+        s.codes, s.rows, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());

@@ -21,7 +21,7 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads>(
+    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, false>(
         s.codes, s.rows, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
