@@ -139,9 +139,6 @@ FAULTS = [
           "p.d_state > kMaxTileStates || p.exact_zoh)",
           "p.d_state > kMaxTileStates || (p.exact_zoh && !FAULT))"),
     exact("ignored", "scan_any.cu", "p.exact_zoh ? scan_any_kernel", "p.exact_zoh && !FAULT ? scan_any_kernel"),
-    exact("small steps lose their digits", "scan_any.cu",
-          "const float change = expm1f(dt * A),",
-          "const float change = FAULT ? expf(dt * A) - 1.f : expm1f(dt * A),"),
     scan("wrong split of the length", "scan.cu",
          "      p, parts);\n  if (cudaError_t error = cudaGetLastError()) return error;",
          "      p, [&] {\n        ScanParts wrong = parts;\n        if (FAULT) wrong.count = 1;\n"

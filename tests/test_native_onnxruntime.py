@@ -42,6 +42,7 @@ ROWS = [op for op in contract.OPERATORS if "cpu" in op.kernels]
 LAYERS = tuple(op.name for op in ROWS if op.calls_products)
 OPERATORS = tuple(form.name for op in ROWS if op.name not in LAYERS for form in op.forms())
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS + LAYERS]
+GRAPHS = operators.NodeGraphs(FUNCTIONS, OPSET)
 
 # Absence, and how the library is found, is tested wherever this runs; the rest needs the library.
 needs_library = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
@@ -150,8 +151,7 @@ def test_parity_grid(op: str, dtype: str) -> None:
             dtype,
             "native",
             seed,
-            FUNCTIONS,
-            OPSET,
+            GRAPHS,
             backend.run_graph,
             exact_products=backend.exact_products,
         )

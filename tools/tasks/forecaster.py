@@ -1,8 +1,8 @@
 """A forecaster of a plant's sensors: readings in, the next reading and how sure it is out, states carried.
 
-Readings go through a linear layer into Mamba's layers and out of a linear layer. What comes out is the change
-to the next reading and the logarithm of its standard deviation, in units that the buffers hold: so the
-module, and the file that it is exported to, take and return the sensors' own units.
+Readings go through a linear layer into Mamba's layers and out of a linear layer. What comes
+out is the change to the next reading and the logarithm of its standard deviation, in units that the buffers
+hold: so the module, and the file that it is exported to, take and return the sensors' own units.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mamba_export.untrusted import check_file, read_json
 from mixers.blocks import MambaBlock
 from mixers.model import MixerBackbone
 from mixers.s4d import S4D
+from tasks.forecast_program import INPUT, OUTPUTS
 from tasks.plant import CHANNELS, simulate
 
 D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
@@ -33,9 +34,6 @@ LTI_STATE = 26
 """Numbers of S4D's state a channel: with them the models have exactly as many parameters."""
 _WIDEST = 5.0
 """Bound of the logarithm of a deviation, in units of a usual change."""
-
-INPUT, OUTPUTS = "readings", ("forecast", "deviation")
-"""Names in the exported file; each is (batch, length, 3) fp32 in the units of ``plant.CHANNELS``."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
