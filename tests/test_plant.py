@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,13 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import mamba_export
-from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError, SessionError
-from mamba_export.models import MambaBackbone, MambaConfig
 from report.record import new_record, read_record, write_record
 from tasks.detector import (
     MEMORY,
@@ -30,12 +28,10 @@ from tasks.detector import (
     find_limits,
     scores,
 )
-from tasks.forecast_program import OUTPUTS, open_step
+from tasks.forecast_program import OUTPUTS, check_forecaster, open_step
 from tasks.forecaster import (
     Forecaster,
-    export_forecaster,
     load_forecaster,
-    make_forecaster,
     save_forecaster,
 )
 from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pressure, simulate
@@ -43,24 +39,15 @@ from tasks.plant_csv import read_samples, write_samples
 from tasks.plant_evaluation import Evaluation, Sizes, errors, evaluate, file_forecast, last_value
 from tasks.sensors_record import LABELS, Engine, Found, Timing, Watched, completed
 from tasks.sensors_runs import build_engines
-from tasks.watcher import Watcher, read_limits, write_limits
+from tasks.watcher import Watcher, read_limits
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "plant.py"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def forecaster() -> Forecaster:
-    torch.manual_seed(0)
-    return make_forecaster("mamba").eval()
-
-
-@pytest.fixture(scope="module")
-def exported(forecaster: Forecaster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = export_forecaster(forecaster, tmp_path_factory.mktemp("plant") / "out")
-    forecast = file_forecast(OrtSession(folder, threads=1))
-    write_limits(folder, find_limits(errors(forecast, simulate(4, 600, seed=8).readings)))
-    return folder
+    return load_forecaster(ROOT / "models" / "plant-forecast")
 
 
 # The plant
@@ -128,13 +115,12 @@ def test_what_cannot_be_simulated(arguments: tuple, words: str) -> None:
 
 
 def test_streamed_samples_are_the_whole_in_any_split(
-    forecaster: Forecaster, exported: Path
+    forecaster: Forecaster, plant_folder: Path
 ) -> None:
     readings = simulate(3, 90, seed=5).readings
     with torch.no_grad():
         expected = forecaster.double()(torch.from_numpy(readings).double())
-    forecaster.float()
-    session = OrtSession(exported, threads=1)
+    session = OrtSession(plant_folder, threads=1)
     whole, last = session.run(readings)
     _, state = session.run(readings[:, :50])
     streamer = session.streamer(state)
@@ -149,16 +135,11 @@ def test_streamed_samples_are_the_whole_in_any_split(
     assert session.streamer().state.batch == 1
 
 
-def test_the_file_is_verified(forecaster: Forecaster, exported: Path) -> None:
-    report = verify(exported, model=forecaster, quick=True, backends=["native"])
-    assert [check for check in report.checks if not check.passed] == []
-
-
 @pytest.mark.skipif(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
 )
-def test_engines_are_built_of_plugins_and_of_function_bodies(exported: Path) -> None:
-    engines = build_engines(exported)
+def test_engines_are_built_of_plugins_and_of_function_bodies(plant_folder: Path) -> None:
+    engines = build_engines(plant_folder)
     assert [one.form for one in engines] == ["plugins", "function bodies"]
     for one in engines:
         assert one.note == "built, not run"
@@ -166,8 +147,8 @@ def test_engines_are_built_of_plugins_and_of_function_bodies(exported: Path) -> 
         assert 0 < one.megabytes < 20
 
 
-def test_what_a_streamer_refuses(exported: Path) -> None:
-    streamer = OrtSession(exported, threads=1).streamer()
+def test_what_a_streamer_refuses(plant_folder: Path) -> None:
+    streamer = OrtSession(plant_folder, threads=1).streamer()
     for wrong in (np.zeros((1, 2)), np.zeros((2, 3)), np.zeros(3), [["a", "b", "c"]]):
         with pytest.raises(SessionError, match="readings"):
             streamer.step(wrong)
@@ -222,27 +203,22 @@ def test_limits_let_the_share_through_and_faults_of_the_errors_are_found() -> No
         assert result.by_chance < 0.2
 
 
-@pytest.mark.parametrize("name", ["file", "last value"])
-def test_forecasts_are_evaluated(exported: Path, name: str) -> None:
-    forecast = last_value
-    if name == "file":
-        forecast = file_forecast(OrtSession(exported, threads=1))
+def test_forecasts_are_evaluated() -> None:
     readings = simulate(2, 500, seed=4).readings
-    limits = find_limits(errors(forecast, readings))
-    result = evaluate(forecast, limits, Sizes((2, 500), (2, 600)))
+    limits = find_limits(errors(last_value, readings))
+    result = evaluate(last_value, limits, Sizes((2, 500), (2, 600)))
     assert list(result.found) == list(FAULTS)
     assert result.found["steam"].found == 1
-    if name == "last value":
-        off = np.diff(readings, axis=1)[:, WARM_UP:]
-        np.testing.assert_allclose(result.error, np.sqrt((off**2).mean((0, 1))), rtol=1e-5)
+    off = np.diff(readings, axis=1)[:, WARM_UP:]
+    np.testing.assert_allclose(result.error, np.sqrt((off**2).mean((0, 1))), rtol=1e-5)
 
 
 # Watching
 
 
-def test_a_watcher_reads_what_the_evaluation_does(exported: Path) -> None:
+def test_a_watcher_reads_what_the_evaluation_does(plant_folder: Path) -> None:
     signal = simulate(1, 600, seed=9, fault="spike")
-    session, limits = OrtSession(exported, threads=1), read_limits(exported)
+    session, limits = OrtSession(plant_folder, threads=1), read_limits(plant_folder)
     watcher = Watcher(open_step(session), limits)
     seen = [watcher.read(sample) for sample in signal.readings[0]]
     expected = scores(errors(file_forecast(session), signal.readings), limits)[0]
@@ -281,8 +257,8 @@ def test_a_signal_that_cannot_be_read(name: str) -> None:
         list(read_samples(text.splitlines(), "x.csv"))
 
 
-def test_a_reading_that_is_not_finite(exported: Path) -> None:
-    watcher = Watcher(open_step(OrtSession(exported, threads=1)), read_limits(exported))
+def test_a_reading_that_is_not_finite(plant_folder: Path) -> None:
+    watcher = Watcher(open_step(OrtSession(plant_folder, threads=1)), read_limits(plant_folder))
     with pytest.raises(
         MambaExportError, match="sample 0: humidity_percent is nan, expected a finite"
     ):
@@ -297,15 +273,15 @@ def _run(*arguments: object, given: str = "") -> subprocess.CompletedProcess[str
 
 
 def test_the_command_watches_and_says_what_is_wrong_in_one_line(
-    exported: Path, tmp_path: Path
+    plant_folder: Path, tmp_path: Path
 ) -> None:
-    done = _run("watch", exported, "--json", "--samples", 600, "--fault", "stuck")
+    done = _run("watch", plant_folder, "--json", "--samples", 600, "--fault", "stuck")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["samples"] == 600
     assert found["fault"] == "stuck"
     assert 0 < found["microseconds"]["median"] <= found["microseconds"]["p99"]
-    done = _run("watch", exported, "-", given=f"{HEAD}\n20,101,30\n20,,30\n")
+    done = _run("watch", plant_folder, "-", given=f"{HEAD}\n20,101,30\n20,,30\n")
     assert done.returncode == 2
     assert done.stderr == (
         "error: standard input, line 3: pressure_kPa is '', expected a finite number: leave samples out in "
@@ -313,17 +289,19 @@ def test_the_command_watches_and_says_what_is_wrong_in_one_line(
     )
 
 
-def test_folders_that_cannot_watch(exported: Path, tmp_path: Path) -> None:
-    other = mamba_export.export(
-        MambaBackbone(MambaConfig(d_model=3, n_layer=1, d_state=2)), tmp_path / "other"
-    )
-    with pytest.raises(
-        MambaExportError, match="is no forecaster of a plant: it holds inputs_embeds, last_"
+def test_folders_that_cannot_watch(plant_folder: Path, tmp_path: Path) -> None:
+    metadata = OrtSession(plant_folder, threads=1).metadata
+    [x] = metadata.inputs
+    for changes in (
+        {"inputs": (dataclasses.replace(x, name="x"),)},
+        {"inputs": (dataclasses.replace(x, shape=("batch", "length", 4)),)},
+        {"outputs": metadata.outputs[:1]},
     ):
-        open_step(OrtSession(other, threads=1))
+        with pytest.raises(MambaExportError, match="is no forecaster of a plant: it holds"):
+            check_forecaster(dataclasses.replace(metadata, **changes))
     with pytest.raises(MambaExportError, match=r"detector.json: no such file"):
         read_limits(tmp_path)
-    limits = json.loads((exported / "detector.json").read_text())
+    limits = json.loads((plant_folder / "detector.json").read_text())
     limits["thresholds"]["lasting"][1] = -1
     (tmp_path / "detector.json").write_text(json.dumps(limits))
     with pytest.raises(
