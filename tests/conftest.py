@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,19 @@ def tiny_model(tiny_config: MambaConfig) -> MambaLM:
     with torch.no_grad():
         model.embeddings.weight.mul_(20)
     return model
+
+
+@pytest.fixture(scope="session")
+def plant_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped forecaster of a plant, exported, with its detector's limits."""
+    from tasks.forecaster import export_forecaster, load_forecaster
+    from tasks.watcher import read_limits, write_limits
+
+    checkpoint = Path(__file__).parents[1] / "models" / "plant-forecast"
+    out = tmp_path_factory.mktemp("plant") / "out"
+    export_forecaster(load_forecaster(checkpoint), out)
+    write_limits(out, read_limits(checkpoint))
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 from mamba_export.untrusted import open_file
+from tasks.forecast_program import open_step
 from tasks.live_view import LiveView
 from tasks.plant import CHANNELS, FAULTS, PHASES, simulate
 from tasks.plant_csv import read_samples, write_samples
@@ -100,7 +101,8 @@ def watch_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Watch a plant's sensors, a CSV's or simulated ones, one sample at a time; live in a terminal."""
-    watcher = Watcher(OrtSession(folder, threads=1).streamer().step, read_limits(folder))
+    step = open_step(OrtSession(folder, threads=1))
+    watcher = Watcher(step, read_limits(folder))
     truth: dict[str, Any] = {}
     notes: list[str] | None = None
     if samples_file is None:

@@ -17,6 +17,7 @@ from tasks.detector import (
     find_limits,
     scores,
 )
+from tasks.forecast_program import OUTPUTS, check_forecaster
 from tasks.plant import FAULTS, simulate
 
 VALIDATION_SEED, SOUND_SEED, FAULTY_SEED = 3, 4, 5
@@ -54,7 +55,8 @@ class Evaluation:
 
 
 def file_forecast(session: OrtSession) -> Forecast:
-    """Forecasts of an exported file, which reads many plants at once."""
+    """Forecasts of an exported file, which reads many plants at once. MambaExportError where it is none."""
+    check_forecaster(session.metadata)
 
     def forecast(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [_of_batch(readings[i : i + _BATCH]) for i in range(0, len(readings), _BATCH)]
@@ -62,12 +64,14 @@ def file_forecast(session: OrtSession) -> Forecast:
         return np.concatenate(means), np.concatenate(deviations)
 
     def _of_batch(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        state, means, deviations = None, [], []
+        state = None
+        means: list[np.ndarray] = []
+        deviations: list[np.ndarray] = []
         last = readings.shape[1] - 1
         for start in range(0, last, _PART):
             found, state = session.run(readings[:, start : min(start + _PART, last)], state)
-            means.append(found["forecast"])
-            deviations.append(found["deviation"])
+            for parts, name in zip((means, deviations), OUTPUTS, strict=True):
+                parts.append(found[name])
         return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
 
     return forecast

@@ -7,19 +7,27 @@
 
 #include <cuda_runtime.h>
 
+#include "layer/cuda/codes.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
 
+constexpr int kMostAhead = 5;
 constexpr int kMaxStepRows = 8;  // rows (batch * length) that the step's kernels take
 
 // Rows of a step's buffers start at multiples of this many elements: 16 bytes and more.
 __host__ __device__ constexpr int64_t padded(int64_t count) { return (count + 7) / 8 * 8; }
 
+// Memory that a later kernel of the step reads, and nobody writes.
+struct Ahead {
+  const void* data;
+  int64_t bytes;
+};
+
 struct ProjectIn {
   const void* hidden;        // (rows, d_model) R
   const float* norm_weight;  // (d_model,)
-  const void* weight;        // (d_model, columns) T
+  const void* weight;        // (d_model, columns) T, or codes
   const float* conv_weight;  // (conv_columns, d_conv)
   const float* conv_bias;    // (conv_columns,)
   const void* conv_state;    // (batch, conv_columns, d_conv - 1) T
@@ -33,6 +41,8 @@ struct ProjectIn {
   const void* next_weight;  // (conv_columns, next_columns) T
   float* next_shares;       // (conv_columns / kInProjBlock.columns, next_columns)
   int next_columns;
+  mamba_codes codes;        // of the weight; bits 0 where it is T
+  Ahead ahead[kMostAhead];  // brought into the L2 cache; null beyond the last
   float epsilon;
   mamba_dtype hidden_dtype;
   bool reads_hidden_in_fours;  // launch_project_in sets it
@@ -41,10 +51,11 @@ struct ProjectIn {
 
 struct ProjectOut {
   const void* y;       // (rows, stride) T
-  const void* weight;  // (depth, columns) T
+  const void* weight;  // (depth, columns) T, or codes
   const void* hidden;  // (rows, columns) R
   void* hidden_out;    // the same
   int rows, depth, columns, stride;
+  mamba_codes codes;  // of the weight; bits 0 where it is T
   mamba_dtype hidden_dtype;
   bool overlaps;
   // The gated norm of y, of each group of channels alone; else y is multiplied as it is.
