@@ -37,11 +37,18 @@ PLAYWRIGHT_PACKAGE := playwright-core@1.64.1
 CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
 	| sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -u | paste -sd,),90)
 
+# The end of `make demo`: a Mamba that watches a simulated plant's sensors, live in a terminal.
+define WATCH
+$(BIN)/python tools/plant.py export models/plant-forecast -o out/plant-forecast --force
+	$(BIN)/python tools/plant.py watch out/plant-forecast --fault stuck --rate 300
+endef
+
 .PHONY: demo demo-mamba2 web report test lint clean
 
 demo demo-mamba2: $(VENV)/.installed
 	$(BIN)/python tools/export_engine.py $(MODEL) -o $(OUT) --force
 	$(BIN)/mamba-export run $(OUT) --prompt "Ps151:1 " --max-new-tokens 400 --temperature 0.7 --seed 7
+	$(if $(filter demo,$@),$(WATCH))
 
 web: $(VENV)/.installed $(ONNXRUNTIME_WEB)/.unpacked
 	$(BIN)/python tools/build_web.py models/kjv-bytes models/kjv-bytes-mamba2 -o build/web
@@ -54,7 +61,7 @@ report: $(VENV)/.installed
 FROM_NPM := $(ONNXRUNTIME_HEADERS) $(ONNXRUNTIME_WEB) $(PLAYWRIGHT)
 test: lint .ort-oldest/.installed .tensorrt-lean $(if $(shell command -v npm),$(FROM_NPM:%=%/.unpacked))
 	# One thread a worker: two workers of two threads each would wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,3 +38,24 @@ def tiny_model(tiny_config: MambaConfig) -> MambaLM:
     with torch.no_grad():
         model.embeddings.weight.mul_(20)
     return model
+
+
+@pytest.fixture(scope="session")
+def plant_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped forecaster of a plant, exported, with its detector's limits."""
+    from tasks.forecaster import export_forecaster, load_forecaster
+    from tasks.watcher import read_limits, write_limits
+
+    checkpoint = Path(__file__).parents[1] / "models" / "plant-forecast"
+    out = tmp_path_factory.mktemp("plant") / "out"
+    export_forecaster(load_forecaster(checkpoint), out)
+    write_limits(out, read_limits(checkpoint))
+    return out
+
+
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """From a name of ``third_party.catalogue`` to its model and exported folder, ``third_party.exported``."""
+    from third_party.exported import exporter
+
+    return exporter(tmp_path_factory.mktemp("third_party"))

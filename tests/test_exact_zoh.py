@@ -86,17 +86,35 @@ def test_the_scan_is_that_of_float64(
     assert error(euler, truth[1]) > 0.1, "at such steps the two are not alike"
 
 
+def assert_small_steps(small: float, device: str) -> None:
+    """What small steps add to a state of zeros: a state of another size would hide it, from ``verify`` too."""
+    inputs = [tensor.to(device) for tensor in wide_steps(3)]
+    inputs[1] = torch.full_like(inputs[1], small)
+    inputs[8] = torch.zeros_like(inputs[8])
+    truth = selective_scan_reference(*double(inputs), *FLAGS)
+    assert error(SCAN(*inputs, *FLAGS)[1], truth[1]) <= 1e-6
+
+
+SMALL = pytest.mark.parametrize("small", [1e-7, 1e-4])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("small", [1e-7, 1e-4])
+@SMALL
 def test_small_steps_lose_no_digits(
     small: float, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(BACKEND_VARIABLE, backend)
-    inputs = wide_steps(3)
-    inputs[1] = torch.full_like(inputs[1], small)
-    inputs[8] = torch.zeros_like(inputs[8])  # or it would hide what the steps add
-    truth = selective_scan_reference(*double(inputs), *FLAGS)
-    assert error(SCAN(*inputs, *FLAGS)[1], truth[1]) <= 1e-6
+    assert_small_steps(small, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@SMALL
+def test_small_steps_lose_no_digits_on_a_gpu(
+    small: float, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BACKEND_VARIABLE, backend)
+    assert_small_steps(small, "cuda")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

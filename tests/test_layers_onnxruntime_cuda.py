@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_miss
 OPSET = 20
 LAYERS = (contract.MAMBA_LAYER.name, contract.MAMBA2_LAYER.name)
 FUNCTIONS = function_protos(OPSET)
+GRAPHS = operators.NodeGraphs(FUNCTIONS, OPSET)
 EVERY_LAYER = pytest.mark.parametrize("op", LAYERS)
 
 
@@ -53,7 +54,7 @@ def backend() -> Backend:
 def test_parity_grid(op: str, dtype: str) -> None:
     run_graph = backend().run_graph
     for seed, case in enumerate(grid(op)):
-        check = operators.check_case(case, dtype, "cuda native", seed, FUNCTIONS, OPSET, run_graph)
+        check = operators.check_case(case, dtype, "cuda native", seed, GRAPHS, run_graph)
         assert check.passed, check
 
 
@@ -76,9 +77,7 @@ def test_the_kernel_runs_and_not_the_function(op: str, length: int) -> None:
 def test_a_layer_with_16_bit_states_is_a_kernel_too() -> None:
     for length in (1, 40):
         case = replace(Case.of(contract.MAMBA2_LAYER.name, length=length), low=(S,))
-        check = operators.check_case(
-            case, "fp16", "cuda native", 0, FUNCTIONS, OPSET, backend().run_graph
-        )
+        check = operators.check_case(case, "fp16", "cuda native", 0, GRAPHS, backend().run_graph)
         assert check.passed, check
 
 

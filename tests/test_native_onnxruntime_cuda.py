@@ -55,6 +55,7 @@ OPERATORS = tuple(
     for form in op.forms()
 )
 FUNCTIONS = [function for function in function_protos(OPSET) if function.name in OPERATORS]
+GRAPHS = operators.NodeGraphs(FUNCTIONS, OPSET)
 SAMPLED = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
 
 
@@ -87,7 +88,7 @@ def free_memory() -> int:
 def test_parity_grid(op: str, dtype: str) -> None:
     run_graph = backend().run_graph
     for seed, case in enumerate(grid(op)):
-        check = operators.check_case(case, dtype, "cuda native", seed, FUNCTIONS, OPSET, run_graph)
+        check = operators.check_case(case, dtype, "cuda native", seed, GRAPHS, run_graph)
         assert check.passed, check
 
 

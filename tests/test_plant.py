@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,50 +13,41 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mamba_export import verify
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.tensorrt import BuildOptions, build
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError, SessionError
+from report.record import new_record, read_record, write_record
 from tasks.detector import (
     MEMORY,
     STATISTICS,
     WARM_UP,
+    Detection,
     Detector,
     detection,
     find_limits,
     scores,
 )
+from tasks.forecast_program import OUTPUTS, check_forecaster, open_step
 from tasks.forecaster import (
-    OUTPUTS,
     Forecaster,
-    export_forecaster,
     load_forecaster,
-    make_forecaster,
     save_forecaster,
 )
 from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pressure, simulate
 from tasks.plant_csv import read_samples, write_samples
-from tasks.plant_evaluation import Sizes, evaluate, file_errors, naive_errors
-from tasks.watcher import Watcher, read_limits, write_limits
+from tasks.plant_evaluation import Evaluation, Sizes, errors, evaluate, file_forecast, last_value
+from tasks.sensors_record import LABELS, Engine, Found, Timing, Watched, completed
+from tasks.sensors_runs import build_engines
+from tasks.watcher import Watcher, read_limits
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "plant.py"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def forecaster() -> Forecaster:
-    torch.manual_seed(0)
-    return make_forecaster("mamba").eval()
-
-
-@pytest.fixture(scope="module")
-def exported(forecaster: Forecaster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = export_forecaster(forecaster, tmp_path_factory.mktemp("plant") / "out")
-    errors = file_errors(OrtSession(folder, threads=1))
-    write_limits(folder, find_limits(errors(simulate(4, 600, seed=8).readings)))
-    return folder
+    return load_forecaster(ROOT / "models" / "plant-forecast")
 
 
 # The plant
@@ -123,13 +115,12 @@ def test_what_cannot_be_simulated(arguments: tuple, words: str) -> None:
 
 
 def test_streamed_samples_are_the_whole_in_any_split(
-    forecaster: Forecaster, exported: Path
+    forecaster: Forecaster, plant_folder: Path
 ) -> None:
     readings = simulate(3, 90, seed=5).readings
     with torch.no_grad():
         expected = forecaster.double()(torch.from_numpy(readings).double())
-    forecaster.float()
-    session = OrtSession(exported, threads=1)
+    session = OrtSession(plant_folder, threads=1)
     whole, last = session.run(readings)
     _, state = session.run(readings[:, :50])
     streamer = session.streamer(state)
@@ -144,22 +135,20 @@ def test_streamed_samples_are_the_whole_in_any_split(
     assert session.streamer().state.batch == 1
 
 
-def test_the_file_is_verified(forecaster: Forecaster, exported: Path) -> None:
-    report = verify(exported, model=forecaster, quick=True, backends=["native"])
-    assert [check for check in report.checks if not check.passed] == []
-
-
 @pytest.mark.skipif(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
 )
-def test_an_engine_is_built(exported: Path) -> None:
-    options = BuildOptions(runtime="tensorrt-rtx", plugin=False, batch=(1, 1, 1), length=(1, 1, 1))
-    description = build(exported, options)
-    assert {one["name"] for one in description.inputs} >= {"readings", "state_0"}
+def test_engines_are_built_of_plugins_and_of_function_bodies(plant_folder: Path) -> None:
+    engines = build_engines(plant_folder)
+    assert [one.form for one in engines] == ["plugins", "function bodies"]
+    for one in engines:
+        assert one.note == "built, not run"
+        assert one.megabytes is not None
+        assert 0 < one.megabytes < 20
 
 
-def test_what_a_streamer_refuses(exported: Path) -> None:
-    streamer = OrtSession(exported, threads=1).streamer()
+def test_what_a_streamer_refuses(plant_folder: Path) -> None:
+    streamer = OrtSession(plant_folder, threads=1).streamer()
     for wrong in (np.zeros((1, 2)), np.zeros((2, 3)), np.zeros(3), [["a", "b", "c"]]):
         with pytest.raises(SessionError, match="readings"):
             streamer.step(wrong)
@@ -183,14 +172,14 @@ def test_a_checkpoint_is_read_as_it_was_written(forecaster: Forecaster, tmp_path
 
 def test_statistics_are_what_they_say() -> None:
     rng = np.random.default_rng(0)
-    errors = rng.standard_normal((2, 400, 3))
+    off = rng.standard_normal((2, 400, 3))
     watcher = Detector(None, np.ones(3))
-    found = np.stack([watcher.statistics(errors[:, i]) for i in range(400)], axis=1)
+    found = np.stack([watcher.statistics(off[:, i]) for i in range(400)], axis=1)
     weights = (1 - 1 / MEMORY) ** np.arange(400)[::-1] / MEMORY
-    bounded = np.clip(errors, -4, 4)
+    bounded = np.clip(off, -4, 4)
     mean = np.abs(np.einsum("l,plc->pc", weights, bounded))
     square = np.einsum("l,plc->pc", weights, bounded**2) + (1 - 1 / MEMORY) ** 400
-    expected = np.stack([np.abs(errors[:, -1]), mean, np.abs(np.log(square))], axis=1)
+    expected = np.stack([np.abs(off[:, -1]), mean, np.abs(np.log(square))], axis=1)
     np.testing.assert_allclose(found[:, -1], expected, rtol=1e-10)
 
 
@@ -205,33 +194,34 @@ def test_limits_let_the_share_through_and_faults_of_the_errors_are_found() -> No
     faulty = np.zeros((20, 600), bool)
     faulty[:, 400:500] = True
     for change in (lambda e: e + 2, lambda e: 3 * e, lambda e: 0.1 * e):
-        errors = rng.standard_normal((20, 600, 3))
-        errors[:, 400:500, 1] = change(errors[:, 400:500, 1])
-        result = detection(scores(errors, limits) > 1, faulty)
+        off = rng.standard_normal((20, 600, 3))
+        off[:, 400:500, 1] = change(off[:, 400:500, 1])
+        result = detection(scores(off, limits) > 1, faulty)
         assert result.found == 1
         assert result.delay is not None
         assert 0 <= result.delay < 60
         assert result.by_chance < 0.2
 
 
-def test_a_file_and_the_naive_forecaster_are_evaluated_alike(exported: Path) -> None:
-    limits = read_limits(exported)
-    sizes = Sizes((2, 500), (2, 600))
-    result = evaluate(file_errors(OrtSession(exported, threads=1)), limits, sizes)
+def test_forecasts_are_evaluated() -> None:
+    readings = simulate(2, 500, seed=4).readings
+    limits = find_limits(errors(last_value, readings))
+    result = evaluate(last_value, limits, Sizes((2, 500), (2, 600)))
     assert list(result.found) == list(FAULTS)
-    readings = simulate(2, 500, seed=1).readings
-    assert naive_errors(readings).shape == (2, 499, 3)
+    assert result.found["steam"].found == 1
+    off = np.diff(readings, axis=1)[:, WARM_UP:]
+    np.testing.assert_allclose(result.error, np.sqrt((off**2).mean((0, 1))), rtol=1e-5)
 
 
 # Watching
 
 
-def test_a_watcher_reads_what_the_evaluation_does(exported: Path) -> None:
+def test_a_watcher_reads_what_the_evaluation_does(plant_folder: Path) -> None:
     signal = simulate(1, 600, seed=9, fault="spike")
-    session, limits = OrtSession(exported, threads=1), read_limits(exported)
-    watcher = Watcher(session.streamer().step, limits)
+    session, limits = OrtSession(plant_folder, threads=1), read_limits(plant_folder)
+    watcher = Watcher(open_step(session), limits)
     seen = [watcher.read(sample) for sample in signal.readings[0]]
-    expected = scores(file_errors(session)(signal.readings), limits)[0]
+    expected = scores(errors(file_forecast(session), signal.readings), limits)[0]
     np.testing.assert_allclose(
         [one.score.max() for one in seen[1:]], expected, rtol=1e-2, atol=1e-3
     )
@@ -267,8 +257,8 @@ def test_a_signal_that_cannot_be_read(name: str) -> None:
         list(read_samples(text.splitlines(), "x.csv"))
 
 
-def test_a_reading_that_is_not_finite(exported: Path) -> None:
-    watcher = Watcher(OrtSession(exported, threads=1).streamer().step, read_limits(exported))
+def test_a_reading_that_is_not_finite(plant_folder: Path) -> None:
+    watcher = Watcher(open_step(OrtSession(plant_folder, threads=1)), read_limits(plant_folder))
     with pytest.raises(
         MambaExportError, match="sample 0: humidity_percent is nan, expected a finite"
     ):
@@ -283,17 +273,72 @@ def _run(*arguments: object, given: str = "") -> subprocess.CompletedProcess[str
 
 
 def test_the_command_watches_and_says_what_is_wrong_in_one_line(
-    exported: Path, tmp_path: Path
+    plant_folder: Path, tmp_path: Path
 ) -> None:
-    done = _run("watch", exported, "--json", "--samples", 600, "--fault", "stuck")
+    done = _run("watch", plant_folder, "--json", "--samples", 600, "--fault", "stuck")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["samples"] == 600
     assert found["fault"] == "stuck"
     assert 0 < found["microseconds"]["median"] <= found["microseconds"]["p99"]
-    done = _run("watch", exported, "-", given=f"{HEAD}\n20,101,30\n20,,30\n")
+    done = _run("watch", plant_folder, "-", given=f"{HEAD}\n20,101,30\n20,,30\n")
     assert done.returncode == 2
     assert done.stderr == (
         "error: standard input, line 3: pressure_kPa is '', expected a finite number: leave samples out in "
         "which a sensor is missing\n"
     )
+
+
+def test_folders_that_cannot_watch(plant_folder: Path, tmp_path: Path) -> None:
+    metadata = OrtSession(plant_folder, threads=1).metadata
+    [x] = metadata.inputs
+    for changes in (
+        {"inputs": (dataclasses.replace(x, name="x"),)},
+        {"inputs": (dataclasses.replace(x, shape=("batch", "length", 4)),)},
+        {"outputs": metadata.outputs[:1]},
+    ):
+        with pytest.raises(MambaExportError, match="is no forecaster of a plant: it holds"):
+            check_forecaster(dataclasses.replace(metadata, **changes))
+    with pytest.raises(MambaExportError, match=r"detector.json: no such file"):
+        read_limits(tmp_path)
+    limits = json.loads((plant_folder / "detector.json").read_text())
+    limits["thresholds"]["lasting"][1] = -1
+    (tmp_path / "detector.json").write_text(json.dumps(limits))
+    with pytest.raises(
+        MambaExportError, match=r"detector.json: .*lasting.* is .*, expected a list of 3"
+    ):
+        read_limits(tmp_path)
+
+
+def test_the_record_holds_everything_that_was_found(tmp_path: Path) -> None:
+    record = new_record("sensors", "Streaming sensors", "python t.py", commit="abc")
+    one = {name: Detection(0.5, None if name == "spike" else 3.0, 0.1) for name in FAULTS}
+    better = {name: Detection(0.75, 1.0, 0.1) for name in FAULTS}
+    found = Found(
+        {
+            "mamba": Evaluation([0.1, 0.2, 0.3], 100.0, better),
+            "lti": Evaluation([0.2, 0.1, 0.3], 90.0, one),
+            "naive": Evaluation([1, 1, 1], 80.0, one),
+        },
+        {"mamba": 10, "lti": 10},
+        [Timing("ONNX Runtime CPU, native", LABELS["mamba"], np.full(9, 20.0), np.full(9, 21.0), 1000)],
+        [Engine("plugins", "TensorRT-RTX 1.7", 0.5, "built, not run")],
+        Watched("leak", CHANNELS[1], [1, 2], [100, 101], [100, 100.5], {"mamba": [0.1, 2.0]}),
+    )  # fmt: skip
+    done = read_record(write_record(tmp_path, completed(record, found, Sizes())))
+    assert [claim.holds for claim in done.claims] == [True, True, False, True]
+    assert done.claims[0].ours.startswith("Mamba 75.0 %, LTI")
+    assert "20.0 us, then 21.0 us" in done.claims[3].ours
+    forecasts, faults, steps, engines = done.tables
+    assert list(forecasts.rows[0])[:3] == ["Mamba", 10, 0.1]
+    assert list(faults.rows[0]) == [
+        "spike",
+        FAULTS["spike"].about,
+        75.0,
+        1.0,
+        10.0,
+        *[50.0, None, 10.0] * 2,
+    ]
+    assert list(steps.rows[0])[2:6] == [20.0, 20.0, 21.0, 1000]
+    assert engines.rows[0][2] == 0.5
+    assert [len(plot.series) for plot in done.plots] == [2, 2]

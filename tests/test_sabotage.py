@@ -118,10 +118,6 @@ FAULTS = [
          "store<Fp32>(enterings, entering, kLanes);",
          "store<Fp32>(enterings, FAULT && c > 0 ? entering * 1.5f : entering, kLanes);"),
     exact("ignored", "cpu/scan.h", "  if (p.exact_zoh) {", "  if (p.exact_zoh && !FAULT) {"),
-    exact("small steps lose their digits", "cpu/simd.h",
-          "  return e.m * e.scale + (e.scale - 1.0f);",
-          "  if (FAULT) return (e.m + 1.0f) * e.scale - 1.0f;\n"
-          "  return e.m * e.scale + (e.scale - 1.0f);"),
     conv("second vector of a task",
          "    if (p.silu) out = silu(out);",
          "    if (FAULT && channel % (kConvVectors * kLanes)) out *= 1.5f;\n"

@@ -5,55 +5,19 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from third_party.catalogue import STYLES, Sizes, Style
-from torch import Tensor, nn
+from third_party.catalogue import STYLES, Sizes
+from third_party.exported import Exported
+from torch import Tensor
 
 import mamba_export
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export.module_program import trace_module
 from mamba_export.operators.dispatch import forced
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A model of the catalogue and the folder that holds it."""
-
-    style: Style
-    model: nn.Module
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Each model is made and exported once."""
-    root = tmp_path_factory.mktemp("third_party")
-
-    @cache
-    def export(name: str) -> Exported:
-        torch.manual_seed(0)
-        style = STYLES[name]
-        model = style.make().eval()
-        for part in model.modules():
-            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                nn.init.uniform_(part.running_var, 0.5, 2.0)
-                nn.init.uniform_(part.running_mean, -1.0, 1.0)
-        folder = mamba_export.export(
-            model,
-            style.inputs(*style.traced),
-            output=root / name,
-            dynamic_shapes=style.axes,
-        )
-        return Exported(style, model, folder)
-
-    return export
 
 
 @torch.no_grad()
@@ -71,9 +35,9 @@ def truth(one: Exported, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("name", STYLES)
 def test_agrees_at_sizes_that_were_not_traced(
-    name: str, exported: Callable[[str], Exported]
+    name: str, third_party: Callable[[str], Exported]
 ) -> None:
-    one = exported(name)
+    one = third_party(name)
     sessions = [OrtSession(one.folder, threads=1, native=native) for native in (None, False)]
     for sizes in (one.style.traced, *one.style.others):
         inputs = one.style.inputs(*sizes)
@@ -89,9 +53,9 @@ def test_agrees_at_sizes_that_were_not_traced(
 
 @pytest.mark.parametrize("name", STYLES)
 def test_the_file_holds_its_scans_under_the_users_names(
-    name: str, exported: Callable[[str], Exported]
+    name: str, third_party: Callable[[str], Exported]
 ) -> None:
-    one = exported(name)
+    one = third_party(name)
     graph = onnx.load(one.folder / "model.onnx", load_external_data=False).graph
     ours = Counter(node.op_type for node in graph.node if node.domain == "mamba_export")
     assert ours == one.style.nodes
@@ -122,9 +86,9 @@ def test_no_loop_is_unrolled(name: str) -> None:
     ],
 )
 def test_verify_asks_what_the_model_takes(
-    name: str, left_out: dict[str, str], exported: Callable[[str], Exported]
+    name: str, left_out: dict[str, str], third_party: Callable[[str], Exported]
 ) -> None:
-    one = exported(name)
+    one = third_party(name)
     report = mamba_export.verify(one.folder, model=one.model, quick=True, backends=["cpu"])
     assert report.passed, [check for check in report.checks if not check.passed]
     for check, reason in left_out.items():

@@ -7,13 +7,14 @@ import random
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from third_party.catalogue import STYLES
 from third_party.cross_scans import AtrousSS2D, VMambaLike
-from third_party.restoration import MambaIRLike, MambaIRv2Like
+from third_party.exported import Exported
+from third_party.restoration import MambaIRv2Like
 from torch import Tensor, nn
 
 import mamba_export
@@ -127,17 +128,13 @@ def test_sizes_in_multiples_alone_are_named_with_their_line(tmp_path: Path) -> N
         )
 
 
-def test_multiples_are_checked_and_verified(tmp_path: Path) -> None:
-    style = STYLES["EfficientVMamba"]
-    model = VMambaLike(AtrousSS2D).eval()
-    out = mamba_export.export(
-        model, style.inputs(*style.traced), output=tmp_path / "out", dynamic_shapes=style.axes
-    )
-    session = mamba_export.OrtSession(out)
+def test_multiples_are_checked_and_verified(third_party: Callable[[str], Exported]) -> None:
+    one = third_party("EfficientVMamba")
+    session = mamba_export.OrtSession(one.folder)
     assert session.metadata.inputs[0].shape == ("batch", 3, "4*rows", "4*columns")
     with pytest.raises(SessionError, match="4 does not divide 18: pad it"):
         session.run(torch.randn(1, 3, 16, 18).numpy())
-    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+    report = mamba_export.verify(one.folder, model=one.model, quick=True, backends=["cpu"])
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
@@ -157,13 +154,11 @@ def test_devices(tmp_path: Path) -> None:
             mamba_export.export(model, (x,), output=tmp_path / "out")
 
 
-def test_a_model_that_asserts_fp32_is_verified_in_fp32(tmp_path: Path) -> None:
-    model = MambaIRLike()
-    style = STYLES["MambaIR"]
-    out = mamba_export.export(
-        model, style.inputs(*style.traced), output=tmp_path / "out", dynamic_shapes=style.axes
-    )
-    report = mamba_export.verify(out, model=model, quick=True, backends=["cpu"])
+def test_a_model_that_asserts_fp32_is_verified_in_fp32(
+    third_party: Callable[[str], Exported],
+) -> None:
+    one = third_party("MambaIR")
+    report = mamba_export.verify(one.folder, model=one.model, quick=True, backends=["cpu"])
     assert report.passed, [check for check in report.checks if not check.passed]
     assert report.truth.startswith("PyTorch in fp32 (the module does not run in float64: ")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from third_party.catalogue import STYLES
+from third_party.exported import Exported
 
-import mamba_export
 from mamba_export.backends.tensorrt import BuildOptions, build, read_description
 from mamba_export.backends.tensorrt import library as libraries
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
@@ -25,11 +26,11 @@ AXES = {"EfficientVMamba": ("rows", "columns")}
     reason="the TensorRT plugin was not built (no CUDA toolkit or headers)",
 )
 @pytest.mark.parametrize("name", ["VMamba", "Vim", "EfficientVMamba"])
-def test_engine_of_any_image_size(name: str, tmp_path: Path) -> None:
-    style = STYLES[name]
-    folder = mamba_export.export(
-        style.make(), style.inputs(*style.traced), output=tmp_path / name, dynamic_shapes=style.axes
-    )
+def test_engine_of_any_image_size(
+    name: str, third_party: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    style = third_party(name).style
+    folder = Path(shutil.copytree(third_party(name).folder, tmp_path / name))
     _, height, width = style.traced
     rows, columns = AXES.get(name, ("height", "width"))
     sizes = {rows: (8, height, 4 * height), columns: (8, width, 4 * width)}

@@ -3,7 +3,7 @@
 
 \b
     python tools/plant.py export models/plant-forecast -o out/plant-forecast
-    python tools/plant.py watch out/plant-forecast --fault leak --seed 7
+    python tools/plant.py watch out/plant-forecast --fault stuck --seed 7
     python tools/plant.py simulate -o plant.csv --fault stuck --samples 1200
     python tools/plant.py watch out/plant-forecast plant.csv --json
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,11 @@ from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 from mamba_export.untrusted import open_file
+from tasks.forecast_program import open_step
 from tasks.live_view import LiveView
 from tasks.plant import CHANNELS, FAULTS, PHASES, simulate
 from tasks.plant_csv import read_samples, write_samples
-from tasks.watcher import Watcher, read_limits, write_limits
+from tasks.watcher import LIMITS_FILE, Watcher, read_limits, write_limits
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -70,6 +72,20 @@ def export_command(
     print(f"wrote {output}")
 
 
+@app.command("calibrate")
+def calibrate_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FOLDER", help="A trained forecaster.")],
+) -> None:
+    """Set the detector's limits on sound plants, by the exported file, and write them into the folder."""
+    from tasks.forecaster import export_forecaster, load_forecaster
+    from tasks.plant_evaluation import Sizes, file_forecast, limits_of
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = export_forecaster(load_forecaster(checkpoint), Path(scratch) / "out")
+        write_limits(checkpoint, limits_of(file_forecast(OrtSession(folder)), Sizes()))
+    print(f"wrote {checkpoint / LIMITS_FILE}")
+
+
 @app.command("watch")
 def watch_command(
     folder: Annotated[Path, typer.Argument(help="What `export` wrote.")],
@@ -85,7 +101,8 @@ def watch_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Watch a plant's sensors, a CSV's or simulated ones, one sample at a time; live in a terminal."""
-    watcher = Watcher(OrtSession(folder, threads=1).streamer().step, read_limits(folder))
+    step = open_step(OrtSession(folder, threads=1))
+    watcher = Watcher(step, read_limits(folder))
     truth: dict[str, Any] = {}
     notes: list[str] | None = None
     if samples_file is None:

@@ -73,19 +73,24 @@ def _imported(path: str) -> Callable[..., Any]:
 
 
 _DEFINITIONS: dict[str, OperatorDefinition] = {}
+_FORMS: dict[str, tuple[OperatorDefinition, Form]] = {}  # by a node's name
 
 
 def register(definition: OperatorDefinition) -> None:
     """Add a definition. ValueError where its name or one of its forms' is taken."""
-    for form in definition.spec.forms():
+    forms = (*definition.spec.forms(), *definition.spec.packed_forms())
+    for form in forms:
         if find(form.name) is not None:
             raise ValueError(f"there is an operator {form.name} already")
     _DEFINITIONS[definition.spec.name] = definition
+    _FORMS.update({form.name: (definition, form) for form in forms})
 
 
 def unregister(definition: OperatorDefinition) -> None:
     """Forget a definition."""
     del _DEFINITIONS[definition.spec.name]
+    for form in (*definition.spec.forms(), *definition.spec.packed_forms()):
+        del _FORMS[form.name]
 
 
 def definitions() -> tuple[OperatorDefinition, ...]:
@@ -95,8 +100,4 @@ def definitions() -> tuple[OperatorDefinition, ...]:
 
 def find(node: str) -> tuple[OperatorDefinition, Form] | None:
     """The definition and form of a node of our domain, by its name; None for another node."""
-    for definition in _DEFINITIONS.values():
-        for form in definition.spec.forms():
-            if form.name == node:
-                return definition, form
-    return None
+    return _FORMS.get(node)

@@ -22,22 +22,21 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(one: Table) -> str:
-    """A table that scrolls by itself where the page is narrow."""
+    """A table below its title."""
     note = paragraph(one.note, "note") if one.note else ""
-    return _scrolling(one, captioned=True) + note
+    return f"<h4>{escape(one.title)}</h4>\n{_scrolling(one)}{note}"
 
 
-def _scrolling(one: Table, captioned: bool) -> str:
-    name = escape(one.title if captioned else f"Numbers: {one.title}")
-    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-    return f"{region}{_plain(one, captioned)}</div>"
+def _scrolling(one: Table) -> str:
+    """A table without its title; where the page is narrow it scrolls by itself."""
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(one.title)}">'
+    return f"{region}{_plain(one)}</div>"
 
 
-def _plain(one: Table, captioned: bool) -> str:
+def _plain(one: Table) -> str:
     numeric = [_is_numeric(column) for column in zip(*one.rows, strict=True)]
     kinds = ["number" if numeric else "" for numeric in numeric] or [""] * len(one.columns)
     kinds[0] = ""  # what a row is of stands at the left
-    caption = f"<caption>{escape(one.title)}</caption>" if captioned else ""
     head = "".join(
         f'<th scope="col"{_class(kind)}>{escape(name)}</th>'
         for name, kind in zip(one.columns, kinds, strict=True)
@@ -49,7 +48,7 @@ def _plain(one: Table, captioned: bool) -> str:
             for index, value in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{_lines(lines)}</tbody></table>"
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{_lines(lines)}</tbody></table>"
 
 
 def _tag(index: int) -> str:
@@ -129,7 +128,7 @@ def _figure(plot: Plot, tables: Sequence[Table], identity: str, numbers: Mapping
     if plot.note:
         parts.append(paragraph(plot.note, "note"))
     if tables:
-        listed = [_scrolling(one, captioned=False) for one in tables]
+        listed = [_scrolling(one) for one in tables]
         parts.append(f"<details><summary>Numbers</summary>{_lines(listed)}</details>")
     return "\n".join([*parts, "</figure>"])
 

@@ -66,13 +66,19 @@ def _linear(low: float, high: float) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def span(values: Sequence[float], scale: str) -> tuple[float, float]:
-    """The ends of an axis that holds the values with some room; from zero where that costs little."""
+def span(values: Sequence[float], scale: str, zero_below: float = 0.5) -> tuple[float, float]:
+    """The ends of an axis that holds the values with some room.
+
+    Args:
+        values: on the axis.
+        scale: of the axis.
+        zero_below: a linear axis begins at zero where the lowest value is below this share of the highest.
+    """
     low, high = (min(values), max(values)) if values else (1.0, 10.0)
     if scale != "linear":
         room = (high / low) ** 0.04 if high > low else 2.0
         return low / room, high * room
-    if low >= 0 and low <= 0.5 * high:
+    if low >= 0 and low <= zero_below * high:
         low = 0.0
     room = 0.05 * (high - low) or max(abs(high), 1.0)
     return low if low == 0 else low - room, high + room

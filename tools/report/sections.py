@@ -108,7 +108,11 @@ SECTIONS = (
             "goes into the exported file, with the state in and out, beside a time-invariant model of the "
             "same size.",
         ),
-        {},
+        {
+            GPU: 'python tools/run_sensors.py --record tools/records --device "NVIDIA H100 80GB HBM3"',
+            CPU: "python tools/run_sensors.py --record tools/records",
+        },
+        ("tools/run_sensors.py", "--quick"),
     ),
     Section(
         "dna",

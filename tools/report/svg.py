@@ -115,7 +115,7 @@ def _scales(plot: Plot) -> tuple[_Scaled, _Scaled]:
     ends = (
         (-0.5, len(plot.x.names) - 0.5)
         if plot.x.names
-        else span([a for a, _ in shown], plot.x.scale)
+        else span([a for a, _ in shown], plot.x.scale, zero_below=0.1)
     )
     return _Scaled(plot.x, *ends, left, _WIDTH - _RIGHT), y
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,15 +123,3 @@ def detection(alarms: np.ndarray, faulty: np.ndarray) -> Detection:
 def false_alarms(alarms: np.ndarray, skipped: int = WARM_UP) -> float:
     """Share of the samples (plants, length) of sound plants that give an alarm, after the warm-up."""
     return float(np.mean(alarms[:, skipped:]))
-
-
-def moving_errors(
-    readings: np.ndarray, forecasts: np.ndarray, deviations: np.ndarray
-) -> np.ndarray:
-    """(plants, length - 1, 3) errors in deviations: each forecast against the reading that followed it."""
-    return (readings[:, 1:] - forecasts[:, :-1]) / deviations[:, :-1]
-
-
-def naive(readings: np.ndarray, change: Sequence[float]) -> np.ndarray:
-    """``moving_errors`` of a forecaster that repeats the last reading, with a usual change as its deviation."""
-    return np.diff(readings, axis=1) / np.asarray(change)

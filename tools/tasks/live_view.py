@@ -14,9 +14,9 @@ from rich.text import Text
 from tasks.plant import CHANNELS
 from tasks.watcher import Seen
 
-_WIDTH = 48
+_WIDTH = 30
 """Columns of the course; each holds ``_PER_COLUMN`` samples."""
-_PER_COLUMN = 5
+_PER_COLUMN = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = "_.-~=+*#"
 

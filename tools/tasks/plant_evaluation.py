@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mamba_export.backends.onnxruntime.session import OrtSession
 from tasks.detector import (
+    WARM_UP,
     Detection,
     Limits,
     detection,
@@ -16,7 +17,8 @@ from tasks.detector import (
     find_limits,
     scores,
 )
-from tasks.plant import FAULTS, Signal, simulate
+from tasks.forecast_program import OUTPUTS, check_forecaster
+from tasks.plant import FAULTS, simulate
 
 VALIDATION_SEED, SOUND_SEED, FAULTY_SEED = 3, 4, 5
 """Of the sound plants that set limits, the sound ones that alarms are counted on, and those with faults."""
@@ -24,8 +26,9 @@ VALIDATION_SEED, SOUND_SEED, FAULTY_SEED = 3, 4, 5
 _PART = 256  # samples a run
 _BATCH = 64  # plants a run
 
-Errors = Callable[[np.ndarray], np.ndarray]
-"""Readings (plants, length, 3) -> errors (plants, length - 1, 3), in deviations of the forecast."""
+Forecast = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Readings (plants, length, 3) -> of each but the last the forecast of the next and its deviation, (plants,
+length - 1, 3) each."""
 
 
 @dataclass(frozen=True)
@@ -41,54 +44,66 @@ class Evaluation:
     """What a forecaster is worth.
 
     Args:
+        error: root mean square of forecast errors of sound plants, of each sensor in its unit.
         alarms: false alarms in a million samples of sound plants.
         found: by kind of fault.
     """
 
+    error: Sequence[float]
     alarms: float
     found: dict[str, Detection]
 
 
-def file_errors(session: OrtSession) -> Errors:
-    """Errors of an exported forecaster, which reads many plants at once."""
+def file_forecast(session: OrtSession) -> Forecast:
+    """Forecasts of an exported file, which reads many plants at once. MambaExportError where it is none."""
+    check_forecaster(session.metadata)
 
-    def errors(readings: np.ndarray) -> np.ndarray:
+    def forecast(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [_of_batch(readings[i : i + _BATCH]) for i in range(0, len(readings), _BATCH)]
-        return np.concatenate(parts)
+        means, deviations = zip(*parts, strict=True)
+        return np.concatenate(means), np.concatenate(deviations)
 
-    def _of_batch(readings: np.ndarray) -> np.ndarray:
-        state, forecasts, deviations = None, [], []
-        for start in range(0, readings.shape[1] - 1, _PART):
-            part = readings[:, start : min(start + _PART, readings.shape[1] - 1)]
-            found, state = session.run(part, state)
-            forecasts.append(found["forecast"])
-            deviations.append(found["deviation"])
-        off = readings[:, 1:] - np.concatenate(forecasts, axis=1)
-        return np.asarray(off / np.concatenate(deviations, axis=1))
+    def _of_batch(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        state = None
+        means: list[np.ndarray] = []
+        deviations: list[np.ndarray] = []
+        last = readings.shape[1] - 1
+        for start in range(0, last, _PART):
+            found, state = session.run(readings[:, start : min(start + _PART, last)], state)
+            for parts, name in zip((means, deviations), OUTPUTS, strict=True):
+                parts.append(found[name])
+        return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
 
-    return errors
-
-
-def naive_errors(readings: np.ndarray) -> np.ndarray:
-    """Errors of the forecaster that repeats the last reading; the detector's limits know how large they are."""
-    return np.diff(readings, axis=1)
+    return forecast
 
 
-def limits_of(errors: Errors, sizes: Sizes) -> Limits:
+def last_value(readings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The forecast that repeats the last reading; the detector's limits know how far it is off."""
+    return readings[:, :-1], np.ones_like(readings[:, :-1])
+
+
+def errors(forecast: Forecast, readings: np.ndarray) -> np.ndarray:
+    """(plants, length - 1, 3) errors in deviations: each forecast against the reading that followed it."""
+    mean, deviation = forecast(readings)
+    return np.asarray((readings[:, 1:] - mean) / deviation)
+
+
+def limits_of(forecast: Forecast, sizes: Sizes) -> Limits:
     """The limits of a forecaster's detector, from sound plants."""
-    return find_limits(errors(simulate(*sizes.sound, seed=VALIDATION_SEED).readings))
+    readings = simulate(*sizes.sound, seed=VALIDATION_SEED).readings
+    return find_limits(errors(forecast, readings))
 
 
-def evaluate(errors: Errors, limits: Limits, sizes: Sizes) -> Evaluation:
-    """Alarms on sound plants and on each kind of fault, none of which set the limits."""
-    sound = simulate(*sizes.sound, seed=SOUND_SEED)
-    alarms = false_alarms(_alarms(errors, limits, sound))
+def evaluate(forecast: Forecast, limits: Limits, sizes: Sizes) -> Evaluation:
+    """Errors and alarms on sound plants, and each kind of fault; none of them set the limits."""
+    sound = simulate(*sizes.sound, seed=SOUND_SEED).readings
+    mean, deviation = forecast(sound)
+    off = sound[:, 1:] - mean
+    alarms = false_alarms(scores(off / deviation, limits) > 1)
     found = {}
     for fault in FAULTS:
         signal = simulate(*sizes.faulty, seed=FAULTY_SEED, fault=fault)
-        found[fault] = detection(_alarms(errors, limits, signal), signal.faulty[:, 1:])
-    return Evaluation(1e6 * alarms, found)
-
-
-def _alarms(errors: Errors, limits: Limits, signal: Signal) -> np.ndarray:
-    return scores(errors(signal.readings), limits) > 1
+        alarm = scores(errors(forecast, signal.readings), limits) > 1
+        found[fault] = detection(alarm, signal.faulty[:, 1:])
+    error = np.sqrt((off[:, WARM_UP:].astype(np.float64) ** 2).mean((0, 1)))
+    return Evaluation(error.tolist(), 1e6 * alarms, found)

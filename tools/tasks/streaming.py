@@ -73,7 +73,7 @@ def read_lengths(
         count = max(FEWEST, min(MOST, tokens // length))
         size, limit = part, math.inf
         if heads:  # the time rises with the square
-            count = max(FEWEST, min(count, 128 * tokens // length**2))
+            count = max(FEWEST, min(count, 16 * tokens // length**2))
             size, limit = max(1, min(part, scores // (count * max(heads) * length))), seconds
         reading = read_stream(session, Examples(count, length), size, limit, device_bytes)
         yield reading

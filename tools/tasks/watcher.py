@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mamba_export.fields import Fields, ListOf, Number
 from mamba_export.files import write_text
 from mamba_export.untrusted import read_json
 from tasks.detector import STATISTICS, Detector, Limits
+from tasks.forecast_program import OUTPUTS, Step
 from tasks.plant import CHANNELS
 
 LIMITS_FILE = "detector.json"
@@ -22,9 +22,6 @@ LIMITS_FILE = "detector.json"
 
 _GAP = 20
 """Samples without an alarm that end an episode."""
-
-Step = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""(1, 3) readings -> forecast and deviation of the next, (1, 3) each."""
 
 
 def write_limits(folder: Path, limits: Limits) -> None:
@@ -99,7 +96,7 @@ class Watcher:
     """Watches one plant.
 
     Args:
-        step: of the exported file, with its states carried.
+        step: of the exported file, as ``open_step`` has it.
         limits: of the detector.
     """
 
@@ -139,7 +136,8 @@ class Watcher:
         start = time.perf_counter()
         found = self.step(reading[None])
         microseconds = 1e6 * (time.perf_counter() - start)
-        self._next = (found["forecast"][0].copy(), found["deviation"][0].copy())
+        mean, deviation = (found[name][0].copy() for name in OUTPUTS)
+        self._next = (mean, deviation)
         self.microseconds.append(microseconds)
         seen = Seen(index, reading, forecast, deviation, score, microseconds)
         if seen.is_alarm:

@@ -257,6 +257,15 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
+// The last kernel's block over codes: a sector of a row of 8 bits, half of one of 4. Of one row it
+// is quicker on CUDA cores (1.4B, H200: 5.0 us where tensor cores take 8.0), the first on tensor
+// cores (2.8B: 12.7 us where CUDA cores take 21).
+constexpr GemvBlock kPackedOutBlock = {32, 512};
+// The same on tensor cores: threads, bytes of a block's rings of codes, and the shared memory that
+// a block of a GPU must be able to have.
+constexpr int kTensorThreads = 256;
+constexpr int kTensorStageBytes = 80 * 1024;
+constexpr int kLeastTensorShared = 160 * 1024;
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows

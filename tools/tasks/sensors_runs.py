@@ -1,0 +1,111 @@
+"""What is measured of the plant's forecasters: time of a step, engines, a fault as it is seen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.onnxruntime.streamer import GraphStreamer
+from mamba_export.backends.registry import providers
+from mamba_export.backends.tensorrt import BuildOptions, build
+from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+from mamba_export.errors import MambaExportError
+from tasks.detector import Limits, scores
+from tasks.plant import CHANNELS, simulate
+from tasks.plant_evaluation import FAULTY_SEED, Forecast, errors
+from tasks.sensors_record import LABELS, Engine, Timing, Watched
+
+_WARM = 100  # steps that are not timed
+
+
+def open_each(folder: Path) -> dict[str, OrtSession]:
+    """Sessions of an exported folder on each provider of ONNX Runtime that is here, by name; one CPU thread."""
+    found = {}
+    for name in providers():
+        try:
+            session = OrtSession(
+                folder,
+                providers=[f"{name.upper()}ExecutionProvider"],
+                threads=1 if name == "cpu" else None,
+            )
+        except MambaExportError:  # it is not here
+            continue
+        kernels = "native" if session.native else "function bodies"
+        found[f"ONNX Runtime {name.upper()}, {kernels}"] = session
+    return found
+
+
+def time_steps(session: OrtSession, backend: str, model: str, steps: int) -> Timing:
+    """Time the first steps of a signal and, after ``steps`` more, as many again."""
+    readings = simulate(1, 2000, seed=FAULTY_SEED).readings
+    streamer = session.streamer()
+
+    def run(count: int) -> np.ndarray:
+        times = np.empty(count)
+        for index in range(count):
+            sample = readings[:, index % readings.shape[1]]
+            begin = time.perf_counter()
+            streamer.step(sample)
+            times[index] = time.perf_counter() - begin
+        return 1e6 * times
+
+    run(_WARM)
+    early = run(min(steps, 2000))
+    run(steps)
+    late = run(min(steps, 2000))
+    captured = streamer.is_captured if isinstance(streamer, GraphStreamer) else None
+    return Timing(backend, LABELS[model], early, late, steps, captured)
+
+
+def build_engines(folder: Path) -> list[Engine]:
+    """Build an engine of single steps and short parts, of plugins and of function bodies.
+
+    TensorRT-RTX builds them with no GPU. Its engines do not run on compute capability 9.0, the H100's.
+    """
+    engines = []
+    for plugin in (True, False):
+        form = "plugins" if plugin else "function bodies"
+        options = BuildOptions(
+            runtime=TENSORRT_RTX.option, plugin=plugin, batch=(1, 1, 4), length=(1, 1, 256)
+        )
+        try:
+            description = build(folder, options, force=True)
+        except MambaExportError as error:
+            engines.append(Engine(form, TENSORRT_RTX.title, None, f"not built: {error}"))
+            continue
+        runtime = f"{TENSORRT_RTX.title} {description.runtime_version}"
+        megabytes = round(description.build["engine_bytes"] / 1e6, 2)
+        engines.append(Engine(form, runtime, megabytes, "built, not run"))
+    return engines
+
+
+def watch_fault(
+    forecasts: dict[str, Forecast], limits: dict[str, Limits], fault: str = "leak", sensor: int = 1
+) -> Watched:
+    """A fault as one sensor shows it, with the scores of each forecaster."""
+    signal = simulate(1, 1024, seed=FAULTY_SEED, fault=fault)
+    begin = int(signal.faulty[0].argmax())
+    part = slice(max(begin - 150, 1), begin + 200)
+    mean, _ = forecasts["mamba"](signal.readings)
+    found = {
+        name: scores(errors(forecast, signal.readings), limits[name])[0]
+        for name, forecast in forecasts.items()
+    }
+
+    def short(values: np.ndarray) -> list[float]:
+        return [float(f"{value:.6g}") for value in values]
+
+    before = slice(
+        part.start - 1, part.stop - 1
+    )  # a forecast lies at the sample that it was made after
+    return Watched(
+        fault,
+        CHANNELS[sensor],
+        list(range(*part.indices(signal.readings.shape[1]))),
+        short(signal.readings[0, part, sensor]),
+        short(mean[0, before, sensor]),
+        {name: short(values[before]) for name, values in found.items()},
+    )
