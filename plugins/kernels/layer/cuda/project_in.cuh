@@ -10,9 +10,7 @@
 namespace mamba {
 namespace step {
 
-constexpr bool kPrefetchesAhead = false;
-constexpr int kLineBytes = 128;  // of the L2 cache
-constexpr int kStateLoads = 6;   // numbers of the convolution's state that a thread reads at once
+constexpr int kStateLoads = 6;  // numbers of the convolution's state that a thread reads at once
 
 template <typename T, int Rows, bool IsVector>
 using InProduct =
@@ -99,14 +97,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);
   product.start_weights(partial);
   let_next_kernel_start();
-  if constexpr (kPrefetchesAhead) {
-    for (const Ahead& one : s.ahead) {
-      const int64_t line = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kLineBytes;
-      for (int64_t at = line; at < one.bytes; at += int64_t{gridDim.x} * kThreads * kLineBytes) {
-        prefetch(static_cast<const char*>(one.data) + at);
-      }
-    }
-  }
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
   const bool has_next = Product::kRows == 1 && s.next_weight && has_convolution;
   NextShare<T, kColumns, kThreads> next(static_cast<const T*>(s.next_weight), first_channel,

@@ -12,17 +12,10 @@
 
 namespace mamba {
 
-constexpr int kMostAhead = 5;
 constexpr int kMaxStepRows = 8;  // rows (batch * length) that the step's kernels take
 
 // Rows of a step's buffers start at multiples of this many elements: 16 bytes and more.
 __host__ __device__ constexpr int64_t padded(int64_t count) { return (count + 7) / 8 * 8; }
-
-// Memory that a later kernel of the step reads, and nobody writes.
-struct Ahead {
-  const void* data;
-  int64_t bytes;
-};
 
 struct ProjectIn {
   const void* hidden;        // (rows, d_model) R
@@ -41,8 +34,7 @@ struct ProjectIn {
   const void* next_weight;  // (conv_columns, next_columns) T
   float* next_shares;       // (conv_columns / kInProjBlock.columns, next_columns)
   int next_columns;
-  mamba_codes codes;        // of the weight; bits 0 where it is T
-  Ahead ahead[kMostAhead];  // brought into the L2 cache; null beyond the last
+  mamba_codes codes;  // of the weight; bits 0 where it is T
   float epsilon;
   mamba_dtype hidden_dtype;
   bool reads_hidden_in_fours;  // launch_project_in sets it

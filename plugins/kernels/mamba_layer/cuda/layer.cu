@@ -92,15 +92,6 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   s.reads_states_in_fours = is_aligned<16>(p.recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.last_recurrent_state, p.d_state, sizeof(float)) &&
                             is_aligned<16>(p.A, p.d_state, sizeof(float));
-  if (codes.out.bits && p.constant_weights) {
-    s.in.ahead[0] = {p.x_proj_weight, p.d_inner * s.projected * element};
-    s.in.ahead[1] = {p.dt_proj_weight, p.dt_rank * p.d_inner * element};
-    s.in.ahead[2] = {p.out_proj_weight, p.d_inner * p.d_model * codes.out.bits / 8};
-    s.in.ahead[3] = {codes.out.scales, codes.out.blocks * p.d_model * element};
-    if (codes.out.zero_points) {
-      s.in.ahead[4] = {codes.out.zero_points, codes.out.blocks * p.d_model * codes.out.bits / 8};
-    }
-  }
   // The first kernel follows work that is not ours, which may have written the weights.
   s.in.overlaps = overlaps && p.constant_weights;
   s.out.overlaps = s.overlaps = overlaps;
