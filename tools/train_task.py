@@ -25,9 +25,9 @@ from training.command_line import Parser, choose_device, number, reproducing_com
 DESCRIPTION = """\
 Train a small model on TASK. The data is made as it is needed, on the device that trains.
 
-on a GPU, the model that ships, in about two minutes:
+on a GPU, the model that ships, in about a minute:
   python tools/train_task.py selective-copying --out models/selective-copying \\
-      --max-minutes 2 --steps 100000 --cuda-graph
+      --max-minutes 1.3 --steps 1000000 --cuda-graph
 on a CPU, to see it work, in about a minute:
   python tools/train_task.py selective-copying --out out/toy --length 48 --steps 300 --test 64
 a training that may be stopped goes on from its checkpoint with the same command:
