@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from pathlib import Path
 
@@ -39,10 +40,13 @@ _TYPES = {
 }
 
 
+@functools.cache  # ctypes takes a struct of one class alone
 def mirror(name: str) -> type[ctypes.Structure]:
     """A ctypes structure with the fields of a struct of the headers."""
-    types = _TYPES if name == "mamba_sequence" else {**_TYPES, "mamba_sequence": Sequence}
-    fields = [(field, types[kind]) for field, kind in c_structs()[name]]
+    structs = c_structs()
+    fields = [
+        (field, mirror(kind) if kind in structs else _TYPES[kind]) for field, kind in structs[name]
+    ]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 

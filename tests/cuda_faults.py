@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from planted_faults import EXACT, VARIABLE, Fault, Patch
 
+INT4 = "int4"
+"""In the place of a dtype: a file of fp16 whose layers take codes."""
+BATCH_1 = "batch 1, length 1 to 100"
+"""A check of the whole model."""
+
 # A file's device code has its own copy of the number, which its launchers bring up to date.
 DEFINITION = f"""
 #include <cstdlib>
@@ -65,6 +70,12 @@ def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fau
     return Fault(f"layer of Mamba-2: {name}", "Mamba2Layer alone", patch, dtype, "mamba2")
 
 
+def packed(name: str, file: str, old: str, new: str) -> Fault:
+    """Of a file with int4 codes, whose layers are judged in the whole model."""
+    patch = Patch(f"layer/cuda/{file}", old, new)
+    return Fault(f"layer of codes: {name}", BATCH_1, patch, INT4, "mamba2")
+
+
 def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
     patch = Patch(f"state_space_dual/cuda/{file}", old, new)
     return Fault(f"dual: {name}", "StateSpaceDual alone", patch, dtype, "mamba2")
@@ -76,6 +87,11 @@ def gated_norm(name: str, file: str, old: str, new: str) -> Fault:
 
 
 FAULTS = [
+    packed("one token, what codes are counted from", "tensor_gemv.cuh",
+           "unit, -zero * of_x);", "unit, -zero * (FAULT ? 0.9f * of_x : of_x));"),
+    packed("many rows, the largest codes", "widen.cu",
+           "return is_signed && code > 7 ? code - 16 : code;",
+           "return is_signed && code > (FAULT ? 8 : 7) ? code - 16 : code;"),
     scan("few steps, second sequence of a thread", "scan_step.cu",
          "const float du = dt[i] * u[i], log_decay = dt[i] * kLog2e;",
          "const float du = dt[i] * u[i] * (FAULT && i > 0 ? 1.5f : 1.f), log_decay = dt[i] * kLog2e;"),

@@ -6,7 +6,6 @@ The C functions are told apart by the row's stem alone, the tensors by the row; 
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ FEW_ROWS = [(1, 1), (2, 1), (3, 1), (8, 1), (1, 3), (2, 4)]
 """(batch, length) of calls that the step's kernels take."""
 
 Product = mirror("mamba_product")
+PackedCodes = mirror("mamba_codes")
 Multiply = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Product), ctypes.c_void_p)
 
 
@@ -86,9 +86,6 @@ class Drawn:
     own: tuple[Tensor, ...]
 
 
-_mirror = functools.cache(mirror)  # ctypes takes a struct of one class alone
-
-
 @dataclass(frozen=True)
 class Layer:
     """A row whose kernels are a step's and those for many rows, and its definition."""
@@ -104,16 +101,27 @@ class Layer:
     @property
     def params(self) -> type[ctypes.Structure]:
         """Its parameter struct."""
-        return _mirror(f"{self.stem}_params")
+        return mirror(f"{self.stem}_params")
+
+    @property
+    def packed_params(self) -> type[ctypes.Structure]:
+        """The struct of its packed forms."""
+        return mirror(f"{self.stem}_packed_params")
 
     def function(self, name: str) -> Any:
-        """A function of the library, declared: ``is_step_cuda``, ``step_cuda``, ``cuda`` or a workspace."""
+        """A function of the library, declared: ``is_step_cuda``, ``step_cuda``, ``cuda`` or a workspace.
+
+        ``packed_`` before the name: of a layer whose matrices may be codes.
+        """
         found = getattr(kernel_library.library().functions, f"{self.stem}_{name}")
         pointer = ctypes.c_void_p
-        found.argtypes = {
-            "step_cuda": [ctypes.POINTER(self.params), pointer, pointer],
-            "cuda": [ctypes.POINTER(self.params), Multiply, pointer, pointer, pointer],
-        }.get(name, [ctypes.POINTER(self.params)])
+        plain = name.removeprefix("packed_")
+        params = self.params if plain == name else self.packed_params
+        further = {
+            "step_cuda": [pointer, pointer],
+            "cuda": [Multiply, pointer, pointer, pointer],
+        }.get(plain, [])
+        found.argtypes = [ctypes.POINTER(params), *further]
         if name.endswith("workspace"):
             found.restype = ctypes.c_size_t
         return found

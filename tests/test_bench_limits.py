@@ -14,6 +14,7 @@ from bench.limits import Ceilings
 from bench.random_folder import fill_weights, write_graph
 from mamba_export import contract
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.contract.weights import Weights
 from mamba_export.errors import MambaExportError
 from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, ModelConfig
 
@@ -78,6 +79,10 @@ def test_weight_bytes_are_those_of_the_model(config: ModelConfig) -> None:
     final_norm = 4 * config.d_model
     parameters = sum(p.nbytes for p in model.parameters())
     assert limits.weight_bytes(config, "fp32") == parameters - final_norm
+    packed = limits.weight_bytes(config, "fp16", Weights("int4"))
+    half = limits.weight_bytes(config, "fp16")
+    others = 2 * half - limits.weight_bytes(config, "fp32")  # fp32 in either
+    assert packed - others == pytest.approx((half - others) * (4 + 16 / 32) / 16)
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.mixer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import pytest
 from c_header import FOLDER, header_text, mirror
 
 from mamba_export.contract import OPERATORS, layout
-from mamba_export.contract.spec import FP32, Attribute, Operator, Size, T, Tensor, axes
+from mamba_export.contract.spec import (
+    FP32,
+    Attribute,
+    Operator,
+    Size,
+    T,
+    Tensor,
+    axes,
+    packed_input,
+)
+from mamba_export.contract.weights import CODES, PARTS, SCALES, ZERO_POINTS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -125,7 +136,7 @@ int main(int count, char** arguments) {
   AttributeValues values = {};
   for (int32_t i = 0; i < op.attributes.count; ++i) values[i] = 1;
   const Params params = fill(op, {sizes, MAMBA_BF16, MAMBA_FP16, values, true, inputs, outputs,
-                                  MAMBA_FP16});
+                                  MAMBA_FP16, 4});
   for (size_t i = 0; i < op.params_bytes; ++i)
     std::printf(i ? ", %%d" : "[%%d", static_cast<const unsigned char*>(params.get())[i]);
   std::printf("]");
@@ -139,7 +150,9 @@ ThroughTheTable = Callable[[str, list[tuple[int, ...]]], Any]
 def through_the_table(tmp_path_factory: pytest.TempPathFactory) -> ThroughTheTable:
     """The bytes of the parameter struct that the C++ side fills, or the text of what it refuses."""
     kernels = "\n".join(
-        f"const Kernels mamba_contract::k{op.name}Kernels = {{}};" for op in IN_TABLE
+        f"const Kernels mamba_contract::{name} = {{}};"
+        for op in IN_TABLE
+        for name in generate_contract.kernels(op)
     )
     shared = str(ROOT / "plugins/contract/contract.cpp")
     binary = compiled(tmp_path_factory.mktemp("table"), PROGRAM % {"kernels": kernels}, shared)
@@ -164,6 +177,16 @@ def test_the_plugins_fill_the_struct_of_the_contract(
     sizes = op.with_products(sizes)
     data: dict[str, int] = {tensor.name: 100 + i for i, tensor in enumerate(form.inputs)}
     data |= {tensor.name: 200 + i for i, tensor in enumerate(op.outputs)}
+    shapes = [tensor.shape(sizes) for tensor in form.inputs]
+    found = through_the_table(name, shapes)
+    assert isinstance(found, list), found
+    assert bytes(found) == packed_params(op, sizes, data, form.flags)
+
+
+def packed_params(
+    op: Operator, sizes: dict[str, int], data: dict[str, int], flags: Mapping[str, bool]
+) -> bytes:
+    """A row's struct of these sizes, addresses and flags, T bf16, with 1 for every other attribute."""
     numbers: list[float] = []
     for field in layout.fields(op):
         if field.kind == layout.SEQUENCE:
@@ -181,11 +204,50 @@ def test_the_plugins_fill_the_struct_of_the_contract(
         elif field.tensor is not None:
             numbers.append(data.get(field.name, 0))
         else:
-            numbers.append(sizes.get(field.name, int(form.flags.get(field.name, True))))
-    shapes = [tensor.shape(sizes) for tensor in form.inputs]
-    found = through_the_table(name, shapes)
+            numbers.append(sizes.get(field.name, int(flags.get(field.name, True))))
+    return layout.packer(op).pack(*numbers)
+
+
+PACKED = [(op, form.name) for op in IN_TABLE for form in op.packed_forms()]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("op", "name"), PACKED)
+def test_a_form_of_codes_fills_the_struct_around_the_layer_s(
+    through_the_table: ThroughTheTable, op: Operator, name: str
+) -> None:
+    form = next(form for form in op.packed_forms() if form.name == name)
+    sizes = {size.name: 7 + 2 * index for index, size in enumerate(op.free_sizes)}
+    sizes |= {size.divides: 3 * sizes[size.name] for size in op.free_sizes if size.divides}
+    sizes = op.with_products(sizes)
+    sizes |= {size.name: sizes[str(size.divides)] for size in form.sizes}  # blocks of one row
+    data = {tensor.name: 100 + i for i, tensor in enumerate(form.inputs)}
+    data |= {tensor.name: 200 + i for i, tensor in enumerate(op.outputs)}
+    parts = {w: {p: data.get(packed_input(w, p), 0) for p in PARTS} for w in form.packed}
+    data |= {weight: one[CODES] for weight, one in parts.items()}
+    expected = packed_params(op, sizes, data, form.flags)
+    for weight, one in parts.items():
+        blocks = sizes[packed_input(weight, layout.BLOCKS)]
+        expected += struct.pack("@iqPP", 4, blocks, one[SCALES], one[ZERO_POINTS])
+    found = through_the_table(name, [tensor.shape(sizes) for tensor in form.inputs])
     assert isinstance(found, list), found
-    assert bytes(found) == layout.packer(op).pack(*numbers)
+    assert bytes(found) == expected
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", {op.name: op for op, _ in PACKED}.values(), ids=lambda op: op.name)
+def test_blocks_that_do_not_divide_are_refused(
+    through_the_table: ThroughTheTable, op: Operator
+) -> None:
+    form = next(op.packed_forms())
+    sizes = op.with_products({size.name: size.usual for size in op.free_sizes})
+    sizes |= {size.name: 5 if index else 1 for index, size in enumerate(form.sizes)}
+    found = through_the_table(form.name, [tensor.shape(sizes) for tensor in form.inputs])
+    whole = sizes["d_inner"]
+    assert found == (
+        "out_proj_weight_scales has out_proj_weight_blocks 5, which does not divide "
+        f"d_inner {whole}"
+    )
 
 
 @needs_compiler

@@ -179,3 +179,6 @@ def test_a_short_run_trains_exports_and_records(tool: ModuleType, tmp_path: Path
     with pytest.raises(MambaExportError, match="--models mamba-s5"):
         tool.run(["--quick", "--models", "mamba-s5", "--record", str(place)])
     assert (trained / "ungated-s6" / "training.json").read_bytes() == before
+    (trained / "ungated-s6").rename(trained / "h3-s6")
+    with pytest.raises(MambaExportError, match="is not of selective-copying with h3-s6"):
+        tool.run(["--models", "h3-s6", "--trained", str(trained), "--record", str(place)])

@@ -261,7 +261,7 @@ def hostile_model(r: random.Random) -> tuple[bytes, dict[str, np.ndarray]]:
         "plugin_version": contract.PLUGIN_VERSION,
         "plugin_namespace": "x",
     }
-    for one in op.attributes:
+    for one in op.node_attributes:
         if not one.derived and r.random() < 0.98:
             bad = (2, -1, 2**63 - 1, -(2**63), 0.5, -0.5, math.nan, "1", [1, 0], b"\xff")
             good = (0, 1) if one.kind == "flag" else (0.0, 1e-5, 1e38)

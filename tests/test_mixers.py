@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, SessionError
 from mamba_export.models import Mamba, MambaConfig
 from mixers.blocks import BLOCKS, MambaBlock
 from mixers.hyena import HyenaFilter
@@ -114,6 +114,14 @@ def test_hyena_refuses_a_sequence_beyond_its_positions() -> None:
         MambaExportError, match="has 65 tokens, and this Hyena's positions end at 64"
     ):
         HyenaFilter(3, longest=64)(torch.zeros(1, 65, 3))
+
+
+def test_a_file_of_hyena_refuses_a_sequence_beyond_its_positions(tmp_path: Path) -> None:
+    session = OrtSession(export_whole(small("ungated", "hyena", layers=1), tmp_path / "out"))
+    session.run(np.zeros((1, 256), np.int64))
+    with pytest.raises(SessionError, match="idx=256 must be within") as error:
+        session.run(np.zeros((1, 257), np.int64))
+    assert "\n" not in str(error.value)
 
 
 @torch.no_grad()

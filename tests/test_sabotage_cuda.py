@@ -7,10 +7,10 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 import torch
-from cuda_faults import FAULTS, SUPPORT
+from cuda_faults import FAULTS, INT4, SUPPORT
 from planted_faults import EXACT, VARIABLE, build, built_file, exports, failing
 
-from mamba_export import libraries, verify
+from mamba_export import export, libraries, verify
 from mamba_export.models import Mamba2Config, MambaConfig
 
 CUDA = "CUDAExecutionProvider"
@@ -51,15 +51,28 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         "mamba2": Mamba2Config(d_model=64, head_dim=16, **sizes),
         EXACT: MambaConfig(d_model=68, exact_zoh=True, **sizes),
     }
-    return {
+    bases = {mixer: tmp_path_factory.mktemp("exported") for mixer in configs}
+    found = {
         (mixer, dtype): folder
         for mixer, config in configs.items()
-        for dtype, folder in exports(tmp_path_factory.mktemp("exported"), config).items()
+        for dtype, folder in exports(bases[mixer], config).items()
     }
+    base = bases["mamba2"]
+    found["mamba2", INT4] = export(base / "source", base / INT4, dtype="fp16", weights=INT4)
+    return found
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2", EXACT])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("mixer", "dtype"),
+    [
+        *(
+            (mixer, dtype)
+            for mixer in ("mamba", "mamba2", EXACT)
+            for dtype in ("fp32", "fp16", "bf16")
+        ),
+        ("mamba2", INT4),
+    ],
+)
 def test_without_a_fault_the_variant_passes(
     exported: dict[tuple[str, str], Path], dtype: str, mixer: str
 ) -> None:

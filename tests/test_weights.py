@@ -25,7 +25,7 @@ from mamba_export import MambaExportError, Weights, contract
 from mamba_export.contract.weights import BLOCKS, WEIGHT_KINDS
 from mamba_export.export import build
 from mamba_export.folder.metadata import read_metadata
-from mamba_export.models import MambaConfig, MambaLM, checkpoints
+from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, checkpoints
 from mamba_export.packing import pack, rounding, unpack
 from mamba_export.packing.gptq import pack_calibrated
 from mamba_export.verify.weights import weight_checks
@@ -132,6 +132,42 @@ def test_onnxruntime_joins_every_pair(exported: dict[str, Path], tmp_path: Path)
         found = Counter(node.op_type for node in nodes)
         assert found["MatMulNBits"] == products, kind
         assert found["DequantizeLinear"] == 0, kind
+
+
+LAYERED = {
+    "MambaLayerPacked": (wide_model, Weights("int4")),
+    "Mamba2LayerPackedAsymmetric": (
+        lambda: MambaLM(Mamba2Config(d_model=64, head_dim=16, n_layer=2, vocab_size=256)).eval(),
+        Weights("int8", 64, symmetric=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LAYERED)
+def test_layers_of_fp16_are_nodes_that_take_codes(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, weights = LAYERED[form]
+    model = make()
+    folder = mamba_export.export(model, tmp_path / "out", dtype="fp16", weights=weights)
+    stored = onnx.load(folder / "model.onnx", load_external_data=False)
+    nodes = Counter(node.op_type for node in stored.graph.node if node.domain)
+    assert nodes == {form: 2}
+    called = {"MambaLayerPacked": {"CausalConv1d", "SelectiveScan"}}.get(
+        form, {"CausalConv1d", "StateSpaceDual", "GatedRmsNorm"}
+    )
+    assert {function.name for function in stored.functions} == {form, *called}
+    onnx.checker.check_model(folder / "model.onnx")
+    # A runtime without the kernel inlines the function, and joins its pairs: stays packed in memory.
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(folder / "model.onnx", options)
+    inlined = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    found = Counter(node.op_type for node in inlined)
+    assert found["MatMulNBits"] == 2 * 2 + 1
+    assert found["DequantizeLinear"] == found[form] == 0
+    report = mamba_export.verify(folder, model=model, quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
@@ -273,6 +309,27 @@ def test_engines_build_with_plugins(exported: dict[str, Path], kind: str, tmp_pa
     assert built.plugins["CausalConv1d"] == 8
     # Packed: in fp32 the matrices alone would take 13 MB.
     assert built.build["engine_bytes"] < {"int4": 9e6, "int8": 12e6}[kind]
+
+
+def test_engines_keep_codes_of_layers_packed(tmp_path: Path) -> None:
+    from mamba_export.backends.tensorrt import library
+    from mamba_export.backends.tensorrt.names import TENSORRT_RTX
+    from mamba_export.libraries import TRT_PLUGIN
+
+    if not library.is_installed(TENSORRT_RTX):
+        pytest.skip("tensorrt-rtx is not installed")
+    if TRT_PLUGIN.path() is None:
+        pytest.skip("the TensorRT plugin was not built (no CUDA toolkit or headers)")
+    model = MambaLM(MambaConfig(d_model=512, n_layer=2, vocab_size=256)).eval()
+    sizes = []
+    for weights in (None, "int4"):
+        folder = tmp_path / str(weights)
+        mamba_export.export(model, folder, dtype="fp16", weights=weights)
+        built = mamba_export.build(folder, mamba_export.BuildOptions(runtime="tensorrt-rtx"))
+        assert built.plugins["SelectiveScan"] == 2
+        sizes.append(built.build["engine_bytes"])
+    layers = 2 * (512 * 2048 + 1024 * 512)  # weights that are codes
+    assert sizes[0] - sizes[1] > 0.9 * layers * (16 - 4 - 16 / 32) / 8
 
 
 MODEL = wide_model()

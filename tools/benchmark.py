@@ -62,6 +62,12 @@ def main(
         str | None, typer.Option(help="GPU: sequences of prefill (1).")
     ] = None,
     dtype: Annotated[str, typer.Option(help="GPU: weights of the models.")] = "fp16",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU: codes that the models' matrices are stored in, int4 or int8; then no peers."
+        ),
+    ] = None,
     operator_dtypes: Annotated[
         str, typer.Option(help="GPU: dtypes of the scan; step and convolution run in the first.")
     ] = "bf16",
@@ -129,6 +135,7 @@ def main(
         prepare_graphs,
     )
     from mamba_export.contract import DTYPES
+    from mamba_export.contract.weights import Weights
 
     if docs:
         from bench.page import write_docs
@@ -147,6 +154,8 @@ def main(
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
+    if not on_gpu and weights is not None and prepare is None:
+        raise MambaExportError("--weights needs --device cuda; the CPU is timed with all of them")
     if llama_cpp is not None:
         from bench.peers import llama_cpp as peer
 
@@ -155,20 +164,24 @@ def main(
         peer.check_sources(llama_cpp)
     if not on_gpu and not prepare and len(lengths) > 1:
         raise MambaExportError("the CPU is timed with one --length")
+    packed = None
+    if weights is not None:
+        packed = Weights(options.one_of("--weights", weights, ("int4", "int8")))
     cases = Cases(
         sizes=sizes,
         lengths=lengths,
         batches=options.numbers("--batch", batch, BATCHES),
         prefill_batches=options.numbers("--prefill-batch", prefill_batch, PREFILL_BATCHES),
         dtype=options.one_of("--dtype", dtype, DTYPES),
+        weights=packed,
         prefill="prefill" in kinds,
         decode="decode" in kinds,
         graphs=graphs,
-        mamba_ssm=mamba_ssm,
-        transformers=transformers,
+        mamba_ssm=mamba_ssm and packed is None,
+        transformers=transformers and packed is None,
     )
     if prepare is not None:
-        prepare_graphs(prepare, cases.sizes, cases.dtype, _say)
+        prepare_graphs(prepare, cases.sizes, cases.dtype, packed, _say)
         return
     from bench import provenance
     from bench.runs import Destination, GpuRun, run_cpu, run_gpu

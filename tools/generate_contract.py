@@ -7,13 +7,26 @@ Run it after a change in ``mamba_export/contract`` and commit what it writes; a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mamba_export.cli import exit_with
 from mamba_export.contract import METADATA_FORMAT, layout, names
 from mamba_export.contract.operators import OPERATORS
-from mamba_export.contract.spec import FP32, Attribute, Axis, Form, Operator, R, S, Tensor
+from mamba_export.contract.spec import (
+    FP32,
+    Attribute,
+    Axis,
+    Form,
+    Operator,
+    Q,
+    R,
+    S,
+    Size,
+    Tensor,
+    packed_input,
+)
+from mamba_export.contract.weights import CODES, SCALES, ZERO_POINTS
 from mamba_export.files import new_file, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +66,7 @@ def params_header() -> str:
             "  int64_t step_stride;",
             "} mamba_sequence;",
             "",
+            *_CODES_STRUCT,
             *(line for op in OPERATORS for line in _struct(op)),
             "#endif /* MAMBA_PARAMS_H */",
             "",
@@ -73,6 +87,29 @@ def _struct(op: Operator) -> Iterator[str]:
         yield f"  {declaration:{width}}  /* {meaning} */" if meaning else f"  {declaration}"
     yield f"}} {layout.stem(op)}_params;"
     yield ""
+    packed = [tensor.name for tensor in op.inputs if tensor.packs]
+    if packed:
+        yield f"/* {op.name} with codes for {' and '.join(packed)}, where their bits are not 0 */"
+        yield "typedef struct {"
+        yield f"  {layout.stem(op)}_params {layout.UNPACKED};"
+        yield from (f"  mamba_codes {name};" for name in packed)
+        yield f"}} {layout.packed_stem(op)}_params;"
+        yield ""
+
+
+_CODES_STRUCT = (
+    "/* A matrix of weights (depth, columns) as codes of few bits, laid out as the tensors that",
+    " * DequantizeLinear of ONNX takes in blocks along the depth: the codes row-major, of 4 bits the one",
+    " * of the even place in a byte's lower half. A weight is scale (code - zero point). */",
+    "typedef struct {",
+    "  int bits;                /* 4 or 8; 0: no codes, the matrix is of T */",
+    f"  int64_t {layout.BLOCKS};          /* of each column: rows that share a scale; divides the depth */",
+    f"  const void* {SCALES};      /* (blocks, columns), T */",
+    f"  const void* {ZERO_POINTS}; /* codes (blocks, columns), and codes are unsigned; NULL: codes are",
+    "                            * signed, and 0 is a weight of 0 */",
+    "} mamba_codes;",
+    "",
+)
 
 
 def _meaning(op: Operator, field: layout.Field) -> str:
@@ -134,7 +171,6 @@ def names_header() -> str:
 def table_header() -> str:
     """``plugins/contract/table.h``."""
     compiled = [op for op in OPERATORS if op.kernels]
-    forms = [(op, form) for op in compiled for form in op.forms()]
     return "\n".join(
         [
             f"// {NOTE}",
@@ -151,11 +187,12 @@ def table_header() -> str:
             "namespace mamba_contract {",
             "",
             "// kernels.cpp has each.",
-            *(f"extern const Kernels k{op.name}Kernels;" for op in compiled),
+            *(f"extern const Kernels {name};" for op in compiled for name in kernels(op)),
             "",
             *(line for op in compiled for line in _tables(op)),
             "constexpr Operator kOperators[] = {",
-            *(_row(op, form) for op, form in forms),
+            *(_row(op, form) for op in compiled for form in op.forms()),
+            *(_row(op, form) for op in compiled for form in op.packed_forms()),
             "};",
             "",
             "}  // namespace mamba_contract",
@@ -164,55 +201,100 @@ def table_header() -> str:
     )
 
 
+def kernels(op: Operator) -> list[str]:
+    """Names of the kernels of an operator's rows."""
+    return sorted({_kernels(op, form) for form in (*op.forms(), *op.packed_forms())})
+
+
+def _kernels(op: Operator, form: Form) -> str:
+    return f"k{op.name}{'Packed' * bool(form.packed)}Kernels"
+
+
+def _place(op: Operator, form: Form, field: str) -> str:
+    """Where a form's kernels have a size, a number or a tensor, for offsetof."""
+    if not form.packed:
+        return f"{layout.stem(op)}_params, {field}"
+    for weight in form.packed:
+        inside = {
+            packed_input(weight, CODES): f"{layout.UNPACKED}.{weight}",
+            packed_input(weight, SCALES): f"{weight}.{SCALES}",
+            packed_input(weight, ZERO_POINTS): f"{weight}.{ZERO_POINTS}",
+            packed_input(weight, layout.BLOCKS): f"{weight}.{layout.BLOCKS}",
+        }
+        if field in inside:
+            return f"{layout.packed_stem(op)}_params, {inside[field]}"
+    return f"{layout.packed_stem(op)}_params, {layout.UNPACKED}.{field}"
+
+
 def _tables(op: Operator) -> Iterator[str]:
-    params = f"{layout.stem(op)}_params"
-    indices = {size.name: index for index, size in enumerate(op.sizes)}
     yield f"// {op.name}"
-    yield f"constexpr Size k{op.name}Sizes[] = {{"
-    for size in op.sizes:
-        if size.factors:  # no field has it
-            one, other = (indices[name] for name in size.factors)
-            yield f'    {{"{size.name}", 0, kNone, {{{one}, {other}}}}},  // {" * ".join(size.factors)}'
-            continue
-        divides = f", {indices[size.divides]}" if size.divides else ""
-        yield f'    {{"{size.name}", offsetof({params}, {size.name}){divides}}},'
-    yield "};"
-    attributes = _attributes(op)
-    if attributes:
-        yield f"constexpr Attribute k{op.name}Attributes[] = {{"
-        yield from (_attribute(op, one) for one in attributes)
+    forms, packed = list(op.forms()), list(op.packed_forms())
+    yield from _numbers(op, forms[0])
+    for form in packed[:1]:
+        yield from _numbers(op, form)
+        yield f"constexpr size_t {_table(op, form, 'Bits')}[] = {{"
+        yield from (
+            f"    offsetof({layout.packed_stem(op)}_params, {name}.bits)," for name in form.packed
+        )
         yield "};"
-    for form in op.forms():
+    for form in (*forms, *packed):
         if any(form.flags.values()):
             yield f"constexpr Attribute k{form.name}Flags[] = {{"
-            yield from (_attribute(op, one) for one in op.name_flags if form.flags[one.name])
+            yield from (_attribute(op, form, one) for one in op.name_flags if form.flags[one.name])
             yield "};"
         yield f"constexpr Tensor k{form.name}Inputs[] = {{"
         for tensor in form.inputs:
             role = "kStridedInput" if tensor.strided else "kWeight" if tensor.weight else "kInput"
-            yield _tensor(op, tensor, role)
+            yield _tensor(op, form, tensor, role)
         yield "};"
         yield f"constexpr Tensor k{form.name}Outputs[] = {{"
         for tensor in op.outputs:
             like = form.inputs.index(op.like(tensor))
             role = "kOutput" if tensor.continues is None else "kLastState"
-            yield _tensor(op, tensor, role, f", {like}")
+            yield _tensor(op, form, tensor, role, f", {like}")
         yield "};"
     yield ""
 
 
-def _tensor(op: Operator, tensor: Tensor, role: str, like: str = "") -> str:
-    dtype = {FP32: "kFp32", R: "kR", S: "kS"}.get(tensor.dtype, "kT")
-    axes = ", ".join(_axis(op, axis) for axis in tensor.axes)
+def _table(op: Operator, form: Form, what: str) -> str:
+    """Name of a table that all forms of a kind share."""
+    return f"k{op.name}{'Packed' * bool(form.packed)}{what}"
+
+
+def _sizes(op: Operator, form: Form) -> tuple[Size, ...]:
+    return (*op.sizes, *form.sizes)
+
+
+def _numbers(op: Operator, form: Form) -> Iterator[str]:
+    """The tables of sizes and attributes."""
+    indices = {size.name: index for index, size in enumerate(_sizes(op, form))}
+    yield f"constexpr Size {_table(op, form, 'Sizes')}[] = {{"
+    for size in _sizes(op, form):
+        if size.factors:  # no field has it
+            one, other = (indices[name] for name in size.factors)
+            yield f'    {{"{size.name}", 0, kNone, {{{one}, {other}}}}},  // {" * ".join(size.factors)}'
+            continue
+        divides = f", {indices[size.divides]}" if size.divides else ""
+        yield f'    {{"{size.name}", offsetof({_place(op, form, size.name)}){divides}}},'
+    yield "};"
+    if attributes := _attributes(op):
+        yield f"constexpr Attribute {_table(op, form, 'Attributes')}[] = {{"
+        yield from (_attribute(op, form, one) for one in attributes)
+        yield "};"
+
+
+def _tensor(op: Operator, form: Form, tensor: Tensor, role: str, like: str = "") -> str:
+    dtype = {FP32: "kFp32", Q: "kQ", R: "kR", S: "kS"}.get(tensor.dtype, "kT")
+    axes = ", ".join(_axis(_sizes(op, form), axis) for axis in tensor.axes)
     return (
         f'    {{"{tensor.name}", Role::{role}, DtypeClass::{dtype}, {len(tensor.axes)}, {{{axes}}},  '
         f"// {tensor.layout}\n"
-        f"     offsetof({layout.stem(op)}_params, {tensor.name}){like}}},"
+        f"     offsetof({_place(op, form, tensor.name)}){like}}},"
     )
 
 
-def _axis(op: Operator, axis: Axis) -> str:
-    order = [size.name for size in op.sizes]
+def _axis(sizes: Sequence[Size], axis: Axis) -> str:
+    order = [size.name for size in sizes]
     terms = ", ".join(
         f"{{{order.index(name)}}}" if factor == 1 else f"{{{order.index(name)}, {factor}}}"
         for name, factor in axis.terms
@@ -221,20 +303,23 @@ def _axis(op: Operator, axis: Axis) -> str:
 
 
 def _row(op: Operator, form: Form) -> str:
-    params = f"{layout.stem(op)}_params"
     fields = {field.name: field for field in layout.fields(op)}
+    stem = layout.packed_stem(op) if form.packed else layout.stem(op)
 
     def offset(name: str | None) -> str:
-        return f"offsetof({params}, {name})" if name in fields else "kNone"
+        return f"offsetof({_place(op, form, name)})" if name in fields else "kNone"
 
-    attributes = bool(_attributes(op))
+    attributes = _table(op, form, "Attributes") if _attributes(op) else "{}"
     flags = f"k{form.name}Flags" if any(form.flags.values()) else "{}"
+    bits = _table(op, form, "Bits") if form.packed else "{}"
+    is_signed = bool(form.packed) and not form.has_zero_points
     return (
-        f'    {{"{form.name}", k{op.name}Sizes, '
-        f"{f'k{op.name}Attributes' if attributes else '{}'}, k{form.name}Inputs, k{form.name}Outputs,\n"
-        f"     sizeof({params}), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
+        f'    {{"{form.name}", {_table(op, form, "Sizes")}, '
+        f"{attributes}, k{form.name}Inputs, k{form.name}Outputs,\n"
+        f"     sizeof({stem}_params), {offset('dtype')}, {offset(layout.dtype_field(op, R))}, "
         f"{offset(layout.dtype_field(op, S))}, {offset('constant_weights')}, {flags}, "
-        f"{_boolean('cpu' in op.kernels)}, {_boolean(op.has_plugin)}, &k{op.name}Kernels}},"
+        f"{_boolean('cpu' in op.kernels and not form.packed)}, {_boolean(op.has_plugin)}, "
+        f"&{_kernels(op, form)}, {bits}, {_boolean(is_signed)}}},"
     )
 
 
@@ -243,8 +328,8 @@ def _attributes(op: Operator) -> list[Attribute]:
     return [one for one in op.node_attributes if not one.derived]
 
 
-def _attribute(op: Operator, one: Attribute) -> str:
-    offset = f"offsetof({layout.stem(op)}_params, {one.name})"
+def _attribute(op: Operator, form: Form, one: Attribute) -> str:
+    offset = f"offsetof({_place(op, form, one.name)})"
     return f'    {{"{one.name}", AttributeKind::k{one.kind.capitalize()}, {offset}}},'
 
 

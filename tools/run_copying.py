@@ -7,7 +7,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,7 +26,7 @@ from tasks.copying_exported import (
     score_backends,
     score_reference,
 )
-from tasks.copying_models import LEARNING_RATES, PUBLISHED, SHIPPED, TASK
+from tasks.copying_models import PUBLISHED, SHIPPED, TASK
 from tasks.copying_record import Backends, Found, completed
 from tasks.output import RECORD_FILE
 from training.command_line import Parser, choose_device, number
@@ -35,8 +35,8 @@ DESCRIPTION = """\
 Train the models of table 1, export each in each of its forms, and record their accuracy: PyTorch's, that of the
 exported files, and that of the shipped model on every backend that is here.
 
-on a GPU, in about ten minutes:
-  python tools/run_copying.py --record tools/records --minutes 1
+on a GPU, in about fifteen minutes:
+  python tools/run_copying.py --record tools/records
 models that are trained already, and which are kept for the next run:
   python tools/run_copying.py --record tools/records --trained out/copying
 on a CPU, to see it work:
@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trained", type=Path, default=None, metavar="FOLDER", help=text)
     text = f"which to take, with commas (default: all): {', '.join(PUBLISHED)}"
     parser.add_argument("--models", default=None, metavar="NAMES", help=text)
-    text = "of training for each model that is not trained (default: 1)"
-    parser.add_argument("--minutes", type=number(float, 0), default=1.0, metavar="X", help=text)
+    text = "of training for each model that is not trained (default: 1.3)"
+    parser.add_argument("--minutes", type=number(float, 0), default=1.3, metavar="X", help=text)
     text = "sequences of the test of exported files (default: 64)"
     parser.add_argument("--test", type=number(int, 1), default=64, metavar="X", help=text)
     text = "folder of the shipped model (default: models/selective-copying)"
@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> None:
             folder = home / name
             if not (folder / RECORD_FILE).exists():
                 train_task.run(_training(folder, name, options))
-            one = Found(name, read_json(folder / RECORD_FILE))
+            one = Found(name, _training_record(folder / RECORD_FILE, name))
             length = one.record["length"]
             most = options.test if one.is_selective else min(options.test, LTI_TEST)
             count = min(most, one.record["test_sequences"])
@@ -129,10 +129,20 @@ def run(arguments: list[str]) -> None:
     print(path)
 
 
+def _training_record(path: Path, name: str) -> dict[str, Any]:
+    """A training.json. Raises MambaExportError where it is of something else."""
+    record = read_json(path)
+    if not isinstance(record, dict) or (record.get("task"), record.get("model")) != (
+        TASK.name,
+        name,
+    ):
+        raise MambaExportError(f"{path} is not of {TASK.name} with {name}: give another --trained")
+    return record
+
+
 def _training(folder: Path, name: str, options: argparse.Namespace) -> list[str]:
     """Arguments of ``tools/train_task.py`` for a model."""
-    rate = LEARNING_RATES[name.partition("-")[0]]
-    arguments = [TASK.name, "--model", name, "--out", str(folder), "--lr", str(rate)]
+    arguments = [TASK.name, "--model", name, "--out", str(folder)]
     if options.quick:
         return [*arguments, *QUICK]
     limits = ["--max-minutes", str(options.minutes), "--steps", "1000000"]

@@ -87,7 +87,8 @@ def _on_gpus(call: Call, functions: ctypes.CDLL) -> str:
     form_of.argtypes, form_of.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_char_p
     own = [one.name for one in call.op.attributes if not one.derived]
     attributes = dict(zip(own, call.attributes, strict=True))
-    absent = {one.name for one in call.op.inputs} - {one.name for one in call.form.inputs}
+    there = {*(one.name for one in call.form.inputs), *call.form.packed}
+    absent = {one.name for one in call.op.inputs} - there
     found: dict[str, list[str]] = {}
     for gpu, architecture in architectures(functions).items():
 

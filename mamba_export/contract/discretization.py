@@ -19,7 +19,7 @@ _OF_NODES = {
     form.name: ZOH if form.flags.get("exact_zoh") else EULER
     for op in OPERATORS
     if any(tensor.name == "A" for tensor in op.inputs)  # what has no A is no scan
-    for form in op.forms()
+    for form in (*op.forms(), *op.packed_forms())
 }
 
 

@@ -86,6 +86,17 @@ def stem(op: Operator) -> str:
     return name if name.startswith("mamba") else f"mamba_{name}"
 
 
+UNPACKED = "layer"
+BLOCKS = "blocks"
+"""Of the struct of a packed form: the field that is the struct of the operator; of a mamba_codes: blocks along
+the depth, whose size is ``packed_input(weight, BLOCKS)``."""
+
+
+def packed_stem(op: Operator) -> str:
+    """What the C names of the struct and the kernels of an operator's packed forms begin with."""
+    return f"{stem(op)}_packed"
+
+
 def packer(op: Operator) -> struct.Struct:
     """What packs a struct's numbers, those of a sequence in line, into bytes of its C layout."""
     return struct.Struct("@" + "".join(_CODES[field.kind] for field in fields(op)))

@@ -220,7 +220,14 @@ MAMBA_LAYER = Operator(
         Tensor("hidden", axes("batch, length, d_model"), R),
         Tensor("norm_weight", axes("d_model"), FP32, weight=True),
         # The convolution's columns, then the gate's.
-        Tensor("in_proj_weight", axes("d_model, 2 * d_inner"), T, weight=True, values=WEIGHT),
+        Tensor(
+            "in_proj_weight",
+            axes("d_model, 2 * d_inner"),
+            T,
+            weight=True,
+            values=WEIGHT,
+            packs=True,
+        ),
         Tensor("conv_weight", axes("d_inner, d_conv"), FP32, weight=True),
         Tensor("conv_bias", axes("d_inner"), FP32, weight=True),
         Tensor(
@@ -230,7 +237,9 @@ MAMBA_LAYER = Operator(
         Tensor("dt_bias", axes("d_inner"), FP32, weight=True),
         Tensor("A", axes("d_inner, d_state"), FP32, weight=True, values=NEGATIVE),
         Tensor("D", axes("d_inner"), FP32, weight=True),
-        Tensor("out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT),
+        Tensor(
+            "out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT, packs=True
+        ),
         Tensor("conv_state", axes("batch, d_inner, d_conv - 1"), T),  # oldest step first
         Tensor("recurrent_state", axes("batch, d_inner, d_state"), FP32),
     ),
@@ -292,6 +301,7 @@ MAMBA2_LAYER = Operator(
             T,
             weight=True,
             values=WEIGHT,
+            packs=True,
         ),
         Tensor("conv_weight", axes("d_inner + 2 * d_group_states, d_conv"), FP32, weight=True),
         Tensor("conv_bias", axes("d_inner + 2 * d_group_states"), FP32, weight=True),
@@ -305,7 +315,9 @@ MAMBA2_LAYER = Operator(
         Tensor("A", axes("heads"), FP32, weight=True, values=NEGATIVE),
         Tensor("D", axes("heads, d_skip"), FP32, weight=True),  # one of a head, or of each channel
         Tensor("gate_norm_weight", axes("n_groups, group_heads, head_dim"), FP32, weight=True),
-        Tensor("out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT),
+        Tensor(
+            "out_proj_weight", axes("d_inner, d_model"), T, weight=True, values=WEIGHT, packs=True
+        ),
         # Oldest step first.
         Tensor("conv_state", axes("batch, d_inner + 2 * d_group_states, d_conv - 1"), T),
         Tensor("recurrent_state", axes("batch, heads, head_dim, d_state"), S),

@@ -1,4 +1,4 @@
-"""What an operator is, as values: tensors with symbolic axes, dtype classes, attributes. Imports nothing.
+"""What an operator is, as values: tensors with symbolic axes, dtype classes, attributes. Imports names alone.
 
 From an ``Operator`` come the torch schema and its checks, fake kernels, autocast, the ONNX node and its
 function's signature, the structs of the compiled kernels, the C++ table, ``verify``'s inputs and grid, and the
@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mamba_export.contract.weights import CODES, SCALES, ZERO_POINTS
+
 T = "T"
 """Dtype class: the operator's own dtype, fp32, fp16 or bf16, the same for all tensors of the class."""
 R = "R"
@@ -19,6 +21,8 @@ S = "S"
 """Dtype class: fp32 or T, as the file chooses beside R: the states of a row that has a residual stream too."""
 FP32 = "fp32"
 """Dtype class: fp32 whatever T is (float64 where a definition is computed in float64)."""
+Q = "Q"
+"""Dtype class: codes of a packed matrix, int4 or int8; of a form with zero points uint4 or uint8."""
 
 NORMAL = "normal"
 NEGATIVE = "negative"
@@ -91,6 +95,7 @@ class Tensor:
         values: how tests draw it: NORMAL, NEGATIVE or WEIGHT.
         positive_unless: name of a flag; where it is off, tests draw small positive values.
         extremes: (shift, scale) pairs that tests apply to drawn values, one by one.
+        packs: of a weight (K, N), whether a file may hold it as codes in blocks along K.
     """
 
     name: str
@@ -105,6 +110,7 @@ class Tensor:
     values: str = NORMAL
     positive_unless: str | None = None
     extremes: tuple[tuple[float, float], ...] = ()
+    packs: bool = False
 
     @property
     def is_optional(self) -> bool:
@@ -127,7 +133,7 @@ class Attribute:
 
     Args:
         name: in the torch signature and in the file.
-        kind: "flag" (bool in torch, int 0 or 1 in the file), "float" (finite, at least 0) or "ints".
+        kind: "flag" (bool in torch, int 0 or 1 in the file), "float" (finite, at least 0), "int" or "ints".
         default: in torch; the file always holds the attribute.
         derived: how the exporter fills it from sizes, as axes; torch has no such argument.
         within: of a flag that a file holds in a node's name, what a name has behind the operator's where the
@@ -141,6 +147,15 @@ class Attribute:
     default: bool | float | None = None
     derived: tuple[Axis, ...] = ()
     within: str | None = None
+
+
+BLOCK = Attribute("block", "int")
+"""Of a packed form: rows of a matrix that share a scale."""
+
+
+def packed_input(weight: str, part: str) -> str:
+    """Name of the input that holds a part of a packed weight."""
+    return f"{weight}_{part}"
 
 
 @dataclass(frozen=True)
@@ -171,11 +186,22 @@ class Form:
         name: of the node.
         inputs: those that it has, in the row's order.
         flags: values of the flags that its name holds, by attribute.
+        packed: names of the operator's weights that the node holds as codes and scales in their place.
+        sizes: those that the operator has not: numbers of blocks.
+        attributes: those that the operator has not.
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     flags: Mapping[str, bool] = field(default_factory=dict, hash=False)
+    packed: tuple[str, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether codes of packed weights are unsigned, with zero points."""
+        return any(tensor.name.endswith(f"_{ZERO_POINTS}") for tensor in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -280,6 +306,32 @@ class Operator:
             name += "".join(one.within or "" for one in self.name_flags if flags[one.name])
             inputs = tuple(one for one in self.inputs if one.name not in absent)
             yield Form(name, inputs, flags)
+
+    def packed_forms(self) -> Iterator[Form]:
+        """Further nodes that a file may hold: with codes of weights, without and with zero points.
+
+        No torch operator has them: export writes them in the place of a form that has all inputs.
+        """
+        weights = [tensor for tensor in self.inputs if tensor.packs]
+        blocks = {one.name: f"{one.name}_blocks" for one in weights}
+        sizes = tuple(Size(blocks[one.name], divides=one.axes[0].terms[0][0]) for one in weights)
+        for suffix, parts in (
+            ("Packed", (CODES, SCALES)),
+            ("PackedAsymmetric", (CODES, SCALES, ZERO_POINTS)),
+        ):
+            inputs: list[Tensor] = []
+            for one in self.inputs:
+                if not one.packs:
+                    inputs.append(one)
+                    continue
+                per_block = (*axes(blocks[one.name]), *one.axes[1:])
+                for part in parts:
+                    name = packed_input(one.name, part)
+                    shape = one.axes if part == CODES else per_block
+                    inputs.append(Tensor(name, shape, T if part == SCALES else Q, weight=True))
+            if weights:
+                names = tuple(one.name for one in weights)
+                yield Form(self.name + suffix, tuple(inputs), {}, names, sizes, (BLOCK,))
 
     def like(self, output: Tensor) -> Tensor:
         """The first input of an output's shape and dtype class, which it follows. KeyError without one."""

@@ -58,12 +58,16 @@ class Weights:
     method: str = METHODS[0]
 
     @property
+    def bits(self) -> int:
+        """Of a code."""
+        return 8 if self.kind == "fp8" else int(self.kind.removeprefix("int"))
+
+    @property
     def limits(self) -> tuple[int, int]:
         """The smallest and the largest code; of fp8 the largest numbers."""
         if self.kind == "fp8":
             return -448, 448
-        bits = int(self.kind.removeprefix("int"))
-        half = 1 << (bits - 1)
+        half = 1 << (self.bits - 1)
         return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
     def __str__(self) -> str:

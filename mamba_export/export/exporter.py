@@ -118,7 +118,8 @@ def export(
         state_dtype: of the recurrent states of a Mamba-2 model: "fp32", or the model's dtype, which halves what
             every step reads and writes of them. None: fp32.
         weights: how the matrices of products are stored, as ``Weights`` or as the name of a kind of codes,
-            "int4", "int8" or "fp8"; layers are then single nodes. None for the file's dtype.
+            "int4", "int8" or "fp8"; layers stay nodes of their own in fp16 with "int4" and "int8". None for the
+            file's dtype.
         calibrate: a text that codes of ``weights`` are chosen for (GPTQ); None for each weight's nearest code.
         last_logits_only: return the last step's logits alone, (batch, 1, vocab_size).
         fuse_layers: put each layer of the common form into one ``MambaLayer`` node, which kernels run in a few
@@ -157,7 +158,7 @@ def export(
     # Before minutes are spent on loading.
     packed, opset = packed_weights.checked(weights, opset, dtype, calibrated=calibrate is not None)
     check_opset(opset)
-    fuse_layers = fuse_layers and packed is None
+    fuse_layers = fuse_layers and packed_weights.takes_layers(packed, dtype)
     of_a_module = {
         "dynamic_shapes": dynamic_shapes,
         "input_names": input_names,
@@ -234,6 +235,7 @@ def export(
                 calibration.order = packed_weights.pack_products(
                     graph_model, packed, has_head=has_head, choose=calibration.pack
                 )
+            graph.add_functions(graph_model, opset)  # of the nodes that there are now
             if packed.embeddings:
                 pack_embeddings(graph_model, packed)
         nodes = contents.count(graph_model)

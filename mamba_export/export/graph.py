@@ -145,7 +145,9 @@ def _reason(error: Exception) -> str:
 
 
 def add_functions(model: ir.Model, opset: int) -> None:
-    """Add the function of every operator of our domain that the graph uses, in place."""
+    """Give the model the functions of the operators of our domain that the graph uses, no others, in place."""
+    for identifier in [one for one in model.functions if one[0] == contract.DOMAIN]:
+        del model.functions[identifier]
     protos: Mapping[str, onnx.FunctionProto] = {
         proto.name: proto for proto in function_protos(opset)
     }

@@ -1,21 +1,23 @@
 """``--weights``: matrices of products as codes of few bits, which DequantizeLinear widens before the product.
 
 That pair of standard nodes is what every runtime knows: ONNX Runtime makes one product on packed weights of
-it when it opens the file, TensorRT a product with weight-only quantization. Layers are then written as single
-nodes: where a layer's node has a kernel, that takes no codes, and they would be widened at every call.
+it when it opens the file, TensorRT a product with weight-only quantization. A whole layer becomes the form of
+its node that takes codes, whose function is those pairs.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from mamba_export import given
+from mamba_export.contract import DOMAIN, OPERATORS
+from mamba_export.contract.spec import BLOCK, Form
 from mamba_export.contract.weights import (
     BLOCKS,
     CODES,
@@ -36,6 +38,9 @@ from mamba_export.packing.rounding import code_dtype
 _KEPT = 1 << 20
 """Weights of a matrix that stays in memory once it is packed: its scales may be asked for again."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_LAYERS = {op.name: op for op in OPERATORS if any(True for _ in op.packed_forms())}
+_IN_LAYERS = ("int4", "int8")
+"""Kinds of codes that layers' nodes take."""
 
 
 def checked(
@@ -85,6 +90,16 @@ def checked(
     return weights, opset
 
 
+def takes_layers(weights: Weights | None, dtype: str | None) -> bool:
+    """Whether layers are to be nodes of their own where weights are stored so.
+
+    Our CUDA kernels of whole layers read codes, in the one launch or few of a step; a file for GPUs is one of
+    fp16. On a CPU the single nodes are quicker, as codes of every product then stay packed, and a file for CPUs
+    is one of fp32.
+    """
+    return weights is None or (weights.kind in _IN_LAYERS and dtype == "fp16")
+
+
 Choose = Callable[[str, np.ndarray, np.dtype], Packed]
 """Packs a matrix: its parameter's name, itself (K, N), and the dtype of the scales."""
 
@@ -95,7 +110,7 @@ def pack_products(
     """Store the matrices of the graph's products as codes, in place. They are packed while the file is written.
 
     Args:
-        model: its layers are single nodes.
+        model: its layers are single nodes, or nodes of their own where ``takes_layers``.
         weights: which codes.
         has_head: whether the first output is computed by a language model's output projection.
         choose: how a matrix is packed; None for each weight's nearest code.
@@ -108,25 +123,27 @@ def pack_products(
     """
     graph = model.graph
     head = _head(model) if has_head else None
-    of_nodes = {
-        node: (name, tensor)
-        for node, name, tensor in _products(graph)
-        if weights.head or node is not head
-    }
-    taken = {
-        name: tensor for name, tensor in of_nodes.values() if _is_packed(name, tensor, weights)
-    }
-    if not taken:
+    places = [
+        place
+        for place in _places(graph, weights)
+        if (weights.head or place.node is not head) and place.is_packed(weights)
+    ]
+    if not places:
         raise ExportError(
             f"--weights {weights.kind}: the model has no product of a matrix that could be packed: leave it out"
         )
+    taken = {name: tensor for place in places for name, tensor in place.matrices.values()}
     stored = {name: _store(graph, name, tensor, weights, choose) for name, tensor in taken.items()}
-    for node, (name, _) in of_nodes.items():
-        if name in stored:  # of its own for every product: runtimes join the two only then
+    for place in places:
+        if place.form is not None:
+            _replace_layer(graph, place, stored, weights.block)
+            continue
+        for index, (name, _) in place.matrices.items():
+            # Of its own for every product: runtimes join the two only then.
             attributes = {"axis": 0, "block_size": weights.block}
             widened = ir.node("DequantizeLinear", stored[name], attributes=attributes)
-            graph.insert_before(node, widened)
-            node.replace_input_with(1, widened.outputs[0])
+            graph.insert_before(place.node, widened)
+            place.node.replace_input_with(index, widened.outputs[0])
     for node in [node for node in graph if node.op_type == "Transpose"]:
         if not node.domain and not node.outputs[0].uses():
             graph.remove(node, safe=True)
@@ -137,19 +154,73 @@ def pack_products(
     return list(taken)
 
 
-def _products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, ir.TensorProtocol]]:
-    """Each product with a matrix, the matrix's parameter, and the matrix as (inputs, outputs)."""
+@dataclass(frozen=True)
+class _Place:
+    """A node with matrices that could be packed.
+
+    Args:
+        node: a product, or a layer.
+        matrices: by index of the node's input: the parameter's name, and the matrix as (inputs, outputs).
+        form: of a layer, the form that takes codes.
+    """
+
+    node: ir.Node
+    matrices: Mapping[int, tuple[str, ir.TensorProtocol]]
+    form: Form | None = None
+
+    def is_packed(self, weights: Weights) -> bool:
+        """Whether all of its matrices are to be packed. ExportError where a block does not divide one."""
+        return all(_is_packed(name, tensor, weights) for name, tensor in self.matrices.values())
+
+
+def _places(graph: ir.Graph, weights: Weights) -> Iterator[_Place]:
     for node in graph:
-        if node.domain or node.op_type != "MatMul" or node.inputs[1] is None:
-            continue
-        value, turn = node.inputs[1], False
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
-            value, turn = producer.inputs[0], True  # an embedding that is the head as well
-        tensor = value.const_value if value.is_initializer() else None
-        if tensor is None or len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
-            continue
-        yield node, str(value.name), _turned(tensor) if turn else tensor
+        if node.domain == DOMAIN and node.op_type in _LAYERS:
+            op = _LAYERS[node.op_type]
+            packs = [i for i, tensor in enumerate(op.inputs) if tensor.packs]
+            found = {i: _matrix(node.inputs[i]) for i in packs}
+            matrices = {i: one for i, one in found.items() if one is not None}
+            if len(matrices) == len(packs):
+                forms = op.packed_forms()
+                yield _Place(
+                    node, matrices, next(f for f in forms if f.has_zero_points != weights.symmetric)
+                )
+        elif not node.domain and node.op_type == "MatMul":
+            matrix = _matrix(node.inputs[1])
+            if matrix is not None:
+                yield _Place(node, {1: matrix})
+
+
+def _matrix(value: ir.Value | None) -> tuple[str, ir.TensorProtocol] | None:
+    """The parameter that a product takes, and itself as (inputs, outputs); None for another value."""
+    if value is None:
+        return None
+    producer, turn = value.producer(), False
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
+        value, turn = producer.inputs[0], True  # an embedding that is the head as well
+    tensor = value.const_value if value.is_initializer() else None
+    if tensor is None or len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
+        return None
+    return str(value.name), _turned(tensor) if turn else tensor
+
+
+def _replace_layer(
+    graph: ir.Graph, place: _Place, stored: Mapping[str, list[ir.Value]], block: int
+) -> None:
+    """Put the form of a layer that takes codes in the layer's place."""
+    assert place.form is not None
+    inputs: list[ir.Value | None] = []
+    for index, value in enumerate(place.node.inputs):
+        if index in place.matrices:
+            inputs += stored[place.matrices[index][0]]
+        else:
+            inputs.append(value)
+    attributes = [*place.node.attributes.values(), ir.AttrInt64(BLOCK.name, block)]
+    old = place.node.outputs
+    new = ir.Node(DOMAIN, place.form.name, inputs, attributes, num_outputs=len(old))
+    ir.convenience.replace_nodes_and_values(
+        graph, place.node, [place.node], [new], old, new.outputs
+    )
 
 
 def _turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:

@@ -43,7 +43,9 @@ def calls(model: onnx.ModelProto) -> Mapping[Call, int]:
     not tell.
     """
     known = known_tensors(model)
-    forms = {form.name: (op, form) for op in OPERATORS for form in op.forms()}
+    forms = {
+        form.name: (op, form) for op in OPERATORS for form in (*op.forms(), *op.packed_forms())
+    }
     found: Counter[Call] = Counter()
     for node in model.graph.node:
         if node.domain == DOMAIN and node.op_type in forms:
@@ -74,8 +76,9 @@ def _call(
         sizes.append((size, number))
     dtypes: list[tuple[str, str]] = []
     for one in (T, R, S):
-        if any(tensor.dtype == one for tensor in op.inputs):
-            tensor = given[op.inputs[layout.dtype_source(op, one)].name]
+        first = next((row for row in form.inputs if row.dtype == one and row.without is None), None)
+        if first is not None:  # the others follow its dtype
+            tensor = given[first.name]
             if tensor is None:
                 return
             dtypes.append((one, tensor[0]))

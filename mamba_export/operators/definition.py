@@ -78,17 +78,18 @@ _FORMS: dict[str, tuple[OperatorDefinition, Form]] = {}  # by a node's name
 
 def register(definition: OperatorDefinition) -> None:
     """Add a definition. ValueError where its name or one of its forms' is taken."""
-    for form in definition.spec.forms():
+    forms = (*definition.spec.forms(), *definition.spec.packed_forms())
+    for form in forms:
         if find(form.name) is not None:
             raise ValueError(f"there is an operator {form.name} already")
     _DEFINITIONS[definition.spec.name] = definition
-    _FORMS.update({form.name: (definition, form) for form in definition.spec.forms()})
+    _FORMS.update({form.name: (definition, form) for form in forms})
 
 
 def unregister(definition: OperatorDefinition) -> None:
     """Forget a definition."""
     del _DEFINITIONS[definition.spec.name]
-    for form in definition.spec.forms():
+    for form in (*definition.spec.forms(), *definition.spec.packed_forms()):
         del _FORMS[form.name]
 
 

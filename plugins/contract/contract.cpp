@@ -120,7 +120,7 @@ void Sizes::check_divisors() const {
   for (int32_t i = 0; i < op_->sizes.count; ++i) {
     const Size& size = op_->sizes[i];
     if (size.divides == kNone) continue;
-    const int64_t divisor = values_[i], whole = values_[size.divides];
+    const int64_t divisor = values_[i], whole = (*this)[size.divides];
     if (divisor == kUnknown || whole == kUnknown || whole % divisor == 0) continue;
     const auto gives_it = [i](const Tensor& tensor) {
       return std::any_of(tensor.axes, tensor.axes + tensor.rank,
@@ -152,6 +152,7 @@ Params fill(const Operator& op, const Arguments& arguments) {
   params.put(op.dtype_offset, arguments.dtype);
   if (has_residual(op)) params.put(op.residual_dtype_offset, arguments.residual_dtype);
   if (has_state_dtype(op)) params.put(op.state_dtype_offset, arguments.state_dtype);
+  for (size_t offset : op.bits_offsets) params.put(offset, arguments.bits);
   for (int32_t i = 0; i < op.attributes.count; ++i) {
     const Attribute& attribute = op.attributes[i];
     if (attribute.kind == AttributeKind::kFloat) {

@@ -145,6 +145,7 @@ struct Arguments {
   const void* const* inputs;  // null, and outputs too, where sizes alone are asked about
   void* const* outputs;
   mamba_dtype state_dtype = MAMBA_FP32;  // S, of an operator that has it
+  int bits = 0;                          // of the codes of packed matrices
 };
 
 // The bytes of an operator's parameter struct.

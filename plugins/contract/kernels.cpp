@@ -56,6 +56,17 @@ struct Adapter<kernel> {
   }
 };
 
+// Of a packed layer: one call serves both.
+template <auto kernel>
+struct WithoutProducts;
+template <typename Struct, mamba_status (*kernel)(const Struct*, mamba_multiply, void* context,
+                                                  void* workspace, void* stream)>
+struct WithoutProducts<kernel> {
+  static mamba_status call(const void* params, void* workspace, void* stream) {
+    return kernel(as<Struct>(params), nullptr, nullptr, workspace, stream);
+  }
+};
+
 template <auto function>
 constexpr auto kAdapted = &Adapter<function>::call;
 
@@ -86,5 +97,15 @@ const Kernels kMamba2LayerKernels = {
     kAdapted<mamba2_layer_cpu>, kAdapted<mamba2_layer_cuda_workspace>,
     kAdapted<mamba2_layer_step_cuda>, kAdapted<mamba2_layer_is_step_cuda>,
     kAdapted<mamba2_layer_cuda>};
+
+const Kernels kMambaLayerPackedKernels = {nullptr, kAdapted<mamba_layer_packed_cuda_workspace>,
+                                          &WithoutProducts<mamba_layer_packed_cuda>::call,
+                                          kAdapted<mamba_layer_packed_is_step_cuda>,
+                                          kAdapted<mamba_layer_packed_cuda>};
+
+const Kernels kMamba2LayerPackedKernels = {nullptr, kAdapted<mamba2_layer_packed_cuda_workspace>,
+                                           &WithoutProducts<mamba2_layer_packed_cuda>::call,
+                                           kAdapted<mamba2_layer_packed_is_step_cuda>,
+                                           kAdapted<mamba2_layer_packed_cuda>};
 
 }  // namespace mamba_contract

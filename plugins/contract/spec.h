@@ -24,8 +24,8 @@ struct Axis {
 constexpr int32_t kMaxAxes = 4;
 
 // The operator's own dtype; a residual stream's, and states' beside it, each fp32 or T; fp32
-// whatever T is.
-enum class DtypeClass { kT, kR, kS, kFp32 };
+// whatever T is; codes of a packed matrix.
+enum class DtypeClass { kT, kR, kS, kFp32, kQ };
 
 // Values of one type, of an array that lasts as long as the process.
 template <typename Value>
@@ -109,6 +109,10 @@ struct Operator {
   bool has_cpu_kernel;
   bool has_plugin;  // TensorRT can run it: its CUDA kernel never calls back
   const Kernels* kernels;
+  List<size_t> bits_offsets;      // of the numbers of bits of packed matrices; empty without
+  bool has_signed_codes = false;  // else codes of packed matrices are unsigned
+
+  constexpr bool is_packed() const { return bits_offsets.count > 0; }
 };
 
 }  // namespace mamba_contract

@@ -17,7 +17,9 @@ extern const Kernels kCausalConv1dKernels;
 extern const Kernels kStateSpaceDualKernels;
 extern const Kernels kGatedRmsNormKernels;
 extern const Kernels kMambaLayerKernels;
+extern const Kernels kMambaLayerPackedKernels;
 extern const Kernels kMamba2LayerKernels;
+extern const Kernels kMamba2LayerPackedKernels;
 
 // SelectiveScan
 constexpr Size kSelectiveScanSizes[] = {
@@ -324,6 +326,24 @@ constexpr Size kMambaLayerSizes[] = {
 constexpr Attribute kMambaLayerAttributes[] = {
     {"epsilon", AttributeKind::kFloat, offsetof(mamba_layer_params, epsilon)},
 };
+constexpr Size kMambaLayerPackedSizes[] = {
+    {"batch", offsetof(mamba_layer_packed_params, layer.batch)},
+    {"length", offsetof(mamba_layer_packed_params, layer.length)},
+    {"d_model", offsetof(mamba_layer_packed_params, layer.d_model)},
+    {"d_inner", offsetof(mamba_layer_packed_params, layer.d_inner)},
+    {"d_state", offsetof(mamba_layer_packed_params, layer.d_state)},
+    {"d_conv", offsetof(mamba_layer_packed_params, layer.d_conv)},
+    {"dt_rank", offsetof(mamba_layer_packed_params, layer.dt_rank)},
+    {"in_proj_weight_blocks", offsetof(mamba_layer_packed_params, in_proj_weight.blocks), 2},
+    {"out_proj_weight_blocks", offsetof(mamba_layer_packed_params, out_proj_weight.blocks), 3},
+};
+constexpr Attribute kMambaLayerPackedAttributes[] = {
+    {"epsilon", AttributeKind::kFloat, offsetof(mamba_layer_packed_params, layer.epsilon)},
+};
+constexpr size_t kMambaLayerPackedBits[] = {
+    offsetof(mamba_layer_packed_params, in_proj_weight.bits),
+    offsetof(mamba_layer_packed_params, out_proj_weight.bits),
+};
 constexpr Tensor kMambaLayerInputs[] = {
     {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
      offsetof(mamba_layer_params, hidden)},
@@ -360,6 +380,90 @@ constexpr Tensor kMambaLayerOutputs[] = {
     {"last_recurrent_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{3}}}, {{{4}}}},  // (batch, d_inner, d_state)
      offsetof(mamba_layer_params, last_recurrent_state), 12},
 };
+constexpr Tensor kMambaLayerPackedInputs[] = {
+    {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba_layer_packed_params, layer.hidden)},
+    {"norm_weight", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_model,)
+     offsetof(mamba_layer_packed_params, layer.norm_weight)},
+    {"in_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3, 2}}}},  // (d_model, 2 * d_inner)
+     offsetof(mamba_layer_packed_params, layer.in_proj_weight)},
+    {"in_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{7}}}, {{{3, 2}}}},  // (in_proj_weight_blocks, 2 * d_inner)
+     offsetof(mamba_layer_packed_params, in_proj_weight.scales)},
+    {"conv_weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{3}}}, {{{5}}}},  // (d_inner, d_conv)
+     offsetof(mamba_layer_packed_params, layer.conv_weight)},
+    {"conv_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.conv_bias)},
+    {"x_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{3}}}, {{{6}, {4, 2}}}},  // (d_inner, dt_rank + 2 * d_state)
+     offsetof(mamba_layer_packed_params, layer.x_proj_weight)},
+    {"dt_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{6}}}, {{{3}}}},  // (dt_rank, d_inner)
+     offsetof(mamba_layer_packed_params, layer.dt_proj_weight)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.dt_bias)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 2, {{{{3}}}, {{{4}}}},  // (d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.A)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.D)},
+    {"out_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{3}}}, {{{2}}}},  // (d_inner, d_model)
+     offsetof(mamba_layer_packed_params, layer.out_proj_weight)},
+    {"out_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{8}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba_layer_packed_params, out_proj_weight.scales)},
+    {"conv_state", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{3}}}, {{{5}}, -1}},  // (batch, d_inner, d_conv - 1)
+     offsetof(mamba_layer_packed_params, layer.conv_state)},
+    {"recurrent_state", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{3}}}, {{{4}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.recurrent_state)},
+};
+constexpr Tensor kMambaLayerPackedOutputs[] = {
+    {"hidden_out", Role::kOutput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba_layer_packed_params, layer.hidden_out), 0},
+    {"last_conv_state", Role::kLastState, DtypeClass::kT, 3, {{{{0}}}, {{{3}}}, {{{5}}, -1}},  // (batch, d_inner, d_conv - 1)
+     offsetof(mamba_layer_packed_params, layer.last_conv_state), 13},
+    {"last_recurrent_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{3}}}, {{{4}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.last_recurrent_state), 14},
+};
+constexpr Tensor kMambaLayerPackedAsymmetricInputs[] = {
+    {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba_layer_packed_params, layer.hidden)},
+    {"norm_weight", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_model,)
+     offsetof(mamba_layer_packed_params, layer.norm_weight)},
+    {"in_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3, 2}}}},  // (d_model, 2 * d_inner)
+     offsetof(mamba_layer_packed_params, layer.in_proj_weight)},
+    {"in_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{7}}}, {{{3, 2}}}},  // (in_proj_weight_blocks, 2 * d_inner)
+     offsetof(mamba_layer_packed_params, in_proj_weight.scales)},
+    {"in_proj_weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{7}}}, {{{3, 2}}}},  // (in_proj_weight_blocks, 2 * d_inner)
+     offsetof(mamba_layer_packed_params, in_proj_weight.zero_points)},
+    {"conv_weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{3}}}, {{{5}}}},  // (d_inner, d_conv)
+     offsetof(mamba_layer_packed_params, layer.conv_weight)},
+    {"conv_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.conv_bias)},
+    {"x_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{3}}}, {{{6}, {4, 2}}}},  // (d_inner, dt_rank + 2 * d_state)
+     offsetof(mamba_layer_packed_params, layer.x_proj_weight)},
+    {"dt_proj_weight", Role::kWeight, DtypeClass::kT, 2, {{{{6}}}, {{{3}}}},  // (dt_rank, d_inner)
+     offsetof(mamba_layer_packed_params, layer.dt_proj_weight)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.dt_bias)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 2, {{{{3}}}, {{{4}}}},  // (d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.A)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 1, {{{{3}}}},  // (d_inner,)
+     offsetof(mamba_layer_packed_params, layer.D)},
+    {"out_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{3}}}, {{{2}}}},  // (d_inner, d_model)
+     offsetof(mamba_layer_packed_params, layer.out_proj_weight)},
+    {"out_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{8}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba_layer_packed_params, out_proj_weight.scales)},
+    {"out_proj_weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{8}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba_layer_packed_params, out_proj_weight.zero_points)},
+    {"conv_state", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{3}}}, {{{5}}, -1}},  // (batch, d_inner, d_conv - 1)
+     offsetof(mamba_layer_packed_params, layer.conv_state)},
+    {"recurrent_state", Role::kInput, DtypeClass::kFp32, 3, {{{{0}}}, {{{3}}}, {{{4}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.recurrent_state)},
+};
+constexpr Tensor kMambaLayerPackedAsymmetricOutputs[] = {
+    {"hidden_out", Role::kOutput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba_layer_packed_params, layer.hidden_out), 0},
+    {"last_conv_state", Role::kLastState, DtypeClass::kT, 3, {{{{0}}}, {{{3}}}, {{{5}}, -1}},  // (batch, d_inner, d_conv - 1)
+     offsetof(mamba_layer_packed_params, layer.last_conv_state), 15},
+    {"last_recurrent_state", Role::kLastState, DtypeClass::kFp32, 3, {{{{0}}}, {{{3}}}, {{{4}}}},  // (batch, d_inner, d_state)
+     offsetof(mamba_layer_packed_params, layer.last_recurrent_state), 16},
+};
 
 // Mamba2Layer
 constexpr Size kMamba2LayerSizes[] = {
@@ -381,6 +485,32 @@ constexpr Attribute kMamba2LayerAttributes[] = {
     {"gate_epsilon", AttributeKind::kFloat, offsetof(mamba2_layer_params, gate_epsilon)},
     {"dt_min", AttributeKind::kFloat, offsetof(mamba2_layer_params, dt_min)},
     {"dt_max", AttributeKind::kFloat, offsetof(mamba2_layer_params, dt_max)},
+};
+constexpr Size kMamba2LayerPackedSizes[] = {
+    {"batch", offsetof(mamba2_layer_packed_params, layer.batch)},
+    {"length", offsetof(mamba2_layer_packed_params, layer.length)},
+    {"d_model", offsetof(mamba2_layer_packed_params, layer.d_model)},
+    {"n_groups", offsetof(mamba2_layer_packed_params, layer.n_groups)},
+    {"group_heads", offsetof(mamba2_layer_packed_params, layer.group_heads)},
+    {"head_dim", offsetof(mamba2_layer_packed_params, layer.head_dim)},
+    {"d_state", offsetof(mamba2_layer_packed_params, layer.d_state)},
+    {"d_conv", offsetof(mamba2_layer_packed_params, layer.d_conv)},
+    {"d_skip", offsetof(mamba2_layer_packed_params, layer.d_skip), 5},
+    {"heads", 0, kNone, {3, 4}},  // n_groups * group_heads
+    {"d_inner", 0, kNone, {9, 5}},  // heads * head_dim
+    {"d_group_states", 0, kNone, {3, 6}},  // n_groups * d_state
+    {"in_proj_weight_blocks", offsetof(mamba2_layer_packed_params, in_proj_weight.blocks), 2},
+    {"out_proj_weight_blocks", offsetof(mamba2_layer_packed_params, out_proj_weight.blocks), 10},
+};
+constexpr Attribute kMamba2LayerPackedAttributes[] = {
+    {"epsilon", AttributeKind::kFloat, offsetof(mamba2_layer_packed_params, layer.epsilon)},
+    {"gate_epsilon", AttributeKind::kFloat, offsetof(mamba2_layer_packed_params, layer.gate_epsilon)},
+    {"dt_min", AttributeKind::kFloat, offsetof(mamba2_layer_packed_params, layer.dt_min)},
+    {"dt_max", AttributeKind::kFloat, offsetof(mamba2_layer_packed_params, layer.dt_max)},
+};
+constexpr size_t kMamba2LayerPackedBits[] = {
+    offsetof(mamba2_layer_packed_params, in_proj_weight.bits),
+    offsetof(mamba2_layer_packed_params, out_proj_weight.bits),
 };
 constexpr Tensor kMamba2LayerInputs[] = {
     {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
@@ -416,32 +546,120 @@ constexpr Tensor kMamba2LayerOutputs[] = {
     {"last_recurrent_state", Role::kLastState, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
      offsetof(mamba2_layer_params, last_recurrent_state), 11},
 };
+constexpr Tensor kMamba2LayerPackedInputs[] = {
+    {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_packed_params, layer.hidden)},
+    {"norm_weight", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_model,)
+     offsetof(mamba2_layer_packed_params, layer.norm_weight)},
+    {"in_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{10, 2}, {11, 2}, {9}}}},  // (d_model, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_packed_params, layer.in_proj_weight)},
+    {"in_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{12}}}, {{{10, 2}, {11, 2}, {9}}}},  // (in_proj_weight_blocks, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_packed_params, in_proj_weight.scales)},
+    {"conv_weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{10}, {11, 2}}}, {{{7}}}},  // (d_inner + 2 * d_group_states, d_conv)
+     offsetof(mamba2_layer_packed_params, layer.conv_weight)},
+    {"conv_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{10}, {11, 2}}}},  // (d_inner + 2 * d_group_states,)
+     offsetof(mamba2_layer_packed_params, layer.conv_bias)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_packed_params, layer.dt_bias)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_packed_params, layer.A)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{9}}}, {{{8}}}},  // (heads, d_skip)
+     offsetof(mamba2_layer_packed_params, layer.D)},
+    {"gate_norm_weight", Role::kWeight, DtypeClass::kFp32, 3, {{{{3}}}, {{{4}}}, {{{5}}}},  // (n_groups, group_heads, head_dim)
+     offsetof(mamba2_layer_packed_params, layer.gate_norm_weight)},
+    {"out_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{10}}}, {{{2}}}},  // (d_inner, d_model)
+     offsetof(mamba2_layer_packed_params, layer.out_proj_weight)},
+    {"out_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{13}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba2_layer_packed_params, out_proj_weight.scales)},
+    {"conv_state", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_packed_params, layer.conv_state)},
+    {"recurrent_state", Role::kInput, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_packed_params, layer.recurrent_state)},
+};
+constexpr Tensor kMamba2LayerPackedOutputs[] = {
+    {"hidden_out", Role::kOutput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_packed_params, layer.hidden_out), 0},
+    {"last_conv_state", Role::kLastState, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_packed_params, layer.last_conv_state), 12},
+    {"last_recurrent_state", Role::kLastState, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_packed_params, layer.last_recurrent_state), 13},
+};
+constexpr Tensor kMamba2LayerPackedAsymmetricInputs[] = {
+    {"hidden", Role::kInput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_packed_params, layer.hidden)},
+    {"norm_weight", Role::kWeight, DtypeClass::kFp32, 1, {{{{2}}}},  // (d_model,)
+     offsetof(mamba2_layer_packed_params, layer.norm_weight)},
+    {"in_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{10, 2}, {11, 2}, {9}}}},  // (d_model, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_packed_params, layer.in_proj_weight)},
+    {"in_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{12}}}, {{{10, 2}, {11, 2}, {9}}}},  // (in_proj_weight_blocks, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_packed_params, in_proj_weight.scales)},
+    {"in_proj_weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{12}}}, {{{10, 2}, {11, 2}, {9}}}},  // (in_proj_weight_blocks, 2 * d_inner + 2 * d_group_states + heads)
+     offsetof(mamba2_layer_packed_params, in_proj_weight.zero_points)},
+    {"conv_weight", Role::kWeight, DtypeClass::kFp32, 2, {{{{10}, {11, 2}}}, {{{7}}}},  // (d_inner + 2 * d_group_states, d_conv)
+     offsetof(mamba2_layer_packed_params, layer.conv_weight)},
+    {"conv_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{10}, {11, 2}}}},  // (d_inner + 2 * d_group_states,)
+     offsetof(mamba2_layer_packed_params, layer.conv_bias)},
+    {"dt_bias", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_packed_params, layer.dt_bias)},
+    {"A", Role::kWeight, DtypeClass::kFp32, 1, {{{{9}}}},  // (heads,)
+     offsetof(mamba2_layer_packed_params, layer.A)},
+    {"D", Role::kWeight, DtypeClass::kFp32, 2, {{{{9}}}, {{{8}}}},  // (heads, d_skip)
+     offsetof(mamba2_layer_packed_params, layer.D)},
+    {"gate_norm_weight", Role::kWeight, DtypeClass::kFp32, 3, {{{{3}}}, {{{4}}}, {{{5}}}},  // (n_groups, group_heads, head_dim)
+     offsetof(mamba2_layer_packed_params, layer.gate_norm_weight)},
+    {"out_proj_weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{10}}}, {{{2}}}},  // (d_inner, d_model)
+     offsetof(mamba2_layer_packed_params, layer.out_proj_weight)},
+    {"out_proj_weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{13}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba2_layer_packed_params, out_proj_weight.scales)},
+    {"out_proj_weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{13}}}, {{{2}}}},  // (out_proj_weight_blocks, d_model)
+     offsetof(mamba2_layer_packed_params, out_proj_weight.zero_points)},
+    {"conv_state", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_packed_params, layer.conv_state)},
+    {"recurrent_state", Role::kInput, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_packed_params, layer.recurrent_state)},
+};
+constexpr Tensor kMamba2LayerPackedAsymmetricOutputs[] = {
+    {"hidden_out", Role::kOutput, DtypeClass::kR, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, d_model)
+     offsetof(mamba2_layer_packed_params, layer.hidden_out), 0},
+    {"last_conv_state", Role::kLastState, DtypeClass::kT, 3, {{{{0}}}, {{{10}, {11, 2}}}, {{{7}}, -1}},  // (batch, d_inner + 2 * d_group_states, d_conv - 1)
+     offsetof(mamba2_layer_packed_params, layer.last_conv_state), 14},
+    {"last_recurrent_state", Role::kLastState, DtypeClass::kS, 4, {{{{0}}}, {{{9}}}, {{{5}}}, {{{6}}}},  // (batch, heads, head_dim, d_state)
+     offsetof(mamba2_layer_packed_params, layer.last_recurrent_state), 15},
+};
 
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
     {"SelectiveScanUngated", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanUngatedInputs, kSelectiveScanUngatedOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
     {"SelectiveScanExactZoh", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanExactZohInputs, kSelectiveScanExactZohOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanExactZohFlags, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanExactZohFlags, true, true, &kSelectiveScanKernels, {}, false},
     {"SelectiveScanUngatedExactZoh", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanUngatedExactZohInputs, kSelectiveScanUngatedExactZohOutputs,
-     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanUngatedExactZohFlags, true, true, &kSelectiveScanKernels},
+     sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, kSelectiveScanUngatedExactZohFlags, true, true, &kSelectiveScanKernels, {}, false},
     {"CausalConv1d", kCausalConv1dSizes, kCausalConv1dAttributes, kCausalConv1dInputs, kCausalConv1dOutputs,
-     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, {}, true, true, &kCausalConv1dKernels},
+     sizeof(mamba_causal_conv1d_params), offsetof(mamba_causal_conv1d_params, dtype), kNone, kNone, kNone, {}, true, true, &kCausalConv1dKernels, {}, false},
     {"StateSpaceDualGatedWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedWithDecayInputs, kStateSpaceDualGatedWithDecayOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDualGated", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualGatedInputs, kStateSpaceDualGatedOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDualWithDecay", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualWithDecayInputs, kStateSpaceDualWithDecayOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"StateSpaceDual", kStateSpaceDualSizes, kStateSpaceDualAttributes, kStateSpaceDualInputs, kStateSpaceDualOutputs,
-     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels},
+     sizeof(mamba_state_space_dual_params), offsetof(mamba_state_space_dual_params, dtype), offsetof(mamba_state_space_dual_params, initial_state_dtype), kNone, kNone, {}, true, true, &kStateSpaceDualKernels, {}, false},
     {"GatedRmsNorm", kGatedRmsNormSizes, kGatedRmsNormAttributes, kGatedRmsNormInputs, kGatedRmsNormOutputs,
-     sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, {}, true, true, &kGatedRmsNormKernels},
+     sizeof(mamba_gated_rms_norm_params), offsetof(mamba_gated_rms_norm_params, dtype), kNone, kNone, kNone, {}, true, true, &kGatedRmsNormKernels, {}, false},
     {"MambaLayer", kMambaLayerSizes, kMambaLayerAttributes, kMambaLayerInputs, kMambaLayerOutputs,
-     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), {}, true, false, &kMambaLayerKernels},
+     sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), {}, true, false, &kMambaLayerKernels, {}, false},
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
-     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels},
+     sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels, {}, false},
+    {"MambaLayerPacked", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedInputs, kMambaLayerPackedOutputs,
+     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
+    {"MambaLayerPackedAsymmetric", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedAsymmetricInputs, kMambaLayerPackedAsymmetricOutputs,
+     sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, false},
+    {"Mamba2LayerPacked", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedInputs, kMamba2LayerPackedOutputs,
+     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, true},
+    {"Mamba2LayerPackedAsymmetric", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedAsymmetricInputs, kMamba2LayerPackedAsymmetricOutputs,
+     sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, false},
 };
 
 }  // namespace mamba_contract

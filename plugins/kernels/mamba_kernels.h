@@ -154,6 +154,20 @@ MAMBA_API mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params,
 MAMBA_API mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
                                          void* context, void* workspace, void* stream);
 
+/* The layers again, with codes for in_proj_weight and out_proj_weight. A step reads the codes as
+ * they are: up to 8 rows in fp16 on sm_80 and later, else up to 4; for more the weights are widened
+ * into the workspace at every call. multiply may be NULL where is_step. */
+MAMBA_API int mamba_layer_packed_is_step_cuda(const mamba_layer_packed_params* params);
+MAMBA_API size_t mamba_layer_packed_cuda_workspace(const mamba_layer_packed_params* params);
+MAMBA_API mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params* params,
+                                               mamba_multiply multiply, void* context,
+                                               void* workspace, void* stream);
+MAMBA_API int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params* params);
+MAMBA_API size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params* params);
+MAMBA_API mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params* params,
+                                                mamba_multiply multiply, void* context,
+                                                void* workspace, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -23,6 +23,17 @@ typedef struct {
   int64_t step_stride;
 } mamba_sequence;
 
+/* A matrix of weights (depth, columns) as codes of few bits, laid out as the tensors that
+ * DequantizeLinear of ONNX takes in blocks along the depth: the codes row-major, of 4 bits the one
+ * of the even place in a byte's lower half. A weight is scale (code - zero point). */
+typedef struct {
+  int bits;                /* 4 or 8; 0: no codes, the matrix is of T */
+  int64_t blocks;          /* of each column: rows that share a scale; divides the depth */
+  const void* scales;      /* (blocks, columns), T */
+  const void* zero_points; /* codes (blocks, columns), and codes are unsigned; NULL: codes are
+                            * signed, and 0 is a weight of 0 */
+} mamba_codes;
+
 /* SelectiveScan */
 typedef struct {
   int64_t batch;
@@ -139,6 +150,13 @@ typedef struct {
   float* last_recurrent_state;   /* (batch, d_inner, d_state), fp32, may be recurrent_state */
 } mamba_layer_params;
 
+/* MambaLayer with codes for in_proj_weight and out_proj_weight, where their bits are not 0 */
+typedef struct {
+  mamba_layer_params layer;
+  mamba_codes in_proj_weight;
+  mamba_codes out_proj_weight;
+} mamba_layer_packed_params;
+
 /* Mamba2Layer: heads = n_groups * group_heads, d_inner = heads * head_dim, d_group_states = n_groups * d_state */
 typedef struct {
   int64_t batch;
@@ -174,5 +192,12 @@ typedef struct {
   void* last_conv_state;              /* (batch, d_inner + 2 * d_group_states, d_conv - 1), T, may be conv_state */
   void* last_recurrent_state;         /* (batch, heads, head_dim, d_state), S, may be recurrent_state */
 } mamba2_layer_params;
+
+/* Mamba2Layer with codes for in_proj_weight and out_proj_weight, where their bits are not 0 */
+typedef struct {
+  mamba2_layer_params layer;
+  mamba_codes in_proj_weight;
+  mamba_codes out_proj_weight;
+} mamba2_layer_packed_params;
 
 #endif /* MAMBA_PARAMS_H */

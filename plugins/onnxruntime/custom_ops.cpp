@@ -27,6 +27,10 @@ constexpr char kCudaKey[] = "mamba_export.cuda";
 const CustomOp& self(const OrtCustomOp* op) { return static_cast<const CustomOp&>(*op); }
 
 OrtElementType element_type(const CustomOp& op, const Tensor& tensor) {
+  if (tensor.dtype == DtypeClass::kQ) {
+    if (op.bits == 4) return op.description.has_signed_codes ? kOrtInt4 : kOrtUint4;
+    return op.description.has_signed_codes ? kOrtInt8 : kOrtUint8;
+  }
   static constexpr OrtElementType types[] = {kOrtFloat, kOrtFloat16, kOrtBFloat16};
   return types[op.dtype_of(tensor)];
 }
@@ -82,13 +86,18 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   const bool has_cuda = *mamba_cuda_architectures() != '\0';
   const auto add = [&](const Operator& op, mamba_dtype dtype, mamba_dtype residual,
                        mamba_dtype state, Provider on) {
-    made.operators.push_back(std::make_unique<CustomOp>(api_, op, dtype, residual, state, on));
+    for (int bits : {0, 4, 8}) {
+      if ((bits != 0) != op.is_packed()) continue;
+      made.operators.push_back(
+          std::make_unique<CustomOp>(api_, op, dtype, residual, state, bits, on));
+    }
   };
   for (const Operator& op : kOperators) {
     // One that has a kernel for CUDA alone must stay unknown to other sessions.
     const bool runs_on_cuda = has_cuda && op.kernels->cuda && (op.has_cpu_kernel || for_cuda);
     // Every choice of dtypes that export writes.
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
+      if (op.is_packed() && dtype == MAMBA_BF16) continue;  // DequantizeLinear has none
       for (mamba_dtype residual : {MAMBA_FP32, dtype}) {
         for (mamba_dtype state : {MAMBA_FP32, dtype}) {
           if (op.has_cpu_kernel) add(op, dtype, residual, state, kCpu);
@@ -157,13 +166,15 @@ OrtStatus* too_old(const OrtApiBase* runtime) {
 }  // namespace
 
 CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_,
-                   mamba_dtype residual_dtype_, mamba_dtype state_dtype_, Provider provider_)
+                   mamba_dtype residual_dtype_, mamba_dtype state_dtype_, int bits_,
+                   Provider provider_)
     : OrtCustomOp{},
       api(api_),
       description(description_),
       dtype(dtype_),
       residual_dtype(residual_dtype_),
       state_dtype(state_dtype_),
+      bits(bits_),
       provider(provider_) {
   version = kOrtApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).description.name; };

@@ -72,7 +72,7 @@ class Call {
     const CustomOp& op = kernel_.op;
     const Params params =
         fill(op_, {sizes_, op.dtype, op.residual_dtype, kernel_.attributes,
-                   kernel_.has_constant_weights, input_data_, outputs_, op.state_dtype});
+                   kernel_.has_constant_weights, input_data_, outputs_, op.state_dtype, op.bits});
     return op.provider == kCpu ? run_on_cpu(params.get()) : run_on_cuda(params.get());
   }
 

@@ -23,7 +23,7 @@ enum Provider { kCpu, kCuda };
 // by the provider that a node was given to and by the types of its inputs.
 struct CustomOp : OrtCustomOp {
   CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype,
-           mamba_dtype residual_dtype, mamba_dtype state_dtype, Provider provider);
+           mamba_dtype residual_dtype, mamba_dtype state_dtype, int bits, Provider provider);
 
   mamba_dtype dtype_of(const Tensor& tensor) const {
     switch (tensor.dtype) {
@@ -41,6 +41,7 @@ struct CustomOp : OrtCustomOp {
   OrtFunctions api;
   const Operator& description;
   mamba_dtype dtype, residual_dtype, state_dtype;
+  int bits;  // of the codes of packed matrices, 0 without
   Provider provider;
 };
 

@@ -32,7 +32,15 @@ struct OrtApiBase {
 };
 
 enum OrtErrorCode : int { kOrtFail = 1, kOrtInvalidArgument = 2, kOrtRuntimeException = 6 };
-enum OrtElementType : int { kOrtFloat = 1, kOrtFloat16 = 10, kOrtBFloat16 = 16 };
+enum OrtElementType : int {
+  kOrtFloat = 1,
+  kOrtUint8 = 2,
+  kOrtInt8 = 3,
+  kOrtFloat16 = 10,
+  kOrtBFloat16 = 16,
+  kOrtUint4 = 21,
+  kOrtInt4 = 22
+};
 enum OrtCharacteristic : int { kOrtRequired = 0, kOrtOptional = 1 };
 enum OrtMemType : int { kOrtMemTypeDefault = 0 };
 enum OrtAllocatorType : int { kOrtDeviceAllocator = 0 };

@@ -51,7 +51,7 @@ def width_of(op: str) -> str:
 
 
 def attributes_of(op: str) -> tuple[spec.Attribute, ...]:
-    return tuple(one for one in FORMS[op][0].spec.attributes if not one.derived)
+    return tuple(one for one in FORMS[op][0].spec.node_attributes if not one.derived)
 
 
 def flags_of(op: str) -> list[str]:

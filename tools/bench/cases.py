@@ -12,6 +12,7 @@ import numpy as np
 from bench.published import config_of
 from bench.random_folder import fill_weights, write_graph
 from mamba_export import contract
+from mamba_export.contract.weights import Weights
 from mamba_export.errors import MambaExportError
 from mamba_export.models import ModelConfig
 
@@ -34,6 +35,7 @@ class Cases:
         batches: sequences at once, for decode.
         prefill_batches: the same for prefill.
         dtype: of the weights.
+        weights: how the matrices of products are stored; None for in ``dtype``.
         prefill, decode: whether to time each.
         graphs: folder with a subfolder a size that ``prepare_graphs`` wrote; None to make them here.
         mamba_ssm, transformers: whether to time these where they are installed. transformers loops over
@@ -46,6 +48,7 @@ class Cases:
     batches: Sequence[int] = BATCHES
     prefill_batches: Sequence[int] = PREFILL_BATCHES
     dtype: str = "fp16"
+    weights: Weights | None = None
     prefill: bool = True
     decode: bool = True
     graphs: Path | None = None
@@ -56,24 +59,26 @@ class Cases:
         """The sizes of each prefill of a model."""
         for batch in self.prefill_batches if self.prefill else ():
             for length in self.lengths:
-                yield model_sizes(size, self.dtype, batch=batch, length=length)
+                yield {**self.model_sizes(size), "batch": batch, "length": length}
 
     def decode_sizes(self, size: str) -> Iterator[dict[str, Any]]:
         """The sizes of each decode of a model."""
         for batch in self.batches if self.decode else ():
-            yield model_sizes(size, self.dtype, batch=batch)
+            yield {**self.model_sizes(size), "batch": batch}
+
+    def model_sizes(self, size: str) -> dict[str, Any]:
+        """What a model's row begins with."""
+        packed = {} if self.weights is None else {"weights": str(self.weights)}
+        return {"model": size, "dtype": self.dtype, **packed}
 
 
-def model_sizes(size: str, dtype: str, **more: int) -> dict[str, Any]:
-    """The sizes of a model's row."""
-    return {"model": size, "dtype": dtype, **more}
-
-
-def prepare_graphs(folder: Path, sizes: Sequence[str], dtype: str, progress: Progress) -> None:
+def prepare_graphs(
+    folder: Path, sizes: Sequence[str], dtype: str, weights: Weights | None, progress: Progress
+) -> None:
     """Write the graph of each size under ``folder``, without weights: the slow part, and a small one."""
     for size in sizes:
         progress(f"tracing the {size} shape")
-        write_graph(config_of(size), folder / size, dtype=dtype, name=size)
+        write_graph(config_of(size), folder / size, dtype=dtype, weights=weights, name=size)
 
 
 def whole_folder(
@@ -87,7 +92,7 @@ def whole_folder(
     folder = temporary / size
     if cases.graphs is None:
         progress(f"tracing the {size} shape")
-        write_graph(config, folder, dtype=cases.dtype, name=size)
+        write_graph(config, folder, dtype=cases.dtype, weights=cases.weights, name=size)
     else:
         prepared = cases.graphs / size
         if not (prepared / contract.MODEL_FILE).is_file():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench import gpu, limits
-from bench.cases import Cases, Progress, model_sizes, tokens, whole_folder
+from bench.cases import Cases, Progress, tokens, whole_folder
 from bench.limits import Ceilings
 from bench.measure import reason, try_row
 from bench.peer_rows import mamba_ssm_rows, transformers_rows
@@ -53,7 +53,7 @@ def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[
     """Time a decoded token after more and more text, of the first size, batch 1, with the memory in use."""
     size = cases.sizes[0]
     config = config_of(size)
-    limit = limits.decode(ceilings, config, 1, cases.dtype)
+    limit = limits.decode(ceilings, config, 1, cases.dtype, cases.weights)
     with tempfile.TemporaryDirectory() as temporary:
         folder = whole_folder(config, size, cases, Path(temporary), progress)
         session = OrtSession(folder, providers=_PROVIDERS)
@@ -67,7 +67,7 @@ def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[
                 read += part.shape[1]
             assert state is not None
             milliseconds = _step_milliseconds(session, state, 1)
-            sizes = model_sizes(size, cases.dtype, batch=1, tokens_read=count)
+            sizes = {**cases.model_sizes(size), "batch": 1, "tokens_read": count}
             used = f"{gpu.used_bytes() / 1e9:.2f} GB in use"
             yield Row.of("long", sizes, OURS, milliseconds, used)
             yield Row.of("long", sizes, LIMIT, limit.milliseconds, limit.bound)
@@ -75,10 +75,11 @@ def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[
 
 def _limit_rows(ceilings: Ceilings, config: ModelConfig, size: str, cases: Cases) -> Iterator[Row]:
     for sizes in cases.prefill_sizes(size):
-        limit = limits.prefill(ceilings, config, sizes["batch"], sizes["length"], cases.dtype)
+        batch, length = sizes["batch"], sizes["length"]
+        limit = limits.prefill(ceilings, config, batch, length, cases.dtype, cases.weights)
         yield Row.of("prefill", sizes, LIMIT, limit.milliseconds, limit.bound)
     for sizes in cases.decode_sizes(size):
-        limit = limits.decode(ceilings, config, sizes["batch"], cases.dtype)
+        limit = limits.decode(ceilings, config, sizes["batch"], cases.dtype, cases.weights)
         yield Row.of("decode", sizes, LIMIT, limit.milliseconds, limit.bound)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from mamba_export.contract.operators import CAUSAL_CONV1D, SELECTIVE_SCAN, STATE_SPACE_DUAL
 from mamba_export.contract.spec import FP32, Operator, R, T
+from mamba_export.contract.weights import Weights
 from mamba_export.models import MambaLM, ModelConfig
 
 _SPECIAL_FUNCTIONS = 16
@@ -182,14 +183,19 @@ def _layer(config: ModelConfig) -> tuple[int, int]:
     return matrices, sum(one.numel() for one in layer.parameters()) - matrices
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
+def weight_bytes(config: ModelConfig, dtype: str, weights: Weights | None = None) -> int:
     """Bytes of weights that a forward pass reads: matrices and output projection in ``dtype``, the rest fp32.
 
-    The embedding is not counted beside the output projection: a token reads one row of it.
+    With ``weights`` every one of these matrices counts as codes and scales, whether the file packs it or not:
+    the least that it could be. The embedding is not counted beside the output projection: a token reads one row
+    of it.
     """
     matrices, others = _layer(config)
     products = config.n_layer * matrices + config.vocab_size * config.d_model
-    return products * ITEM_BYTES[dtype] + 4 * config.n_layer * others
+    item: float = ITEM_BYTES[dtype]
+    if weights is not None:
+        item = weights.bits / 8 + item / weights.block
+    return round(products * item) + 4 * config.n_layer * others
 
 
 def state_bytes(config: ModelConfig, batch: int, dtype: str) -> int:
@@ -198,7 +204,14 @@ def state_bytes(config: ModelConfig, batch: int, dtype: str) -> int:
     return batch * config.n_layer * (4 * math.prod(config.recurrent_shape) + conv_state)
 
 
-def prefill(ceilings: Ceilings, config: ModelConfig, batch: int, length: int, dtype: str) -> Limit:
+def prefill(
+    ceilings: Ceilings,
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    dtype: str,
+    weights: Weights | None = None,
+) -> Limit:
     """Limit of reading a prompt and giving the logits of its last step.
 
     The operations are those of the matrix products; weights are read once.
@@ -208,12 +221,14 @@ def prefill(ceilings: Ceilings, config: ModelConfig, batch: int, length: int, dt
     operations += 2 * batch * config.vocab_size * config.d_model
     return _largest(
         products=operations / ceilings.product_rate[dtype],
-        weights=weight_bytes(config, dtype) / ceilings.bandwidth,
+        weights=weight_bytes(config, dtype, weights) / ceilings.bandwidth,
     )
 
 
-def decode(ceilings: Ceilings, config: ModelConfig, batch: int, dtype: str) -> Limit:
+def decode(
+    ceilings: Ceilings, config: ModelConfig, batch: int, dtype: str, weights: Weights | None = None
+) -> Limit:
     """Limit of a decoded token: weights read once, states read and written once."""
-    weights, states = weight_bytes(config, dtype), 2 * state_bytes(config, batch, dtype)
-    bound = "weights" if weights >= states else "states"
-    return Limit(1e3 * (weights + states) / ceilings.bandwidth, bound)
+    matrices, states = weight_bytes(config, dtype, weights), 2 * state_bytes(config, batch, dtype)
+    bound = "weights" if matrices >= states else "states"
+    return Limit(1e3 * (matrices + states) / ceilings.bandwidth, bound)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench import peers
-from bench.cases import Cases, Progress, model_sizes, tokens
+from bench.cases import Cases, Progress, tokens
 from bench.measure import reason, try_row
 from bench.peers.models import MambaSsmModel, transformers_model
 from bench.rows import Row
@@ -79,8 +79,8 @@ def transformers_rows(
     """Its prefill of the shortest prompt and its step, batch 1."""
     absent = peers.transformers_absent()
     length = min(cases.lengths)
-    prefill = model_sizes(size, cases.dtype, batch=1, length=length)
-    decode = model_sizes(size, cases.dtype, batch=1)
+    prefill = {**cases.model_sizes(size), "batch": 1, "length": length}
+    decode = {**cases.model_sizes(size), "batch": 1}
     if absent:
         if cases.prefill:
             yield Row.of("prefill", prefill, peers.TRANSFORMERS, None, absent)

@@ -27,8 +27,8 @@ from mamba_export.contract.weights import (
     packed_name,
 )
 from mamba_export.errors import ExportError
-from mamba_export.export.graph import build
-from mamba_export.export.packed_weights import pack_products
+from mamba_export.export.graph import add_functions, build
+from mamba_export.export.packed_weights import pack_products, takes_layers
 from mamba_export.files import new_file, new_folder, opened, write_bytes
 from mamba_export.folder.metadata import write_metadata
 from mamba_export.models import TORCH_DTYPES, MambaLM, ModelConfig, cast
@@ -73,8 +73,9 @@ def write_graph(
     model.to_empty(device="cpu")  # memory that nothing touches costs nothing
     program = make_program(model, last_logits_only=last_logits_only)
     opset = default_opset(weights)
-    graph = build(program, opset=opset, fuse_layers=weights is None)
+    graph = build(program, opset=opset, fuse_layers=takes_layers(weights, dtype))
     packed = [] if weights is None else pack_products(graph, weights, has_head=True)
+    add_functions(graph, opset)
     parameters = {key.replace(".A_log", ".A") for key, _ in model.named_parameters()}
     parameters |= {packed_name(key, part) for key in packed for part in PARTS}
     offset = 0

@@ -38,6 +38,7 @@ class HyenaFilter(SequenceMixer):
 
     grows = 1
     rates: Tensor
+    positions: Tensor
 
     def __init__(self, channels: int, longest: int = 4096, width: int = 64, bands: int = 8) -> None:
         super().__init__(channels)
@@ -53,6 +54,8 @@ class HyenaFilter(SequenceMixer):
         # 1.5 in the last.
         rates = torch.linspace(math.log(100) / 0.3, math.log(100) / 1.5, channels)
         self.register_buffer("rates", rates, persistent=False)
+        positions = torch.arange(longest, dtype=torch.float32) / longest
+        self.register_buffer("positions", positions, persistent=False)
         self.D = nn.Parameter(torch.randn(channels))
 
     def initial_state(self, batch: int) -> Tensor:
@@ -75,7 +78,9 @@ class HyenaFilter(SequenceMixer):
                 f"the sequence has {length} tokens, and this Hyena's positions end at {self.longest}: "
                 "make it with a larger `longest`"
             )
-        t = torch.arange(length, device=self.D.device, dtype=self.D.dtype)[:, None] / self.longest
+        # Looked up, so that a file refuses a place beyond the last too.
+        places = torch.arange(length, device=self.D.device)
+        t = self.positions.index_select(0, places)[:, None].to(self.D.dtype)
         angles = 2 * math.pi * t * torch.linspace(1, self.bands, self.bands, device=t.device)
         features = torch.cat([t, torch.cos(angles), torch.sin(angles)], -1)
         return (self.network(features) * torch.exp(-self.rates * t)).T

@@ -20,7 +20,7 @@ _PLOTS = {
 
 
 def product_records(root: Path = ROOT) -> dict[Path, Record]:
-    """By file, the newest record of each GPU that has whole models beside a peer.
+    """By file, the newest record of each GPU that has whole models reading and writing beside a peer.
 
     Raises:
         MambaExportError: a file in tools/records is no record.
@@ -28,7 +28,7 @@ def product_records(root: Path = ROOT) -> dict[Path, Record]:
     found: dict[str, tuple[Path, Record]] = {}
     for record in load_records(root).valid:  # newest first
         plots = list(_plots(rows_of(record)))
-        if plots and record["device"] not in found:
+        if len(plots) == len(_PLOTS) and record["device"] not in found:
             found[record["device"]] = (root / record["file"], _shown(record, plots))
     return dict(found.values())
 

@@ -34,9 +34,6 @@ PUBLISHED = {
 
 SHIPPED = "mamba-s6"
 
-LEARNING_RATES = {"ungated": 3e-3, "h3": 2e-3, "mamba": 2e-3}
-"""Peaks by block, from short trials of S6 between 1e-3 and 3e-3; other mixers have their block's."""
-
 CONFIG = MambaConfig(
     D_MODEL, N_LAYER, vocab_size=copying.VOCABULARY, d_inner=D_INNER, tie_embeddings=False
 )

@@ -1,6 +1,6 @@
 """A forecaster of a plant's sensors: readings in, the next reading and how sure it is out, states carried.
 
-Readings go through a linear layer into Mamba's layers and out of a linear layer. What comes
+Readings and their changes go through a linear layer into Mamba's layers and out of a linear layer. What comes
 out is the change to the next reading and the logarithm of its standard deviation, in units that the buffers
 hold: so the module, and the file that it is exported to, take and return the sensors' own units.
 """
@@ -32,6 +32,8 @@ from tasks.plant import CHANNELS, simulate
 D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
 LTI_STATE = 26
 """Numbers of S4D's state a channel: with them the models have exactly as many parameters."""
+_LARGEST = 10.0
+"""Bound of a change that is shown, in usual changes."""
 _WIDEST = 5.0
 """Bound of the logarithm of a deviation, in units of a usual change."""
 
@@ -89,7 +91,7 @@ class Forecaster(nn.Module):
         super().__init__()
         self.model = model
         self.core = MODELS[model]()
-        self.enter = nn.Linear(len(CHANNELS), D_MODEL)
+        self.enter = nn.Linear(2 * len(CHANNELS), D_MODEL)
         self.leave = nn.Linear(D_MODEL, 2 * len(CHANNELS))
         # A mean and a standard deviation of the readings, and one of their changes; ``fit`` sets them.
         self.register_buffer("centre", torch.zeros(len(CHANNELS)))
@@ -103,8 +105,8 @@ class Forecaster(nn.Module):
         self.change.copy_(readings.diff(dim=1).std((0, 1)))
 
     def initial_state(self, batch: int) -> list[Tensor]:
-        """What a signal starts from."""
-        return self.core.initial_state(batch)
+        """What a signal starts from: the last reading, in units of ``scale``, and the core's state."""
+        return [self.centre.new_zeros(batch, len(CHANNELS)), *self.core.initial_state(batch)]
 
     def forward(self, readings: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Forecasts of the readings that follow.
@@ -117,8 +119,14 @@ class Forecaster(nn.Module):
             forecast and deviation, (batch, length, 3) each: of the reading after each reading the mean and the
             standard deviation. Then, where a state was given, the state after the last reading.
         """
-        x = self.enter((readings - self.centre) / self.scale)
-        y, after = self.core(x, list(state) or None)
+        scaled = (readings - self.centre) / self.scale
+        last = state[0] if state else torch.zeros_like(scaled[:, 0])
+        before = torch.cat([last[:, None], scaled[:, :-1]], dim=1)
+        # A sensor's noise is a hundredth of its range: changes are shown by themselves, the first one bounded.
+        changes = ((scaled - before) * (self.scale / self.change)).clamp(-_LARGEST, _LARGEST)
+        x = self.enter(torch.cat([scaled, changes], dim=-1))
+        y, after = self.core(x, list(state[1:]) or None)
+        after = [scaled[:, -1], *after]
         moved, width = self.leave(y).chunk(2, dim=-1)
         deviation = self.change * torch.exp(_WIDEST * torch.tanh(width / _WIDEST))
         return (readings + self.change * moved, deviation, *(after if state else ()))

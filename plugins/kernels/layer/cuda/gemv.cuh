@@ -9,6 +9,8 @@
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
+#include "layer/cuda/block_sums.cuh"
+#include "mamba_kernels.h"
 
 namespace mamba {
 
@@ -25,6 +27,7 @@ __device__ __forceinline__ uint4 load_weights(const void* address) {
 struct Matrix {
   const void* data;
   int depth, columns;
+  mamba_codes codes;
 };
 
 constexpr bool kLateX = false;  // RowProduct's EarlyX
@@ -38,10 +41,12 @@ class RowProduct {
   static constexpr int kWidth = 16 / sizeof(T);  // columns a thread
   static constexpr int kLanes = Columns / kWidth;
   static constexpr int kGroups = Threads / kLanes;
-  static constexpr int kWarps = Threads / 32;
   static constexpr int kStep = kGroups * kGemvRun;  // rows of W between two runs of a thread
-  static constexpr int kSharedFloats = kWarps * Rows * Columns;
-  static_assert(kLanes >= 1 && kLanes <= 32 && Columns % kWidth == 0);
+  using Sums = BlockSums<kLanes, kWidth, Threads, Rows>;
+  static constexpr int kSharedFloats = Sums::kSharedFloats;
+  static constexpr int kPendingCopies = 0;     // groups of copies that start_weights leaves
+  static constexpr bool kReadsShared = false;  // x must lie in shared memory
+  static_assert(Columns % kWidth == 0);
 
   // The block's columns start at first_column; it adds up rows [first, last) of W. x has x_stride
   // elements a row, aligned to kGemvRun elements; row 0 of x belongs to row 0 of W. x has x_rows of
@@ -60,8 +65,9 @@ class RowProduct {
     return (width + kGemvRun - 1) / kGemvRun * kGemvRun;
   }
 
-  // Starts the first loads of W: allowed before the wait for earlier kernels.
-  __device__ void start_weights() {
+  // Starts the first loads of W: allowed before the wait for earlier kernels. It takes what finish
+  // does, for products that bring W there.
+  __device__ void start_weights(float*) {
     load(even_, at_);
     load(odd_, at_ + kStep);
   }
@@ -85,7 +91,7 @@ class RowProduct {
       load(odd_, k + 3 * kStep);
       if constexpr (EarlyX) load_x(odd_, k + 3 * kStep);
     }
-    reduce(partial);
+    Sums::add_up(sum_, partial);
   }
 
  private:
@@ -152,31 +158,6 @@ class RowProduct {
         }
       }
     }
-  }
-
-  __device__ __forceinline__ void reduce(float* partial) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) {
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        float sum = sum_[r][j];
-#pragma unroll
-        for (int offset = kLanes; offset < 32; offset *= 2) {
-          sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        }
-        if (lane < kLanes) partial[(warp * Rows + r) * Columns + lane * kWidth + j] = sum;
-      }
-    }
-    __syncthreads();
-    // Each element is read and written by one thread.
-    for (int i = threadIdx.x; i < Rows * Columns; i += Threads) {
-      float sum = partial[i];
-#pragma unroll
-      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * Columns + i];
-      partial[i] = sum;
-    }
-    __syncthreads();
   }
 
   const Matrix w_;

@@ -60,8 +60,9 @@ __host__ __device__ constexpr int64_t norm_sums(int rows, int groups) {
   return int64_t{Threads} / 32 * rows * groups;
 }
 
-// Starts the copy of a norm's weight to shared memory: allowed before the wait for earlier kernels.
-// normalise waits for it.
+// Starts the copy of a norm's weight to shared memory, a group of copies: allowed before the wait
+// for earlier kernels. normalise waits for it, but not for Pending groups that were queued after
+// it.
 template <int Threads>
 __device__ __forceinline__ void start_norm_weight(const float* weight, int width, bool in_fours,
                                                   float* copy) {
@@ -70,6 +71,7 @@ __device__ __forceinline__ void start_norm_weight(const float* weight, int width
     for (int i = threadIdx.x * 4; i < width; i += Threads * 4) {
       copy_async(copy + i, weight + i, true);
     }
+    commit_copies();
     return;
   }
 #endif
@@ -78,7 +80,7 @@ __device__ __forceinline__ void start_norm_weight(const float* weight, int width
 
 // x (Rows, stride) = norm(source), zeros beyond what there is; weight lies in shared memory. Every
 // thread must call it.
-template <int Threads, int Rows, typename T, typename Source>
+template <int Threads, int Rows, int Pending = 0, typename T, typename Source>
 __device__ void normalise(const Source& source, const float* weight, const NormSizes& n, T* x,
                           float* sums) {
   constexpr int kWarps = Threads / 32, kWidth = Source::kWidth, kStep = Threads * kWidth;
@@ -105,7 +107,7 @@ __device__ void normalise(const Source& source, const float* weight, const NormS
       if (threadIdx.x % 32 == 0) sums[(group * kWarps + threadIdx.x / 32) * Rows + r] = square;
     }
   }
-  wait_for_copies();
+  wait_for_copies_but<Pending>();
   __syncthreads();
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
@@ -137,13 +139,13 @@ __device__ void normalise(const Source& source, const float* weight, const NormS
 }
 
 // The same of several rows without groups, a warp a row, so that rows are read at once.
-template <int Threads, int Rows, typename T, typename Source>
+template <int Threads, int Rows, int Pending = 0, typename T, typename Source>
 __device__ void normalise_by_warps(const Source& source, const float* weight, const NormSizes& n,
                                    T* x) {
   constexpr int kWarps = Threads / 32, kWidth = Source::kWidth, kStep = 32 * kWidth;
   constexpr int kLoads = 32 / kWidth;  // of a lane at a time
   const int start = threadIdx.x % 32 * kWidth;
-  wait_for_copies();
+  wait_for_copies_but<Pending>();
   __syncthreads();  // of the weight
   for (int row = threadIdx.x / 32; row < Rows; row += kWarps) {
     const bool exists = row < n.rows;

@@ -5,6 +5,7 @@
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/next_share.cuh"
 #include "layer/cuda/normalise.cuh"
+#include "layer/cuda/packed_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -18,6 +19,10 @@ using InProduct =
 // Calls body with the Choice of the product for these rows and this matrix.
 template <typename T, typename Body>
 auto with_in_product(const ProjectIn& s, Body body) {
+  if (s.codes.bits) {
+    return with_packed_product<T, kInProjBlock.columns, kInProjBlock.threads, true>(
+        s.codes, s.rows, s.columns, body);
+  }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
   if (s.rows == 1) return body(Choice<InProduct<T, 1, true>>());
@@ -39,7 +44,7 @@ struct InShared {
     taps = window + sizeof(float) * s.batch * span * Product::kColumns;
     sums = taps + sizeof(float) * (s.d_conv + 1) * Product::kColumns;  // the bias is the last tap
     next = sums + sizeof(float) * norm_sums<Product::kThreads>(Product::kRows, 1);
-    // A thread of the share has as many columns as one of the product.
+    // A thread of the share has at most as many columns as one of the product.
     bytes = next + (s.next_weight ? sizeof(float) * Product::kThreads * Product::kWidth : 0);
   }
 };
@@ -48,10 +53,11 @@ template <typename Product, typename Source, typename T>
 __device__ void normalise_hidden(const Source& rows, const float* weight, const NormSizes& sizes,
                                  T* x, float* sums) {
   constexpr int kThreads = Product::kThreads, kRows = Product::kRows;
+  constexpr int kPending = Product::kPendingCopies;
   if constexpr (kRows > 1) {
-    normalise_by_warps<kThreads, kRows>(rows, weight, sizes, x);
+    normalise_by_warps<kThreads, kRows, kPending>(rows, weight, sizes, x);
   } else {
-    normalise<kThreads, kRows>(rows, weight, sizes, x, sums);
+    normalise<kThreads, kRows, kPending>(rows, weight, sizes, x, sums);
   }
 }
 
@@ -86,11 +92,11 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     return first_channel + c >= 0 && first_channel + c < s.conv_columns;
   };
 
-  Product product({s.weight, d_model, s.columns}, first, 0, d_model, x,
+  Product product({s.weight, d_model, s.columns, s.codes}, first, 0, d_model, x,
                   static_cast<int>(Product::x_stride(d_model)));
-  product.start_weights();
-  let_next_kernel_start();
   start_norm_weight<kThreads>(s.norm_weight, d_model, s.reads_hidden_in_fours, norm_weight);
+  product.start_weights(partial);
+  let_next_kernel_start();
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
   const bool has_next = Product::kRows == 1 && s.next_weight && has_convolution;
   NextShare<T, kColumns, kThreads> next(static_cast<const T*>(s.next_weight), first_channel,
@@ -195,10 +201,12 @@ size_t project_in_shared_bytes(const ProjectIn& s) {
 template <typename T>
 bool next_share_fits(const ProjectIn& s, const void* weight, int columns) {
   constexpr int kColumns = kInProjBlock.columns, kWidth = 16 / sizeof(T);
-  return s.rows == 1 && step::has_vector_rows<T>(s.weight, s.columns) &&
+  return s.rows == 1 && (s.codes.bits || step::has_vector_rows<T>(s.weight, s.columns)) &&
          s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
          s.conv_columns / kColumns <= kMostNextShares && columns % kWidth == 0 &&
-         columns / kWidth <= kInProjBlock.threads && step::has_vector_rows<T>(weight, columns);
+         step::has_vector_rows<T>(weight, columns) && step::with_in_product<T>(s, [&](auto choice) {
+           return columns / kWidth <= step::chosen<decltype(choice)>::kThreads;
+         });
 }
 
 template <typename T>

@@ -4,6 +4,7 @@
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/normalise.cuh"
+#include "layer/cuda/packed_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -19,6 +20,10 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 // the gated norm of all rows again, which is quick for the few rows of a step.
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
+  if (s.codes.bits) {
+    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, false>(
+        s.codes, s.rows, s.columns, body);
+  }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if (s.rows == 1) return body(Choice<OutProduct<T, 1, true, IsGated>>());
@@ -31,11 +36,12 @@ auto with_out_product(const ProjectOut& s, Body body) {
 // Parts of a block's shared memory, in bytes from its start.
 template <typename Product, bool IsGated>
 struct OutShared {
+  static constexpr bool kCopiesY = IsGated || Product::kReadsShared;
   size_t y, norm_weight, partial, sums, bytes;
 
   __host__ __device__ OutShared(const ProjectOut& s, size_t element) {
     y = 0;
-    norm_weight = y + (IsGated ? Product::kRows * Product::x_stride(s.depth) * element : 0);
+    norm_weight = y + (kCopiesY ? Product::kRows * Product::x_stride(s.depth) * element : 0);
     partial = norm_weight + (IsGated ? sizeof(float) * padded(s.depth) : 0);
     sums = partial + sizeof(float) * Product::kSharedFloats;
     bytes = sums;
@@ -44,6 +50,20 @@ struct OutShared {
     }
   }
 };
+
+// The rows of y in shared memory, 16 bytes at a time; depth is a multiple of so many.
+template <int Threads, typename T>
+__device__ __forceinline__ void copy_rows(const T* y, int stride, int rows, int depth, T* x,
+                                          int x_stride) {
+  constexpr int kAtOnce = 16 / sizeof(T);
+  for (int r = 0; r < rows; ++r) {
+#pragma unroll 4
+    for (int i = threadIdx.x * kAtOnce; i < depth; i += Threads * kAtOnce) {
+      *reinterpret_cast<uint4*>(x + r * x_stride + i) =
+          *reinterpret_cast<const uint4*>(y + r * stride + i);
+    }
+  }
+}
 
 template <typename T, typename Product, bool IsGated>
 __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOut s) {
@@ -56,16 +76,19 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
   const int x_stride = static_cast<int>(Product::x_stride(s.depth));
   const T* y = static_cast<const T*>(s.y);
   const int first = blockIdx.x * kColumns;
-  Product product({s.weight, s.depth, s.columns}, first, 0, s.depth, IsGated ? x : y,
-                  IsGated ? x_stride : s.stride, IsGated ? Product::kRows : s.rows);
-  product.start_weights();
-  let_next_kernel_start();
+  constexpr bool kCopiesY = OutShared<Product, IsGated>::kCopiesY;
+  Product product({s.weight, s.depth, s.columns, s.codes}, first, 0, s.depth, kCopiesY ? x : y,
+                  kCopiesY ? x_stride : s.stride, kCopiesY ? Product::kRows : s.rows);
   float* norm_weight = reinterpret_cast<float*>(shared + at.norm_weight);
   if constexpr (IsGated) {
     start_norm_weight<kThreads>(s.gate_norm_weight, s.depth, s.reads_in_fours, norm_weight);
   }
+  product.start_weights(partial);
+  let_next_kernel_start();
   wait_for_earlier_kernels();
   product.start_x();
+  if constexpr (kCopiesY && !IsGated)
+    copy_rows<kThreads>(y, s.stride, s.rows, s.depth, x, x_stride);
   const int r = threadIdx.x / kColumns, column = first + threadIdx.x % kColumns;
   const bool is_writer = r < s.rows && column < s.columns;
   const int64_t element = static_cast<int64_t>(r) * s.columns + column;
@@ -81,12 +104,15 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
     const NormSizes sizes = {s.rows, s.depth, s.groups, x_stride, s.epsilon};
     if (s.reads_in_fours) {
       const GatedRows<T, kAtOnce> rows = {y, gate, s.stride, s.gate_stride};
-      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
+      normalise<kThreads, Product::kRows, Product::kPendingCopies>(rows, norm_weight, sizes, x,
+                                                                   sums);
     } else {
       const GatedRows<T, 1> rows = {y, gate, s.stride, s.gate_stride};
-      normalise<kThreads, Product::kRows>(rows, norm_weight, sizes, x, sums);
+      normalise<kThreads, Product::kRows, Product::kPendingCopies>(rows, norm_weight, sizes, x,
+                                                                   sums);
     }
   }
+  if constexpr (kCopiesY && !IsGated) __syncthreads();
   product.finish(partial);
   if (!is_writer) return;
   const float sum = residual + partial[threadIdx.x];

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include "layer/cuda/codes.h"
 #include "mamba_kernels.h"
 
 namespace mamba {
@@ -19,7 +20,7 @@ __host__ __device__ constexpr int64_t padded(int64_t count) { return (count + 7)
 struct ProjectIn {
   const void* hidden;        // (rows, d_model) R
   const float* norm_weight;  // (d_model,)
-  const void* weight;        // (d_model, columns) T
+  const void* weight;        // (d_model, columns) T, or codes
   const float* conv_weight;  // (conv_columns, d_conv)
   const float* conv_bias;    // (conv_columns,)
   const void* conv_state;    // (batch, conv_columns, d_conv - 1) T
@@ -33,6 +34,7 @@ struct ProjectIn {
   const void* next_weight;  // (conv_columns, next_columns) T
   float* next_shares;       // (conv_columns / kInProjBlock.columns, next_columns)
   int next_columns;
+  mamba_codes codes;  // of the weight; bits 0 where it is T
   float epsilon;
   mamba_dtype hidden_dtype;
   bool reads_hidden_in_fours;  // launch_project_in sets it
@@ -41,10 +43,11 @@ struct ProjectIn {
 
 struct ProjectOut {
   const void* y;       // (rows, stride) T
-  const void* weight;  // (depth, columns) T
+  const void* weight;  // (depth, columns) T, or codes
   const void* hidden;  // (rows, columns) R
   void* hidden_out;    // the same
   int rows, depth, columns, stride;
+  mamba_codes codes;  // of the weight; bits 0 where it is T
   mamba_dtype hidden_dtype;
   bool overlaps;
   // The gated norm of y, of each group of channels alone; else y is multiplied as it is.

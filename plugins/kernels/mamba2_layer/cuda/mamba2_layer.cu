@@ -35,13 +35,15 @@ struct Step {
   size_t bytes;
 };
 
-Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps) {
+Step describe_step(const mamba2_layer_params& p, const LayerCodes& codes, void* workspace,
+                   bool overlaps) {
   const Columns at(p);
   const int64_t rows = p.batch * p.length, element = element_bytes(p.dtype);
   Step s = {};
   s.in.hidden = p.hidden;
   s.in.norm_weight = p.norm_weight;
   s.in.weight = p.in_proj_weight;
+  s.in.codes = codes.in;
   s.in.conv_weight = p.conv_weight;
   s.in.conv_bias = p.conv_bias;
   s.in.conv_state = p.conv_state;
@@ -61,6 +63,7 @@ Step describe_step(const mamba2_layer_params& p, void* workspace, bool overlaps)
   s.in.overlaps = overlaps && p.constant_weights;
 
   s.out.weight = p.out_proj_weight;
+  s.out.codes = codes.out;
   s.out.hidden = p.hidden;
   s.out.hidden_out = p.hidden_out;
   s.out.rows = s.in.rows;
@@ -151,24 +154,24 @@ struct Mamba2 {
   static constexpr const char* kName = mamba::kName;
   static constexpr char kCall[] = "mamba2_layer_cuda";
 
-  static size_t step_bytes(const Params& p) { return describe_step(p, nullptr, false).bytes; }
+  static size_t step_bytes(const Params& p) { return describe_step(p, {}, nullptr, false).bytes; }
 
-  static size_t step_shared_bytes(const Params& p) {
-    const Step s = describe_step(p, nullptr, false);
+  static size_t step_shared_bytes(const Params& p, const LayerCodes& codes) {
+    const Step s = describe_step(p, codes, nullptr, false);
     return with_type(p.dtype, [&](auto* type) {
       using T = std::decay_t<decltype(*type)>;
       return std::max(project_in_shared_bytes<T>(s.in), project_out_shared_bytes<T>(s.out));
     });
   }
 
-  static int64_t row_products(const Params& p) {
+  static LayerMatrices matrices(const Params& p) {
     const Columns at(p);
-    return p.d_model * (at.all + at.d_inner);
+    return {p.d_model, at.all, at.d_inner, p.d_model};
   }
 
-  static mamba_status run_step(const Params& p, void* workspace, bool overlaps,
-                               cudaStream_t stream) {
-    const Step s = describe_step(p, workspace, overlaps);
+  static mamba_status run_step(const Params& p, const LayerCodes& codes, void* workspace,
+                               bool overlaps, cudaStream_t stream) {
+    const Step s = describe_step(p, codes, workspace, overlaps);
     const auto launch_in = [&](auto* type) {
       return launch_project_in<std::decay_t<decltype(*type)>>(s.in, stream);
     };
@@ -199,7 +202,7 @@ const char* mamba2_layer_cuda_form(const mamba2_layer_params* params, int archit
   const bool has_few_rows = params->batch * params->length <= mamba::kMaxStepRows;
   const mamba_state_space_dual_params dual =
       has_few_rows
-          ? mamba::describe_dual(*params, mamba::describe_step(*params, nullptr, false).dual)
+          ? mamba::describe_dual(*params, mamba::describe_step(*params, {}, nullptr, false).dual)
           : mamba::ManyRows(*params, nullptr, nullptr, nullptr, nullptr).dual();
   return mamba_state_space_dual_cuda_form(&dual, architecture);
 }
@@ -219,7 +222,22 @@ mamba_status mamba2_layer_step_cuda(const mamba2_layer_params* params, void* wor
 
 mamba_status mamba2_layer_cuda(const mamba2_layer_params* params, mamba_multiply multiply,
                                void* context, void* workspace, void* stream) {
-  return mamba::Entry::run(params, multiply, context, workspace, stream);
+  return mamba::Entry::run(params, {}, multiply, context, workspace, stream);
+}
+
+int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params* params) {
+  return mamba::Entry::is_step(mamba::layer_of(params), mamba::codes_of(params));
+}
+
+size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params* params) {
+  return mamba::Entry::workspace(mamba::layer_of(params), mamba::codes_of(params));
+}
+
+mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params* params,
+                                      mamba_multiply multiply, void* context, void* workspace,
+                                      void* stream) {
+  return mamba::Entry::run(mamba::layer_of(params), mamba::codes_of(params), multiply, context,
+                           workspace, stream);
 }
 
 }  // extern "C"

@@ -19,11 +19,12 @@ struct ManyRowsParts {
   size_t bytes;
 };
 
-ProjectIn describe_in(const mamba_layer_params& p) {
+ProjectIn describe_in(const mamba_layer_params& p, const mamba_codes& codes) {
   ProjectIn in = {};
   in.hidden = p.hidden;
   in.norm_weight = p.norm_weight;
   in.weight = p.in_proj_weight;
+  in.codes = codes;
   in.conv_weight = p.conv_weight;
   in.conv_bias = p.conv_bias;
   in.conv_state = p.conv_state;
@@ -41,9 +42,10 @@ ProjectIn describe_in(const mamba_layer_params& p) {
   return in;
 }
 
-ProjectOut describe_out(const mamba_layer_params& p) {
+ProjectOut describe_out(const mamba_layer_params& p, const mamba_codes& codes) {
   ProjectOut out = {};
   out.weight = p.out_proj_weight;
+  out.codes = codes;
   out.hidden = p.hidden;
   out.hidden_out = p.hidden_out;
   out.rows = static_cast<int>(p.batch * p.length);
@@ -54,12 +56,12 @@ ProjectOut describe_out(const mamba_layer_params& p) {
   return out;
 }
 
-LayerStep describe_step(const mamba_layer_params& p, void* workspace, bool overlaps,
-                        size_t* bytes) {
+LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, void* workspace,
+                        bool overlaps, size_t* bytes) {
   LayerStep s = {};
   s.layer = p;
-  s.in = describe_in(p);
-  s.out = describe_out(p);
+  s.in = describe_in(p, codes.in);
+  s.out = describe_out(p, codes.out);
   s.rows = s.in.rows;
   s.in_stride = s.in.stride;
   s.y_stride = s.out.stride;
@@ -175,22 +177,24 @@ struct Mamba {
 
   static size_t step_bytes(const Params& p) {
     size_t bytes = 0;
-    describe_step(p, nullptr, false, &bytes);
+    describe_step(p, {}, nullptr, false, &bytes);
     return bytes;
   }
 
-  static size_t step_shared_bytes(const Params& p) {
-    const LayerStep s = describe_step(p, nullptr, false, nullptr);
+  static size_t step_shared_bytes(const Params& p, const LayerCodes& codes) {
+    const LayerStep s = describe_step(p, codes, nullptr, false, nullptr);
     return with_type(p.dtype, [&](auto* type) {
       return mamba::step_shared_bytes<std::decay_t<decltype(*type)>>(s);
     });
   }
 
-  static int64_t row_products(const Params& p) { return p.d_model * 3 * p.d_inner; }
+  static LayerMatrices matrices(const Params& p) {
+    return {p.d_model, 2 * p.d_inner, p.d_inner, p.d_model};
+  }
 
-  static mamba_status run_step(const Params& p, void* workspace, bool overlaps,
-                               cudaStream_t stream) {
-    const LayerStep s = describe_step(p, workspace, overlaps, nullptr);
+  static mamba_status run_step(const Params& p, const LayerCodes& codes, void* workspace,
+                               bool overlaps, cudaStream_t stream) {
+    const LayerStep s = describe_step(p, codes, workspace, overlaps, nullptr);
     const cudaError_t error = with_type(
         p.dtype, [&](auto* type) { return launch_step<std::decay_t<decltype(*type)>>(s, stream); });
     return status_of(kName, error);
@@ -223,7 +227,22 @@ mamba_status mamba_layer_step_cuda(const mamba_layer_params* params, void* works
 
 mamba_status mamba_layer_cuda(const mamba_layer_params* params, mamba_multiply multiply,
                               void* context, void* workspace, void* stream) {
-  return mamba::Entry::run(params, multiply, context, workspace, stream);
+  return mamba::Entry::run(params, {}, multiply, context, workspace, stream);
+}
+
+int mamba_layer_packed_is_step_cuda(const mamba_layer_packed_params* params) {
+  return mamba::Entry::is_step(mamba::layer_of(params), mamba::codes_of(params));
+}
+
+size_t mamba_layer_packed_cuda_workspace(const mamba_layer_packed_params* params) {
+  return mamba::Entry::workspace(mamba::layer_of(params), mamba::codes_of(params));
+}
+
+mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params* params,
+                                     mamba_multiply multiply, void* context, void* workspace,
+                                     void* stream) {
+  return mamba::Entry::run(mamba::layer_of(params), mamba::codes_of(params), multiply, context,
+                           workspace, stream);
 }
 
 }  // extern "C"

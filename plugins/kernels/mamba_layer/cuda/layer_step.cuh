@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kXThreads) project_x(const LayerStep s) {
   const int from = blockIdx.y * s.split_depth, to = min(from + s.split_depth, d_inner);
   Product product({s.layer.x_proj_weight, d_inner, s.projected}, first, from, to,
                   static_cast<const T*>(s.u), s.in_stride, s.rows);
-  product.start_weights();
+  product.start_weights(partial);
   let_next_kernel_start();
   wait_for_earlier_kernels();
   product.start_x();
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kStateThreads) step_state(const LayerStep s) {
 
   DeltaProduct<T, Rows, IsVector> product({p.dt_proj_weight, rank, d_inner}, first, 0, rank,
                                           projected, stride);
-  product.start_weights();
+  product.start_weights(partial);
   const float* A_row = p.A + static_cast<int64_t>(channel) * d_state;
   const Pack<float, kTeamStates> A_first = four_of(A_row, member * kTeamStates, d_state, in_fours);
   const float bias = p.dt_bias[channel], skip = p.D[channel];
