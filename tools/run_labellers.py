@@ -25,8 +25,8 @@ from tasks.trainer import parameter_count
 from training.command_line import Parser
 
 DESCRIPTION = """\
-Export a shipped model that labels every step of a sequence, and record what the exported file tells right beside
-the best known method, read whole and in pieces, and what a step costs.
+Export a shipped model that labels every step of a sequence, and record what the exported file tells
+right beside the best known method, read whole and in pieces, and what a step costs.
 
   python tools/run_labellers.py dna --record tools/records
   python tools/run_labellers.py audio --record tools/records

@@ -132,8 +132,8 @@ SECTIONS = (
         f"Gu and Dao 2023 ({PAPER}), section 4.4, for real recordings; a worked example here",
         (
             "Raw samples go in, with no spectrum in between, and for each 8 ms comes out which key of a "
-            "telephone sounds. The sound is synthetic: pairs of tones in noise. Beside the model stands the classical "
-            "detector, a bank of Goertzel filters.",
+            "telephone sounds. The sound is synthetic: pairs of tones in noise. Beside the model stands the "
+            "classical detector, a bank of Goertzel filters.",
         ),
         {CPU: "python tools/run_labellers.py audio --record tools/records"},
         ("tools/run_labellers.py", "audio", "--quick"),

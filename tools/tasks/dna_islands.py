@@ -1,8 +1,9 @@
 """DNA-like input: of each base, whether it lies in a CpG island, from the bases so far.
 
 The sequences are synthetic: drawn from the hidden Markov model by which Durbin, Eddy, Krogh and Mitchison
-introduce the problem ("Biological Sequence Analysis", 1998, section 3.1; the chains of bases are their published
-table, made from human DNA). So the best answer is known: the forward algorithm's, which knows the model.
+introduce the problem ("Biological Sequence Analysis", 1998, section 3.1; the chains of bases are their
+published table, made from human DNA). So the best answer is known: the forward algorithm's, which knows the
+model.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SWITCH = np.array([[1 - 1 / 600, 1 / 600], [1 / 300, 1 - 1 / 300]])
 """(inside before, inside after): islands are 300 bases long on average, what lies between them 600. Ours."""
 START = np.array([2 / 3, 1 / 3])
 
-SEQUENCES, TRAINING_BASES = 1024, 2048
+SEQUENCES, TRAINING_BASES = 4096, 2048
 TRAINING_SEED, TEST_SEED = 1, 2
 LENGTH = 512
 
