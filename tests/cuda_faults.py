@@ -6,8 +6,6 @@ from planted_faults import EXACT, VARIABLE, Fault, Patch
 
 INT4 = "int4"
 """In the place of a dtype: a file of fp16 whose layers take codes."""
-BATCH_1 = "batch 1, length 1 to 100"
-"""A check of the whole model."""
 
 # A file's device code has its own copy of the number, which its launchers bring up to date.
 DEFINITION = f"""
@@ -73,7 +71,7 @@ def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fau
 def packed(name: str, file: str, old: str, new: str) -> Fault:
     """Of a file with int4 codes, whose layers are judged in the whole model."""
     patch = Patch(f"layer/cuda/{file}", old, new)
-    return Fault(f"layer of codes: {name}", BATCH_1, patch, INT4, "mamba2")
+    return Fault(f"layer of codes: {name}", "batch 1, length 65", patch, INT4, "mamba2")
 
 
 def dual(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:

@@ -12,10 +12,12 @@ import torch
 
 import mamba_export
 import run_induction
+import train_task
 from mamba_export.errors import MambaExportError
 from mamba_export.models.checkpoints import load
 from mixers.attention_checkpoint import load_attention
 from report.record import read_record
+from tasks import copying_models
 from tasks.induction import LENGTH, TRIGGER, VOCABULARY, Examples, make_examples
 from tasks.induction_export import Exported, export_checkpoint
 from tasks.induction_models import TASK, accuracy
@@ -167,6 +169,19 @@ def test_a_damaged_checkpoint_is_named(
     (folder / file).write_bytes(content)
     with pytest.raises(MambaExportError, match=message):
         load_attention(folder)
+
+
+def test_a_training_starts_from_trained_weights(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    model = TASK.models["attention"]()
+    train_task.start_from(model, TASK, checkpoints["attention"])
+    trained = load_attention(checkpoints["attention"]).state_dict()
+    assert all((one == trained[name]).all() for name, one in model.state_dict().items())
+    with pytest.raises(MambaExportError, match="it is another model than --model says"):
+        train_task.start_from(model, TASK, checkpoints["mamba"])
+    with pytest.raises(MambaExportError, match="trainings of selective-copying start anew"):
+        train_task.start_from(model, copying_models.TASK, checkpoints["mamba"])
 
 
 @pytest.mark.parametrize("lengths", ["3", "64,x", "2000000"])

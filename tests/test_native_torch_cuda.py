@@ -246,7 +246,7 @@ def raw_scan(inputs: list[Tensor | None], y: Tensor, last_state: Tensor) -> None
         return Sequence(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
     params = ScanParams(
-        *u.shape, A.shape[1], B.shape[2], native.DTYPES[u.dtype], True, False,
+        *u.shape, A.shape[1], B.shape[2], native.DTYPES[u.dtype], True, False, False,
         sequence(u), sequence(delta), sequence(B), sequence(C), sequence(z),
         A.data_ptr(), D.data_ptr(), bias.data_ptr(), state.data_ptr(), y.data_ptr(), last_state.data_ptr(),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mamba_export.errors import MambaExportError
 from tasks.recipe import TaskRecipe
 from tasks.task import Batch
-from tasks.trainer import parameter_groups, seeded, train
+from tasks.trainer import parameter_groups, seeded, tempered, train
 
 CPU = torch.device("cpu")
 RECIPE = TaskRecipe(steps=60, batch=32, lr=0.2, warmup=5)
@@ -132,6 +132,21 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
             RECIPE,
             CPU,
         )
+
+
+def test_a_temperature_keeps_the_loss_alive_where_answers_are_right_by_far() -> None:
+    def of_logits(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(*batch)[0], torch.tensor([0]))
+
+    class Sure(nn.Module):
+        def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return logits, []
+
+    logits = torch.tensor([[200.0, 0.0]])
+    assert of_logits(Sure(), (logits,)) == 0
+    assert tempered(of_logits, 1.0) is of_logits
+    expected = nn.functional.cross_entropy(logits / 100, torch.tensor([0]))
+    assert tempered(of_logits, 100.0)(Sure(), (logits,)) == expected
 
 
 def test_decay_is_of_matrices_alone() -> None:

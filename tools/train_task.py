@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import nn
+
 from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_folder
@@ -42,6 +44,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "weight_decay": (number(float, 0), "of the linear layers' matrices alone"),
     "beta2": (number(float, 0, 0.99999), "AdamW's second decay rate"),
     "clip": (number(float, 0), "largest norm of the gradient; 0: any"),
+    "temperature": (number(float, 1e-6), "the loss is of logits divided by it"),
     "seed": (number(int, 0), "of the initialisation and the batches"),
 }
 SWITCHES = {
@@ -65,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--force", action="store_true", help="replace the folder if it exists")
     text = "file that the training is kept in, and goes on from where it is there"
     group.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help=text)
+    text = "trained model whose weights the training starts from (default: random weights)"
+    group.add_argument("--start", type=Path, default=None, metavar="FOLDER", help=text)
     group = parser.add_argument_group("task")
     names = "; ".join(f"of {name}: {', '.join(task.models)}" for name, task in TASKS.items())
     text = f"model to train (default: the task's last). {names}"
@@ -96,6 +101,17 @@ def check(options: argparse.Namespace, task: Task) -> None:
         raise MambaExportError(
             f"--length {options.length}: {task.name} takes {task.shortest} to {task.length}"
         )
+
+
+def start_from(model: nn.Module, task: Task, folder: Path) -> None:
+    """Give a model the weights of a trained one. MambaExportError where it is another model."""
+    if task.load is None:
+        raise MambaExportError(f"--start: trainings of {task.name} start anew: leave it out")
+    weights = task.load(folder).state_dict()
+    shapes = {name: one.shape for name, one in weights.items()}
+    if shapes != {name: one.shape for name, one in model.state_dict().items()}:
+        raise MambaExportError(f"--start {folder}: it is another model than --model says")
+    model.load_state_dict(weights)
 
 
 def show(entry: dict[str, Any]) -> None:
@@ -135,11 +151,13 @@ def run(arguments: list[str]) -> None:
     recipe = dataclasses.replace(task.recipe, **given)
     if recipe.cuda_graph and device.type != "cuda":
         raise MambaExportError("--cuda-graph needs a CUDA GPU")
-    sources = [] if options.checkpoint is None else [options.checkpoint]
+    sources = [one for one in (options.checkpoint, options.start) if one is not None]
     with new_folder(
         options.out, marker=RECORD_FILE, force=options.force, sources=sources
     ) as folder:
         model = seeded(task.models[options.model], recipe.seed)
+        if options.start is not None:
+            start_from(model, task, options.start)
         print(f"{options.model}: {parameter_count(model):,} parameters, on {device}", flush=True)
         trained = train(
             model,

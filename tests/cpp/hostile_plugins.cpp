@@ -81,6 +81,18 @@ mamba_status mamba2_layer_step_cuda(const mamba2_layer_params*, void*, void*) {
 mamba_status mamba2_layer_cuda(const mamba2_layer_params*, mamba_multiply, void*, void*, void*) {
   return MAMBA_INTERNAL;
 }
+int mamba_layer_packed_is_step_cuda(const mamba_layer_packed_params*) { return 0; }
+size_t mamba_layer_packed_cuda_workspace(const mamba_layer_packed_params*) { return 0; }
+mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params*, mamba_multiply, void*, void*,
+                                     void*) {
+  return MAMBA_INTERNAL;
+}
+int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params*) { return 0; }
+size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params*) { return 0; }
+mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params*, mamba_multiply, void*,
+                                      void*, void*) {
+  return MAMBA_INTERNAL;
+}
 
 }  // extern "C"
 

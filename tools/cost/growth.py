@@ -42,4 +42,5 @@ class Growth:
         expected = self.expected(length)
         if expected <= self._limit:
             return ""
-        return f"limit of time: about {expected:.3g} s expected, more than {self._limit:g} s"
+        told = f"{expected:,.0f}" if expected >= 100 else f"{expected:.3g}"
+        return f"limit of time: about {told} s expected, more than {self._limit:g} s"

@@ -118,15 +118,25 @@ SECTIONS = (
         "dna",
         "DNA-like inputs",
         f"Gu and Dao 2023 ({PAPER}), section 4.3, for real genomes; a worked example here",
-        ("Bases as one-hot inputs: a small model of a sequence over A, C, G and T, exported.",),
-        {},
+        (
+            "One-hot bases go in, and for each base comes out how likely it lies in a CpG island. The "
+            "sequences are synthetic: drawn from a hidden Markov model whose forward algorithm is the best "
+            "that a reader of the bases so far can do, and stands beside the model.",
+        ),
+        {CPU: "python tools/run_labellers.py dna --record tools/records"},
+        ("tools/run_labellers.py", "dna", "--quick"),
     ),
     Section(
         "audio",
         "Audio-like inputs",
         f"Gu and Dao 2023 ({PAPER}), section 4.4, for real recordings; a worked example here",
-        ("Raw samples of a waveform as inputs, with no spectrum in between: a small model, exported.",),
-        {},
+        (
+            "Raw samples go in, with no spectrum in between, and for each 8 ms comes out which key of a "
+            "telephone sounds. The sound is synthetic: pairs of tones in noise. Beside the model stands the "
+            "classical detector, a bank of Goertzel filters.",
+        ),
+        {CPU: "python tools/run_labellers.py audio --record tools/records"},
+        ("tools/run_labellers.py", "audio", "--quick"),
     ),
     Section(
         "zoh",

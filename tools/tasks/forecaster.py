@@ -43,8 +43,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 class MambaCore(SharedParameters):
     """Mamba's layers, with their states as a flat list, as ``MixerBackbone`` has them."""
 
-    def __init__(self) -> None:
-        super().__init__(MambaBackbone(MambaConfig(D_MODEL, N_LAYER, d_state=D_STATE)))
+    def __init__(self, d_model: int = D_MODEL) -> None:
+        super().__init__(MambaBackbone(MambaConfig(d_model, N_LAYER, d_state=D_STATE)))
 
     @property
     def _backbone(self) -> MambaBackbone:

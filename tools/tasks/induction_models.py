@@ -12,7 +12,7 @@ from torch import nn
 
 from mamba_export.models import MambaConfig, MambaLM, checkpoints
 from mixers.attention import AttentionConfig, AttentionLM
-from mixers.attention_checkpoint import save_attention
+from mixers.attention_checkpoint import is_attention, load_attention, save_attention
 from tasks import induction
 from tasks.induction import Examples
 from tasks.recipe import TaskRecipe
@@ -75,6 +75,10 @@ def _save(model: nn.Module, folder: Path) -> None:
         checkpoints.save(model, folder)
 
 
+def _load(folder: Path) -> nn.Module:
+    return load_attention(folder) if is_attention(folder) else checkpoints.load(folder).model
+
+
 TASK = Task(
     name="induction-heads",
     title="Induction heads",
@@ -86,5 +90,6 @@ TASK = Task(
     loss=induction.loss,
     evaluate=_evaluate,
     save=_save,
+    load=_load,
     recipe=TaskRecipe(steps=50_000, batch=64, lr=1e-3, lr_floor=0.1, beta2=0.99),
 )

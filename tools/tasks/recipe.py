@@ -17,6 +17,8 @@ class TaskRecipe:
         weight_decay: of the linear layers' matrices alone.
         beta2: AdamW's second decay rate (the first is 0.9).
         clip: largest norm of the gradient; 0 for no limit.
+        temperature: the loss is of logits divided by it. Above 1 it does not vanish in fp32 where every answer
+            is right by far, and the training goes on.
         seed: of the initialisation and of the batches.
         bf16: autocast to bf16 (weights and optimiser stay fp32).
         tf32: let a GPU round the inputs of fp32 matrix products to TF32.
@@ -32,6 +34,7 @@ class TaskRecipe:
     weight_decay: float = 0.0
     beta2: float = 0.98
     clip: float = 1.0
+    temperature: float = 1.0
     seed: int = 0
     bf16: bool = False
     tf32: bool = True

@@ -38,6 +38,7 @@ class Task:
             that says what it is: "accuracy, %".
         save: writes the weights and what describes the model into a folder.
         recipe: what suits the task: options whose defaults it replaces.
+        load: reads what ``save`` wrote, for trainings that start from it; None where none do.
     """
 
     name: str
@@ -51,3 +52,4 @@ class Task:
     evaluate: Callable[[nn.Module, torch.device, int, int], dict[str, float]]
     save: Callable[[nn.Module, Path], None]
     recipe: TaskRecipe
+    load: Callable[[Path], nn.Module] | None = None

@@ -63,7 +63,7 @@ def train(
     model = model.to(device).train()
     generator = torch.Generator(device).manual_seed(recipe.seed + 1)
     torch.manual_seed(recipe.seed + 2)  # of dropout and the like
-    steps = _BatchStepper(model, loss, recipe, device)
+    steps = _BatchStepper(model, tempered(loss, recipe.temperature), recipe, device)
     state = resume.State()
     if checkpoint is not None and checkpoint.exists():
         state = resume.read(checkpoint, model, steps.optimizer, generator, recipe)
@@ -104,6 +104,23 @@ def train(
     finally:
         torch.backends.cuda.matmul.allow_tf32 = old_tf32
     return TrainedTask(model.eval(), state.step, state.seconds, state.log)
+
+
+def tempered(loss: Loss, temperature: float) -> Loss:
+    """A loss of logits, the first of a model's results, that are divided by ``temperature``."""
+    if temperature == 1:
+        return loss
+    return lambda model, batch: loss(_Divided(model, temperature), batch)
+
+
+class _Divided(nn.Module):
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
+        logits, *rest = self.model(*inputs)
+        return (logits / self.temperature, *rest)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

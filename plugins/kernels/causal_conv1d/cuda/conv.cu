@@ -1,7 +1,9 @@
-// Causal depthwise convolution: a thread walks a run of steps for some neighbouring channels, a
-// chunk of steps at a time, with the taps' window in registers. While it computes one chunk, the
-// next is on its way.
+// Causal depthwise convolution: a thread has a few steps of some neighbouring channels and loads
+// all that it reads before it computes. Blocks are short, and there are many of them, side by side
+// along the channels and then the steps: memory is read and written in order, at the rate of a
+// copy.
 #include <algorithm>
+#include <type_traits>
 
 #include "common/checks.h"
 #include "common/cuda/gpu.cuh"
@@ -10,22 +12,22 @@
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/sequence.cuh"
 #include "common/cuda/tuning.cuh"
+#include "common/sizes.h"
 
 namespace mamba {
 namespace {
 
 constexpr int kLanes = 32;      // threads along the channels
-constexpr int kRuns = 4;        // runs of a block: they share the weights in the first-level cache
+constexpr int kTiles = 4;       // of a block: they share the weights in the first-level cache
 constexpr int kFewTaps = 4;     // as Mamba's models have; kMaxTaps are compiled for more
 constexpr int kOneChannel = 1;  // of a thread
-constexpr int kOneStep = 1;     // of a chunk, and of the whole length
+constexpr int kOneStep = 1;     // of the whole length
 constexpr int kLineBytes = 128;
 
-// How the blocks are laid out: `columns` blocks along the channels, then `run_blocks` along the
-// runs, each of `run` steps, then the batch.
+// How the blocks are laid out: `columns` blocks along the channels, then `rows` along the steps,
+// then the batch; the first `early` of them start at once.
 struct ConvGrid {
-  unsigned columns, run_blocks;
-  int run;
+  unsigned columns, rows, early;
 };
 
 // Count numbers from `from`, kVector of them an access where that is aligned.
@@ -41,24 +43,25 @@ __device__ __forceinline__ void load_numbers(const T* from, T (&to)[kCount]) {
 }
 
 // kTaps is d_conv rounded up: missing taps have weight 0. kIsExact: it is d_conv, and weights and
-// states are aligned. Only the threads of a sequence's first run read its initial state, and they
+// states are aligned. Only the threads of a sequence's first steps read its initial state, and they
 // write its last state after that: the two may be one buffer.
-template <typename T, int kVector, int kTaps, int kChunk, bool kIsExact>
-__global__ void __launch_bounds__(kLanes* kRuns)
+template <typename T, typename Tile, int kTaps, bool kIsExact, bool kHasSilu>
+__global__ void __launch_bounds__(kLanes* kTiles, Tile::kBlocks)
     conv_kernel(const __grid_constant__ mamba_causal_conv1d_params p, const ConvGrid grid) {
-  constexpr int kWindow = kTaps - 1;  // steps before the chunk that it reads
+  constexpr int kVector = kIsExact ? Tile::kBytes / sizeof(T) : kOneChannel, kSteps = Tile::kSteps;
+  constexpr int kWindow = kTaps - 1;  // steps before its own that a thread reads
+  static_assert(kSteps >= kWindow || kSteps == kOneStep);  // it lies in the tile ahead alone
   using Steps = Pack<T, kVector>;
   let_next_kernel_start();
 
   const unsigned rest = blockIdx.x / grid.columns;
   const int channel =
       static_cast<int>((blockIdx.x % grid.columns) * kLanes + threadIdx.x) * kVector;
-  const int64_t batch = rest / grid.run_blocks;
-  const int begin =
-      static_cast<int>((rest % grid.run_blocks) * blockDim.y + threadIdx.y) * grid.run;
+  const int64_t batch = rest / grid.rows;
+  const int begin = static_cast<int>((rest % grid.rows) * blockDim.y + threadIdx.y) * kSteps;
   const int channels = static_cast<int>(p.channels), length = static_cast<int>(p.length);
   const bool exists = channel < channels && begin < length;
-  const int end = min(begin + grid.run, length);
+  const bool is_whole = begin + kSteps <= length;
   const int taps = kIsExact ? kTaps : static_cast<int>(p.d_conv), kept = taps - 1;
 
   const int64_t stride = p.reverse ? -p.x.step_stride : p.x.step_stride;
@@ -66,31 +69,28 @@ __global__ void __launch_bounds__(kLanes* kRuns)
   const T* x = static_cast<const T*>(p.x.data) + batch * p.x.batch_stride +
                origin * p.x.step_stride + channel;
   const auto load = [&](int s) { return *reinterpret_cast<const Steps*>(x + s * stride); };
-  // While the kernel ahead still runs, what the first chunk reads is on its way.
+  // While the kernel ahead still runs, what the first blocks read is on its way.
   constexpr int kLineLanes = kLineBytes / static_cast<int>(sizeof(Steps));
-  if (exists && threadIdx.x % kLineLanes == 0) {
+  if (exists && blockIdx.x < grid.early && threadIdx.x % kLineLanes == 0) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) prefetch(x + min(begin + i, length - 1) * stride);
+    for (int i = 0; i < kSteps; ++i) prefetch(x + min(begin + i, length - 1) * stride);
   }
   const float* weights = p.weight + int64_t{channel} * taps;
   if (kIsExact && exists) prefetch(weights);
   wait_for_earlier_kernels();
   if (!exists) return;
 
-  Steps input[kWindow + kChunk];
-  const auto load_chunk = [&](int first, Steps* to) {
-    if (first + kChunk <= length) {
-      const T* from = x + first * stride;
+  Steps input[kWindow + kSteps];
+  if (is_whole) {
+    const T* from = x + begin * stride;
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i, from += stride) {
-        to[i] = *reinterpret_cast<const Steps*>(from);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) to[i] = load(min(first + i, length - 1));
+    for (int i = 0; i < kSteps; ++i, from += stride) {
+      input[kWindow + i] = *reinterpret_cast<const Steps*>(from);
     }
-  };
-  load_chunk(begin, input + kWindow);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) input[kWindow + i] = load(min(begin + i, length - 1));
+  }
   if (begin > 0) {
 #pragma unroll
     for (int i = 0; i < kWindow; ++i) input[i] = load(begin + i - kWindow);
@@ -165,11 +165,9 @@ __global__ void __launch_bounds__(kLanes* kRuns)
 
   const int64_t y_stride = p.reverse ? -int64_t{channels} : int64_t{channels};
   T* y = static_cast<T*>(p.y) + (batch * length + origin) * channels + channel + begin * y_stride;
-  for (int s = begin; s < end; s += kChunk) {
-    Steps next[kChunk] = {};
-    if (kChunk > kOneStep && s + kChunk < end) load_chunk(s + kChunk, next);
+  const auto compute = [&](auto all) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
+    for (int i = 0; i < kSteps; ++i, y += y_stride) {
       Steps result;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
@@ -178,72 +176,56 @@ __global__ void __launch_bounds__(kLanes* kRuns)
         for (int k = 0; k < kTaps; ++k) {
           sum += weight[v * kTaps + k] * to_float(input[i + k].values[v]);
         }
-        result.values[v] = from_float<T>(p.silu ? silu<T>(sum) : sum);
+        result.values[v] = from_float<T>(kHasSilu ? silu<T>(sum) : sum);
       }
-      if (s + i < end) *reinterpret_cast<Steps*>(y) = result;
-      y += y_stride;
+      if (decltype(all)::value || begin + i < length) *reinterpret_cast<Steps*>(y) = result;
     }
-#pragma unroll
-    for (int i = 0; i < kWindow; ++i) input[i] = input[i + kChunk];
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) input[kWindow + i] = next[i];
-  }
+  };
+  is_whole ? compute(std::true_type()) : compute(std::false_type());
 }
 
-// The steps of a thread: as few as let all threads run at once, `threads` of them for every run.
-template <typename Kernel>
-int steps_of_run(Kernel kernel, int64_t length, int64_t threads, int chunk, int window) {
-  int blocks = 0;  // of a multiprocessor
-  if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kLanes * kRuns, 0)) return 0;
-  const int64_t most = int64_t{current_gpu().multiprocessors} * blocks * kLanes * kRuns;
-  const int64_t runs = std::max<int64_t>(1, most / threads);
-  // A run's window lies in the run ahead of it alone.
-  const int64_t least = std::max<int64_t>((length + runs - 1) / runs, window);
-  const int64_t run = std::min<int64_t>((least + chunk - 1) / chunk * chunk, kLongestConvRun);
-  return static_cast<int>(run);
-}
-
-template <typename T, int kVector, int kTaps, int kChunk, bool kIsExact>
+template <typename T, typename Tile, int kTaps, bool kIsExact, bool kHasSilu>
 cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+  constexpr int kVector = kIsExact ? Tile::kBytes / sizeof(T) : kOneChannel;
   constexpr int64_t kWidth = kLanes * kVector;
-  static_assert(kLongestConvRun >= kTaps + kChunk);
-  const auto kernel = conv_kernel<T, kVector, kTaps, kChunk, kIsExact>;
+  const auto kernel = conv_kernel<T, Tile, kTaps, kIsExact, kHasSilu>;
   const int64_t columns = (p.channels + kWidth - 1) / kWidth;
-  const int run = steps_of_run(kernel, p.length, p.batch * columns * kLanes, kChunk, kTaps - 1);
-  if (run == 0) return cudaGetLastError();
-  const int64_t runs = (p.length + run - 1) / run, rows = std::min<int64_t>(runs, kRuns);
-  const int64_t run_blocks = (runs + rows - 1) / rows;
-  const int64_t blocks = columns * run_blocks * p.batch;
-  constexpr int64_t kMost = INT32_MAX - kLanes * kRuns * kLongestConvRun;
-  if (blocks > kMost || p.length > kMost || p.channels > kMost) {
+  const int64_t tiles = (p.length + Tile::kSteps - 1) / Tile::kSteps;
+  const int64_t tiles_of_block = std::min<int64_t>(tiles, kTiles);
+  const int64_t rows = (tiles + tiles_of_block - 1) / tiles_of_block;
+  const int64_t blocks = product(columns, rows, p.batch);
+  constexpr int64_t kMost = INT32_MAX - kTiles * Tile::kSteps;
+  if (blocks > kMost || p.length > kMost || p.channels > kMost - kWidth) {
     return cudaErrorInvalidConfiguration;
   }
-  const ConvGrid grid = {static_cast<unsigned>(columns), static_cast<unsigned>(run_blocks), run};
+  const ConvGrid grid = {static_cast<unsigned>(columns), static_cast<unsigned>(rows),
+                         static_cast<unsigned>(current_gpu().multiprocessors * Tile::kBlocks)};
   return launch_overlapping(kernel, dim3(static_cast<unsigned>(blocks)),
-                            dim3(kLanes, static_cast<unsigned>(rows)), 0, stream,
+                            dim3(kLanes, static_cast<unsigned>(tiles_of_block)), 0, stream,
                             current_gpu().major >= 9, p, grid);
 }
 
-template <typename T, typename Tile>
-cudaError_t launch_exact(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
-  return launch<T, Tile::kBytes / sizeof(T), kFewTaps, Tile::kChunk, true>(p, stream);
+template <typename T, typename Tile, int kTaps = kFewTaps, bool kIsExact = true>
+cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
+  return p.silu ? launch<T, Tile, kTaps, kIsExact, true>(p, stream)
+                : launch<T, Tile, kTaps, kIsExact, false>(p, stream);
 }
 
 template <typename T>
 cudaError_t launch(const mamba_causal_conv1d_params& p, cudaStream_t stream) {
-  constexpr int kChunk = ConvOfFew::kChunk, kBytes = ConvOfMany::kBytes;
+  constexpr int kBytes = ConvOfMany::kBytes;
   static_assert(ConvOfStep::kBytes == kBytes && ConvOfFew::kBytes <= kBytes);
   // One channel a thread: the window of more taps fills its registers.
-  if (p.d_conv > kFewTaps) return launch<T, kOneChannel, kMaxTaps, kChunk, false>(p, stream);
+  if (p.d_conv > kFewTaps) return launch<T, ConvOfAny, kMaxTaps, false>(p, stream);
   const bool is_exact = p.d_conv == kFewTaps && p.channels % (kBytes / sizeof(T)) == 0 &&
                         rows_aligned<kBytes>(p.x, sizeof(T)) && is_aligned<kBytes>(p.y, 0, 1) &&
                         is_aligned<kBytes>(p.initial_state, 0, 1) &&
                         is_aligned<kBytes>(p.last_state, 0, 1) && is_aligned<16>(p.weight, 0, 1) &&
                         is_aligned<16>(p.bias, 0, 1);
-  if (!is_exact) return launch<T, kOneChannel, kFewTaps, kChunk, false>(p, stream);
-  if (p.length == kOneStep) return launch_exact<T, ConvOfStep>(p, stream);
+  if (!is_exact) return launch<T, ConvOfAny, kFewTaps, false>(p, stream);
+  if (p.length == kOneStep) return launch<T, ConvOfStep>(p, stream);
   const bool is_large = p.batch * p.length * p.channels >= current_tuning().large_convolution;
-  return is_large ? launch_exact<T, ConvOfMany>(p, stream) : launch_exact<T, ConvOfFew>(p, stream);
+  return is_large ? launch<T, ConvOfMany>(p, stream) : launch<T, ConvOfFew>(p, stream);
 }
 
 }  // namespace

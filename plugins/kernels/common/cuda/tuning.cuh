@@ -14,8 +14,8 @@ struct Tuning {
   int64_t split_channels;
   int64_t shortest_part;  // steps of a part of a split length
   int64_t most_parts;
-  // A convolution of at least so many numbers gives a thread more channels: at 1 x 1536 channels of
-  // 2048 steps in bf16 it would take 6.8 us instead of 5.6 (H200).
+  // A convolution of at least so many numbers gives a thread more channels: at 1 x 1536 channels in
+  // bf16 it takes 4.9 us instead of 5.2 at 2048 steps, and would take 3.4 instead of 2.7 at 512.
   int64_t large_convolution;
   // A layer of one row always runs the step's kernels. They are bound by memory for one row and by
   // arithmetic for several: beyond these many rows, or multiplications of all rows, tensor cores,
@@ -29,7 +29,7 @@ struct Tuning {
   int64_t most_skinny_products;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128,        64, int64_t{1} << 22,
+constexpr Tuning kMeasuredOnH100 = {1024, 128,        64, int64_t{1} << 21,
                                     4,    64'000'000, 32, 220'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
@@ -191,17 +191,16 @@ constexpr int64_t kManyScanStepThreads = 200'000;
 
 // --- The convolution (conv.cu) -------------------------------------------------------------------
 
-// A thread reads kBytes of neighbouring channels at once, and kChunk steps ahead of those that it
-// computes. Runs as long as let all threads run at once, but for the longest: at 1 x 4096 channels
-// of 2048 steps in bf16 11.6 us, with twice and four times the threads 13.9 and 14.8 (H200).
-template <int Bytes, int Chunk>
+// A thread has kSteps steps of kBytes of neighbouring channels, all of which it loads before it
+// computes; at least kBlocks blocks are to share a multiprocessor, which bounds its registers.
+template <int Bytes, int Steps, int Blocks>
 struct ConvTile {
-  static constexpr int kBytes = Bytes, kChunk = Chunk;
+  static constexpr int kBytes = Bytes, kSteps = Steps, kBlocks = Blocks;
 };
-using ConvOfStep = ConvTile<8, 1>;
-using ConvOfFew = ConvTile<4, 8>;
-using ConvOfMany = ConvTile<8, 8>;
-constexpr int kLongestConvRun = 64;
+using ConvOfStep = ConvTile<8, 1, 8>;
+using ConvOfFew = ConvTile<4, 8, 8>;
+using ConvOfMany = ConvTile<8, 8, 6>;
+using ConvOfAny = ConvTile<0, 16, 4>;  // one channel a thread: any alignment, up to kMaxTaps
 
 // --- The step of state space duality (ssd_step.cu) -----------------------------------------------
 

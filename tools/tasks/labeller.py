@@ -1,0 +1,111 @@
+"""A label for every step of a sequence of numbers: Mamba's layers between two linear ones; states carried."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import mamba_export
+from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.errors import MambaExportError
+from mamba_export.fields import Fields, Integer
+from mamba_export.files import write_text
+from mamba_export.untrusted import check_file, read_json
+from tasks.forecaster import CONFIG_FILE, WEIGHTS_FILE, MambaCore
+
+INPUT, OUTPUT = "features", "logits"
+
+
+class Labeller(nn.Module):
+    """Labels every step, from the steps so far alone.
+
+    Args:
+        features: numbers a step.
+        classes: labels to choose from.
+        d_model: width of Mamba's layers.
+    """
+
+    def __init__(self, features: int, classes: int, d_model: int) -> None:
+        super().__init__()
+        self.features, self.classes, self.d_model = features, classes, d_model
+        self.enter = nn.Linear(features, d_model)
+        self.core = MambaCore(d_model)
+        self.leave = nn.Linear(d_model, classes)
+
+    def forward(self, features: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each step's label.
+
+        Args:
+            features: (batch, length, features).
+            state: what the part before returned, at the start ``core.initial_state``; none for a whole
+                sequence.
+
+        Returns:
+            logits (batch, length, classes); then, where a state was given, the state after the last step.
+        """
+        y, after = self.core(self.enter(features), list(state) or None)
+        return (self.leave(y), *(after if state else ()))
+
+
+def save_labeller(module: nn.Module, folder: Path) -> None:
+    """Write config.json and model.safetensors into a folder."""
+    assert isinstance(module, Labeller)
+    tensors = {name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE)
+    sizes = {name: getattr(module, name) for name in ("features", "classes", "d_model")}
+    write_text(folder / CONFIG_FILE, json.dumps(sizes) + "\n")
+
+
+def load_labeller(folder: Path) -> Labeller:
+    """A trained labeller, in eval mode.
+
+    Raises:
+        MambaExportError: a file is missing or damaged, or of something else.
+    """
+    path = folder / CONFIG_FILE
+    fields = Fields(read_json(path), lambda problem: MambaExportError(f"{path}: {problem}"))
+    sizes = {
+        name: fields.take(name, Integer(1, 4096)) for name in ("features", "classes", "d_model")
+    }
+    made = Labeller(**sizes)
+    path = folder / WEIGHTS_FILE
+    check_file(path)
+    try:
+        made.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise MambaExportError(f"{path}: are not the labeller's weights ({reason})") from error
+    return made.eval()
+
+
+def export_labeller(labeller: Labeller, output: Path, *, force: bool = False) -> Path:
+    """Export a labeller with its states as inputs and outputs; it reads parts of any length."""
+    examples = labeller.core.initial_state(2)
+    states = [f"state_{index}" for index in range(len(examples))]
+    return mamba_export.export(
+        labeller,
+        (torch.zeros(2, 5, labeller.features), *examples),
+        output=output,
+        dynamic_shapes={
+            INPUT: {0: "batch", 1: "length"},
+            **{name: {0: "batch"} for name in states},
+        },
+        output_names=[OUTPUT, *(f"{name}_after" for name in states)],
+        states=[mamba_export.State(name, f"{name}_after") for name in states],
+        force=force,
+    )
+
+
+def file_logits(session: OrtSession, features: np.ndarray, part: int) -> np.ndarray:
+    """Logits (batch, length, classes) of an exported labeller, which reads ``part`` steps at a time."""
+    state, found = None, []
+    for start in range(0, features.shape[1], part):
+        logits, state = session.run(features[:, start : start + part], state)
+        found.append(logits)
+    return np.concatenate(found, axis=1)
