@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tasks.dna_islands import loss
 from tasks.labeller import Labeller, save_labeller
 from tasks.recipe import TaskRecipe
-from tasks.task import Batch, MakeBatch, Task
+from tasks.task import MakeBatch, Task
+from tasks.windows import windows
 
 RATE = 8000
 """Samples a second."""
@@ -105,17 +106,7 @@ def _training(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def batches(length: int) -> MakeBatch:
     """Windows of the training sequences: frames, and labels."""
-
-    def make(batch: int, generator: torch.Generator, progress: float) -> Batch:
-        device = generator.device
-        samples, labels = _training(device)
-        row = torch.randint(SEQUENCES, (batch, 1), generator=generator, device=device)
-        most = TRAINING_FRAMES - length + 1
-        start = torch.randint(most, (batch, 1), generator=generator, device=device)
-        at = start + torch.arange(length, device=device)
-        return samples[row, at], labels[row, at]
-
-    return make
+    return windows(_training, length)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tasks.labeller import Labeller, save_labeller
 from tasks.recipe import TaskRecipe
 from tasks.task import Batch, MakeBatch, Task
+from tasks.windows import windows
 
 BASES = "ACGT"
 _OUTSIDE = [
@@ -97,17 +98,7 @@ def _training(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def batches(length: int) -> MakeBatch:
     """Windows of the training sequences: one-hot bases, and labels."""
-
-    def make(batch: int, generator: torch.Generator, progress: float) -> Batch:
-        device = generator.device
-        bases, inside = _training(device)
-        row = torch.randint(SEQUENCES, (batch, 1), generator=generator, device=device)
-        most = TRAINING_BASES - length + 1
-        start = torch.randint(most, (batch, 1), generator=generator, device=device)
-        at = start + torch.arange(length, device=device)
-        return F.one_hot(bases[row, at], 4).float(), inside[row, at]
-
-    return make
+    return windows(_training, length, lambda bases: F.one_hot(bases, 4).float())
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
