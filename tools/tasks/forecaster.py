@@ -7,27 +7,22 @@ hold: so the module, and the file that it is exported to, take and return the se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mamba_export
-from mamba_export.errors import MambaExportError
-from mamba_export.fields import Choice, Fields
-from mamba_export.files import write_text
+from mamba_export.fields import Choice
 from mamba_export.models import LayerState, MambaBackbone, MambaConfig
 from mamba_export.models.program import SharedParameters
-from mamba_export.untrusted import check_file, read_json
 from mixers.blocks import MambaBlock
 from mixers.model import MixerBackbone
 from mixers.s4d import S4D
 from tasks.forecast_program import INPUT, OUTPUTS
 from tasks.plant import CHANNELS, simulate
+from tasks.stored import load_weights, read_description, save_module
 
 D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
 LTI_STATE = 26
@@ -36,8 +31,6 @@ _LARGEST = 10.0
 """Bound of a change that is shown, in usual changes."""
 _WIDEST = 5.0
 """Bound of the logarithm of a deviation, in units of a usual change."""
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 class MambaCore(SharedParameters):
@@ -142,9 +135,7 @@ def make_forecaster(model: str) -> Forecaster:
 def save_forecaster(module: nn.Module, folder: Path) -> None:
     """Write config.json and model.safetensors into a folder."""
     assert isinstance(module, Forecaster)
-    tensors = {name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
-    write_text(folder / CONFIG_FILE, json.dumps({"model": module.model}) + "\n")
+    save_module(module, {"model": module.model}, folder)
 
 
 def load_forecaster(folder: Path) -> Forecaster:
@@ -153,16 +144,9 @@ def load_forecaster(folder: Path) -> Forecaster:
     Raises:
         MambaExportError: a file is missing or damaged, or of something else.
     """
-    path = folder / CONFIG_FILE
-    fields = Fields(read_json(path), lambda problem: MambaExportError(f"{path}: {problem}"))
+    fields = read_description(folder)
     made = Forecaster(fields.take("model", Choice(tuple(MODELS))))
-    path = folder / WEIGHTS_FILE
-    check_file(path)
-    try:
-        made.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MambaExportError(f"{path}: are not the forecaster's weights ({reason})") from error
+    load_weights(made, "the forecaster", folder)
     return made.eval()
 
 

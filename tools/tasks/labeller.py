@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mamba_export
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.errors import MambaExportError
-from mamba_export.fields import Fields, Integer
-from mamba_export.files import write_text
-from mamba_export.untrusted import check_file, read_json
-from tasks.forecaster import CONFIG_FILE, WEIGHTS_FILE, MambaCore
+from mamba_export.fields import Integer
+from tasks.forecaster import MambaCore
+from tasks.stored import load_weights, read_description, save_module
 
 INPUT, OUTPUT = "features", "logits"
 
@@ -56,10 +51,8 @@ class Labeller(nn.Module):
 def save_labeller(module: nn.Module, folder: Path) -> None:
     """Write config.json and model.safetensors into a folder."""
     assert isinstance(module, Labeller)
-    tensors = {name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
     sizes = {name: getattr(module, name) for name in ("features", "classes", "d_model")}
-    write_text(folder / CONFIG_FILE, json.dumps(sizes) + "\n")
+    save_module(module, sizes, folder)
 
 
 def load_labeller(folder: Path) -> Labeller:
@@ -68,19 +61,12 @@ def load_labeller(folder: Path) -> Labeller:
     Raises:
         MambaExportError: a file is missing or damaged, or of something else.
     """
-    path = folder / CONFIG_FILE
-    fields = Fields(read_json(path), lambda problem: MambaExportError(f"{path}: {problem}"))
+    fields = read_description(folder)
     sizes = {
         name: fields.take(name, Integer(1, 4096)) for name in ("features", "classes", "d_model")
     }
     made = Labeller(**sizes)
-    path = folder / WEIGHTS_FILE
-    check_file(path)
-    try:
-        made.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MambaExportError(f"{path}: are not the labeller's weights ({reason})") from error
+    load_weights(made, "the labeller", folder)
     return made.eval()
 
 
