@@ -27,10 +27,13 @@ struct Tuning {
   // Up to so many multiplications, too: at 2560 x 10240 cuBLAS has caught up with 8 rows (H200).
   int64_t most_skinny_rows;
   int64_t most_skinny_products;
+  // One token of two to eight sequences of 16 bits takes the step's kernels, of products of up to
+  // so many weights: fewer kernels, where each waits more than it reads.
+  int64_t most_token_products;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024, 128,        64, int64_t{1} << 21,
-                                    4,    64'000'000, 32, 220'000'000};
+constexpr Tuning kMeasuredOnH100 = {1024,       128, 64,          int64_t{1} << 21, 4,
+                                    64'000'000, 32,  220'000'000, 8'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;
@@ -265,13 +268,20 @@ constexpr GemvBlock kPackedOutBlock = {32, 512};
 constexpr int kTensorThreads = 256;
 constexpr int kTensorStageBytes = 80 * 1024;
 constexpr int kLeastTensorShared = 160 * 1024;
+// Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
+// two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
+constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows
 constexpr int64_t kXProjSplitDepth = 512;  // rows of x_proj that one block reads, at least
-// One row of so many blocks' channels, at most, goes to x_proj in the blocks that make them: every
-// block of the kernel after adds up their shares.
-constexpr int kMostNextShares = 32;
+// One row of so many blocks' channels, at most, goes to x_proj in the blocks that make them: the
+// kernel after adds up their shares.
+constexpr int kMostNextShares = 80;
+// Threads of a block of the scan's step of one token; blocks of so many share out the sum of
+// x_proj's shares where these are at least so many bytes a row.
+constexpr int kStateTokenThreads = 256, kStateCluster = 4;
+constexpr int64_t kLargeShares = 24 * 1024;
 
 // --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
 // ------------------------

@@ -27,6 +27,7 @@ struct LayerMatrices {
 //   step_bytes(p)                    of the step's workspace
 //   step_shared_bytes(p, codes)      of shared memory that a block of the step asks for, at most
 //   matrices(p)                      what the step's first and last product read
+//   has_quick_token(p)               whether its step is made for one token of several sequences
 //   run_step(p, codes, workspace, overlaps, stream)
 //   ManyRows(p, multiply, context, workspace, stream), with bytes() and run()
 //
@@ -156,10 +157,12 @@ class LayerEntry {
     const int64_t rows = p.batch * p.length;
     if (rows == 1) return true;
     const Tuning& tuning = current_tuning();
-    // Of 16 bits tensor cores are quicker from two rows on where they read weights ahead.
-    if (p.dtype != MAMBA_FP32 && rows <= tuning.most_skinny_rows) return false;
     const LayerMatrices of = Layer::matrices(p);
     const int64_t products = of.in_depth * of.in_columns + of.out_depth * of.out_columns;
+    // Of 16 bits tensor cores are quicker from two rows on where they read weights ahead.
+    if (p.dtype != MAMBA_FP32 && rows <= tuning.most_skinny_rows) {
+      return Layer::has_quick_token(p) && products <= tuning.most_token_products;
+    }
     return rows <= tuning.most_step_rows && rows * products <= tuning.most_step_products;
   }
 

@@ -6,7 +6,7 @@ namespace mamba {
 
 template size_t project_in_shared_bytes<__half>(const ProjectIn& s);
 template size_t project_out_shared_bytes<__half>(const ProjectOut& s);
-template bool next_share_fits<__half>(const ProjectIn& s, const void* weight, int columns);
+template int next_share_channels<__half>(const ProjectIn& s, const void* weight, int columns);
 template cudaError_t launch_project_in<__half>(ProjectIn s, cudaStream_t stream);
 template cudaError_t launch_project_out<__half>(ProjectOut s, cudaStream_t stream);
 

@@ -6,7 +6,7 @@ namespace mamba {
 
 template size_t project_in_shared_bytes<float>(const ProjectIn& s);
 template size_t project_out_shared_bytes<float>(const ProjectOut& s);
-template bool next_share_fits<float>(const ProjectIn& s, const void* weight, int columns);
+template int next_share_channels<float>(const ProjectIn& s, const void* weight, int columns);
 template cudaError_t launch_project_in<float>(ProjectIn s, cudaStream_t stream);
 template cudaError_t launch_project_out<float>(ProjectOut s, cudaStream_t stream);
 

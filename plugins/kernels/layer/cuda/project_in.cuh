@@ -1,11 +1,13 @@
 // The first kernel of a layer's step: norm, in_proj, and the convolution over some of its columns.
+// Of several steps a sequence; project_in_token.cuh has that of one.
 #pragma once
 
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
-#include "layer/cuda/next_share.cuh"
 #include "layer/cuda/normalise.cuh"
 #include "layer/cuda/packed_gemv.cuh"
+#include "layer/cuda/project_in_token.cuh"
+#include "layer/cuda/ring_gemv.cuh"
 
 namespace mamba {
 namespace step {
@@ -25,6 +27,11 @@ auto with_in_product(const ProjectIn& s, Body body) {
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
+  if constexpr (sizeof(T) == 2) {
+    if (is_token(s) && takes_ring<T>(s.d_model)) {
+      return with_ring_product<T, kInProjBlock.columns>(s.rows, body);
+    }
+  }
   if (s.rows == 1) return body(Choice<InProduct<T, 1, true>>());
   if (s.rows <= kSomeStepRows) return body(Choice<InProduct<T, kSomeStepRows, true>>());
   return body(Choice<InProduct<T, kMaxStepRows, true>>());
@@ -33,7 +40,7 @@ auto with_in_product(const ProjectIn& s, Body body) {
 // Parts of a block's shared memory, in bytes from its start.
 template <typename Product>
 struct InShared {
-  size_t x, norm_weight, partial, window, taps, sums, next, bytes;
+  size_t x, norm_weight, partial, window, taps, bytes;
 
   __host__ __device__ InShared(const ProjectIn& s, size_t element) {
     const int64_t span = s.d_conv - 1 + s.length;
@@ -42,34 +49,24 @@ struct InShared {
     partial = norm_weight + sizeof(float) * padded(s.d_model);
     window = partial + sizeof(float) * Product::kSharedFloats;
     taps = window + sizeof(float) * s.batch * span * Product::kColumns;
-    sums = taps + sizeof(float) * (s.d_conv + 1) * Product::kColumns;  // the bias is the last tap
-    next = sums + sizeof(float) * norm_sums<Product::kThreads>(Product::kRows, 1);
-    // A thread of the share has at most as many columns as one of the product.
-    bytes = next + (s.next_weight ? sizeof(float) * Product::kThreads * Product::kWidth : 0);
+    // The bias is the last tap.
+    bytes = taps + sizeof(float) * (s.d_conv + 1) * Product::kColumns;
   }
 };
 
-template <typename Product, typename Source, typename T>
-__device__ void normalise_hidden(const Source& rows, const float* weight, const NormSizes& sizes,
-                                 T* x, float* sums) {
+template <typename Product, typename R, typename T>
+__device__ void normalise_hidden(const ProjectIn& s, const float* weight, T* x) {
   constexpr int kThreads = Product::kThreads, kRows = Product::kRows;
   constexpr int kPending = Product::kPendingCopies;
-  if constexpr (kRows > 1) {
-    normalise_by_warps<kThreads, kRows, kPending>(rows, weight, sizes, x);
-  } else {
-    normalise<kThreads, kRows, kPending>(rows, weight, sizes, x, sums);
-  }
-}
-
-template <typename Product, typename R, typename T>
-__device__ void normalise_hidden(const ProjectIn& s, const float* weight, T* x, float* sums) {
   const NormSizes sizes = {s.rows, s.d_model, 1, static_cast<int>(Product::x_stride(s.d_model)),
                            s.epsilon};
   const R* hidden = static_cast<const R*>(s.hidden);
   if (s.reads_hidden_in_fours) {
-    normalise_hidden<Product>(HiddenRows<R, kAtOnce>{hidden, s.d_model}, weight, sizes, x, sums);
+    const HiddenRows<R, kAtOnce> rows = {hidden, s.d_model};
+    normalise_by_warps<kThreads, kRows, kPending>(rows, weight, sizes, x);
   } else {
-    normalise_hidden<Product>(HiddenRows<R, 1>{hidden, s.d_model}, weight, sizes, x, sums);
+    const HiddenRows<R, 1> rows = {hidden, s.d_model};
+    normalise_by_warps<kThreads, kRows, kPending>(rows, weight, sizes, x);
   }
 }
 
@@ -83,7 +80,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   float* partial = reinterpret_cast<float*>(shared + at.partial);
   float* window = reinterpret_cast<float*>(shared + at.window);  // (batch, span, columns)
   float* taps = reinterpret_cast<float*>(shared + at.taps);      // (columns, d_conv + 1)
-  float* sums = reinterpret_cast<float*>(shared + at.sums);
   const int d_model = s.d_model, length = s.length, batch = s.batch;
   const int d_conv = s.d_conv, history = d_conv - 1, span = history + length;
   const int first = blockIdx.x * kColumns;
@@ -98,10 +94,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   product.start_weights(partial);
   let_next_kernel_start();
   const bool has_convolution = first_channel < s.conv_columns && first_channel + kColumns > 0;
-  const bool has_next = Product::kRows == 1 && s.next_weight && has_convolution;
-  NextShare<T, kColumns, kThreads> next(static_cast<const T*>(s.next_weight), first_channel,
-                                        has_next ? s.next_columns : kColumns);
-  if (has_next) next.prefetch_weights();
   if (has_convolution) {
     for (int i = threadIdx.x; i < kColumns * (d_conv + 1); i += kThreads) {
       const int c = i / (d_conv + 1), tap = i % (d_conv + 1), channel = first_channel + c;
@@ -138,9 +130,9 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   };
   if (states > 0) load_states(threadIdx.x);
   if (s.hidden_dtype == MAMBA_FP32) {
-    normalise_hidden<Product, float>(s, norm_weight, x, sums);
+    normalise_hidden<Product, float>(s, norm_weight, x);
   } else {
-    normalise_hidden<Product, T>(s, norm_weight, x, sums);
+    normalise_hidden<Product, T>(s, norm_weight, x);
   }
   if (states > 0) keep_states(threadIdx.x);
   for (int i = threadIdx.x + kThreads * kStateLoads; i < states; i += kThreads * kStateLoads) {
@@ -148,7 +140,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     keep_states(i);
   }
   product.finish(partial);
-  if (has_next) next.start();
 
   T* out = static_cast<T*>(s.out);
   for (int i = threadIdx.x; i < s.rows * kColumns; i += kThreads) {
@@ -172,12 +163,6 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
     for (int j = 0; j < d_conv; ++j) sum = fmaf(tap[j], past[j * kColumns], sum);
     const T u = from_float<T>(silu<T>(sum));
     out[r * s.stride + first + c] = u;
-    partial[i] = to_float(u);
-  }
-  if (has_next) {
-    __syncthreads();
-    next.finish(partial, reinterpret_cast<float*>(shared + at.next),
-                s.next_shares + first_channel / kColumns * s.next_columns);
   }
   T* last_state = static_cast<T*>(s.last_conv_state);
   for (int i = threadIdx.x; i < batch * kColumns * history; i += kThreads) {
@@ -189,24 +174,42 @@ __global__ void __launch_bounds__(Product::kThreads) project_in(const ProjectIn 
   }
 }
 
+// Calls body with the kernel for s and the shared memory that it asks for.
+template <typename T, typename Body>
+auto with_in_kernel(const ProjectIn& s, Body body) {
+  return with_in_product<T>(s, [&](auto choice) {
+    using Product = chosen<decltype(choice)>;
+    if constexpr (Product::kRows > 1) {
+      if (!is_token(s)) {
+        return body(choice, &project_in<T, Product>, InShared<Product>(s, sizeof(T)).bytes);
+      }
+    }
+    return body(choice, &project_in_token<T, Product>, TokenShared<T, Product>(s).bytes);
+  });
+}
+
 }  // namespace step
 
 template <typename T>
 size_t project_in_shared_bytes(const ProjectIn& s) {
-  return step::with_in_product<T>(s, [&](auto choice) {
-    return step::InShared<step::chosen<decltype(choice)>>(s, sizeof(T)).bytes;
-  });
+  return step::with_in_kernel<T>(s, [](auto, auto, size_t bytes) { return bytes; });
 }
 
 template <typename T>
-bool next_share_fits(const ProjectIn& s, const void* weight, int columns) {
-  constexpr int kColumns = kInProjBlock.columns, kWidth = 16 / sizeof(T);
-  return s.rows == 1 && (s.codes.bits || step::has_vector_rows<T>(s.weight, s.columns)) &&
-         s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
-         s.conv_columns / kColumns <= kMostNextShares && columns % kWidth == 0 &&
-         step::has_vector_rows<T>(weight, columns) && step::with_in_product<T>(s, [&](auto choice) {
-           return columns / kWidth <= step::chosen<decltype(choice)>::kThreads;
-         });
+int next_share_channels(const ProjectIn& s, const void* weight, int columns) {
+  constexpr int kWidth = 16 / sizeof(T);
+  if (s.rows != 1 || (!s.codes.bits && !step::has_vector_rows<T>(s.weight, s.columns)) ||
+      columns % kWidth != 0 || !step::has_vector_rows<T>(weight, columns)) {
+    return 0;
+  }
+  return step::with_in_product<T>(s, [&](auto choice) {
+    using Product = step::chosen<decltype(choice)>;
+    constexpr int kColumns = Product::kColumns;
+    const bool fits = s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
+                      s.conv_columns / kColumns <= kMostNextShares &&
+                      columns / kWidth <= Product::kThreads;
+    return fits ? kColumns : 0;
+  });
 }
 
 template <typename T>
@@ -216,10 +219,10 @@ cudaError_t launch_project_in(ProjectIn s, cudaStream_t stream) {
   s.reads_hidden_in_fours = s.d_model % kAtOnce == 0 &&
                             reinterpret_cast<uintptr_t>(s.hidden) % (4 * hidden_bytes) == 0 &&
                             is_aligned<16>(s.norm_weight, 0, sizeof(float));
-  return with_in_product<T>(s, [&](auto choice) {
+  return with_in_kernel<T>(s, [&](auto choice, auto kernel, size_t bytes) {
     using Product = chosen<decltype(choice)>;
-    return launch(project_in<T, Product>, blocks_for(s.columns, Product::kColumns),
-                  Product::kThreads, InShared<Product>(s, sizeof(T)).bytes, s, s.overlaps, stream);
+    return launch(kernel, blocks_for(s.columns, Product::kColumns), Product::kThreads, bytes, s,
+                  s.overlaps, stream);
   });
 }
 

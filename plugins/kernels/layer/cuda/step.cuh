@@ -30,9 +30,9 @@ struct ProjectIn {
   int d_model, columns, stride;
   int conv_first, conv_columns, d_conv;  // the first column of the convolution, and their number
   // What the convolution's columns are multiplied by next: of a single row, where this is not null,
-  // each block leaves the share of its own columns. next_share_fits says where that can be.
+  // each block leaves the share of its own columns. next_share_channels says where that can be.
   const void* next_weight;  // (conv_columns, next_columns) T
-  float* next_shares;       // (conv_columns / kInProjBlock.columns, next_columns)
+  float* next_shares;       // (conv_columns / next_share_channels, next_columns)
   int next_columns;
   mamba_codes codes;  // of the weight; bits 0 where it is T
   float epsilon;
@@ -65,9 +65,10 @@ size_t project_in_shared_bytes(const ProjectIn& s);
 template <typename T>
 size_t project_out_shared_bytes(const ProjectOut& s);
 
-// Whether a step of one row can leave shares of the product with this matrix of `columns` columns.
+// How many channels of u a block's share of the product of one row with this matrix of `columns`
+// columns has; 0 where the first kernel cannot leave shares.
 template <typename T>
-bool next_share_fits(const ProjectIn& s, const void* weight, int columns);
+int next_share_channels(const ProjectIn& s, const void* weight, int columns);
 
 template <typename T>
 cudaError_t launch_project_in(ProjectIn s, cudaStream_t stream);

@@ -169,6 +169,8 @@ struct Mamba2 {
     return {p.d_model, at.all, at.d_inner, p.d_model};
   }
 
+  static bool has_quick_token(const Params&) { return false; }
+
   static mamba_status run_step(const Params& p, const LayerCodes& codes, void* workspace,
                                bool overlaps, cudaStream_t stream) {
     const Step s = describe_step(p, codes, workspace, overlaps);

@@ -78,14 +78,14 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   const int64_t shares = std::max<int64_t>(s.splits, s.rows == 1 ? kMostNextShares : 0);
   s.parts = static_cast<float*>(
       parts.take(static_cast<int64_t>(sizeof(float)) * shares * s.rows * s.projected));
-  const bool shares_early = with_type(p.dtype, [&](auto* type) {
-    return next_share_fits<std::decay_t<decltype(*type)>>(s.in, p.x_proj_weight, s.projected);
+  const int share_channels = with_type(p.dtype, [&](auto* type) {
+    return next_share_channels<std::decay_t<decltype(*type)>>(s.in, p.x_proj_weight, s.projected);
   });
-  if (shares_early) {
+  if (share_channels) {
     s.in.next_weight = p.x_proj_weight;
     s.in.next_shares = s.parts;
     s.in.next_columns = s.projected;
-    s.splits = static_cast<int>(p.d_inner / kInProjBlock.columns);
+    s.splits = static_cast<int>(p.d_inner / share_channels);
   }
   s.u = s.in.out;
   s.z = static_cast<const char*>(s.in.out) + p.d_inner * element;
@@ -190,6 +190,17 @@ struct Mamba {
 
   static LayerMatrices matrices(const Params& p) {
     return {p.d_model, 2 * p.d_inner, p.d_inner, p.d_model};
+  }
+
+  // All of its products on tensor cores, weights through rings.
+  static bool has_quick_token(const Params& p) {
+    const auto is_read_at_once = [](const void* weights, int64_t columns) {
+      return is_aligned<16>(weights, columns, 2);
+    };
+    return p.length == 1 && p.d_model % 16 == 0 && p.d_inner % kXProjSplitDepth == 0 &&
+           is_read_at_once(p.in_proj_weight, 2 * p.d_inner) &&
+           is_read_at_once(p.x_proj_weight, projected_width(p)) &&
+           is_read_at_once(p.out_proj_weight, p.d_model);
   }
 
   static mamba_status run_step(const Params& p, const LayerCodes& codes, void* workspace,

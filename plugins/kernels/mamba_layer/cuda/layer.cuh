@@ -32,7 +32,7 @@ struct LayerStep {
 template <typename T>
 size_t step_shared_bytes(const LayerStep& step);
 
-// Queues the four kernels of a step.
+// Queues the kernels of a step.
 template <typename T>
 cudaError_t launch_step(const LayerStep& step, cudaStream_t stream);
 

@@ -1,7 +1,7 @@
-// A layer for a few rows (one token of a few sequences) in four kernels, for one dtype T.
+// A layer for a few rows (one token of a few sequences) in three or four kernels, for one dtype T.
 //
 //   project_in   x = norm(hidden); x and z halves of in_proj; convolution, SiLU, its state; of one
-//                row of a layer that is not large, shares of x_proj(u) too
+//                row shares of x_proj(u) too
 //   project_x    else the shares, one for each part of the depth
 //   step_state   dt, B and C from the shares; dt_proj, softplus; the scan's step, skip and gate
 //   project_out  hidden + out_proj(y)
@@ -12,15 +12,17 @@
 
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
+#include "layer/cuda/project_out.cuh"
+#include "layer/cuda/ring_gemv.cuh"
 #include "mamba_layer/cuda/layer.cuh"
+#include "mamba_layer/cuda/states.cuh"
+#include "mamba_layer/cuda/step_state_token.cuh"
 
 namespace mamba {
 namespace step {
 
 constexpr int kXColumns = kXProjBlock.columns, kXThreads = kXProjBlock.threads;
 constexpr int kStateColumns = kDtProjBlock.columns, kStateThreads = kDtProjBlock.threads;
-constexpr int kTeam = 4;           // threads that share a channel's states
-constexpr int kTeamStates = 4;     // states that a thread takes at once
 constexpr int kSplitsAtOnce = 32;  // shares of x_proj that a thread asks for at once
 static_assert(kStateThreads / kTeam == kStateColumns);
 
@@ -60,39 +62,6 @@ __global__ void __launch_bounds__(kXThreads) project_x(const LayerStep s) {
     if (column < s.projected) {
       s.parts[(static_cast<int>(blockIdx.y) * s.rows + r) * s.projected + column] = partial[i];
     }
-  }
-}
-
-// Numbers first to first + 3 of a row of `count`, zeros beyond its end.
-__device__ __forceinline__ Pack<float, kTeamStates> four_of(const float* row, int first, int count,
-                                                            bool is_vector) {
-  Pack<float, kTeamStates> values;
-  if (is_vector && first < count) {
-    return *reinterpret_cast<const Pack<float, kTeamStates>*>(row + first);
-  }
-#pragma unroll
-  for (int i = 0; i < kTeamStates; ++i) values.values[i] = first + i < count ? row[first + i] : 0.f;
-  return values;
-}
-
-__device__ __forceinline__ void put_four(float* row, int first, int count, bool is_vector,
-                                         const Pack<float, kTeamStates>& values) {
-  if (is_vector && first < count) {
-    *reinterpret_cast<Pack<float, kTeamStates>*>(row + first) = values;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kTeamStates; ++i) {
-    if (first + i < count) row[first + i] = values.values[i];
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ float exponential(float x) {
-  if constexpr (kIsWide<T>) {
-    return expf(x);
-  } else {
-    return exp2_fast(x * kLog2e);
   }
 }
 
@@ -192,11 +161,7 @@ __global__ void __launch_bounds__(kStateThreads) step_state(const LayerStep s) {
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     if (r >= rows) break;
-    float sum = y[r];
-#pragma unroll
-    for (int distance = 1; distance < kTeam; distance *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    }
+    const float sum = team_sum(y[r]);
     if (is_inside && member == 0) {
       const float gated = (sum + skip * input[r]) * silu<T>(gate[r]);
       result[r * s.y_stride + channel] = from_float<T>(gated);
@@ -213,8 +178,54 @@ struct StepState {
   static auto function() { return &step_state<T, Rows, IsVector>; }
 };
 
+// project_x on tensor cores.
+template <typename T, typename Product>
+__global__ void __launch_bounds__(Product::kThreads)
+    project_x_ring(const __grid_constant__ LayerStep s) {
+  constexpr int kColumns = Product::kColumns, kThreads = Product::kThreads;
+  extern __shared__ __align__(128) unsigned char shared[];
+  T* x = reinterpret_cast<T*>(shared);
+  const int x_stride = static_cast<int>(Product::x_stride(s.split_depth));
+  float* partial = reinterpret_cast<float*>(x + Product::kRows * x_stride);
+  const int split = blockIdx.y, first = blockIdx.x * kColumns, from = split * s.split_depth;
+  const int depth = min(s.split_depth, static_cast<int>(s.layer.d_inner) - from);
+  const T* weights = static_cast<const T*>(s.layer.x_proj_weight);
+  Product product({weights + static_cast<int64_t>(from) * s.projected, depth, s.projected}, first,
+                  0, depth, x, x_stride);
+  product.start_weights(partial);
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
+  copy_rows<kThreads>(static_cast<const T*>(s.u) + from, s.in_stride, s.rows, depth, x, x_stride);
+  __syncthreads();
+  product.finish(partial);
+  for (int i = threadIdx.x; i < s.rows * kColumns; i += kThreads) {
+    const int r = i / kColumns, column = first + i % kColumns;
+    if (column < s.projected) s.parts[(split * s.rows + r) * s.projected + column] = partial[i];
+  }
+}
+
+template <typename T>
+cudaError_t launch_project_x(const LayerStep& s, cudaStream_t stream) {
+  const bool is_vector = has_vector_rows<T>(s.layer.x_proj_weight, s.projected);
+  const dim3 grid(blocks_for(s.projected, kXColumns), s.splits);
+  if constexpr (sizeof(T) == 2) {
+    if (is_vector && s.layer.d_inner % kXProjSplitDepth == 0 &&
+        takes_ring<T>(static_cast<int>(s.layer.d_inner))) {
+      return with_ring_product<T, kXColumns>(s.rows, [&](auto choice) {
+        using Product = chosen<decltype(choice)>;
+        const size_t bytes = Product::kRows * Product::x_stride(s.split_depth) * sizeof(T) +
+                             Product::kSharedFloats * sizeof(float);
+        return launch(&project_x_ring<T, Product>, grid, Product::kThreads, bytes, s, s.overlaps,
+                      stream);
+      });
+    }
+  }
+  return launch(pick<ProjectX, T>(s.rows, is_vector), grid, kXThreads, 0, s, s.overlaps, stream);
+}
+
 template <typename T>
 size_t state_shared_bytes(const LayerStep& s) {
+  if (s.layer.length == 1) return StateTokenShared(s).bytes;
   const bool is_vector = has_vector_rows<T>(s.layer.dt_proj_weight, s.layer.d_inner);
   return StateShared(s, compiled_rows(s.rows, is_vector)).bytes;
 }
@@ -234,10 +245,13 @@ cudaError_t launch_step(const LayerStep& s, cudaStream_t stream) {
   cudaError_t error = launch_project_in<T>(s.in, stream);
   if (error != cudaSuccess) return error;
   if (!s.in.next_weight) {
-    error = launch(pick<ProjectX, T>(s.rows, has_vector_rows<T>(p.x_proj_weight, s.projected)),
-                   dim3(blocks_for(s.projected, kXColumns), s.splits), kXThreads, 0, s, s.overlaps,
-                   stream);
+    error = launch_project_x<T>(s, stream);
     if (error != cudaSuccess) return error;
+  }
+  if (p.length == 1) {
+    error = launch_state_token<T>(s, stream);
+    if (error != cudaSuccess) return error;
+    return launch_project_out<T>(s.out, stream);
   }
   error = launch(pick<StepState, T>(s.rows, has_vector_rows<T>(p.dt_proj_weight, p.d_inner)),
                  blocks_for(p.d_inner, kStateColumns), kStateThreads, state_shared_bytes<T>(s), s,
