@@ -150,6 +150,9 @@ def test_the_record_says_what_holds_and_what_does_not(tmp_path: Path) -> None:
     assert list(table.rows[2][5:7]) == [25.0, 25.0]
     assert "third: is not here" in read.tables[1].note
     assert len(json.dumps(read.plots[0].series[0].x)) < 2000
+    alone = read_record(write_record(tmp_path / "alone", completed(record, [], [same], 4096)))
+    assert [claim.holds for claim in alone.claims] == [True]
+    assert [len(table.rows) for table in alone.tables] == [2]
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ on a GPU, in about fifteen minutes:
   python tools/run_copying.py --record tools/records
 models that are trained already, and which are kept for the next run:
   python tools/run_copying.py --record tools/records --trained out/copying
+the shipped model alone, on every backend that is here:
+  python tools/run_copying.py --record tools/records --models none
 on a CPU, to see it work:
   python tools/run_copying.py --record out --quick
 """
@@ -61,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     text = "folder with a folder for each trained model; those that are missing are trained into it"
     parser.add_argument("--trained", type=Path, default=None, metavar="FOLDER", help=text)
-    text = f"which to take, with commas (default: all): {', '.join(PUBLISHED)}"
+    text = f"which to take, with commas, or none: the shipped one alone (default: all): {', '.join(PUBLISHED)}"
     parser.add_argument("--models", default=None, metavar="NAMES", help=text)
     text = "of training for each model that is not trained (default: 1.3)"
     parser.add_argument("--minutes", type=number(float, 0), default=1.3, metavar="X", help=text)
@@ -85,7 +87,7 @@ def run(arguments: list[str]) -> None:
     options = build_parser().parse_args(arguments)
     names = list(QUICK_MODELS if options.quick else PUBLISHED)
     if options.models is not None:
-        names = options.models.split(",")
+        names = [] if options.models == "none" else options.models.split(",")
     unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
         raise MambaExportError(f"--models {unknown[0]}: give some of {', '.join(PUBLISHED)}")
