@@ -17,7 +17,7 @@ from tasks.forecaster import MODELS, export_forecaster, load_forecaster
 from tasks.plant_evaluation import Forecast, Sizes, evaluate, file_forecast, last_value, limits_of
 from tasks.plant_forecast import TASK
 from tasks.sensors_record import Found, completed
-from tasks.sensors_runs import build_engines, open_each, time_steps, watch_fault
+from tasks.sensors_runs import open_each, time_engines, time_steps, watch_fault
 from tasks.trainer import parameter_count
 from training.command_line import Parser
 
@@ -92,7 +92,8 @@ def run(arguments: list[str]) -> None:
                 found.timings.append(time_steps(session, backend, name, count))
             forecasts[name] = file_forecast(OrtSession(folder))
         if not options.quick:
-            found.engines = build_engines(Path(scratch) / "mamba")
+            found.engines, timings = time_engines(Path(scratch) / "mamba", steps)
+            found.timings += timings
         forecasts["naive"] = last_value
         for name, forecast in forecasts.items():
             limits[name] = limits_of(forecast, sizes)

@@ -83,6 +83,11 @@ class CapturedSteps:
             execution.set_address(one.name, one.tensor.address)
         self._finalizer = weakref.finalize(self, give_back, execution)
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are launched as graphs: from the second on, where the run can be captured."""
+        return bool(self._graphs)
+
     def advance(self, element: np.ndarray) -> list[np.ndarray]:
         """Read an element, (batch, ...), that was checked.
 

@@ -21,6 +21,11 @@ class TrtStreamer:
     def __init__(self, steps: CapturedSteps) -> None:
         self._steps = steps
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are launched as CUDA graphs: from the second on, where the engine can be captured."""
+        return self._steps.is_captured
+
     def step(self, sample: ArrayLike) -> Any:
         """Read one sample of each sequence.
 
