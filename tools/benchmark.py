@@ -24,6 +24,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench.command_options import (
+    CommitOption,
+    DeviceOption,
+    NoteOption,
+    record_option,
+)
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 from mamba_export.printing import as_text
@@ -37,7 +43,7 @@ KINDS = ("operator", "dual", "vision", "prefill", "decode")
 
 @app.command(help=__doc__)
 def main(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     what: Annotated[
         str,
         typer.Option(
@@ -109,19 +115,9 @@ def main(
     graphs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="GPU: graphs from --prepare.")
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write a JSON record; in a folder its name is DATE-device.json."
-        ),
-    ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What the record names as the commit, without git."),
-    ] = None,
-    note: Annotated[
-        str | None, typer.Option(help="A sentence for the record: how a peer was built, say.")
-    ] = None,
+    record: Annotated[Path | None, record_option("DATE-DEVICE.json")] = None,
+    commit: CommitOption = None,
+    note: NoteOption = None,
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw the record's plots beside it (matplotlib).")
     ] = False,

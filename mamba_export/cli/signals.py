@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from mamba_export.files import begun, end_left
+from mamba_export.interrupts import deferred
+
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
 _SOON = 0.02  # seconds: when the callback has ended
 
@@ -37,6 +40,7 @@ def ending_well() -> Iterator[None]:
         before[signal.SIGINT] = signal.default_int_handler
     raised: dict[int, BaseException] = {}  # by the signal's number
     report = sys.unraisablehook
+    outer = begun()
 
     def end(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -64,9 +68,11 @@ def ending_well() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = report
-        # The exception's frames lead here: without this they would live until garbage is collected, and with
-        # them a block whose end the signal met before it had begun.
-        raised.clear()
+        with deferred():
+            end_left(but=outer)
+            sys.unraisablehook = report
+            # The exception's frames lead here: without this they would live until garbage is collected, and
+            # with them a block whose end the signal met before it had begun.
+            raised.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
