@@ -125,6 +125,7 @@ def training_record(accuracy: float) -> dict[str, object]:
         "seconds": 60.0,
         "parameters": 67_520,
         "test_sequences": 1024,
+        "device": "NVIDIA Test GPU",
         "log": log,
     }
 
@@ -149,7 +150,11 @@ def test_the_record_says_what_holds_and_what_does_not(tmp_path: Path) -> None:
     assert [row[3] for row in table.rows] == [18.3, 97.0, 57.0, 99.8]
     assert list(table.rows[2][5:7]) == [25.0, 25.0]
     assert "third: is not here" in read.tables[1].note
+    assert read.notes[1].endswith(" Trained on: NVIDIA Test GPU.")
     assert len(json.dumps(read.plots[0].series[0].x)) < 2000
+    alone = read_record(write_record(tmp_path / "alone", completed(record, [], [same], 4096)))
+    assert [claim.holds for claim in alone.claims] == [True]
+    assert [len(table.rows) for table in alone.tables] == [2]
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -189,7 +189,8 @@ def test_points_become_a_record(tmp_path: Path) -> None:
         *(Point(DECODE, TRANSFORMER, at, at / 1024) for at in (1024, 1 << 16)),
         Point(DECODE, f"{TRANSFORMER}, CUDA graph", 1 << 16, 20.0),
         Point(DECODE, TRANSFORMER, 1 << 18, None, "out of memory"),
-        *(Point(MEMORY, MAMBA, at, 4e9) for at in (1024, 1 << 20)),
+        Point(MEMORY, MAMBA, 1024, 2e9),  # less than a part
+        *(Point(MEMORY, MAMBA, at, 4e9) for at in (1 << 14, 1 << 20)),
         Point(SCAN, OURS, 512, 0.1),
         Point(SCAN, PARALLEL, 512, 2.5),
         *(Point(THROUGHPUT, MAMBA, batch, 100.0 * batch) for batch in (1, 128)),
@@ -203,6 +204,7 @@ def test_points_become_a_record(tmp_path: Path) -> None:
     assert {plot.y.scale for plot in read.plots} == {"log"}
     ours = {claim.claim: claim.ours for claim in read.claims}
     assert ours["Mamba: time of a written token after 1,048,576 tokens over that after 1,024"] == 1
+    assert ours["Mamba: memory after 1,048,576 tokens over that after 16,384"] == 1
     assert ours["Transformer over Mamba: time of a written token at 65,536 tokens"] == 50
     assert ours["Scan: a parallel scan in PyTorch over ours, at 512 steps where it is most"] == 25
     (ended,) = [table for table in read.tables if table.title.startswith("Where a series ends")]

@@ -223,8 +223,7 @@ def test_a_signal_leaves_the_old_folder(
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     if (out / "note.txt").exists():
-        # Of a process that the signal itself ended, seen under two busy workers, a shell tells the same code.
-        assert process.returncode in (code, -number), message
+        assert process.returncode == code, message
     else:  # on a busy machine the signal may come when all is written, and while Python ends
         assert process.returncode in (0, code, -number), message
         assert contents(out).keys() == contents(exported).keys()

@@ -642,18 +642,23 @@ def test_nohup_stays_in_force(tmp_path: Path) -> None:
         assert (result.stdout, result.returncode) == (output, 0 if output else 129)
 
 
-def test_a_signal_in_a_callback_that_may_not_raise_ends_the_command_after_it() -> None:
-    code = (
-        "import os, signal, time, weakref\n"
-        "from mamba_export.cli.signals import ending_well\n"
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_a_callback_that_may_not_raise_ends_the_command_after_it(
+    number: signal.Signals, code: int
+) -> None:
+    program = (
+        "import os, time, weakref\n"
+        "from mamba_export.cli import exit_with\n"
         "class Thing: pass\n"
         "thing = Thing()\n"
-        "watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(0))\n"
-        "with ending_well():\n"
+        f"watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), {int(number)}) or time.sleep(0))\n"
+        "def work():\n"
+        "    global thing\n"
         "    del thing\n"
         "    time.sleep(20)\n"
+        "exit_with(work)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=15
     )
-    assert (result.returncode, result.stderr) == (143, "")
+    assert (result.returncode, result.stderr) == (code, "")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def cuda_headers() -> Path | None:
-    """The folder of cuda_runtime_api.h, which TensorRT's headers include: nothing of CUDA is linked."""
+    """The folder of cuda_runtime_api.h: nothing of CUDA is linked."""
     nvcc = shutil.which("nvcc")
     roots = [Path(nvcc).resolve().parents[1]] if nvcc else []
     found = [root / "include" for root in (*roots, Path("/usr/local/cuda"))]
@@ -43,20 +43,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MAMBA_INSTRUCTION_SETS": "",
         "CMAKE_CXX_FLAGS_RELEASE": "-O0",
     }
-    headers = cuda_headers()
+    targets = ["hostile_kernels", "hostile_host_memory", "check_kernels"]
+    if headers := cuda_headers():
+        options["MAMBA_CUDA_INCLUDE_DIR"] = str(headers)
+        targets.append("hostile_step_graph")
     if headers and (TENSORRT_HEADERS / "NvInferRuntime.h").is_file():
-        options |= {
-            "TENSORRT_INCLUDE_DIR": str(TENSORRT_HEADERS),
-            "MAMBA_CUDA_INCLUDE_DIR": str(headers),
-        }
+        options["TENSORRT_INCLUDE_DIR"] = str(TENSORRT_HEADERS)
+        targets.append("hostile_plugins")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     defined = [f"-D{name}={value}" for name, value in options.items()]
     run(["cmake", "-S", ROOT, "-B", folder, *generator, *defined])
-    targets = [
-        "hostile_kernels",
-        "check_kernels",
-        *(["hostile_plugins"] if "TENSORRT_INCLUDE_DIR" in options else []),
-    ]
     run(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
     return folder / "tests" / "cpp"
 
@@ -71,6 +67,17 @@ def run(command: list[str | Path]) -> str:
 
 def test_the_kernels_take_hostile_calls(programs: Path) -> None:
     assert run([programs / "hostile_kernels", str(CASES)]) == f"{CASES} cases\n"
+
+
+def test_host_memory_lives_as_long_as_somebody_needs_it(programs: Path) -> None:
+    assert run([programs / "hostile_host_memory", str(CASES)]) == f"{CASES} cases\n"
+
+
+def test_captured_steps_copy_from_and_to_memory_of_ours_alone(programs: Path) -> None:
+    program = programs / "hostile_step_graph"
+    if not program.is_file():
+        pytest.skip("needs CUDA's headers: cuda_runtime_api.h")
+    assert run([program, str(CASES)]) == f"{CASES} cases\n"
 
 
 def test_the_kernels_equal_plain_loops(programs: Path) -> None:

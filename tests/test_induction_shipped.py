@@ -55,7 +55,7 @@ def test_size_recipe_and_card(folder: Path) -> None:
 
 
 def test_mamba_keeps_its_accuracy_at_lengths_that_it_was_not_trained_at(mamba: Path) -> None:
-    for length, count in ((64, 100), (LENGTH, 100), (4096, 16), (16_384, 4)):
+    for length, count in ((64, 100), (LENGTH, 100), (4096, 16), (65_536, 2)):
         assert read(mamba, Examples(count, length)) >= 99, length
 
 

@@ -206,6 +206,34 @@ def test_ctrl_c_through_the_command(script: Path) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "exec('os.kill(os.getpid(), signal.SIGINT)')",  # as dataclasses make their methods
+        "run_app(app)",
+    ],
+)
+def test_ctrl_c_is_130_in_source_text_too(line: str, tmp_path: Path) -> None:
+    """CPython would end ``python -m`` by the signal itself."""
+    (tmp_path / "program.py").write_text(
+        "import os, signal, typer\n"
+        "from mamba_export.cli import exit_with, run_app\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def main():\n"
+        "    exec('os.kill(os.getpid(), signal.SIGINT)')\n"
+        f"exit_with(lambda: {line})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "program"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")
+
+
 def test_a_path_is_printed_byte_by_byte(tmp_path: Path) -> None:
     """A shell's $(mamba-export library-path) must name the file, though its folder is not UTF-8."""
     folder = tmp_path / os.fsdecode(b"odd\xff[bold]\x1b[31m")

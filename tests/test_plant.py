@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from trt_stand_in import on_engine
 
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.tensorrt import library as libraries
@@ -38,7 +40,7 @@ from tasks.plant import CHANNELS, FAULTS, NOISE, PHASES, Signal, saturation_pres
 from tasks.plant_csv import read_samples, write_samples
 from tasks.plant_evaluation import Evaluation, Sizes, errors, evaluate, file_forecast, last_value
 from tasks.sensors_record import LABELS, Engine, Found, Timing, Watched, completed
-from tasks.sensors_runs import build_engines
+from tasks.sensors_runs import time_engines, time_steps
 from tasks.watcher import Watcher, read_limits
 
 ROOT = Path(__file__).parents[1]
@@ -139,12 +141,20 @@ def test_streamed_samples_are_the_whole_in_any_split(
     not libraries.is_installed(TENSORRT_RTX), reason="tensorrt-rtx is not installed"
 )
 def test_engines_are_built_of_plugins_and_of_function_bodies(plant_folder: Path) -> None:
-    engines = build_engines(plant_folder)
+    engines, timings = time_engines(plant_folder, 10)
     assert [one.form for one in engines] == ["plugins", "function bodies"]
+    assert len(timings) == sum(one.note == "built, and run" for one in engines)
     for one in engines:
-        assert one.note == "built, not run"
+        assert re.fullmatch("built, (and run|not run: .+)", one.note)
         assert one.megabytes is not None
         assert 0 < one.megabytes < 20
+
+
+def test_steps_of_an_engine_are_timed(plant_folder: Path) -> None:
+    timing = time_steps(on_engine(plant_folder), "a stand-in", "mamba", 5)
+    assert timing.captured
+    assert timing.late.shape == (5,)
+    assert (timing.late > 0).all()
 
 
 def test_what_a_streamer_refuses(plant_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Programs without tokens, one sample at a time: on the CPU, in a CUDA graph of a stand-in, and of a GPU."""
+"""Programs without tokens, one sample at a time: on the CPU, in CUDA graphs of stand-ins, and of a GPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 import torch
 from cuda_stand_in import on_graphs
 from torch import Tensor, nn
+from trt_stand_in import on_engine
 
 import mamba_export
-from mamba_export import OrtSession, State
+from mamba_export import OrtSession, State, TrtSession
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
+from mamba_export.backends.tensorrt.streamer import TrtStreamer
 from mamba_export.contract.program import Tokens, Value
 from mamba_export.errors import SessionError
 from mamba_export.export import export
@@ -75,12 +77,25 @@ def on_gpu(folder: Path) -> OrtSession:
 
 OPEN = [
     on_cpu,
+    on_engine,
     pytest.param(on_stand_in, marks=needs_kernels),
     pytest.param(
         on_gpu, marks=[pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
     ),
 ]
-Open = Callable[[Path], OrtSession]
+Open = Callable[[Path], OrtSession | TrtSession]
+
+
+def check_captured(session: OrtSession | TrtSession, streamer: Any) -> None:
+    """On a GPU, and on what stands for one, steps were replayed."""
+    if isinstance(session, TrtSession):
+        assert isinstance(streamer, TrtStreamer)
+        assert streamer.is_captured
+    elif session._model.gpu is None:
+        assert isinstance(streamer, OrtStreamer)
+    else:
+        assert isinstance(streamer, GraphStreamer)
+        assert streamer.is_captured, streamer.capture_problem
 
 
 @pytest.mark.parametrize("open_session", OPEN)
@@ -97,7 +112,6 @@ def test_samples_one_by_one_are_the_whole(
     start = session.state_from_numpy(state.numpy())
     kept = start.numpy()
     streamer = session.streamer(start)
-    assert isinstance(streamer, OrtStreamer if open_session is on_cpu else GraphStreamer)
     for step in range(7, 20):
         y = streamer.step(x[:, step])
         truth = expected[:, step].numpy()
@@ -107,17 +121,14 @@ def test_samples_one_by_one_are_the_whole(
         assert np.linalg.norm(array - truth.numpy()) <= 1e-5 * np.linalg.norm(truth.numpy())
     for array, before in zip(start.numpy(), kept, strict=True):
         np.testing.assert_array_equal(array, before)
-    if isinstance(streamer, GraphStreamer) and open_session is on_gpu and not streamer.is_captured:
-        # Seen on an H100: docs/run.md says so.
-        pytest.xfail(f"a sample's copies are not replayed yet: {streamer.capture_problem}")
-    if isinstance(streamer, GraphStreamer):
-        assert streamer.is_captured, streamer.capture_problem
+    check_captured(session, streamer)
 
 
 @pytest.mark.parametrize("open_session", OPEN)
 def test_several_outputs_and_a_start_that_is_not_zero(filtered: Path, open_session: Open) -> None:
     x = np.random.default_rng(2).standard_normal((1, 6, 4)).astype(np.float32)
-    streamer, past = open_session(filtered).streamer(), np.ones((1, 4))
+    session = open_session(filtered)
+    streamer, past = session.streamer(), np.ones((1, 4))
     for step in range(6):
         found = streamer.step(x[:, step].tolist())
         present = 0.5 * past + x[:, step]
@@ -128,6 +139,23 @@ def test_several_outputs_and_a_start_that_is_not_zero(filtered: Path, open_sessi
         assert found["positive"].dtype == np.int32
         past = present
     np.testing.assert_allclose(streamer.state.numpy()[0], past, rtol=1e-6)
+    check_captured(session, streamer)
+
+
+@pytest.mark.parametrize("open_session", OPEN)
+def test_streamers_do_not_disturb_each_other(filtered: Path, open_session: Open) -> None:
+    """Nor does one that is gone: the memory of its samples may serve another."""
+    session, generator = open_session(filtered), np.random.default_rng(4)
+    streamers = [(session.streamer(), np.ones((1, 4))) for _ in range(3)]
+    for step in range(8):
+        if step == 4:
+            streamers[0] = (session.streamer(), np.ones((1, 4)))
+        for index, (streamer, past) in enumerate(streamers):
+            x = generator.standard_normal((1, 4)).astype(np.float32)
+            present = 0.5 * past + x
+            expected = x * past + np.tanh(present)
+            np.testing.assert_allclose(streamer.step(x)["y"], expected, rtol=1e-5, atol=1e-6)
+            streamers[index] = (streamer, present)
 
 
 @needs_kernels
@@ -154,8 +182,9 @@ def test_steps_that_cannot_be_captured_run_all_the_same(filtered: Path) -> None:
     ],
 )
 def test_samples_that_are_refused(filtered: Path, sample: Any, words: str) -> None:
-    with pytest.raises(SessionError, match=words):
-        on_cpu(filtered).streamer().step(sample)
+    for open_session in (on_cpu, on_engine):
+        with pytest.raises(SessionError, match=words):
+            open_session(filtered).streamer().step(sample)
 
 
 def test_programs_that_are_refused(filtered: Path) -> None:
@@ -175,8 +204,11 @@ def test_programs_that_are_refused(filtered: Path) -> None:
 
 
 def test_states_that_are_refused(filtered: Path, backbone: tuple[MambaBackbone, Path]) -> None:
-    session = on_cpu(filtered)
-    with pytest.raises(SessionError, match="state is a str"):
-        session.streamer("nothing")  # type: ignore[arg-type]
-    with pytest.raises(SessionError, match="the model has 1"):
-        session.streamer(on_cpu(backbone[1]).initial_state(1))
+    for open_session, words in ((on_cpu, "state is a str"), (on_engine, "another backend's")):
+        session = open_session(filtered)
+        with pytest.raises(SessionError, match=words):
+            session.streamer("nothing")
+        with pytest.raises(SessionError, match="the model has 1"):
+            session.streamer(open_session(backbone[1]).initial_state(1))
+    with pytest.raises(SessionError, match="batch 5"):
+        session.streamer(session.initial_state(5))  # its engine is for 4

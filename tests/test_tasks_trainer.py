@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mamba_export.errors import MambaExportError
 from tasks.recipe import TaskRecipe
 from tasks.task import Batch
-from tasks.trainer import parameter_groups, seeded, tempered, train
+from tasks.trainer import seeded, tempered, train
+from training.stepper import parameter_groups
 
 CPU = torch.device("cpu")
 RECIPE = TaskRecipe(steps=60, batch=32, lr=0.2, warmup=5)

@@ -18,8 +18,9 @@ from mamba_export.errors import MambaExportError
 from mamba_export.models import Mamba2Config, MambaConfig, MambaLM, ModelConfig, checkpoints
 from training import Recipe, bits_per_byte, generate, read_text, split_lines, train
 from training.data import Windows
-from training.loop import Average, dropout, parameter_groups
+from training.loop import Average, dropout
 from training.output import default_prompt, held_out_sample
+from training.stepper import parameter_groups
 
 CPU = torch.device("cpu")
 TINY = MambaConfig(d_model=24, n_layer=1, vocab_size=256, d_state=4, eos_token_id=0)
@@ -146,7 +147,8 @@ def test_generation_is_the_seeds() -> None:
 def test_weight_decay_touches_projections_alone() -> None:
     model = MambaLM(TINY)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, rest = ({names[id(p)] for p in g["params"]} for g in parameter_groups(model, 0.1))
+    groups = parameter_groups(model, 0.1, within=model.backbone)
+    decayed, rest = ({names[id(p)] for p in group["params"]} for group in groups)
     mixer = "backbone.layers.0.mixer."
     assert decayed == {mixer + f"{p}.weight" for p in ("in_proj", "x_proj", "dt_proj", "out_proj")}
     assert decayed | rest == set(names.values())

@@ -25,7 +25,14 @@ from training import (
     train,
     write_model,
 )
-from training.command_line import Parser, choose_device, number, reproducing_command
+from training.command_line import (
+    OPTIMISATION,
+    Parser,
+    choose_device,
+    flag,
+    number,
+    reproducing_command,
+)
 
 DESCRIPTION = """\
 Train a small byte-level Mamba or Mamba-2 language model on TEXT, any text file.
@@ -66,8 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Recipe()
-    count, natural, positive = number(int, 1), number(int, 0), number(float, 0)
-    share = number(float, 0, 0.99999)
+    count, share = number(int, 1), number(float, 0, 0.99999)
 
     def add(group: Any, name: str, kind: Callable[[str], Any], value: Any, text: str) -> None:
         shown = "" if value in (None, "") else f" (default: {value})"
@@ -107,26 +113,18 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--exact-zoh", action="store_true", help=text)
 
     group = parser.add_argument_group("training")
-    add(group, "--steps", count, default.steps, "optimiser steps")
-    add(group, "--epochs", positive, None, "passes over the training text, instead of --steps")
-    add(group, "--max-minutes", positive, 0.0, "time limit; the schedule ends with it; 0: none")
-    add(group, "--batch", count, default.batch, "windows a step")
-    add(group, "--length", count, default.length, "bytes a window")
-    add(group, "--lr", positive, default.lr, "peak learning rate")
-    add(group, "--lr-floor", number(float, 0, 1), default.lr_floor, "last rate over the peak")
-    add(group, "--warmup", natural, default.warmup, "steps to the peak")
-    add(group, "--beta2", share, default.beta2, "AdamW's second decay rate")
-    add(group, "--clip", positive, default.clip, "largest norm of the gradient; 0: any")
+    for name, (kind, text) in OPTIMISATION.items():
+        add(group, flag(name), kind, getattr(default, name), text)
+    add(group, "--epochs", number(float, 0), None, "passes over the text, instead of --steps")
+    add(group, "--length", count, default.length, "bytes a sequence")
     add(group, "--ema", share, default.ema, "decay of the weights' moving average; 0: none")
     switch(group, "--carry", default.carry, "carry the state from a window to the next")
     add(group, "--reset", number(float, 0, 1), default.reset, "share of windows without it anyway")
-    add(group, "--seed", natural, default.seed, "of everything random")
 
     group = parser.add_argument_group("against overfitting")
     add(group, "--dropout", share, default.dropout, "share of each block's output dropped")
     switch(group, "--locked-dropout", default.locked_dropout, "the same channels a whole window")
     add(group, "--token-dropout", share, default.token_dropout, "share of input bytes hidden")
-    add(group, "--weight-decay", positive, default.weight_decay, "of the projections alone")
     percent = number(float, 0, 50)
     add(group, "--validation", percent, 0.0, "percent of the lines kept to choose the weights")
     add(group, "--evaluations", count, default.evaluations, "how often they are looked at")

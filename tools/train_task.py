@@ -20,7 +20,14 @@ from tasks.recipe import TaskRecipe
 from tasks.registry import TASKS
 from tasks.task import Task
 from tasks.trainer import parameter_count, seeded, train
-from training.command_line import Parser, choose_device, number, reproducing_command
+from training.command_line import (
+    OPTIMISATION,
+    Parser,
+    choose_device,
+    flag,
+    number,
+    reproducing_command,
+)
 
 DESCRIPTION = """\
 Train a small model on TASK. The data is made as it is needed, on the device that trains.
@@ -35,17 +42,8 @@ a training that may be stopped goes on from its checkpoint with the same command
 """
 
 OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "steps": (number(int, 1), "optimiser steps"),
-    "max_minutes": (number(float, 0), "time limit; the schedule ends with it; 0: none"),
-    "batch": (number(int, 1), "sequences a step"),
-    "lr": (number(float, 0), "peak learning rate"),
-    "lr_floor": (number(float, 0, 1), "last rate over the peak"),
-    "warmup": (number(int, 0), "steps to the peak"),
-    "weight_decay": (number(float, 0), "of the linear layers' matrices alone"),
-    "beta2": (number(float, 0, 0.99999), "AdamW's second decay rate"),
-    "clip": (number(float, 0), "largest norm of the gradient; 0: any"),
+    **OPTIMISATION,
     "temperature": (number(float, 1e-6), "the loss is of logits divided by it"),
-    "seed": (number(int, 0), "of the initialisation and the batches"),
 }
 SWITCHES = {
     "bf16": "autocast to bf16",
@@ -80,13 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--test", type=number(int, 1), default=1024, metavar="X", help=text)
     group = parser.add_argument_group("training")
     for name, (kind, text) in OPTIONS.items():
-        flag = "--" + name.replace("_", "-")
         text = f"{text} (default: {default[name]}, or the task's)"
-        group.add_argument(flag, type=kind, default=None, metavar="X", help=text)
+        group.add_argument(flag(name), type=kind, default=None, metavar="X", help=text)
     for name, text in SWITCHES.items():
         text = f"{text} (default: {'yes' if default[name] else 'no'})"
-        flag, action = "--" + name.replace("_", "-"), argparse.BooleanOptionalAction
-        group.add_argument(flag, action=action, default=None, help=text)
+        action = argparse.BooleanOptionalAction
+        group.add_argument(flag(name), action=action, default=None, help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     return parser
 

@@ -35,7 +35,11 @@ def exit_with(work: Callable[[], Any]) -> NoReturn:
     Args:
         work: may return an exit code; anything else counts as 0.
     """
-    sys.exit(_code(work))
+    code = _code(work)
+    # ``python -m`` ends itself by SIGINT, whatever the exit code, where Ctrl-C came while source text was run,
+    # as dataclasses and named tuples do (CPython's run_eval_code_obj). The next text that is run clears that.
+    exec("")
+    sys.exit(code)
 
 
 def _code(work: Callable[[], Any]) -> int:

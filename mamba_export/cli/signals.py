@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: what it began is taken back, and what stood there stands."""
+"""A signal ends a command in good order: what it began is taken back, and what stood there stands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+from mamba_export.files import begun, end_left
+from mamba_export.interrupts import deferred
+
+_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
 _SOON = 0.02  # seconds: when the callback has ended
 
 
 @contextlib.contextmanager
 def ending_well() -> Iterator[None]:
-    """In the block the first of these signals raises SystemExit with the shell's code, 128 and its number.
+    """In the block the first SIGTERM or SIGHUP raises SystemExit with the shell's code, 128 and its number.
+
+    Each Ctrl-C raises KeyboardInterrupt, as it does without us: a user may need a second one.
 
     A signal that the process was started to ignore stays ignored (``nohup``), and so does what an
     application that calls us in a thread of its own has set.
@@ -24,14 +30,27 @@ def ending_well() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    raised: dict[int, SystemExit] = {}  # by the signal's number
+    before: dict[int, Any] = {
+        number: signal.SIG_DFL
+        for number in _FROM_OUTSIDE
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    outside = [*before]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.default_int_handler
+    raised: dict[int, BaseException] = {}  # by the signal's number
     report = sys.unraisablehook
+    outer = begun()
 
     def end(number: int, _: FrameType | None) -> None:
-        for one in ours:  # a terminal that closes sends several: the first one is being answered
-            signal.signal(one, signal.SIG_IGN)
-        raised[number] = SystemExit(128 + number)
+        if number == signal.SIGINT:
+            raised[number] = KeyboardInterrupt()
+        else:
+            for (
+                one
+            ) in outside:  # a terminal that closes sends several: the first one is being answered
+                signal.signal(one, signal.SIG_IGN)
+            raised[number] = SystemExit(128 + number)
         raise raised[number]
 
     def again(swallowed: sys.UnraisableHookArgs) -> None:
@@ -43,15 +62,17 @@ def ending_well() -> Iterator[None]:
                 return
         report(swallowed)
 
-    for number in ours:
+    for number in before:
         signal.signal(number, end)
     sys.unraisablehook = again
     try:
         yield
     finally:
-        sys.unraisablehook = report
-        # The exception's frames lead here: without this they would live until garbage is collected, and with
-        # them a block whose end the signal met before it had begun.
-        raised.clear()
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        with deferred():
+            end_left(but=outer)
+            sys.unraisablehook = report
+            # The exception's frames lead here: without this they would live until garbage is collected, and
+            # with them a block whose end the signal met before it had begun.
+            raised.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,11 +16,12 @@ from pathlib import Path
 from mamba_export import given
 from mamba_export.errors import MambaExportError
 from mamba_export.files import renames
-from mamba_export.files.partial import PREFIX, Partial, locked, sweep
+from mamba_export.files.locks import locked
+from mamba_export.files.partial import PREFIX, Partial, sweep
 from mamba_export.files.paths import absolute, real
 from mamba_export.files.replaceable import check_name, check_ours, check_place, exists
+from mamba_export.interrupts import deferred
 
-_ATTEMPTS = 100
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -140,72 +141,40 @@ def new_file(
 def _partial(home: Path) -> Iterator[Partial]:
     """A partial folder in ``home``, which is made where it is missing; at the end both are as they were."""
     partial = Partial(home)
-    made: list[Path] = []
     try:
-        for attempt in range(_ATTEMPTS):
-            try:
-                _make_parents(home, made)
-                partial.make()
-                break
-            except (
-                FileNotFoundError
-            ):  # another run that ended took a parent away that both had made
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                partial = Partial(home)
+        partial.make()
         yield partial
     finally:
-        try:
-            _end(partial, made)
-        finally:  # a signal may have ended the first
-            _end(partial, made)
-
-
-def _make_parents(folder: Path, made: list[Path]) -> None:
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        made.append(path)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            made.remove(path)
-
-
-def _end(partial: Partial, made: list[Path]) -> None:
-    partial.end()
-    for path in reversed(made):
-        with contextlib.suppress(OSError):  # not empty: it holds the output, or another run's
-            path.rmdir()
+        partial.end()
 
 
 def _rename(new: Path, out: Path, marker: str, force: bool, check: Callable[[], object]) -> bool:
     """Put a folder in its place in one step; False where that cannot be done here."""
     while True:
         try:
-            renames.onto_nothing(new, out)
+            with deferred():
+                renames.onto_nothing(new, out)
             return True
         except FileExistsError:
             if not force:
                 raise exists(out) from None
         with locked(out):
             check()
-        try:
-            renames.exchange(new, out)
-        except FileNotFoundError:  # what was there went away meanwhile
-            continue
-        except OSError as error:
-            if error.errno not in renames.IMPOSSIBLE:
+        with deferred():
+            try:
+                renames.exchange(new, out)
+            except FileNotFoundError:  # what was there went away meanwhile
+                continue
+            except OSError as error:
+                if error.errno not in renames.IMPOSSIBLE:
+                    raise
+                return False
+            try:
+                check_ours(new, out, marker)  # what stood there at that very moment
+            except BaseException:
+                renames.exchange(new, out)
                 raise
-            return False
-        try:
-            check_ours(new, out, marker)  # what stood there at that very moment
-        except BaseException:
-            renames.exchange(new, out)
-            raise
-        return True
+            return True
 
 
 @contextlib.contextmanager

@@ -11,17 +11,22 @@ a living one, bring its work to an end and take it away. Inside lie
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+from mamba_export.files.locks import lock, locked
+from mamba_export.interrupts import deferred
 
 PREFIX = ".mamba_export.partial-"
 _LOST_AND_FOUND = "lost+found"  # the file system's own, at the top of a volume
+_ATTEMPTS = 100
 
 
 class Partial:
@@ -33,16 +38,55 @@ class Partial:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.path = home / f"{_prefix()}{secrets.token_hex(6)}"
-        self.new = self.path / "new"
+        self._made: list[Path] = []  # of home and the folders above it
         self._lock: int | None = None
+        self._rename()
+
+    @property
+    def new(self) -> Path:
+        """What is prepared goes there."""
+        return self.path / "new"
 
     def make(self) -> None:
-        """Make it, locked.
+        """Make it, locked, and the folders above it that are missing.
+
+        Raises:
+            OSError: it cannot be made; ``end`` takes back what was.
+        """
+        _begun[self] = _here()  # before anything is there, so that ``end_left`` finds it
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._make_home()
+                self._make()
+                return
+            except (
+                FileNotFoundError
+            ):  # another run that ended took a parent away that both had made
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                self._rename()
+
+    def _rename(self) -> None:
+        self.path = self.home / f"{_prefix()}{secrets.token_hex(6)}"
+
+    def _make_home(self) -> None:
+        missing = []
+        folder = self.home
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            self._made.append(path)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                self._made.remove(path)
+
+    def _make(self) -> None:
+        """Make the folder itself.
 
         Raises:
             FileNotFoundError: ``home`` is missing, or another run took the new folder for a dead one's.
-            OSError: it cannot be made.
         """
         self.path.mkdir(0o700)
         try:
@@ -57,7 +101,8 @@ class Partial:
         """Move the new files into ``home``, in the place of those of the same names.
 
         A kill at any moment leaves either the old files or the new ones, where the next run looks first
-        (``sweep``). A reader never sees a mixture beside ``last``.
+        (``sweep``); what another signal's handler raises comes at the end. A reader never sees a mixture
+        beside ``last``.
 
         Args:
             last: name of the file that describes the others: the first to go and the last to come.
@@ -69,20 +114,53 @@ class Partial:
             incoming = sorted(_names(self.new), key=lambda name: name == last)
             there = [name for name in entries(self.home) if everything or name in incoming]
             old = self.path / "old"
-            old.mkdir()
-            for name in sorted(there, key=lambda name: name != last):
-                _move(self.home / name, old / name, self.path)
-            old.rename(self.path / "replaced")
-            for name in incoming:
-                _move(self.new / name, self.home / name, self.path)
+            with deferred():
+                old.mkdir()
+                for name in sorted(there, key=lambda name: name != last):
+                    _move(self.home / name, old / name, self.path)
+                old.rename(self.path / "replaced")
+                for name in incoming:
+                    _move(self.new / name, self.home / name, self.path)
 
     def end(self) -> None:
-        """Settle and remove it, whatever was done; may be called again."""
-        with contextlib.suppress(OSError):
-            _settle(self.path)
-        if self._lock is not None and not self.path.exists():
-            descriptor, self._lock = self._lock, None
-            os.close(descriptor)
+        """Settle and remove it, whatever was done, and the folders made above it; may be called again."""
+        with deferred():
+            with contextlib.suppress(OSError):
+                _settle(self.path)
+            if not self.path.exists():
+                if self._lock is not None:
+                    os.close(self._lock)
+                    self._lock = None
+                _begun.pop(self, None)
+            for path in reversed(self._made):
+                with contextlib.suppress(
+                    OSError
+                ):  # not empty: it holds the output, or another run's
+                    path.rmdir()
+
+
+_begun: dict[Partial, tuple[int, int]] = {}
+"""Partial folders that were not ended yet, and who began them."""
+
+
+def _here() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()  # a fork has a copy of what is its parent's
+
+
+def begun() -> list[Partial]:
+    """The partial folders of this thread that were not ended yet."""
+    return [partial for partial, owner in [*_begun.items()] if owner == _here()]
+
+
+@atexit.register
+def end_left(but: Collection[Partial] = ()) -> None:
+    """End the partial folders of this thread, but for some.
+
+    Their blocks do that, but for a block whose end was not run: a signal may come in the very call of it.
+    """
+    for partial in begun():
+        if partial not in but:
+            partial.end()
 
 
 def sweep(home: Path) -> None:
@@ -94,7 +172,7 @@ def sweep(home: Path) -> None:
         return
     for name in names:
         path = home / name
-        with contextlib.suppress(OSError):
+        with deferred(), contextlib.suppress(OSError):
             if path.lstat().st_uid != os.geteuid():
                 continue
             descriptor = lock(path)
@@ -110,47 +188,6 @@ def entries(folder: Path) -> list[str]:
     """Names in a folder, but for partial folders and what a file system keeps at its top."""
     kept = {_LOST_AND_FOUND} if os.path.ismount(folder) else set()
     return [name for name in _names(folder) if not name.startswith(PREFIX) and name not in kept]
-
-
-def lock(folder: Path, *, wait: bool = False) -> int | None:
-    """Lock a folder.
-
-    Returns:
-        A descriptor that holds the lock until it is closed, or None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        FileNotFoundError: it is gone.
-        OSError: it is no folder, or cannot be opened.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if not os.path.samestat(os.fstat(descriptor), folder.stat()):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    except (BlockingIOError, FileNotFoundError):
-        os.close(descriptor)
-        raise
-    except OSError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs from ``replace`` in a folder, where it is there and the file system has locks."""
-    descriptor = None
-    with contextlib.suppress(OSError):
-        descriptor = lock(folder, wait=True)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _names(folder: Path) -> list[str]:

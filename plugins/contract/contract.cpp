@@ -149,9 +149,9 @@ Params fill(const Operator& op, const Arguments& arguments) {
   for (int32_t i = 0; i < op.sizes.count; ++i) {
     if (!op.sizes[i].is_product()) params.put(op.sizes[i].offset, sizes[i]);
   }
-  params.put(op.dtype_offset, arguments.dtype);
-  if (has_residual(op)) params.put(op.residual_dtype_offset, arguments.residual_dtype);
-  if (has_state_dtype(op)) params.put(op.state_dtype_offset, arguments.state_dtype);
+  params.put(op.dtype_offset, arguments.dtypes.T);
+  if (has_residual(op)) params.put(op.residual_dtype_offset, arguments.dtypes.R);
+  if (has_state_dtype(op)) params.put(op.state_dtype_offset, arguments.dtypes.S);
   for (size_t offset : op.bits_offsets) params.put(offset, arguments.bits);
   for (int32_t i = 0; i < op.attributes.count; ++i) {
     const Attribute& attribute = op.attributes[i];

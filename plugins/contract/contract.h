@@ -135,17 +135,33 @@ class Sizes {
 // Values of an operator's attributes, in its order: a flag as 0 or 1; a float without loss.
 using AttributeValues = double[kMaxAttributes];
 
+// The dtypes of a call's tensors, by their class.
+struct Dtypes {
+  mamba_dtype T, R, S;  // R and S are read of an operator that has them
+
+  mamba_dtype of(const Tensor& tensor) const {
+    switch (tensor.dtype) {
+      case DtypeClass::kT:
+        return T;
+      case DtypeClass::kR:
+        return R;
+      case DtypeClass::kS:
+        return S;
+      default:
+        return MAMBA_FP32;
+    }
+  }
+};
+
 // What a call is made of, by position in the operator's row. All tensors are dense.
 struct Arguments {
   const Sizes& sizes;
-  mamba_dtype dtype;           // T
-  mamba_dtype residual_dtype;  // R, of an operator that has it
+  const Dtypes& dtypes;
   const AttributeValues& attributes;
   bool has_constant_weights;
   const void* const* inputs;  // null, and outputs too, where sizes alone are asked about
   void* const* outputs;
-  mamba_dtype state_dtype = MAMBA_FP32;  // S, of an operator that has it
-  int bits = 0;                          // of the codes of packed matrices
+  int bits = 0;  // of the codes of packed matrices
 };
 
 // The bytes of an operator's parameter struct.

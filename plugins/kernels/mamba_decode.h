@@ -53,7 +53,8 @@ MAMBA_API mamba_status mamba_choose_cuda(const mamba_choose_params* params, void
  */
 MAMBA_API mamba_status mamba_stream_create(int device, void** stream);
 
-/* Zeroed host memory that GPUs reach; mamba_host_free takes NULL too. */
+/* Zeroed host memory that GPUs reach; mamba_host_free takes NULL too. A captured graph holds what
+ * it copies from and to, so that memory which was freed goes with the last such graph. */
 MAMBA_API mamba_status mamba_host_alloc(size_t bytes, void** memory);
 MAMBA_API void mamba_host_free(void* memory);
 
@@ -65,12 +66,12 @@ MAMBA_API mamba_status mamba_copy(void* to, const void* from, size_t bytes, void
 MAMBA_API mamba_status mamba_wait(void* stream);
 
 /* Between the two, work on the stream is noted and not run. mamba_capture_end returns NULL in graph
- * and an error where something was queued that cannot be repeated, such as a copy from host memory,
- * and where graph is NULL itself throws the work away. */
+ * and an error where something was queued that cannot be repeated, such as a copy from host memory
+ * that is not of mamba_host_alloc, and where graph is NULL itself throws the work away. */
 MAMBA_API mamba_status mamba_capture_begin(void* stream);
 MAMBA_API mamba_status mamba_capture_end(void* stream, void** graph);
 
-/* Queues a captured graph. */
+/* Queues a captured graph, which is destroyed after mamba_wait alone. */
 MAMBA_API mamba_status mamba_graph_run(void* graph, void* stream);
 MAMBA_API void mamba_graph_destroy(void* graph);
 

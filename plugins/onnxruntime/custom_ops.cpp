@@ -32,7 +32,7 @@ OrtElementType element_type(const CustomOp& op, const Tensor& tensor) {
     return op.description.has_signed_codes ? kOrtInt8 : kOrtUint8;
   }
   static constexpr OrtElementType types[] = {kOrtFloat, kOrtFloat16, kOrtBFloat16};
-  return types[op.dtype_of(tensor)];
+  return types[op.dtypes.of(tensor)];
 }
 
 // The shape of the first output, with the sizes that the runtime knows before it runs. That of a
@@ -84,12 +84,10 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   if (made.domain) return nullptr;
   made.operators.clear();
   const bool has_cuda = *mamba_cuda_architectures() != '\0';
-  const auto add = [&](const Operator& op, mamba_dtype dtype, mamba_dtype residual,
-                       mamba_dtype state, Provider on) {
+  const auto add = [&](const Operator& op, const Dtypes& dtypes, Provider on) {
     for (int bits : {0, 4, 8}) {
       if ((bits != 0) != op.is_packed()) continue;
-      made.operators.push_back(
-          std::make_unique<CustomOp>(api_, op, dtype, residual, state, bits, on));
+      made.operators.push_back(std::make_unique<CustomOp>(api_, op, dtypes, bits, on));
     }
   };
   for (const Operator& op : kOperators) {
@@ -100,8 +98,8 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
       if (op.is_packed() && dtype == MAMBA_BF16) continue;  // DequantizeLinear has none
       for (mamba_dtype residual : {MAMBA_FP32, dtype}) {
         for (mamba_dtype state : {MAMBA_FP32, dtype}) {
-          if (op.has_cpu_kernel) add(op, dtype, residual, state, kCpu);
-          if (runs_on_cuda) add(op, dtype, residual, state, kCuda);
+          if (op.has_cpu_kernel) add(op, {dtype, residual, state}, kCpu);
+          if (runs_on_cuda) add(op, {dtype, residual, state}, kCuda);
           if (!has_state_dtype(op) || dtype == MAMBA_FP32) break;  // they have one of states
         }
         if (!has_residual(op) || dtype == MAMBA_FP32) break;  // they have one residual dtype
@@ -165,15 +163,12 @@ OrtStatus* too_old(const OrtApiBase* runtime) {
 
 }  // namespace
 
-CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, mamba_dtype dtype_,
-                   mamba_dtype residual_dtype_, mamba_dtype state_dtype_, int bits_,
+CustomOp::CustomOp(OrtFunctions api_, const Operator& description_, Dtypes dtypes_, int bits_,
                    Provider provider_)
     : OrtCustomOp{},
       api(api_),
       description(description_),
-      dtype(dtype_),
-      residual_dtype(residual_dtype_),
-      state_dtype(state_dtype_),
+      dtypes(dtypes_),
       bits(bits_),
       provider(provider_) {
   version = kOrtApiVersion;

@@ -70,9 +70,8 @@ class Call {
 
   void run() {
     const CustomOp& op = kernel_.op;
-    const Params params =
-        fill(op_, {sizes_, op.dtype, op.residual_dtype, kernel_.attributes,
-                   kernel_.has_constant_weights, input_data_, outputs_, op.state_dtype, op.bits});
+    const Params params = fill(op_, {sizes_, op.dtypes, kernel_.attributes,
+                                     kernel_.has_constant_weights, input_data_, outputs_, op.bits});
     return op.provider == kCpu ? run_on_cpu(params.get()) : run_on_cuda(params.get());
   }
 
@@ -115,7 +114,7 @@ void Call::allocate_output(int32_t index) {
   outputs_[index] = make_output(api_, context_, index, shape);
   if (outputs_[index]) return;
   // The graph leaves this output out; the kernel writes it all the same.
-  int64_t bytes = kernel_.op.dtype_of(output) == MAMBA_FP32 ? 4 : 2;
+  int64_t bytes = kernel_.op.dtypes.of(output) == MAMBA_FP32 ? 4 : 2;
   for (int64_t size : shape) bytes = mamba::product(bytes, size);
   // A convolution of one tap has a state without elements.
   if (bytes > 0) outputs_[index] = scratch_.take(bytes, "an output that the graph leaves out");

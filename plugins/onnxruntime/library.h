@@ -22,25 +22,12 @@ enum Provider { kCpu, kCuda };
 // One operator for one choice of dtypes and one provider: ONNX Runtime picks among those of a name
 // by the provider that a node was given to and by the types of its inputs.
 struct CustomOp : OrtCustomOp {
-  CustomOp(OrtFunctions api, const Operator& description, mamba_dtype dtype,
-           mamba_dtype residual_dtype, mamba_dtype state_dtype, int bits, Provider provider);
-
-  mamba_dtype dtype_of(const Tensor& tensor) const {
-    switch (tensor.dtype) {
-      case DtypeClass::kT:
-        return dtype;
-      case DtypeClass::kR:
-        return residual_dtype;
-      case DtypeClass::kS:
-        return state_dtype;
-      default:
-        return MAMBA_FP32;
-    }
-  }
+  CustomOp(OrtFunctions api, const Operator& description, Dtypes dtypes, int bits,
+           Provider provider);
 
   OrtFunctions api;
   const Operator& description;
-  mamba_dtype dtype, residual_dtype, state_dtype;
+  Dtypes dtypes;
   int bits;  // of the codes of packed matrices, 0 without
   Provider provider;
 };

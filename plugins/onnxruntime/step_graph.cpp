@@ -8,10 +8,11 @@
 
 #include <cstring>
 #include <memory>
-#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "common/cuda/status.h"
+#include "host_memory.h"
 #include "mamba_decode.h"
 
 namespace mamba {
@@ -41,27 +42,48 @@ bool is_on_device(const void* memory) {
   return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
 }
 
-// What makes a node unfit to be repeated, or null: the host memory of a copy is gone by then, and a
-// call of the host would free its memory twice.
-const char* unfit(cudaGraphNode_t node) {
+// What mamba_host_alloc gave out. It stays until the process ends, when CUDA may be gone already.
+HostMemory& host_memory() {
+  static auto* memory = new HostMemory([](void* block) { cudaFreeHost(block); });
+  return *memory;
+}
+
+struct Graph {
+  cudaGraphExec_t executable = nullptr;
+  int device = 0;
+  std::vector<HostMemory::Holder> memory;  // of the host, that it copies from or to
+  ~Graph() {
+    if (executable) cudaGraphExecDestroy(executable);
+  }
+};
+
+// Whether one side of a copy stays where it is: on the device, or in memory that the graph holds
+// from now on.
+bool stays(const cudaPitchedPtr& side, const cudaPos& at, const cudaExtent& extent, Graph* graph) {
+  if (is_on_device(side.ptr)) return true;
+  const size_t rows = extent.height * extent.depth;
+  if (rows != 1) return false;  // ours are of one row
+  const size_t begin = at.x + side.pitch * (at.y + side.ysize * at.z);
+  auto holder = host_memory().hold(static_cast<const char*>(side.ptr) + begin, extent.width);
+  if (!holder) return false;
+  graph->memory.push_back(std::move(holder));
+  return true;
+}
+
+// What makes a node unfit to be repeated, or null: other host memory of a copy may be gone by then,
+// and a call of the host would free its memory twice.
+const char* unfit(cudaGraphNode_t node, Graph* graph) {
   cudaGraphNodeType type;
   if (cudaGraphNodeGetType(node, &type) != cudaSuccess) return "work of an unknown kind";
   if (type == cudaGraphNodeTypeHost) return "a call of the host";
   if (type != cudaGraphNodeTypeMemcpy) return nullptr;
   cudaMemcpy3DParms copy = {};
   if (cudaGraphMemcpyNodeGetParams(node, &copy) != cudaSuccess) return "a copy of an unknown kind";
-  const bool fits = !copy.srcArray && !copy.dstArray && is_on_device(copy.srcPtr.ptr) &&
-                    is_on_device(copy.dstPtr.ptr);
-  return fits ? nullptr : "a copy between the host and the GPU";
+  const bool fits = !copy.srcArray && !copy.dstArray &&
+                    stays(copy.srcPtr, copy.srcPos, copy.extent, graph) &&
+                    stays(copy.dstPtr, copy.dstPos, copy.extent, graph);
+  return fits ? nullptr : "a copy between the GPU and host memory that is not ours";
 }
-
-struct Graph {
-  cudaGraphExec_t executable = nullptr;
-  int device = 0;
-  ~Graph() {
-    if (executable) cudaGraphExecDestroy(executable);
-  }
-};
 
 mamba_status make(cudaGraph_t captured, cudaStream_t stream, std::unique_ptr<Graph>* made) {
   size_t count = 0;
@@ -72,12 +94,12 @@ mamba_status make(cudaGraph_t captured, cudaStream_t stream, std::unique_ptr<Gra
   if (mamba_status bad = status_of("capture", cudaGraphGetNodes(captured, nodes.data(), &count))) {
     return bad;
   }
+  auto graph = std::make_unique<Graph>();
   for (cudaGraphNode_t node : nodes) {
-    if (const char* what = unfit(node)) {
+    if (const char* what = unfit(node, graph.get())) {
       return fail(MAMBA_INVALID, "this model cannot be captured: it holds %s", what);
     }
   }
-  auto graph = std::make_unique<Graph>();
   cudaGetDevice(&graph->device);
   if (mamba_status bad =
           status_of("capture", cudaGraphInstantiateWithFlags(&graph->executable, captured, 0))) {
@@ -105,18 +127,25 @@ mamba_status mamba_stream_create(int device, void** stream) {
 }
 
 mamba_status mamba_host_alloc(size_t bytes, void** memory) {
-  const mamba_status status =
+  *memory = nullptr;
+  mamba_status status =
       status_of("host memory", cudaHostAlloc(memory, bytes, cudaHostAllocPortable));
+  if (status == MAMBA_OK && *memory) {
+    std::memset(*memory, 0, bytes);
+    try {
+      mamba::host_memory().add(*memory, bytes);
+    } catch (const std::exception&) {  // std::bad_alloc
+      *memory = nullptr;
+      status = MAMBA_OUT_OF_MEMORY;
+    }
+  }
   if (status == MAMBA_OUT_OF_MEMORY) {
     return mamba::fail(status, "failed to allocate %zu bytes of host memory for the GPU", bytes);
   }
-  if (status == MAMBA_OK) std::memset(*memory, 0, bytes);
   return status;
 }
 
-void mamba_host_free(void* memory) {
-  if (memory) cudaFreeHost(memory);
-}
+void mamba_host_free(void* memory) { mamba::host_memory().remove(memory); }
 
 mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);

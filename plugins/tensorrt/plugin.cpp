@@ -330,8 +330,8 @@ Params Plugin::params(const Sizes& sizes, const DataType* types, const void* con
     return first == kNone ? MAMBA_FP32 : dtype_of(types[first]);
   };
   constexpr bool kConstantWeights = false;  // TensorRT does not say
-  return fill(op_, {sizes, dtype(DtypeClass::kT), dtype(DtypeClass::kR), attributes_.values,
-                    kConstantWeights, inputs, outputs, dtype(DtypeClass::kS)});
+  const Dtypes dtypes{dtype(DtypeClass::kT), dtype(DtypeClass::kR), dtype(DtypeClass::kS)};
+  return fill(op_, {sizes, dtypes, attributes_.values, kConstantWeights, inputs, outputs});
 }
 
 }  // namespace mamba_trt

@@ -12,7 +12,7 @@
 namespace check {
 
 using mamba_contract::AttributeKind;
-using mamba_contract::DtypeClass;
+using mamba_contract::Dtypes;
 using mamba_contract::kNone;
 using mamba_contract::Operator;
 using mamba_contract::Tensor;
@@ -22,15 +22,15 @@ constexpr const char* kDtypes[] = {"fp32", "fp16", "bf16"};
 struct Case {
   const Operator& op;
   const cases::Sizes& sizes;
-  mamba_dtype dtype, residual_dtype, state_dtype;
+  Dtypes dtypes;
   bool constant_weights;
   plain::Call values;                               // what the truth reads
   mamba_contract::AttributeValues attributes = {};  // the same, by position
 
   std::string text() const {
-    std::string found = std::string(op.name) + " " + kDtypes[dtype];
-    if (has_residual(op)) found += std::string("/") + kDtypes[residual_dtype];
-    if (has_state_dtype(op)) found += std::string("/") + kDtypes[state_dtype];
+    std::string found = std::string(op.name) + " " + kDtypes[dtypes.T];
+    if (has_residual(op)) found += std::string("/") + kDtypes[dtypes.R];
+    if (has_state_dtype(op)) found += std::string("/") + kDtypes[dtypes.S];
     for (size_t i = 0; i < sizes.size(); ++i) {
       found += (i ? ", " : " (") + std::to_string(sizes[i]);
     }
@@ -41,19 +41,6 @@ struct Case {
       }
     }
     return found;
-  }
-
-  mamba_dtype dtype_of(const Tensor& tensor) const {
-    switch (tensor.dtype) {
-      case DtypeClass::kT:
-        return dtype;
-      case DtypeClass::kR:
-        return residual_dtype;
-      case DtypeClass::kS:
-        return state_dtype;
-      default:
-        return MAMBA_FP32;
-    }
   }
 
   std::vector<int64_t> shape_of(const Tensor& tensor) const {
@@ -95,13 +82,13 @@ inline void draw(Case& c, std::mt19937& random) {
     }
   }
   for (const mamba_contract::Attribute& flag : c.op.flags_on) c.values.attributes[flag.name] = 1;
-  c.values.dtype = c.dtype;
+  c.values.dtype = c.dtypes.T;
   for (const Tensor& tensor : c.op.inputs) {
     plain::Array array(c.shape_of(tensor));
     const cases::Draw from = cases::draw_of(tensor.name, array.shape[0], has_softplus);
     std::normal_distribution<double> normal(from.mean, from.spread);
     for (double& value : array.values) value = normal(random);
-    c.values.inputs[tensor.name] = std::move(array).rounded_to(c.dtype_of(tensor));
+    c.values.inputs[tensor.name] = std::move(array).rounded_to(c.dtypes.of(tensor));
   }
 }
 

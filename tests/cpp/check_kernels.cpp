@@ -54,7 +54,7 @@ class Run {
       shapes_.push_back(c.shape_of(tensor));
     }
     for (const Tensor& tensor : c.op.outputs) {
-      size_t bytes = plain::bytes_of(c.dtype_of(tensor));
+      size_t bytes = plain::bytes_of(c.dtypes.of(tensor));
       for (int64_t size : c.shape_of(tensor)) bytes *= static_cast<size_t>(size);
       outputs_.emplace_back(options, bytes);
     }
@@ -143,7 +143,7 @@ class Run {
   }
 
   std::vector<char> content(const char* input, const Tensor& tensor) const {
-    return bytes_of(case_.values[input], case_.dtype_of(tensor));
+    return bytes_of(case_.values[input], case_.dtypes.of(tensor));
   }
 
   // in_place: states are read from where they are written.
@@ -156,17 +156,16 @@ class Run {
       const Tensor& output = case_.op.outputs[i];
       if (output.role == Role::kLastState) inputs[output.like] = outputs[i];
     }
-    return mamba_contract::fill(
-        case_.op, {sizes_, case_.dtype, case_.residual_dtype, case_.attributes,
-                   case_.constant_weights, inputs.data(), outputs.data(), case_.state_dtype});
+    return mamba_contract::fill(case_.op, {sizes_, case_.dtypes, case_.attributes,
+                                           case_.constant_weights, inputs.data(), outputs.data()});
   }
 
   double compare(const char* how) const {
     double largest = 0;
     for (int32_t i = 0; i < case_.op.outputs.count; ++i) {
       const Tensor& tensor = case_.op.outputs[i];
-      const double error = relative_error(truth_[i], outputs_[i].get(), case_.dtype_of(tensor));
-      if (!(error <= bound_of(case_.op, case_.dtype))) {
+      const double error = relative_error(truth_[i], outputs_[i].get(), case_.dtypes.of(tensor));
+      if (!(error <= bound_of(case_.op, case_.dtypes.T))) {
         refuse(how, std::string(tensor.name) + " is " + std::to_string(error) + " from the truth");
       }
       if (!outputs_[i].is_intact()) refuse(how, std::string("it writes beside ") + tensor.name);
@@ -209,7 +208,7 @@ int run_all(const Options& options, const std::set<std::string>& nodes) {
         ++checks;
         const auto either = [&] { return random() % 2 ? dtype : MAMBA_FP32; };
         const mamba_dtype residual = either(), state = either();
-        Case c{op, sizes, dtype, residual, state, random() % 2 != 0, {}};
+        Case c{op, sizes, {dtype, residual, state}, random() % 2 != 0, {}};
         draw(c, random);
         Run run(options, c);
         try {

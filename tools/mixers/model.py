@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mamba_export
 from mamba_export.models import RMSNorm
 from mixers.blocks import Block
+from mixers.parts_export import export_in_parts
 
 _EPSILON = 1e-5
 
@@ -137,24 +138,14 @@ class Whole(nn.Module):
 
 def export_streaming(model: MixerModel, output: Path) -> Path:
     """Export a model that reads its sequence in parts of any length, with its states carried."""
-    growing = model.growing()
-    examples = [
-        one if axis is None else one.new_zeros([*one.shape[:axis], 3, *one.shape[axis + 1 :]])
-        for one, axis in zip(model.initial_state(2), growing, strict=True)
-    ]
-    names = [f"state_{index}" for index in range(len(examples))]
-    return mamba_export.export(
+    return export_in_parts(
         Streaming(model),
-        (torch.ones(2, 5, dtype=torch.long), *examples),
-        output=output,
-        dynamic_shapes={
-            "tokens": {0: "batch", 1: "length"},
-            **{name: {0: "batch"} for name in names},
-        },
-        states=[
-            mamba_export.State(name, index + 1, grows=axis)
-            for index, (name, axis) in enumerate(zip(names, growing, strict=True))
-        ],
+        torch.ones(2, 5, dtype=torch.long),
+        model.initial_state(2),
+        output,
+        input_name="tokens",
+        output_names=["logits"],
+        growing=model.growing(),
     )
 
 

@@ -74,18 +74,22 @@ def completed(
     ordered = sorted(models, key=lambda one: list(PUBLISHED).index(one.name))
     return dataclasses.replace(
         record,
-        notes=[
-            " ".join(copying.ABOUT.split()),
-            "Published: 400,000 steps at a constant learning rate of 1e-4, on sequences of 4,096 tokens from "
-            "the start. Ours: as many steps as the minutes that the table names allow, so that no model is "
-            "trained to its end.",
-        ],
+        notes=[" ".join(copying.ABOUT.split()), *([_trainings(ordered)] if ordered else [])],
         tables=[
-            _accuracies(ordered, length),
+            *([_accuracies(ordered, length)] if ordered else []),
             *(_backends(one) for one in backends if one.scores),
         ],
         plots=[_beside_published(ordered, length), _curves(ordered)] if ordered else [],
         claims=[*_claims(ordered, length), *_same_everywhere(backends)],
+    )
+
+
+def _trainings(models: Sequence[Found]) -> str:
+    devices = " and ".join(sorted({str(one.record["device"]) for one in models}))
+    return (
+        "Published: 400,000 steps at a constant learning rate of 1e-4, on sequences of 4,096 tokens from "
+        "the start. Ours: as many steps as the minutes that the table names allow, so that no model is "
+        f"trained to its end. Trained on: {devices}."
     )
 
 

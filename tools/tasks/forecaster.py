@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import mamba_export
 from mamba_export.fields import Choice
 from mamba_export.models import LayerState, MambaBackbone, MambaConfig
 from mamba_export.models.program import SharedParameters
 from mixers.blocks import MambaBlock
 from mixers.model import MixerBackbone
+from mixers.parts_export import export_in_parts
 from mixers.s4d import S4D
 from tasks.forecast_program import INPUT, OUTPUTS
 from tasks.plant import CHANNELS, simulate
@@ -152,17 +152,12 @@ def load_forecaster(folder: Path) -> Forecaster:
 
 def export_forecaster(forecaster: Forecaster, output: Path, *, force: bool = False) -> Path:
     """Export a forecaster with its states as inputs and outputs; it reads parts of any length."""
-    examples = forecaster.initial_state(2)
-    states = [f"state_{index}" for index in range(len(examples))]
-    return mamba_export.export(
+    return export_in_parts(
         forecaster,
-        (torch.zeros(2, 5, len(CHANNELS)), *examples),
-        output=output,
-        dynamic_shapes={
-            INPUT: {0: "batch", 1: "length"},
-            **{name: {0: "batch"} for name in states},
-        },
-        output_names=[*OUTPUTS, *(f"{name}_after" for name in states)],
-        states=[mamba_export.State(name, f"{name}_after") for name in states],
+        torch.zeros(2, 5, len(CHANNELS)),
+        forecaster.initial_state(2),
+        output,
+        input_name=INPUT,
+        output_names=OUTPUTS,
         force=force,
     )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import mamba_export
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.fields import Integer
+from mixers.parts_export import export_in_parts
 from tasks.forecaster import MambaCore
 from tasks.stored import load_weights, read_description, save_module
 
@@ -72,18 +72,13 @@ def load_labeller(folder: Path) -> Labeller:
 
 def export_labeller(labeller: Labeller, output: Path, *, force: bool = False) -> Path:
     """Export a labeller with its states as inputs and outputs; it reads parts of any length."""
-    examples = labeller.core.initial_state(2)
-    states = [f"state_{index}" for index in range(len(examples))]
-    return mamba_export.export(
+    return export_in_parts(
         labeller,
-        (torch.zeros(2, 5, labeller.features), *examples),
-        output=output,
-        dynamic_shapes={
-            INPUT: {0: "batch", 1: "length"},
-            **{name: {0: "batch"} for name in states},
-        },
-        output_names=[OUTPUT, *(f"{name}_after" for name in states)],
-        states=[mamba_export.State(name, f"{name}_after") for name in states],
+        torch.zeros(2, 5, labeller.features),
+        labeller.core.initial_state(2),
+        output,
+        input_name=INPUT,
+        output_names=[OUTPUT],
         force=force,
     )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mamba_export.backends.onnxruntime.session import OrtSession
-from mamba_export.backends.onnxruntime.streamer import GraphStreamer
+from mamba_export.backends.onnxruntime.streamer import OrtStreamer
 from mamba_export.backends.registry import providers
-from mamba_export.backends.tensorrt import BuildOptions, build
+from mamba_export.backends.tensorrt import BuildOptions, TrtSession, build
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.errors import MambaExportError
 from tasks.detector import Limits, scores
@@ -38,7 +38,7 @@ def open_each(folder: Path) -> dict[str, OrtSession]:
     return found
 
 
-def time_steps(session: OrtSession, backend: str, model: str, steps: int) -> Timing:
+def time_steps(session: OrtSession | TrtSession, backend: str, model: str, steps: int) -> Timing:
     """Time the first steps of a signal and, after ``steps`` more, as many again."""
     readings = simulate(1, 2000, seed=FAULTY_SEED).readings
     streamer = session.streamer()
@@ -56,16 +56,16 @@ def time_steps(session: OrtSession, backend: str, model: str, steps: int) -> Tim
     early = run(min(steps, 2000))
     run(steps)
     late = run(min(steps, 2000))
-    captured = streamer.is_captured if isinstance(streamer, GraphStreamer) else None
+    captured = None if isinstance(streamer, OrtStreamer) else streamer.is_captured
     return Timing(backend, LABELS[model], early, late, steps, captured)
 
 
-def build_engines(folder: Path) -> list[Engine]:
-    """Build an engine of single steps and short parts, of plugins and of function bodies.
+def time_engines(folder: Path, steps: int) -> tuple[list[Engine], list[Timing]]:
+    """Build an engine of single steps and short parts, of plugins and of function bodies, and time its steps.
 
     TensorRT-RTX builds them with no GPU. Its engines do not run on compute capability 9.0, the H100's.
     """
-    engines = []
+    engines, timings = [], []
     for plugin in (True, False):
         form = "plugins" if plugin else "function bodies"
         options = BuildOptions(
@@ -77,9 +77,14 @@ def build_engines(folder: Path) -> list[Engine]:
             engines.append(Engine(form, TENSORRT_RTX.title, None, f"not built: {error}"))
             continue
         runtime = f"{TENSORRT_RTX.title} {description.runtime_version}"
+        try:
+            timings.append(time_steps(TrtSession(folder), f"{runtime}, {form}", "mamba", steps))
+            note = "built, and run"
+        except MambaExportError as error:
+            note = f"built, not run: {error}"
         megabytes = round(description.build["engine_bytes"] / 1e6, 2)
-        engines.append(Engine(form, runtime, megabytes, "built, not run"))
-    return engines
+        engines.append(Engine(form, runtime, megabytes, note))
+    return engines, timings
 
 
 def watch_fault(

@@ -16,7 +16,7 @@ from mamba_export.errors import MambaExportError
 from tasks import resume
 from tasks.recipe import TaskRecipe
 from tasks.task import Batch, Loss, MakeBatch
-from training.stepper import Stepper, learning_rate, progress_of
+from training.stepper import Stepper, learning_rate, parameter_groups, progress_of
 
 _CHECKPOINT_SECONDS = 30.0
 
@@ -123,17 +123,6 @@ class _Divided(nn.Module):
         return (logits / self.temperature, *rest)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups: decay for the linear layers' matrices; none for the other parameters."""
-    decayed = {id(one.weight) for one in model.modules() if isinstance(one, nn.Linear)}
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 class _BatchStepper:
     """Steps on batches, which are copied to where the graph of their shapes reads them."""
 
@@ -146,10 +135,7 @@ class _BatchStepper:
             lambda: loss(model, self._current),
             parameter_groups(model, recipe.weight_decay),
             device,
-            beta2=recipe.beta2,
-            clip=recipe.clip,
-            bf16=recipe.bf16,
-            cuda_graph=recipe.cuda_graph,
+            recipe,
         )
         self.optimizer = self._stepper.optimizer
         self.read_loss = self._stepper.read_loss

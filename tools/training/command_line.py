@@ -43,6 +43,26 @@ def number(
     return parse
 
 
+OPTIMISATION: dict[str, tuple[Callable[[str], Any], str]] = {
+    "steps": (number(int, 1), "optimiser steps"),
+    "max_minutes": (number(float, 0), "time limit; the schedule ends with it; 0: none"),
+    "batch": (number(int, 1), "sequences a step"),
+    "lr": (number(float, 0), "peak learning rate"),
+    "lr_floor": (number(float, 0, 1), "last rate over the peak"),
+    "warmup": (number(int, 0), "steps to the peak"),
+    "weight_decay": (number(float, 0), "of the linear layers' matrices alone"),
+    "beta2": (number(float, 0, 0.99999), "AdamW's second decay rate"),
+    "clip": (number(float, 0), "largest norm of the gradient; 0: any"),
+    "seed": (number(int, 0), "of the initialisation and of everything else that is random"),
+}
+"""Options of every training, by the field of ``Optimisation``: what reads the value, and the help."""
+
+
+def flag(name: str) -> str:
+    """The option of a recipe's field."""
+    return "--" + name.replace("_", "-")
+
+
 def choose_device(name: str) -> torch.device:
     """The device by name; "auto" is the GPU where there is one.
 

@@ -19,21 +19,21 @@ from mamba_export.errors import MambaExportError
 from mamba_export.models import LayerState, MambaLM, Mixer, ModelConfig
 from training.data import Split, Windows
 from training.evaluate import bits_per_byte
-from training.stepper import Stepper, learning_rate, progress_of
+from training.stepper import (
+    Optimisation,
+    Stepper,
+    learning_rate,
+    parameter_groups,
+    progress_of,
+)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a model is trained.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Optimisation):
+    """Everything that decides how a language model is trained.
 
     Args:
-        steps: optimiser steps, unless ``max_minutes`` ends the training earlier.
-        max_minutes: time limit of the training loop; the schedule reaches its end with it. 0 for none.
-        batch, length: windows a step, and bytes in each.
-        lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr_floor`` of it.
-        weight_decay: of the projections' matrices alone.
-        beta2: AdamW's second decay rate (the first is 0.9).
-        clip: largest norm of the gradient; 0 for no limit.
+        length: bytes in each of a step's windows.
         dropout: share of each mixer's output that is dropped.
         locked_dropout: drop the same channels at every step of a window (as AWD-LSTM does).
         token_dropout: share of the input bytes whose embedding is zeroed.
@@ -41,22 +41,16 @@ class Recipe:
         carry: windows follow each other in the text and the state is carried between them.
         reset: share of the windows that start from a zero state all the same.
         evaluations: how often the validation text, if there is one, is evaluated.
-        seed: of the initialisation, the windows and the dropout.
-        bf16: autocast to bf16 (weights, optimiser and evaluation stay fp32).
         compile: torch.compile the model.
-        cuda_graph: replay each training step as one CUDA graph.
     """
 
     steps: int = 2000
-    max_minutes: float = 0.0
     batch: int = 32
-    length: int = 1024
     lr: float = 4e-3
     lr_floor: float = 0.01
     warmup: int = 300
     weight_decay: float = 1.0
-    beta2: float = 0.98
-    clip: float = 1.0
+    length: int = 1024
     dropout: float = 0.15
     locked_dropout: bool = False
     token_dropout: float = 0.05
@@ -64,10 +58,7 @@ class Recipe:
     carry: bool = True
     reset: float = 0.03
     evaluations: int = 20
-    seed: int = 0
-    bf16: bool = False
     compile: bool = False
-    cuda_graph: bool = False
 
 
 @dataclass
@@ -220,18 +211,6 @@ class Average:
             torch._foreach_lerp_(self._target, self._source, 1 - decay)
 
 
-def parameter_groups(model: MambaLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups: decay for the projections' matrices; none for A_log, D, norms, biases, embeddings."""
-    decayed = {
-        id(module.weight) for module in model.backbone.modules() if isinstance(module, nn.Linear)
-    }
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-
-
 @contextmanager
 def dropout(model: MambaLM, recipe: Recipe) -> Iterator[None]:
     """Dropout on every mixer's output and on whole input bytes, as hooks: the model itself has none."""
@@ -280,12 +259,10 @@ class _WindowStepper:
         self._generator = torch.Generator(device).manual_seed(recipe.seed + 1)
         self._stepper = Stepper(
             self._loss,
-            parameter_groups(model, recipe.weight_decay),
+            # The head is the embedding, which has no decay.
+            parameter_groups(model, recipe.weight_decay, within=model.backbone),
             device,
-            beta2=recipe.beta2,
-            clip=recipe.clip,
-            bf16=recipe.bf16,
-            cuda_graph=recipe.cuda_graph,
+            recipe,
         )
         self.read_loss = self._stepper.read_loss
         """Sum of the losses (nats a byte) of the steps since the last call. Waits for the device."""

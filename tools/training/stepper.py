@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,41 +13,68 @@ from torch import Tensor, nn
 _EAGER_STEPS = 5  # before a CUDA graph is captured: Triton compiles and the allocator settles
 
 
-class Schedule(Protocol):
-    """What of a recipe decides the learning rate, and when the training ends."""
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """What every recipe decides.
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps, unless ``max_minutes`` ends the training earlier."""
+    Args:
+        steps: optimiser steps, unless ``max_minutes`` ends the training earlier.
+        max_minutes: time limit of the training loop; the schedule reaches its end with it. 0 for none.
+        batch: sequences a step.
+        lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr_floor`` of it.
+        weight_decay: of the matrices of linear layers alone.
+        beta2: AdamW's second decay rate (the first is 0.9).
+        clip: largest norm of the gradient; 0 for no limit.
+        seed: of the initialisation and of everything else that is random.
+        bf16: autocast to bf16 (weights, optimiser and evaluation stay fp32).
+        cuda_graph: replay each step as one CUDA graph.
+    """
 
-    @property
-    def max_minutes(self) -> float:
-        """Time limit; 0 for none."""
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-
-    @property
-    def lr_floor(self) -> float:
-        """The last learning rate over the peak."""
-
-    @property
-    def warmup(self) -> int:
-        """Steps to the peak."""
+    steps: int
+    max_minutes: float = 0.0
+    batch: int
+    lr: float
+    lr_floor: float
+    warmup: int
+    weight_decay: float
+    beta2: float = 0.98
+    clip: float = 1.0
+    seed: int = 0
+    bf16: bool = False
+    cuda_graph: bool = False
 
 
-def progress_of(step: int, seconds: float, schedule: Schedule) -> float:
+def progress_of(step: int, seconds: float, recipe: Optimisation) -> float:
     """How much of the training is done, in [0, ...): by steps or by time, whichever is further."""
-    by_time = seconds / (60 * schedule.max_minutes) if schedule.max_minutes > 0 else 0.0
-    return max(step / schedule.steps, by_time)
+    by_time = seconds / (60 * recipe.max_minutes) if recipe.max_minutes > 0 else 0.0
+    return max(step / recipe.steps, by_time)
 
 
-def learning_rate(step: int, progress: float, schedule: Schedule) -> float:
+def learning_rate(step: int, progress: float, recipe: Optimisation) -> float:
     """Linear to the peak, times a cosine from 1 to ``lr_floor`` over the whole training."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-    warm = min(1.0, (step + 1) / max(1, schedule.warmup))
-    return schedule.lr * warm * (schedule.lr_floor + (1 - schedule.lr_floor) * cosine)
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    return recipe.lr * warm * (recipe.lr_floor + (1 - recipe.lr_floor) * cosine)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, within: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """An optimiser's groups of the parameters that are learnt, none of them empty.
+
+    Args:
+        model: whose parameters they are.
+        weight_decay: of the matrices of linear layers; the others (embeddings, norms, A_log, D) have none.
+        within: the part of the model whose linear layers are meant (None: all of it).
+    """
+    linear = [one for one in (within or model).modules() if isinstance(one, nn.Linear)]
+    decayed = {id(one.weight) for one in linear}
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class Stepper:
@@ -57,10 +85,7 @@ class Stepper:
             reads their new values. It runs inside autocast.
         groups: the optimiser's groups of parameters.
         device: of the parameters.
-        beta2: AdamW's second decay rate.
-        clip: largest norm of the gradient; 0 for no limit.
-        bf16: autocast to bf16.
-        cuda_graph: replay the steps as CUDA graphs, one for each ``shape`` that ``step`` is given.
+        recipe: its beta2, clip, bf16 and cuda_graph (a graph for each ``shape`` that ``step`` is given).
     """
 
     def __init__(
@@ -68,17 +93,13 @@ class Stepper:
         loss: Callable[[], Tensor],
         groups: Sequence[dict[str, Any]],
         device: torch.device,
-        *,
-        beta2: float,
-        clip: float,
-        bf16: bool,
-        cuda_graph: bool,
+        recipe: Optimisation,
     ) -> None:
         self._loss_of = loss
-        self._clip = clip
-        self._cuda_graph = cuda_graph
+        self._clip = recipe.clip
+        self._cuda_graph = recipe.cuda_graph
         self._autocast = torch.autocast(
-            device.type, torch.bfloat16, enabled=bf16, cache_enabled=False
+            device.type, torch.bfloat16, enabled=recipe.bf16, cache_enabled=False
         )
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         # On a GPU the learning rate is a tensor, so that a captured graph sees its changes.
@@ -86,7 +107,7 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(
             groups,
             lr=rate,
-            betas=(0.9, beta2),
+            betas=(0.9, recipe.beta2),
             fused=device.type == "cuda",
             capturable=device.type == "cuda",
         )

@@ -13,9 +13,10 @@ from mamba_export import given
 from mamba_export.backends.tensorrt.library import Library
 from mamba_export.backends.tensorrt.names import TENSORRT_RTX
 from mamba_export.backends.tensorrt.options import BuildOptions
-from mamba_export.backends.tensorrt.progress import Interrupt, Progress, make_monitor
+from mamba_export.backends.tensorrt.progress import Progress, make_monitor
 from mamba_export.errors import EngineError
 from mamba_export.files import new_file, write_bytes
+from mamba_export.interrupts import deferred
 from mamba_export.untrusted import read_bytes
 
 Shapes = list[dict[str, tuple[tuple[int, ...], ...]]]
@@ -81,10 +82,9 @@ def compile_graph(
         None if options.timing_cache is None else given.path(options.timing_cache, "--timing-cache")
     )
     cache = _timing_cache(library, config, timing_cache)
-    interrupt = Interrupt()
-    monitor = make_monitor(trt, progress, interrupt)  # must outlive the build
-    config.progress_monitor = monitor
-    with interrupt.watched():
+    with deferred() as interrupt:
+        monitor = make_monitor(trt, progress, interrupt)  # must outlive the build
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{model_path}: {library} cannot build it: {library.reason()}")

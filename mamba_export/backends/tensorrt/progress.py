@@ -1,52 +1,20 @@
 """TensorRT's progress reports as calls of ours, and Ctrl-C and other signals while it builds.
 
 The reports come from inside TensorRT's C++: an exception that left one, Python's KeyboardInterrupt included,
-would end the process. So a signal sets a flag while an engine is built, and the next report cancels the build.
+would end the process. So signals are deferred while an engine is built, and the next report cancels the build.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from mamba_export.interrupts import Interrupt
 
 Progress = Callable[[str, float], None]
 """Called with a line about what is done now, and how much of it is done, from 0 to 1."""
-
-
-class Interrupt:
-    """Whether a signal that ends the process came while ``watched``."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Note Ctrl-C, SIGTERM and SIGHUP; what their handlers raise comes at the end."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread receives signals
-            return
-
-        def note(number: int, _: object) -> None:
-            self.number = number
-
-        # A signal without a handler in Python ends the process at once, or is ignored.
-        before = {
-            number: handler
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if callable(handler := signal.getsignal(number))
-        }
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if self.number is not None:
-                signal.raise_signal(self.number)
 
 
 def make_monitor(trt: Any, progress: Progress, interrupt: Interrupt) -> Any:

@@ -14,10 +14,12 @@ import numpy as np
 
 from mamba_export import given
 from mamba_export.backends.tensorrt.binding import bind_pasts, bind_presents, new_state
+from mamba_export.backends.tensorrt.captured_steps import CapturedSteps
 from mamba_export.backends.tensorrt.engine import Execution, open_engine
 from mamba_export.backends.tensorrt.profiles import check_grown, refusal
 from mamba_export.backends.tensorrt.state import GpuTensor, TrtState
 from mamba_export.backends.tensorrt.stepper import GrowingStepper, TrtStepper
+from mamba_export.backends.tensorrt.streamer import TrtStreamer
 from mamba_export.contract.names import BATCH, LENGTH
 from mamba_export.contract.program import Value
 from mamba_export.errors import SessionError
@@ -37,6 +39,7 @@ from mamba_export.generation.values import (
     CheckedInputs,
     Inputs,
     check_inputs,
+    check_samples,
     check_tokens_alone,
     known_shape,
     returned,
@@ -164,6 +167,21 @@ class TrtSession(GenerationMethods):
         self._check_state(state, None)
         if self.metadata.grows:
             return GrowingStepper(self.run, state)
+        return TrtStepper(self._steps(state))
+
+    def streamer(self, state: TrtState | None = None) -> TrtStreamer:
+        """Drive a program without tokens one sample at a time; arguments are those of ``OrtSession.streamer``.
+
+        Raises:
+            SessionError: the program is not of the form that is driven so, the state does not fit it, or no
+                profile takes single steps of its batch.
+        """
+        check_samples(self.metadata)
+        state = self.initial_state(1) if state is None else state
+        self._check_state(state, None)
+        return TrtStreamer(self._steps(state))
+
+    def _steps(self, state: TrtState) -> CapturedSteps:
         profile = self._profile(state.batch, 1)
         self._gpu.activate()
         stream = self._gpu.stream()
@@ -172,7 +190,7 @@ class TrtSession(GenerationMethods):
             execution = idle.pop() if idle else None
         if execution is None:
             execution = self.engine.execution(profile, stream)
-        return TrtStepper(
+        return CapturedSteps(
             execution, self.metadata, self._gpu, stream, state, self._captures, idle.append
         )
 
