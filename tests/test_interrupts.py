@@ -333,6 +333,14 @@ def test_other_threads_defer_nothing() -> None:
     assert numbers == [None]
 
 
+def test_a_command_leaves_what_its_caller_began(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out", marker=MARKER) as outer:
+        with ending_well(), new_file(tmp_path / "file") as path:
+            write_text(path, "new")
+        fill(outer, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
 def test_a_fork_leaves_its_parent_s_folder(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"

@@ -26,8 +26,8 @@ from rich.text import Text
 
 from attacks import campaign, record
 from attacks.kinds import kind_of
+from bench.record import write_whole
 from mamba_export.cli import run_app
-from mamba_export.errors import MambaExportError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -74,12 +74,7 @@ def main(
     _print(content)
     for path in (json_file, record_folder and record.path_in(record_folder)):
         if path is not None:
-            try:
-                path.write_text(
-                    json.dumps(content, indent=2, ensure_ascii=True) + "\n", encoding="utf-8"
-                )
-            except OSError as error:
-                raise MambaExportError(f"{path}: cannot be written ({error.strerror})") from error
+            write_whole(path, json.dumps(content, indent=2, ensure_ascii=True) + "\n")
             console.print(Text(f"wrote {path}"))
     raise typer.Exit(1 if content["found"] else 0)
 

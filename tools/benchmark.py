@@ -24,6 +24,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench.command_options import (
+    CommitOption,
+    DeviceOption,
+    NoteOption,
+    record_option,
+)
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 from mamba_export.printing import as_text
@@ -37,7 +43,7 @@ KINDS = ("operator", "dual", "vision", "prefill", "decode")
 
 @app.command(help=__doc__)
 def main(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     what: Annotated[
         str,
         typer.Option(
@@ -66,6 +72,12 @@ def main(
         str | None,
         typer.Option(
             help="GPU: codes that the models' matrices are stored in, int4 or int8; then no peers."
+        ),
+    ] = None,
+    state_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU: recurrent states of Mamba-2 (fp32), or the weights' dtype, as mamba_ssm has."
         ),
     ] = None,
     operator_dtypes: Annotated[
@@ -103,19 +115,9 @@ def main(
     graphs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="GPU: graphs from --prepare.")
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write a JSON record; in a folder its name is DATE-device.json."
-        ),
-    ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What the record names as the commit, without git."),
-    ] = None,
-    note: Annotated[
-        str | None, typer.Option(help="A sentence for the record: how a peer was built, say.")
-    ] = None,
+    record: Annotated[Path | None, record_option("DATE-DEVICE.json")] = None,
+    commit: CommitOption = None,
+    note: NoteOption = None,
     plots: Annotated[
         bool, typer.Option("--plots", help="Draw the record's plots beside it (matplotlib).")
     ] = False,
@@ -154,6 +156,8 @@ def main(
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
+    if not on_gpu and state_dtype is not None and prepare is None:
+        raise MambaExportError("--state-dtype needs --device cuda; the CPU is timed with fp32")
     if not on_gpu and weights is not None and prepare is None:
         raise MambaExportError("--weights needs --device cuda; the CPU is timed with all of them")
     if llama_cpp is not None:
@@ -174,6 +178,7 @@ def main(
         prefill_batches=options.numbers("--prefill-batch", prefill_batch, PREFILL_BATCHES),
         dtype=options.one_of("--dtype", dtype, DTYPES),
         weights=packed,
+        state=options.state_dtype(state_dtype, sizes, dtype),
         prefill="prefill" in kinds,
         decode="decode" in kinds,
         graphs=graphs,
@@ -181,7 +186,7 @@ def main(
         transformers=transformers and packed is None,
     )
     if prepare is not None:
-        prepare_graphs(prepare, cases.sizes, cases.dtype, packed, _say)
+        prepare_graphs(prepare, cases, _say)
         return
     from bench import provenance
     from bench.runs import Destination, GpuRun, run_cpu, run_gpu

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 import torch
 
 import train_task
-from bench import provenance
 from mamba_export import OrtSession
 from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
 from mamba_export.untrusted import read_json
-from report.record import new_record, write_record
+from report.command_line import begun, record_parser
+from report.record import write_record
 from tasks import copying
 from tasks.copying_exported import (
     export_forms,
@@ -29,8 +29,9 @@ from tasks.copying_exported import (
 from tasks.copying_models import PUBLISHED, SHIPPED, TASK
 from tasks.copying_record import Backends, Found, completed
 from tasks.output import RECORD_FILE
-from training.command_line import Parser, choose_device, number
+from training.command_line import choose_device, number
 
+PROGRAM = "run_copying.py"
 DESCRIPTION = """\
 Train the models of table 1, export each in each of its forms, and record their accuracy: PyTorch's, that of the
 exported files, and that of the shipped model on every backend that is here.
@@ -53,13 +54,8 @@ QUICK = ["--length", "64", "--steps", "20", "--batch", "8", "--test", "16", "--d
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="run_copying.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--record", type=Path, required=True, metavar="PLACE", help="file, or folder of records"
+    parser = record_parser(
+        PROGRAM, DESCRIPTION, quick="two models, briefly, on a CPU: to see that it works"
     )
     text = "folder with a folder for each trained model; those that are missing are trained into it"
     parser.add_argument("--trained", type=Path, default=None, metavar="FOLDER", help=text)
@@ -72,9 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
     text = "folder of the shipped model (default: models/selective-copying)"
     parser.add_argument("--shipped", type=Path, default=None, metavar="FOLDER", help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--commit", default=None, help="of a copy without git's own folder")
-    text = "two models, briefly, on a CPU: to see that it works"
-    parser.add_argument("--quick", action="store_true", help=text)
     return parser
 
 
@@ -92,13 +85,13 @@ def run(arguments: list[str]) -> None:
     if unknown:
         raise MambaExportError(f"--models {unknown[0]}: give some of {', '.join(PUBLISHED)}")
     device = choose_device("cpu" if options.quick else options.device)
-    record = new_record(
+    record = begun(
+        options,
+        PROGRAM,
+        arguments,
         "copying",
         "Selective copying",
-        provenance.shown_command("tools/run_copying.py", arguments),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        commit=options.commit,
-        quick=options.quick,
     )
     root = Path(__file__).parents[1]
     shipped = options.shipped or root / "models" / TASK.name

@@ -28,6 +28,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from bench.command_options import (
+    CommitOption,
+    DeviceOption,
+    NoteOption,
+    record_option,
+)
 from mamba_export.cli import run_app
 from mamba_export.errors import MambaExportError
 from mamba_export.printing import as_text
@@ -38,7 +44,7 @@ console = Console(stderr=True)
 
 @app.command(help=__doc__)
 def main(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     quick: Annotated[
         bool, typer.Option("--quick", help="CPU: tiny models and short texts.")
     ] = False,
@@ -56,20 +62,9 @@ def main(
             help="GPU: traced graphs, from tools/benchmark.py --prepare FOLDER --size 130m,mamba2-130m.",
         ),
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a JSON record; in a folder its name is DATE-DEVICE-cost.json.",
-        ),
-    ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What the record names as the commit, without git."),
-    ] = None,
-    note: Annotated[
-        str | None, typer.Option(help="A sentence for the record, as on what else ran.")
-    ] = None,
+    record: Annotated[Path | None, record_option("DATE-DEVICE-cost.json")] = None,
+    commit: CommitOption = None,
+    note: NoteOption = None,
 ) -> None:
     from bench import options
 

@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from bench import gpu, provenance
+from bench import gpu
 from mamba_export import OrtSession
 from mamba_export.cli import exit_with
 from mamba_export.errors import MambaExportError
-from report.record import new_record, write_record
+from report.command_line import begun, record_parser
+from report.record import write_record
 from tasks.induction import LONGEST, SHORTEST
 from tasks.induction_export import Exported, check_positions, export_checkpoint
 from tasks.induction_findings import findings
 from tasks.streaming import Reading, read_lengths
-from training.command_line import Parser, choose_device, number
+from training.command_line import choose_device, number
 
+PROGRAM = "run_induction.py"
 DESCRIPTION = """\
 Export trained models of the induction task, and let the files read sequences of any length in
 parts, the state carried from part to part. Says the accuracy, the time and the memory at each
@@ -42,10 +44,11 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="run_induction.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = record_parser(
+        PROGRAM,
+        DESCRIPTION,
+        quick="short lengths and few sequences: to see that it works",
+        needs_record=False,
     )
     text = "a trained model; several times for several (default: those that ship)"
     parser.add_argument("--model", type=Path, action="append", metavar="FOLDER", help=text)
@@ -60,11 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
     text = "of the exported files (default: fp32)"
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--quick", action="store_true", help="short lengths and few sequences")
-    text = "file or folder to write a record for the report into"
-    parser.add_argument("--record", type=Path, default=None, metavar="PLACE", help=text)
-    text = "the record's commit, for a copy without git's own folder"
-    parser.add_argument("--commit", default=None, metavar="TEXT", help=text)
     return parser
 
 
@@ -97,13 +95,13 @@ def run(arguments: list[str]) -> None:
     tokens = options.tokens or (1 << 15 if options.quick else 1 << 26 if on_gpu else 1 << 22)
     folders = options.model or [ROOT / one for one in SHIPPED]
     found: list[tuple[Exported, list[Reading]]] = []
-    record = new_record(
+    record = begun(
+        options,
+        PROGRAM,
+        arguments,
         "induction",
         "Induction heads: accuracy against length",
-        provenance.shown_command("tools/run_induction.py", arguments),
         device=gpu.gpu_name() if on_gpu else None,
-        commit=options.commit,
-        quick=options.quick,
     )
     for folder in folders:
         check_positions(folder, max(lengths))

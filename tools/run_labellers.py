@@ -14,16 +14,16 @@ from typing import NoReturn
 
 import numpy as np
 
-from bench import provenance
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli import exit_with
-from report.record import Claim, Record, Table, new_record, write_record
+from report.command_line import begun, record_parser
+from report.record import Claim, Record, Table, write_record
 from tasks import audio_tones, dna_islands
 from tasks.labeller import export_labeller, file_logits, load_labeller
 from tasks.task import Task
 from tasks.trainer import parameter_count
-from training.command_line import Parser
 
+PROGRAM = "run_labellers.py"
 DESCRIPTION = """\
 Export a shipped model that labels every step of a sequence, and record what the exported file tells
 right beside the best known method, read whole and in pieces, and what a step costs.
@@ -116,19 +116,12 @@ EXAMPLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="run_labellers.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = record_parser(
+        PROGRAM, DESCRIPTION, quick="few and short sequences: to see that it works"
     )
     parser.add_argument("example", choices=tuple(EXAMPLES), help="dna or audio")
-    text = "file, or folder of records"
-    parser.add_argument("--record", type=Path, required=True, metavar="PLACE", help=text)
     text = "folder of the trained model (default: the shipped one)"
     parser.add_argument("--model", type=Path, default=None, metavar="FOLDER", help=text)
-    parser.add_argument("--commit", default=None, help="of a copy without git's own folder")
-    text = "few and short sequences: to see that it works"
-    parser.add_argument("--quick", action="store_true", help=text)
     return parser
 
 
@@ -192,13 +185,7 @@ def run(arguments: list[str]) -> None:
     """
     options = build_parser().parse_args(arguments)
     example = EXAMPLES[options.example]
-    record = new_record(
-        options.example,
-        example.task.title,
-        provenance.shown_command("tools/run_labellers.py", arguments),
-        commit=options.commit,
-        quick=options.quick,
-    )
+    record = begun(options, PROGRAM, arguments, options.example, example.task.title)
     model = options.model or MODELS / example.task.name
     sizes = (QUICK_COUNT, QUICK_LENGTH) if options.quick else (COUNT, LENGTH)
     print(f"{model}: exporting and reading {sizes[0]} sequences of {sizes[1]:,} steps", flush=True)

@@ -9,18 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import provenance
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.cli import exit_with
-from report.record import new_record, write_record
+from report.command_line import begun, record_parser
+from report.record import write_record
 from tasks.forecaster import MODELS, export_forecaster, load_forecaster
 from tasks.plant_evaluation import Forecast, Sizes, evaluate, file_forecast, last_value, limits_of
 from tasks.plant_forecast import TASK
 from tasks.sensors_record import Found, completed
 from tasks.sensors_runs import open_each, time_engines, time_steps, watch_fault
 from tasks.trainer import parameter_count
-from training.command_line import Parser
 
+PROGRAM = "run_sensors.py"
 DESCRIPTION = """\
 Export the shipped forecasters, set each one's alarm limits on sound plants, and record what faults they find
 beside a forecast that repeats the last value, what a step costs on every backend that is here, and the sizes of
@@ -38,21 +38,13 @@ QUICK = Sizes((8, 1200), (16, 1024))
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="run_sensors.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--record", type=Path, required=True, metavar="PLACE", help="file, or folder of records"
+    parser = record_parser(
+        PROGRAM, DESCRIPTION, quick="few plants and steps, no engine: to see that it works"
     )
     text = "folder that holds the trained models' folders (default: models)"
     parser.add_argument("--models", type=Path, default=None, metavar="FOLDER", help=text)
     text = "name of the GPU, where one computes (default: this machine's processor)"
     parser.add_argument("--device", default=None, metavar="TEXT", help=text)
-    parser.add_argument("--commit", default=None, help="of a copy without git's own folder")
-    text = "few plants and steps, no engine: to see that it works"
-    parser.add_argument("--quick", action="store_true", help=text)
     return parser
 
 
@@ -68,13 +60,8 @@ def run(arguments: list[str]) -> None:
         MambaExportError: something that the user can put right.
     """
     options = build_parser().parse_args(arguments)
-    record = new_record(
-        "sensors",
-        "Streaming sensors",
-        provenance.shown_command("tools/run_sensors.py", arguments),
-        device=options.device,
-        commit=options.commit,
-        quick=options.quick,
+    record = begun(
+        options, PROGRAM, arguments, "sensors", "Streaming sensors", device=options.device
     )
     models = options.models or Path(__file__).parents[1] / "models"
     sizes, steps = (QUICK, QUICK_STEPS) if options.quick else (Sizes(), STEPS)

@@ -13,14 +13,15 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from bench import provenance
 from mamba_export.cli import exit_with
-from report.record import Claim, new_record, write_record
+from report.command_line import begun, record_parser
+from report.record import Claim, write_record
 from training import read_text, split_lines
-from training.command_line import Parser, number
+from training.command_line import number
 from zoh.reading import claims, read, tables
 from zoh.scan import coefficient_difference, scan_plot
 
+PROGRAM = "run_zoh.py"
 DESCRIPTION = """\
 How exact zero-order hold for B, (exp(dt A) - 1) / A B, differs from Euler's rule, dt B, as the step
 grows; and what becomes of a model that was trained with the one and is read with the other: an exported
@@ -42,14 +43,7 @@ POINTS, QUICK_POINTS = 41, 9
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog="run_zoh.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--record", type=Path, required=True, metavar="PLACE", help="file, or folder of records"
-    )
+    parser = record_parser(PROGRAM, DESCRIPTION, quick="a short run, to see that it works")
     text = "folders of byte-level Mambas (default: models/kjv-bytes)"
     parser.add_argument(
         "--model", type=Path, nargs="+", default=[SHIPPED], metavar="FOLDER", help=text
@@ -58,8 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, default=None, metavar="FILE", help=text)
     text = "bytes that are read, at most (default: 65536)"
     parser.add_argument("--bytes", type=number(int, 2), default=65536, metavar="X", help=text)
-    parser.add_argument("--commit", default=None, help="of a copy without git's own folder")
-    parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
     return parser
 
 
@@ -75,13 +67,7 @@ def run(arguments: list[str]) -> None:
     else:
         text = split_lines(read_text(options.text)).held_out
     text = text[: min(options.bytes, QUICK_BYTES) if options.quick else options.bytes]
-    record = new_record(
-        "zoh",
-        "Exact zero-order hold",
-        provenance.shown_command("tools/run_zoh.py", arguments),
-        commit=options.commit,
-        quick=options.quick,
-    )
+    record = begun(options, PROGRAM, arguments, "zoh", "Exact zero-order hold")
     excess = 100 * coefficient_difference(torch.tensor(0.1, dtype=torch.float64)).item()
     first = Claim(
         "weight of the input at dt |A| = 0.1: how much larger with dt B, %",

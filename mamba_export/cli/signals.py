@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from mamba_export.files import end_left
+from mamba_export.files import begun, end_left
 from mamba_export.interrupts import deferred
 
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
@@ -40,6 +40,7 @@ def ending_well() -> Iterator[None]:
         before[signal.SIGINT] = signal.default_int_handler
     raised: dict[int, BaseException] = {}  # by the signal's number
     report = sys.unraisablehook
+    outer = begun()
 
     def end(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -68,7 +69,7 @@ def ending_well() -> Iterator[None]:
         yield
     finally:
         with deferred():
-            end_left()
+            end_left(but=outer)
             sys.unraisablehook = report
             # The exception's frames lead here: without this they would live until garbage is collected, and
             # with them a block whose end the signal met before it had begun.

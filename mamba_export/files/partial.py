@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mamba_export.files.locks import lock, locked
@@ -147,14 +147,19 @@ def _here() -> tuple[int, int]:
     return os.getpid(), threading.get_ident()  # a fork has a copy of what is its parent's
 
 
+def begun() -> list[Partial]:
+    """The partial folders of this thread that were not ended yet."""
+    return [partial for partial, owner in [*_begun.items()] if owner == _here()]
+
+
 @atexit.register
-def end_left() -> None:
-    """End the partial folders of this thread.
+def end_left(but: Collection[Partial] = ()) -> None:
+    """End the partial folders of this thread, but for some.
 
     Their blocks do that, but for a block whose end was not run: a signal may come in the very call of it.
     """
-    for partial, owner in [*_begun.items()]:
-        if owner == _here():
+    for partial in begun():
+        if partial not in but:
             partial.end()
 
 

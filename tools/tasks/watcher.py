@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.record import write_whole
 from mamba_export.errors import MambaExportError
 from mamba_export.fields import Fields, ListOf, Number
-from mamba_export.files import write_text
 from mamba_export.untrusted import read_json
 from tasks.detector import STATISTICS, Detector, Limits
 from tasks.forecast_program import OUTPUTS, Step
@@ -30,7 +30,7 @@ def write_limits(folder: Path, limits: Limits) -> None:
         "scale": limits.scale.tolist(),
         "thresholds": dict(zip(STATISTICS, limits.thresholds.tolist(), strict=True)),
     }
-    write_text(folder / LIMITS_FILE, json.dumps(content, indent=1) + "\n")
+    write_whole(folder / LIMITS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_limits(folder: Path) -> Limits:

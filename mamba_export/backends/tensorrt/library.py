@@ -23,6 +23,7 @@ from typing import Any
 from mamba_export import given, requirements
 from mamba_export.backends.tensorrt.names import KINDS, TENSORRT, TENSORRT_RTX, Kind
 from mamba_export.errors import EngineError, first_line
+from mamba_export.interrupts import deferred
 
 _RTX_LIBRARIES = "tensorrt_rtx_libs"
 _RTX_CORE = "libtensorrt_rtx.so"
@@ -133,8 +134,9 @@ def _link_rtx() -> None:
             ) from None
         return
     try:
-        links = Path(tempfile.mkdtemp(prefix="mamba_export-rtx-"))
-        atexit.register(shutil.rmtree, links, ignore_errors=True)
+        with deferred():
+            links = Path(tempfile.mkdtemp(prefix="mamba_export-rtx-"))
+            atexit.register(shutil.rmtree, links, ignore_errors=True)
         for name, target in ((_RTX_CORE, core), (core.name, core), (parser.name, parser)):
             (links / name).symlink_to(target)
     except OSError as error:
