@@ -224,11 +224,11 @@ def test_model_cases_run_on_the_cpu_too(
     monkeypatch.setattr(gpu, "used_bytes", lambda: 5_000_000_000)
     monkeypatch.setattr(gpu_models, "_LONG", (10, 30))
     monkeypatch.setattr(gpu_models, "_CHUNK", 8)
-    cases.prepare_graphs(tmp_path, ["130m"], "fp32", None, lambda _: None)
     some = Cases(
         sizes=("130m",), lengths=(8, 16), batches=(1, 2), dtype="fp32", graphs=tmp_path,
         prefill_batches=(1, 2), mamba_ssm=False,
     )  # fmt: skip
+    cases.prepare_graphs(tmp_path, some, lambda _: None)
     rates = Ceilings(1e12, 1e12, {"fp32": 1e13})
     rows = list(gpu_models.model_rows(rates, some, lambda _: None))
     rows += gpu_models.long_rows(rates, some, lambda _: None)

@@ -56,6 +56,15 @@ def _run(*arguments: str) -> int:
         (["--what", "", "--record", "/dev/null/r.json"], "/dev/null/r.json: cannot be written"),
         (["--what", "", "--record", "r" * 300], "File name too long"),
         (["--long"], "need --device cuda"),
+        (["--state-dtype", "fp16"], "--state-dtype needs --device cuda"),
+        (
+            ["--device", "cuda", "--size", "130m", "--state-dtype", "fp16"],
+            "of 130m in fp16 are fp32",
+        ),
+        (
+            ["--device", "cuda", "--size", "mamba2-130m", "--state-dtype", "bf16"],
+            "are fp32 or fp16",
+        ),
         (["--plots"], "add --record"),
         (["--device", "cuda", "--shape", "1x2x3"], "--shape '1x2x3' is unknown"),
     ],

@@ -89,6 +89,8 @@ def test_weight_bytes_are_those_of_the_model(config: ModelConfig) -> None:
 def test_state_bytes_are_those_of_the_model(config: ModelConfig) -> None:
     states = [t for layer in MambaLM(config).initial_state(5) for t in layer]
     assert limits.state_bytes(config, 5, "fp32") == sum(t.nbytes for t in states)
+    half = limits.state_bytes(config, 5, "fp16", state="fp16")
+    assert 2 * half == limits.state_bytes(config, 5, "fp32")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def main(
             help="GPU: codes that the models' matrices are stored in, int4 or int8; then no peers."
         ),
     ] = None,
+    state_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU: recurrent states of Mamba-2 (fp32), or the weights' dtype, as mamba_ssm has."
+        ),
+    ] = None,
     operator_dtypes: Annotated[
         str, typer.Option(help="GPU: dtypes of the scan; step and convolution run in the first.")
     ] = "bf16",
@@ -150,6 +156,8 @@ def main(
         raise MambaExportError(
             "--long, --graphs, --batch, --prefill-batch, --shape and --budget need --device cuda"
         )
+    if not on_gpu and state_dtype is not None and prepare is None:
+        raise MambaExportError("--state-dtype needs --device cuda; the CPU is timed with fp32")
     if not on_gpu and weights is not None and prepare is None:
         raise MambaExportError("--weights needs --device cuda; the CPU is timed with all of them")
     if llama_cpp is not None:
@@ -170,6 +178,7 @@ def main(
         prefill_batches=options.numbers("--prefill-batch", prefill_batch, PREFILL_BATCHES),
         dtype=options.one_of("--dtype", dtype, DTYPES),
         weights=packed,
+        state=options.state_dtype(state_dtype, sizes, dtype),
         prefill="prefill" in kinds,
         decode="decode" in kinds,
         graphs=graphs,
@@ -177,7 +186,7 @@ def main(
         transformers=transformers and packed is None,
     )
     if prepare is not None:
-        prepare_graphs(prepare, cases.sizes, cases.dtype, packed, _say)
+        prepare_graphs(prepare, cases, _say)
         return
     from bench import provenance
     from bench.runs import Destination, GpuRun, run_cpu, run_gpu

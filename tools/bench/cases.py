@@ -36,6 +36,7 @@ class Cases:
         prefill_batches: the same for prefill.
         dtype: of the weights.
         weights: how the matrices of products are stored; None for in ``dtype``.
+        state: dtype of Mamba-2's recurrent states; None for fp32. mamba_ssm's have the weights' dtype.
         prefill, decode: whether to time each.
         graphs: folder with a subfolder a size that ``prepare_graphs`` wrote; None to make them here.
         mamba_ssm, transformers: whether to time these where they are installed. transformers loops over
@@ -49,6 +50,7 @@ class Cases:
     prefill_batches: Sequence[int] = PREFILL_BATCHES
     dtype: str = "fp16"
     weights: Weights | None = None
+    state: str | None = None
     prefill: bool = True
     decode: bool = True
     graphs: Path | None = None
@@ -69,16 +71,28 @@ class Cases:
     def model_sizes(self, size: str) -> dict[str, Any]:
         """What a model's row begins with."""
         packed = {} if self.weights is None else {"weights": str(self.weights)}
-        return {"model": size, "dtype": self.dtype, **packed}
+        states = {} if self.state is None else {"state": self.state}
+        return {"model": size, "dtype": self.dtype, **packed, **states}
 
 
-def prepare_graphs(
-    folder: Path, sizes: Sequence[str], dtype: str, weights: Weights | None, progress: Progress
-) -> None:
+def prepare_graphs(folder: Path, cases: Cases, progress: Progress) -> None:
     """Write the graph of each size under ``folder``, without weights: the slow part, and a small one."""
-    for size in sizes:
-        progress(f"tracing the {size} shape")
-        write_graph(config_of(size), folder / size, dtype=dtype, weights=weights, name=size)
+    for size in cases.sizes:
+        _write_graph(config_of(size), size, folder / size, cases, progress)
+
+
+def _write_graph(
+    config: ModelConfig, size: str, folder: Path, cases: Cases, progress: Progress
+) -> None:
+    progress(f"tracing the {size} shape")
+    write_graph(
+        config,
+        folder,
+        dtype=cases.dtype,
+        weights=cases.weights,
+        state_dtype=cases.state,
+        name=size,
+    )
 
 
 def whole_folder(
@@ -91,8 +105,7 @@ def whole_folder(
     """
     folder = temporary / size
     if cases.graphs is None:
-        progress(f"tracing the {size} shape")
-        write_graph(config, folder, dtype=cases.dtype, weights=cases.weights, name=size)
+        _write_graph(config, size, folder, cases, progress)
     else:
         prepared = cases.graphs / size
         if not (prepared / contract.MODEL_FILE).is_file():

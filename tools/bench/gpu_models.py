@@ -53,7 +53,7 @@ def long_rows(ceilings: Ceilings, cases: Cases, progress: Progress) -> Iterator[
     """Time a decoded token after more and more text, of the first size, batch 1, with the memory in use."""
     size = cases.sizes[0]
     config = config_of(size)
-    limit = limits.decode(ceilings, config, 1, cases.dtype, cases.weights)
+    limit = limits.decode(ceilings, config, 1, cases.dtype, cases.weights, cases.state or "fp32")
     with tempfile.TemporaryDirectory() as temporary:
         folder = whole_folder(config, size, cases, Path(temporary), progress)
         session = OrtSession(folder, providers=_PROVIDERS)
@@ -79,7 +79,9 @@ def _limit_rows(ceilings: Ceilings, config: ModelConfig, size: str, cases: Cases
         limit = limits.prefill(ceilings, config, batch, length, cases.dtype, cases.weights)
         yield Row.of("prefill", sizes, LIMIT, limit.milliseconds, limit.bound)
     for sizes in cases.decode_sizes(size):
-        limit = limits.decode(ceilings, config, sizes["batch"], cases.dtype, cases.weights)
+        limit = limits.decode(
+            ceilings, config, sizes["batch"], cases.dtype, cases.weights, cases.state or "fp32"
+        )
         yield Row.of("decode", sizes, LIMIT, limit.milliseconds, limit.bound)
 
 

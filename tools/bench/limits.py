@@ -198,10 +198,14 @@ def weight_bytes(config: ModelConfig, dtype: str, weights: Weights | None = None
     return round(products * item) + 4 * config.n_layer * others
 
 
-def state_bytes(config: ModelConfig, batch: int, dtype: str) -> int:
-    """Bytes of the states of a batch."""
+def state_bytes(config: ModelConfig, batch: int, dtype: str, state: str = "fp32") -> int:
+    """Bytes of the states of a batch; state: dtype of the recurrent ones."""
     conv_state = (config.d_conv - 1) * config.conv_channels * ITEM_BYTES[dtype]
-    return batch * config.n_layer * (4 * math.prod(config.recurrent_shape) + conv_state)
+    return (
+        batch
+        * config.n_layer
+        * (ITEM_BYTES[state] * math.prod(config.recurrent_shape) + conv_state)
+    )
 
 
 def prefill(
@@ -226,9 +230,18 @@ def prefill(
 
 
 def decode(
-    ceilings: Ceilings, config: ModelConfig, batch: int, dtype: str, weights: Weights | None = None
+    ceilings: Ceilings,
+    config: ModelConfig,
+    batch: int,
+    dtype: str,
+    weights: Weights | None = None,
+    state: str = "fp32",
 ) -> Limit:
-    """Limit of a decoded token: weights read once, states read and written once."""
-    matrices, states = weight_bytes(config, dtype, weights), 2 * state_bytes(config, batch, dtype)
+    """Limit of a decoded token: weights read once, states read and written once.
+
+    state: dtype of the recurrent ones.
+    """
+    matrices = weight_bytes(config, dtype, weights)
+    states = 2 * state_bytes(config, batch, dtype, state)
     bound = "weights" if matrices >= states else "states"
     return Limit(1e3 * (matrices + states) / ceilings.bandwidth, bound)

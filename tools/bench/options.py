@@ -72,6 +72,24 @@ def dtypes(option: str, text: str) -> tuple[str, ...]:
     return tuple(one_of(option, name, DTYPES) for name in _some(option, text))
 
 
+def state_dtype(text: str | None, models: tuple[str, ...], dtype: str) -> str | None:
+    """Dtype of the recurrent states of every model, whose matrices have the other.
+
+    Raises:
+        MambaExportError: a model's states cannot have it.
+    """
+    from bench.published import config_of
+    from mamba_export.models.program import state_dtypes
+
+    for size in models if text is not None else ():
+        known = state_dtypes(config_of(size), dtype)
+        if text not in known:
+            raise MambaExportError(
+                f"--state-dtype {text!r}: recurrent states of {size} in {dtype} are {' or '.join(known)}"
+            )
+    return text
+
+
 def sizes(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     """Published sizes.
 

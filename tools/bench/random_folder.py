@@ -46,6 +46,7 @@ def write_graph(
     *,
     dtype: str = "fp16",
     weights: Weights | None = None,
+    state_dtype: str | None = None,
     last_logits_only: bool = True,
     name: str = "random",
 ) -> Path:
@@ -56,6 +57,7 @@ def write_graph(
         out: folder to make.
         dtype: "fp32", "fp16" or "bf16".
         weights: how the matrices of products are stored; None for the dtype.
+        state_dtype: of the recurrent states, one of ``state_dtypes``; None for fp32.
         last_logits_only: the graph returns the last step's logits alone.
         name: what the metadata calls the model.
 
@@ -71,7 +73,7 @@ def write_graph(
         model = MambaLM(config).eval()
     cast(model, TORCH_DTYPES[dtype])
     model.to_empty(device="cpu")  # memory that nothing touches costs nothing
-    program = make_program(model, last_logits_only=last_logits_only)
+    program = make_program(model, last_logits_only=last_logits_only, state_dtype=state_dtype)
     opset = default_opset(weights)
     graph = build(program, opset=opset, fuse_layers=takes_layers(weights, dtype))
     packed = [] if weights is None else pack_products(graph, weights, has_head=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,9 @@ class Evaluation:
     found: dict[str, Detection]
 
 
+_plants = functools.cache(simulate)  # the same for every forecaster
+
+
 def file_forecast(session: OrtSession) -> Forecast:
     """Forecasts of an exported file, which reads many plants at once. MambaExportError where it is none."""
     check_forecaster(session.metadata)
@@ -90,19 +94,19 @@ def errors(forecast: Forecast, readings: np.ndarray) -> np.ndarray:
 
 def limits_of(forecast: Forecast, sizes: Sizes) -> Limits:
     """The limits of a forecaster's detector, from sound plants."""
-    readings = simulate(*sizes.sound, seed=VALIDATION_SEED).readings
+    readings = _plants(*sizes.sound, seed=VALIDATION_SEED).readings
     return find_limits(errors(forecast, readings))
 
 
 def evaluate(forecast: Forecast, limits: Limits, sizes: Sizes) -> Evaluation:
     """Errors and alarms on sound plants, and each kind of fault; none of them set the limits."""
-    sound = simulate(*sizes.sound, seed=SOUND_SEED).readings
+    sound = _plants(*sizes.sound, seed=SOUND_SEED).readings
     mean, deviation = forecast(sound)
     off = sound[:, 1:] - mean
     alarms = false_alarms(scores(off / deviation, limits) > 1)
     found = {}
     for fault in FAULTS:
-        signal = simulate(*sizes.faulty, seed=FAULTY_SEED, fault=fault)
+        signal = _plants(*sizes.faulty, seed=FAULTY_SEED, fault=fault)
         alarm = scores(errors(forecast, signal.readings), limits) > 1
         found[fault] = detection(alarm, signal.faulty[:, 1:])
     error = np.sqrt((off[:, WARM_UP:].astype(np.float64) ** 2).mean((0, 1)))

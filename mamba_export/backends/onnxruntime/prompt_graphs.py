@@ -8,6 +8,7 @@ Memory is that of the largest part, whatever the prompt.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -62,11 +63,17 @@ class PromptGraphs:
         with self._lock:
             return [key for key, part in self._memory.parts.items() if part.graph is not None]
 
-    def block_of(self, state: OrtState) -> OrtState:
-        """A copy of a state whose tensors lie side by side, from where a prompt starts in one copy."""
-        block = StateBlock(self._model.metadata, state.batch, self._model.device, self._gpu)
+    def block_of(self, batch: int, arrays: Iterable[np.ndarray]) -> OrtState:
+        """A state of these arrays whose tensors lie side by side, from where a prompt starts in one copy.
+
+        Each goes there from the host at once: those of a batch may be most of a GPU's memory, which does not
+        hold them twice.
+        """
+        block = StateBlock(self._model.metadata, batch, self._model.device, self._gpu)
         with self._gpu.lock:
-            block.queue_copy_of(state)
+            for tensor, array in zip(block.state.tensors, arrays, strict=True):
+                if array.nbytes:
+                    self._gpu.queue_upload(tensor.address, array)
             self._gpu.wait()
         return block.state
 

@@ -250,9 +250,12 @@ class OrtSession(GenerationMethods):
         known = {axis: sizes[axis] for axis in self._state_axes if axis in sizes}
         kept = self._kept_start
         if kept is None or kept[0] != known:
-            starts = map(start_array, self.metadata.states, start_shapes(self.metadata, sizes))
-            start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
+            shapes = start_shapes(self.metadata, sizes)
+            starts = map(start_array, self.metadata.states, shapes)
+            self._kept_start = None  # a GPU may not hold both
             if self._prompts is not None:
-                start = self._prompts.block_of(start)
+                start = self._prompts.block_of(shapes[0][0], starts)
+            else:
+                start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
             kept = self._kept_start = (known, start)
         return kept[1]
