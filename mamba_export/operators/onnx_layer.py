@@ -1,8 +1,8 @@
 """What the bodies of the layers' functions begin and end with, of every mixer.
 
-They are exactly the nodes that export writes for a layer that is no node of its own, so that a runtime that
-inlines it loses nothing. The casts are those of a 16-bit file; with R or T fp32 they change nothing and runtimes
-drop them.
+They are exactly the nodes that export writes for a layer that is no node of its own, so that a runtime
+that inlines it loses nothing. The casts are those of a 16-bit file; with R or T fp32 they change nothing
+and runtimes drop them.
 """
 
 NORM = """
