@@ -53,9 +53,8 @@ def ending_well() -> Iterator[None]:
         if number == signal.SIGINT:
             raised[number] = KeyboardInterrupt()
         else:
-            for (
-                one
-            ) in outside:  # a terminal that closes sends several: the first one is being answered
+            # A terminal that closes sends several: the first one is being answered.
+            for one in outside:
                 signal.signal(one, signal.SIG_IGN)
             raised[number] = SystemExit(128 + number)
         raise raised[number]

@@ -112,6 +112,24 @@ struct ManyStates : PipeTile<128, 16> {
   static constexpr bool kAhead = false;
 };
 
+// --- Tiles of the scan on tensor cores (scan_mma.cu), compiled for every architecture ------------
+
+// A block has kWidth channels, a consumer warp for each eight of them, kRoleThreads producer
+// threads and as many epilogue threads; kBlocks blocks share a multiprocessor.
+template <int Width, int Role, int Blocks>
+struct MmaTile {
+  static constexpr int kAllStates = 16, kSteps = 32, kWidth = Width, kRoleThreads = Role;
+  static constexpr int kBlocks = Blocks;
+};
+using MmaSome = MmaTile<32, 128, 1>;
+using MmaMany = MmaTile<32, 64, 2>;
+
+// Up to so many channels for each multiprocessor the pipelined scan stays: at 1 x 1536 channels of
+// 65536 steps in fp16 it takes 1502 us instead of 1606 (H100). So it does between MmaSome's and its
+// own MoreChannels: at 1 x 5120 of 8192, 508 instead of 522. Their producers and epilogue would
+// bound this one, for a thread of theirs has eight channels.
+constexpr int64_t kFewestMmaChannels = 24;
+
 // --- Tiles of the scan whose warps do all the work (scan_tile.cu) --------------------------------
 
 // kLanes neighbouring lanes share a channel, each with kStatesAThread of its states, so that
