@@ -77,7 +77,7 @@ class TensorRowProduct {
   // shared: kSharedFloats floats, which finish gets again.
   __device__ void start_weights(float* shared) {
     stages_ = reinterpret_cast<char*>(shared + kSums) + warp() * (kStages * kStageBytes);
-#pragma unroll
+#pragma unroll 1  // code is read from memory too
     for (int i = 0; i < kStages; ++i) load(i);
   }
   __device__ void start_x() {}
@@ -89,12 +89,11 @@ class TensorRowProduct {
       __syncwarp();  // the other lanes' copies too
       const int turn = i % kTurns;
       add(stages_ + stage * kStageBytes, warp() + i * kWarps, turn);
-      if (turn == kTurns - 1) take_scales();
+      if (turn == kTurns - 1 || warp() + (i + 1) * kWarps >= blocks_) take_scales();
       __syncwarp();
       load(i + kStages);
       if (++stage == kStages) stage = 0;
     }
-    if constexpr (kTurns > 1) take_scales();
     wait_for_copies();
     add_up(partial);
   }
