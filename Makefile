@@ -71,7 +71,7 @@ lint: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(TENSORRT_HEADERS)/.unpacked
 	SKBUILD_CMAKE_DEFINE='MAMBA_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES);TENSORRT_INCLUDE_DIR=$(TENSORRT_HEADERS);MAMBA_TEST_PROGRAMS=ON' \
-		$(BIN)/pip install -q -c constraints.txt -e '.[export,onnxruntime,tensorrt,test,train]'
+		$(BIN)/pip install -c constraints.txt -e '.[export,onnxruntime,tensorrt,test,train]'
 	touch $@
 
 $(BIN)/python:

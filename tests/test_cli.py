@@ -10,10 +10,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import typer
 
 from mamba_export import contract
 from mamba_export.backends import registry
 from mamba_export.backends.tensorrt.names import KINDS
+from mamba_export.cli.app import app
 from mamba_export.folder.bytes_tokenizer import write_byte_tokenizer
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM, checkpoints
@@ -258,3 +260,14 @@ def test_bad_input_gets_one_line_and_code_2(
     if result.stderr.startswith("error: "):
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_options_are_lower_case() -> None:
+    """typer 0.27 took an option's metavar for its name where they differ in case alone."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    names = [
+        name for one in commands.values() for param in one.params for name in param.opts
+        if name.startswith("-")
+    ]  # fmt: skip
+    assert "--model" in names
+    assert [name for name in names if name != name.lower()] == []

@@ -662,3 +662,28 @@ def test_a_signal_in_a_callback_that_may_not_raise_ends_the_command_after_it(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=15
     )
     assert (result.returncode, result.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("step", ["create", "exec"])
+def test_a_signal_while_a_library_is_imported_ends_the_command_after_it(step: str) -> None:
+    """C++ that starts up ends the process where what it calls raises; Triton calls Python for its enums."""
+    program = (
+        "import _imp, importlib.util, os, signal, time\n"
+        "from importlib.machinery import ExtensionFileLoader\n"
+        "from types import ModuleType\n"
+        "from mamba_export.cli import exit_with\n"
+        "def start(_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('whole', flush=True)\n"
+        f"_imp.{step}_dynamic = start\n"
+        "def work():\n"
+        "    loader = ExtensionFileLoader('native', '/native.so')\n"
+        "    spec = importlib.util.spec_from_loader('native', loader, origin='/native.so')\n"
+        f"    loader.{step}_module({'spec' if step == 'create' else 'ModuleType(spec.name)'})\n"
+        "    time.sleep(20)\n"
+        "exit_with(work)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=15
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (143, "whole\n", "")

@@ -83,15 +83,12 @@ def test_the_exported_attention_answers_as_pytorch_does_in_float64(attention: Pa
 
 
 def test_the_records_hold_what_the_report_claims() -> None:
-    """All but the published 100 % at the longest: ours falls short of it there, and the record says so."""
     for path in sorted((ROOT / RECORDS).glob("*-induction.json")):
         record = read_record(path)
         [headline] = [claim for claim in record.claims if claim.headline]
         assert f"{LONGEST:,} tokens" in headline.claim
-        assert all(claim.holds for claim in record.claims if not claim.headline), path.name
-        assert isinstance(headline.ours, float)
-        assert headline.ours > 90, path.name
-        assert headline.holds == (headline.ours >= 99), path.name
+        assert headline.ours == 100, path.name
+        assert all(claim.holds for claim in record.claims), path.name
 
 
 def test_the_shipped_configurations_are_the_tasks_own() -> None:

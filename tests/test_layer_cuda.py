@@ -74,7 +74,9 @@ def test_many_rows_match_float64(
 ) -> None:
     given = LAYER.drawn(dtype, batch=batch, length=length, **shape)
     call = Call(LAYER, given)
-    assert call.is_step == 0
+    # One token of a few sequences of 16 bits is the step's where the layer is not large.
+    is_quick = length == 1 and batch <= 8 and dtype != "fp32" and shape == SHAPES[0]
+    assert call.is_step == is_quick
     assert_close(given, call.run(), dtype)
 
 

@@ -14,6 +14,7 @@ from c_header import Sequence, mirror
 from cases import (
     CONV,
     FP32_BOUND,
+    ROUNDING_FLOOR,
     SCAN,
     SEQUENCES,
     Conv,
@@ -101,6 +102,13 @@ SCANS = [
     *(Scan(2, 4097, d, n) for d, n in ((1, 16), (7, 64), (32, 128), (64, 8), (16, 300))),
     Scan(1, 5000, 64, 16, 2, gate=False, shift=-6),
     Scan(1, 2048, 1536), Scan(8, 300, 1024), Scan(64, 64, 1536), Scan(64, 1, 1536), Scan(8, 1, 1536, 128),
+    # On tensor cores, blocks that have a multiprocessor each or share one, the last one not full;
+    # the widths between; states that fill half a product.
+    *(
+        Scan(8, length, d, n, gate=d < 700, reverse=length == 100)
+        for d in (504, 640, 1000) for n, length in ((16, 65), (16, 100), (8, 33))
+    ),
+    *(Scan(1, 300, d) for d in (2048, 4096)),
     *(
         Scan(2, length, d, n, groups, reverse=length == 2, shift=s, exact_zoh=True)
         for length in (1, 2, 65, 1000) for s in (-16, 0, 20)
@@ -220,6 +228,8 @@ def test_split_equals_whole(parts: tuple[int, ...], reverse: bool, dtype: torch.
         (Scan(4, 7, 256), 1000),
         (Scan(2, 300, 64), 10_000),
         (Scan(32, 64, 512), 1000),
+        (Scan(8, 300, 512), 1000),
+        (Scan(8, 300, 1024), 1000),
         (Scan(1, 5000, 64), 1000),
         (Scan(1, 700, 40, 128, 2, reverse=True), 1000),
         (Scan(1, 100, 24, 300), 1000),
@@ -404,6 +414,24 @@ def test_nan_is_passed_on_and_stays_in_its_channel() -> None:
     y = CONV(*conv)[0]
     assert y[0, 5:9, 3].isnan().all()
     assert y.isnan().sum() == 4
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("step", [40, 43])
+@pytest.mark.parametrize("d_inner", [40, 2048])
+def test_what_is_not_finite_reaches_no_earlier_step(
+    d_inner: int, step: int, value: float, dtype: torch.dtype
+) -> None:
+    for index in SEQUENCES:
+        inputs = low([t.cuda() for t in scan_inputs(2, 70, d_inner)], dtype)
+        clean = SCAN(*inputs)[0]
+        inputs[index][0, step] = value
+        y = SCAN(*inputs)[0]
+        assert not y[0, step].isfinite().all()
+        assert torch.equal(y[0, :step].isfinite(), clean[0, :step].isfinite())
+        assert error(y[0, :step], clean[0, :step]) <= ROUNDING_FLOOR.get(dtype, FP32_BOUND)
+        assert torch.equal(y[1], clean[1])
 
 
 def test_infinite_steps_follow_the_reference() -> None:

@@ -47,9 +47,10 @@ def test_it_solves_the_task_and_keeps_its_accuracy_to_the_digit_on_every_backend
 ) -> None:
     expected = score_reference(load_trained(MODEL, SHIPPED), COUNT, copying.LENGTH)
     assert expected.percent > 97
-    scores, _ = score_backends(exported, COUNT, copying.LENGTH)
+    scores, missing = score_backends(exported, COUNT, copying.LENGTH)
     assert scores, "ONNX Runtime's CPU is always here"
     assert scores == dict.fromkeys(scores, expected)
+    assert "no engine" not in str(missing), "it is built where a GPU and TensorRT are"
 
 
 def test_verify_is_green(exported: Path) -> None:

@@ -100,6 +100,17 @@ def test_a_truncated_checkpoint_is_one_clear_line(tmp_path: Path, kept: float) -
     assert "\n" not in str(error.value)
 
 
+def test_a_checkpoint_with_one_wrong_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    train(seeded(linear, 0), make_batch, squared, RECIPE, CPU, checkpoint=path)
+    data = bytearray(path.read_bytes())
+    weights = dict(torch.load(path, weights_only=True))["model"]
+    data[data.index(next(iter(weights.values())).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(MambaExportError, match="truncated or damaged"):
+        train(seeded(linear, 0), make_batch, squared, RECIPE, CPU, checkpoint=path)
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     train(seeded(linear, 0), make_batch, squared, RECIPE, CPU, checkpoint=path)

@@ -27,7 +27,8 @@ class Backend:
         name: for a report, such as "onnxruntime CPU, native".
         open_model: a session on an exported folder; raises SessionError where it cannot be loaded.
         open_graph: loads a serialised graph of one node of our domain, with its function.
-        missing_dtypes: dtypes whose whole models it cannot run, each with the reason in one line.
+        missing_dtypes: dtypes, of files or of packed weights, whose whole models it cannot run, each with the
+            reason in one line.
         exact_products: it multiplies numbers of 16 bits in fp32, as CPUs do and tensor cores do not: an fp32
             state is then held to fp32's bound.
     """

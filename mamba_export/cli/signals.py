@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
@@ -15,7 +16,10 @@ from mamba_export.files import begun, end_left
 from mamba_export.interrupts import deferred
 
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGHUP)
-_SOON = 0.02  # seconds: when the callback has ended
+_SOON = 0.02  # seconds: when what may not raise may have ended
+_LOADING = {
+    getattr(ExtensionFileLoader, name).__code__ for name in ("create_module", "exec_module")
+}
 
 
 @contextlib.contextmanager
@@ -42,13 +46,15 @@ def ending_well() -> Iterator[None]:
     report = sys.unraisablehook
     outer = begun()
 
-    def end(number: int, _: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        if _loads_an_extension(frame):
+            _send_soon(number)
+            return
         if number == signal.SIGINT:
             raised[number] = KeyboardInterrupt()
         else:
-            for (
-                one
-            ) in outside:  # a terminal that closes sends several: the first one is being answered
+            # A terminal that closes sends several: the first one is being answered.
+            for one in outside:
                 signal.signal(one, signal.SIG_IGN)
             raised[number] = SystemExit(128 + number)
         raise raised[number]
@@ -58,7 +64,7 @@ def ending_well() -> Iterator[None]:
         for number, stop in raised.items():
             if swallowed.exc_value is stop:
                 signal.signal(number, end)
-                threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
+                _send_soon(number)
                 return
         report(swallowed)
 
@@ -76,3 +82,19 @@ def ending_well() -> Iterator[None]:
             raised.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send_soon(number: int) -> None:
+    threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
+
+
+def _loads_an_extension(frame: FrameType | None) -> bool:
+    """Whether a frame was called by a library that is being imported, such as for the enums of Triton's.
+
+    C++ that starts up there ends the process (SIGABRT) where what it calls raises.
+    """
+    while frame is not None:
+        if frame.f_code in _LOADING:
+            return True
+        frame = frame.f_back
+    return False

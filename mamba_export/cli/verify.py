@@ -23,8 +23,11 @@ def command(
     folder: FolderArgument,
     model: Annotated[
         str | None,
+        # Named, as typer 0.27 would name it after its metavar, --MODEL.
         typer.Option(
-            metavar="MODEL", help="The source, where it is not where the export found it."
+            "--model",
+            metavar="MODEL",
+            help="The source, where it is not where the export found it.",
         ),
     ] = None,
     text: Annotated[

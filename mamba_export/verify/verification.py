@@ -141,18 +141,18 @@ def verify(
     if tokens is None and metadata.takes_tokens:
         report.not_run["next token over text"] = "needs tokenizer.json and logits of every step"
     for backend in found:
-        is_missing = metadata.dtype in backend.missing_dtypes
+        missing_dtype = _missing_dtype(backend, metadata)
         for check in operator_checks(
             folder / contract.MODEL_FILE,
             metadata.dtype,
             backend.name,
             _graph_runner(backend),
-            layers=not is_missing,
+            layers=missing_dtype is None,
             exact_products=backend.exact_products,
         ):
             note(check)
-        if is_missing:
-            report.not_run[f"{backend.name}, whole model"] = backend.missing_dtypes[metadata.dtype]
+        if missing_dtype is not None:
+            report.not_run[f"{backend.name}, whole model"] = backend.missing_dtypes[missing_dtype]
             continue
         session = _open(backend, folder, note)
         if session is None:
@@ -165,6 +165,12 @@ def verify(
             if metadata.weights is not None and text_size:
                 note(Loss(comparison, tokens, text_size).check())
     return report
+
+
+def _missing_dtype(backend: Backend, metadata: Metadata) -> str | None:
+    """The dtype, of the file or of its packed weights, for which a backend cannot run the whole model."""
+    kinds = () if metadata.weights is None else (metadata.weights.kind,)
+    return next((one for one in (metadata.dtype, *kinds) if one in backend.missing_dtypes), None)
 
 
 def _ends_as_exported(metadata: Metadata) -> bool:

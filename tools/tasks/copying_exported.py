@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mamba_export
-from mamba_export.backends.registry import present
+from mamba_export.backends.registry import present, runtime
+from mamba_export.backends.tensorrt import BuildOptions, build
+from mamba_export.backends.tensorrt.cuda_driver import Gpu
 from mamba_export.errors import MambaExportError, MambaExportWarning
 from mamba_export.models import MambaLM, checkpoints
 from mamba_export.operators.dispatch import forced
@@ -25,6 +27,7 @@ from tasks.copying_models import SHIPPED, TASK
 
 _PART = 1024
 """Tokens of a call: what is between two calls is the state alone."""
+_BATCH = 64
 
 
 class Session(Protocol):
@@ -83,7 +86,7 @@ def export_forms(model: nn.Module, output: Path) -> dict[str, Path]:
 
 
 def score(
-    session: Session, count: int, length: int, *, part: int | None = _PART, batch: int = 64
+    session: Session, count: int, length: int, *, part: int | None = _PART, batch: int = _BATCH
 ) -> Score:
     """What a session gives right of ``count`` held-out examples of ``length`` tokens.
 
@@ -140,7 +143,10 @@ def score_backends(
     Returns:
         The scores, and for the other backends why there is none.
     """
+    problem = _build_engine(folder) if options is None or "trt" in options else ""
     found, missing = present(options, folder)
+    if problem:
+        missing[runtime("trt").title] = problem
     scores = {}
     for backend in found:
         try:
@@ -149,3 +155,14 @@ def score_backends(
             missing[backend.name] = str(error)
     # The folder is a scratch one: its whole path says nothing to a reader.
     return scores, {name: why.replace(str(folder), folder.name) for name, why in missing.items()}
+
+
+def _build_engine(folder: Path) -> str:
+    """Build the TensorRT engine of an exported folder. Why there is none; empty where it is built."""
+    longest = _PART + copying.DATA_TOKENS
+    try:
+        Gpu()  # an engine that nothing here runs would take half a minute
+        build(folder, BuildOptions(batch=(1, _BATCH, _BATCH), length=(1, _PART, longest)))
+    except MambaExportError as error:
+        return str(error)
+    return ""

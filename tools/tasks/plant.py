@@ -129,6 +129,8 @@ FAULTS = {
     "steam": Fault("the steam valve stays open, this far", (90, 180), False, (0.3, 1.0)),
 }  # fmt: skip
 """Kinds of faults, by name."""
+LEAST_WITH_FAULT = 512
+"""Samples of a signal that has a fault."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def simulate(plants: int, length: int, seed: int, fault: str | None = None) -> S
     """Run several plants, each for ``length`` samples.
 
     Args:
-        plants, length: at least 1; with a fault ``length`` is at least 512, and the fault begins in the middle
-            half of the samples.
+        plants, length: at least 1 each; with a fault ``LEAST_WITH_FAULT`` samples, and the fault begins in the
+            middle half of them.
         seed: of everything random.
         fault: a name of ``FAULTS``, which each plant has once; None for none.
 
@@ -160,9 +162,11 @@ def simulate(plants: int, length: int, seed: int, fault: str | None = None) -> S
     """
     if fault is not None and fault not in FAULTS:
         raise MambaExportError(f"there is no fault {fault}: give one of {', '.join(FAULTS)}")
-    if plants < 1 or length < (1 if fault is None else 512):
+    if min(plants, length) < 1:
+        raise MambaExportError(f"{plants} plants of {length} samples: at least 1 of each is needed")
+    if fault is not None and length < LEAST_WITH_FAULT:
         raise MambaExportError(
-            f"{plants} plants of {length} samples: at least 1, and with a fault 512 samples, are needed"
+            f"{length} samples are too few: with a fault {LEAST_WITH_FAULT} samples are needed"
         )
     rng, fault_rng = (np.random.default_rng([seed, part]) for part in range(2))
     injected = None if fault is None else _Injected(fault, plants, length, fault_rng)

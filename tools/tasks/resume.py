@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,19 @@ def read(
     """
     check_file(path)
     begin = f"cannot go on from {path}"
+    damaged = f"{begin}: it is truncated or damaged: delete it to begin anew"
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch itself does not look at the checksums
+            if archive.testzip() is not None:
+                raise MambaExportError(damaged)
         values = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(values, dict) or set(values) != set(_FIELDS):
-            raise ValueError("not a checkpoint of a training")
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MambaExportError(
-            f"{begin}: it is truncated or damaged ({reason}): delete it to begin anew"
-        ) from error
+    except (
+        *(RuntimeError, ValueError, EOFError, OSError),
+        *(zipfile.BadZipFile, NotImplementedError, pickle.UnpicklingError),
+    ) as error:
+        raise MambaExportError(damaged) from error
+    if not isinstance(values, dict) or set(values) != set(_FIELDS):
+        raise MambaExportError(f"{begin}: it is not a checkpoint of a training: name another file")
     changed = _changed(values["recipe"], dataclasses.asdict(recipe))
     if changed:
         raise MambaExportError(

@@ -32,11 +32,8 @@ def number(
             found = None
         if found is None or not minimum <= found <= maximum:
             what = "an integer" if kind is int else "a number"
-            bounds = (
-                f"{minimum:g} or more"
-                if maximum == float("inf")
-                else f"from {minimum:g} to {maximum:g}"
-            )
+            low, high = (f"{one:,}" if kind is int else f"{one:g}" for one in (minimum, maximum))
+            bounds = f"{low} or more" if maximum == float("inf") else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{value!r} is not {what}, {bounds}")
         return found
 

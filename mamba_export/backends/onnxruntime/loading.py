@@ -18,6 +18,7 @@ from mamba_export.backends.onnxruntime.device import Device
 from mamba_export.backends.onnxruntime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    MISSING_DTYPES,
     Provider,
     checked_providers,
     device_index,
@@ -250,6 +251,7 @@ def _open_given(
 def _open(
     metadata: Metadata, options: ort.SessionOptions, providers: Sequence[Provider]
 ) -> LoadedModel:
+    _check_weights(metadata, provider_name(providers[0]))
     all_providers = with_defaults(providers)
     native = custom_ops.is_registered(options)
     gpu = None
@@ -271,6 +273,17 @@ def _open(
     if device.name != "cuda":
         gpu = None
     return LoadedModel(session, metadata, device, native, gpu)
+
+
+def _check_weights(metadata: Metadata, provider: str) -> None:
+    """Refuse packed weights that a provider would fail on only when it runs the file."""
+    kind = None if metadata.weights is None else metadata.weights.kind
+    missing = MISSING_DTYPES.get(provider, {})
+    if kind in missing:
+        raise SessionError(
+            f"{metadata.model_path} has weights of {kind}, and ONNX Runtime's {missing[kind]}: run it on the "
+            "CPU (--provider cpu), or export the model again with --weights int8"
+        )
 
 
 def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:

@@ -19,6 +19,13 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 """By their names on the command line."""
 
+MISSING_DTYPES = {
+    CPU_PROVIDER: {"bf16": "CPU provider has no bf16 MatMul"},
+    # Tried with 1.31: it loads the file, and fails when it runs it.
+    CUDA_PROVIDER: {"fp8": "CUDA provider has no DequantizeLinear of fp8 in blocks"},
+}
+"""Of a file, or of its packed weights: what a provider cannot run as a whole model, and why."""
+
 Provider = str | tuple[str, dict[str, Any]]
 
 

@@ -12,6 +12,7 @@ from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    MISSING_DTYPES,
     make_session,
     with_defaults,
 )
@@ -26,13 +27,6 @@ _VARIANTS = {
 }
 """Provider, and whether our custom-op library runs the nodes of our domain or their function bodies."""
 
-_DTYPES_WITHOUT_MODELS = {
-    CPU_PROVIDER: {
-        "bf16": "ONNX Runtime's CPU provider has no bf16 MatMul; operators and weights are checked"
-    }
-}
-"""What a provider cannot run as a whole model, and why."""
-
 
 def find(option: str) -> Backend | Absent:
     """A variant by its option, or why it is not here."""
@@ -45,7 +39,10 @@ def find(option: str) -> Backend | Absent:
         name=name,
         open_model=lambda folder: OrtSession(folder, providers=[provider], native=native),
         open_graph=lambda model: _open_graph(model, provider, native),
-        missing_dtypes=_DTYPES_WITHOUT_MODELS.get(provider, {}),
+        missing_dtypes={
+            dtype: f"ONNX Runtime's {reason}; operators and weights are checked"
+            for dtype, reason in MISSING_DTYPES.get(provider, {}).items()
+        },
         exact_products=provider == CPU_PROVIDER,
     )
 

@@ -1,21 +1,8 @@
-"""A layer's decomposition in ONNX: the body of its function, which calls the three operators.
+"""A layer's decomposition in ONNX: the body of its function, which calls the three operators."""
 
-Exactly the nodes that export writes for a layer that is no node of its own, so that a runtime that inlines
-it loses nothing. The casts are those of a 16-bit file; with R or T fp32 they change nothing and runtimes
-drop them.
-"""
+from mamba_export.operators.onnx_layer import NORM, RESIDUAL
 
-BODY = """
-    two_f = Constant <value_float = 2.0> ()
-    last_axis = Constant <value_ints = [-1]> ()
-    epsilon = Constant <value_float: float = @epsilon> ()
-    hidden32 = Cast <to = 1> (hidden)
-    squares = Pow (hidden32, two_f)
-    mean = ReduceMean <keepdims = 1> (squares, last_axis)
-    mean_epsilon = Add (mean, epsilon)
-    rms = Sqrt (mean_epsilon)
-    normed = Div (hidden32, rms)
-    scaled = Mul (normed, norm_weight)
+BODY = f"""{NORM.rstrip()}
     n = CastLike (scaled, in_proj_weight)
     zxBCdt = MatMul (n, in_proj_weight)
     sizes = Constant <value_ints: ints = @split> ()
@@ -46,6 +33,5 @@ BODY = """
     flat_shape = Constant <value_ints = [0, 0, -1]> ()
     gated = Reshape (gated_groups, flat_shape)
     mixed = MatMul (gated, out_proj_weight)
-    mixed_R = CastLike (mixed, hidden)
-    hidden_out = Add (hidden, mixed_R)
+    {RESIDUAL.strip()}
 """

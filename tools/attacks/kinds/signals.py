@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from attacks.attempt import Attempt, Outcome
@@ -37,8 +38,9 @@ def _nothing() -> None:
     """Of the first child, which is started so that the server of children has loaded everything."""
 
 
-def _start(arguments: list[str]) -> BaseProcess:
-    child = _processes().Process(target=_child, args=(arguments,))
+def _start(arguments: list[str], ready: Event | None = None) -> BaseProcess:
+    """Start a command; ``ready`` is set when its code begins: until then a signal meets multiprocessing's."""
+    child = _processes().Process(target=_child, args=(arguments, ready))
     child.start()
     return child
 
@@ -65,7 +67,9 @@ def signal_at_random(place: Place) -> Attempt:
     delay = rng.random() * (0.15 if "--bundle" in arguments else 0.9)
 
     def run() -> tuple[int | None, bool]:
-        child = _start(arguments)
+        ready = _processes().Event()
+        child = _start(arguments, ready)
+        ready.wait(_PATIENCE)
         time.sleep(delay)
         if child.is_alive() and child.pid is not None:
             os.kill(child.pid, number)
@@ -143,7 +147,7 @@ def _code(child: BaseProcess) -> int | None:
     return code
 
 
-def _child(arguments: list[str]) -> None:
+def _child(arguments: list[str], ready: Event | None) -> None:
     from mamba_export.cli.app import main
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -152,9 +156,13 @@ def _child(arguments: list[str]) -> None:
         )
     code = 70
     try:
+        if ready is not None:
+            ready.set()
         main(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:  # before the command's own handlers
+        code = 128 + signal.SIGINT
     except BaseException:
         import traceback
 

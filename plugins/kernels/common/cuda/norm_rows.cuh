@@ -78,6 +78,14 @@ __global__ void __launch_bounds__(kMostThreads)
     }
   };
   const float per_number = 1.f / static_cast<float>(s.width);
+  // Whatever came between has pushed the weights out of the caches: they are on their way early.
+  if (row < rows) {
+    const typename Rows::Place place = s.place(row);
+#pragma unroll
+    for (int v = 0; v < Vectors; ++v) {
+      if (column(v) < s.width) prefetch(s.weight(place, column(v)));
+    }
+  }
   wait_for_earlier_kernels();
   if (row >= rows) return;  // all threads of the row, and of the block if it has no other
 

@@ -20,6 +20,15 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 #endif
 }
 
+// Both. Early: the next kernel may start at once, so that its weights are on their way for longer;
+// else only when the kernel ahead has ended, so that no more than two kernels share the
+// multiprocessors: quicker where the weights are codes, of which a block keeps few bytes under way.
+__device__ __forceinline__ void wait_and_let_next_start(bool early) {
+  if (early) let_next_kernel_start();
+  wait_for_earlier_kernels();
+  if (!early) let_next_kernel_start();
+}
+
 // Brings a line into the L2 cache, whoever may be writing it: allowed before the wait.
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));

@@ -24,16 +24,18 @@ struct Tuning {
   int64_t most_step_products;
   // Up to so many rows the form for many rows does its products in 16 bits itself
   // (skinny_product.cu, which needs sm_90), in kernels that start while those ahead still run.
-  // Up to so many multiplications, too: at 2560 x 10240 cuBLAS has caught up with 8 rows (H200).
+  // Up to so many multiplications, too, and up to so large a matrix: with 8 rows, layers of Mamba-2
+  // of 2048 and 2560 channels take 50.7 and 65.6 us by cuBLAS, and would take 56.7 and 72.1 (H100).
   int64_t most_skinny_rows;
   int64_t most_skinny_products;
+  int64_t most_skinny_weights;
   // One token of two to eight sequences of 16 bits takes the step's kernels, of products of up to
   // so many weights: fewer kernels, where each waits more than it reads.
   int64_t most_token_products;
 };
 
 constexpr Tuning kMeasuredOnH100 = {1024,       128, 64,          int64_t{1} << 21, 4,
-                                    64'000'000, 32,  220'000'000, 8'000'000};
+                                    64'000'000, 32,  220'000'000, 8'000'000,        8'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;
@@ -114,6 +116,24 @@ struct ManyStates : PipeTile<128, 16> {
   static constexpr int kChannels = 1, kStates = 4, kWidth = 12, kRoleThreads = 128, kBlocks = 1;
   static constexpr bool kAhead = false;
 };
+
+// --- Tiles of the scan on tensor cores (scan_mma.cu), compiled for every architecture ------------
+
+// A block has kWidth channels, a consumer warp for each eight of them, kRoleThreads producer
+// threads and as many epilogue threads; kBlocks blocks share a multiprocessor.
+template <int Width, int Role, int Blocks>
+struct MmaTile {
+  static constexpr int kAllStates = 16, kSteps = 32, kWidth = Width, kRoleThreads = Role;
+  static constexpr int kBlocks = Blocks;
+};
+using MmaSome = MmaTile<32, 128, 1>;
+using MmaMany = MmaTile<32, 64, 2>;
+
+// Up to so many channels for each multiprocessor the pipelined scan stays: at 1 x 1536 channels of
+// 65536 steps in fp16 it takes 1502 us instead of 1606 (H100). So it does between MmaSome's and its
+// own MoreChannels: at 1 x 5120 of 8192, 508 instead of 522. Their producers and epilogue would
+// bound this one, for a thread of theirs has eight channels.
+constexpr int64_t kFewestMmaChannels = 24;
 
 // --- Tiles of the scan whose warps do all the work (scan_tile.cu) --------------------------------
 
@@ -290,5 +310,8 @@ constexpr int64_t kLargeShares = 24 * 1024;
 // fewer rows than kLeastSkinnyShare; no share has more than kMostSkinnyShare.
 constexpr int64_t kSkinnyBlocks = 192;
 constexpr int kLeastSkinnyShare = 128, kMostSkinnyShare = 1024;
+// Up to 8 rows three blocks share a multiprocessor, instead of two, where a matrix has so many
+// weights: a layer of Mamba of 1024 channels takes 19.6 us instead of 21.6, one of 768 no less.
+constexpr int64_t kLargeSkinnyWeight = 4'000'000;
 
 }  // namespace mamba

@@ -36,12 +36,19 @@ mamba_status run_layer(const Params* params, const Threads& threads, const char*
   return Layer(*params, threads, workspace.data()).run();
 }
 
-// The steps of a layer that are its own: rows are those of all sequences.
+// The steps of a layer: rows are those of all sequences.
 struct LayerOnCpu {
   const char* layer;  // its name in messages
   int64_t rows, d_model;
   mamba_dtype dtype, hidden_dtype;
   Threads threads;
+
+  // Runs an operator of the library, on the layer's threads.
+  template <typename Params>
+  mamba_status call(mamba_status (*op)(const Params*, mamba_parallel_for, void*),
+                    const Params& params) const {
+    return op(&params, threads.parallel_for, threads.scheduler);
+  }
 
   // out (rows, d_model) of dtype.
   void normalise(const void* hidden, const float* weight, float epsilon, void* out) const;

@@ -19,8 +19,8 @@ struct OneStepConv {
   bool silu;
 };
 
-// Brings the states of a block's Channels channels into the L2 cache: allowed before the wait for
-// earlier kernels.
+// Brings the states and weights of a block's Channels channels into the L2 cache: allowed before
+// the wait for earlier kernels.
 template <typename T, int Channels, int Threads>
 __device__ __forceinline__ void prefetch_states(const OneStepConv& c, int rows, int first_channel) {
   constexpr int kLineNumbers = 128 / sizeof(T);
@@ -30,6 +30,13 @@ __device__ __forceinline__ void prefetch_states(const OneStepConv& c, int rows, 
     if (channel >= c.columns) continue;
     const int64_t at = (int64_t{i / kLines} * c.columns + channel) * (kStepTaps - 1);
     prefetch(static_cast<const T*>(c.past) + at);
+  }
+  constexpr int kLineFloats = 128 / sizeof(float);
+  for (int i = threadIdx.x; i < Channels * kStepTaps / kLineFloats; i += Threads) {
+    const int channel = max(first_channel, 0) + i * kLineFloats / kStepTaps;
+    if (channel >= c.columns) continue;
+    prefetch(c.weight + int64_t{channel} * kStepTaps);
+    if (i % kStepTaps == 0) prefetch(c.bias + channel);
   }
 }
 

@@ -132,8 +132,7 @@ __global__ void __launch_bounds__(Product::kThreads)
     const int i = n * kThreads + threadIdx.x;
     channels[n] = OneChannel<T>(s, i / kColumns, first_channel + i % kColumns);
   }
-  let_next_kernel_start();
-  wait_for_earlier_kernels();
+  wait_and_let_next_start(s.codes.bits == 0);
 
   norm.start();
 #pragma unroll

@@ -88,8 +88,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
     start_norm_weight<kThreads>(s.gate_norm_weight, s.depth, s.reads_in_fours, norm_weight);
   }
   product.start_weights(partial);
-  let_next_kernel_start();
-  wait_for_earlier_kernels();
+  wait_and_let_next_start(s.codes.bits == 0);
   product.start_x();
   if constexpr (kCopiesY && !IsGated)
     copy_rows<kThreads>(y, s.stride, s.rows, s.depth, x, x_stride);

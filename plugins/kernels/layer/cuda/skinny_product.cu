@@ -87,8 +87,9 @@ __device__ __forceinline__ void take_steps(const Body& body, std::integer_sequen
   (body(std::integral_constant<int, Turns>()), ...);
 }
 
-template <typename T, int RowTiles>
-__global__ void __launch_bounds__(kThreads, 2)
+// Blocks: that are to share a multiprocessor, which bounds registers.
+template <typename T, int RowTiles, int Blocks>
+__global__ void __launch_bounds__(kThreads, Blocks)
     skinny_product(const __grid_constant__ SkinnyProduct s) {
   using L = Layout<RowTiles>;
   constexpr int kRows = L::kRows, kAhead = L::kAhead;
@@ -269,9 +270,9 @@ int share_of(const mamba_product& p) {
   return static_cast<int>((steps + shares - 1) / shares) * kStep;
 }
 
-template <typename T, int RowTiles>
+template <typename T, int RowTiles, int Blocks = 2>
 cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
-  const auto kernel = skinny_product<T, RowTiles>;
+  const auto kernel = skinny_product<T, RowTiles, Blocks>;
   const size_t shared = Layout<RowTiles>::shared_bytes(s.share);
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                static_cast<int>(shared))) {
@@ -298,7 +299,8 @@ cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
-  if (s.p.rows <= 8) return launch<T, 1>(s, stream);
+  const bool is_large = s.p.depth * s.p.columns >= kLargeSkinnyWeight;
+  if (s.p.rows <= 8) return is_large ? launch<T, 1, 3>(s, stream) : launch<T, 1>(s, stream);
   if (s.p.rows <= 16) return launch<T, 2>(s, stream);
   return launch<T, 4>(s, stream);
 }
@@ -310,10 +312,10 @@ bool skinny_product_fits(const mamba_product& p) {
   if (p.dtype == MAMBA_FP32 || p.rows > current_tuning().most_skinny_rows ||
       p.rows > kMaxSkinnyRows || p.depth > kMaxWidth || p.columns > kMaxWidth ||
       p.rows * p.depth * p.columns > current_tuning().most_skinny_products ||
-      p.depth % kStep != 0 || p.columns % kVector != 0 ||
-      p.depth > int64_t{kMaxShares} * kMostSkinnyShare || !is_aligned<16>(p.b, 0, kBytes) ||
-      !is_aligned<8>(p.a, p.a_stride, kBytes) || !is_aligned<16>(p.c, p.c_stride, kBytes) ||
-      !is_aligned<16>(p.addend, 0, kBytes)) {
+      p.depth * p.columns > current_tuning().most_skinny_weights || p.depth % kStep != 0 ||
+      p.columns % kVector != 0 || p.depth > int64_t{kMaxShares} * kMostSkinnyShare ||
+      !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes) ||
+      !is_aligned<16>(p.c, p.c_stride, kBytes) || !is_aligned<16>(p.addend, 0, kBytes)) {
     return false;
   }
   const size_t shared = Layout<kMaxSkinnyRows / 8>::shared_bytes(share_of(p));

@@ -36,30 +36,18 @@ class Layer {
     mamba_status bad =
         on_cpu_.multiply({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, scratch_);
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
-    if ((bad = walk())) return bad;
-    if ((bad = normalise())) return bad;
+    bad = on_cpu_.call(mamba_causal_conv1d_cpu, describe_convolution(p_, in_, mixed_));
+    if (bad) return bad;
+    bad = on_cpu_.call(mamba_state_space_dual_cpu,
+                       describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, nullptr}));
+    if (bad) return bad;
+    bad = on_cpu_.call(mamba_gated_rms_norm_cpu, describe_gated_norm(p_, y_, in_, normed_));
+    if (bad) return bad;
     return on_cpu_.multiply({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
                             p_.hidden, p_.hidden_out, scratch_);
   }
 
  private:
-  mamba_status convolve() const {
-    const mamba_causal_conv1d_params c = describe_convolution(p_, in_, mixed_);
-    return mamba_causal_conv1d_cpu(&c, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
-  }
-
-  mamba_status walk() const {
-    const mamba_state_space_dual_params s =
-        describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, nullptr});
-    return mamba_state_space_dual_cpu(&s, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
-  }
-
-  mamba_status normalise() const {
-    const mamba_gated_rms_norm_params n = describe_gated_norm(p_, y_, in_, normed_);
-    return mamba_gated_rms_norm_cpu(&n, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
-  }
-
   const mamba2_layer_params& p_;
   const Mamba2Columns at_;
   const LayerOnCpu on_cpu_;

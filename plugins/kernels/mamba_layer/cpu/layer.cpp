@@ -39,28 +39,21 @@ class Layer {
     mamba_status bad = on_cpu_.multiply(
         {x_, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, xz_, scratch_);
     if (bad) return bad;
-    if ((bad = convolve())) return bad;
+    bad = on_cpu_.call(mamba_causal_conv1d_cpu, describe_convolution(p_, xz_, u_));
+    if (bad) return bad;
     bad = on_cpu_.multiply({u_, d_inner, d_inner, p_.x_proj_weight, width_}, projected_, scratch_);
     if (bad) return bad;
     bad = on_cpu_.multiply({projected_, width_, p_.dt_rank, p_.dt_proj_weight, d_inner}, delta_,
                            scratch_);
     if (bad) return bad;
-    if ((bad = scan())) return bad;
+    bad = on_cpu_.call(mamba_selective_scan_cpu,
+                       describe_scan(p_, {u_, xz_, projected_, delta_, y_}));
+    if (bad) return bad;
     return on_cpu_.multiply({y_, d_inner, d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden,
                             p_.hidden_out, scratch_);
   }
 
  private:
-  mamba_status convolve() const {
-    const mamba_causal_conv1d_params c = describe_convolution(p_, xz_, u_);
-    return mamba_causal_conv1d_cpu(&c, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
-  }
-
-  mamba_status scan() const {
-    const mamba_selective_scan_params s = describe_scan(p_, {u_, xz_, projected_, delta_, y_});
-    return mamba_selective_scan_cpu(&s, on_cpu_.threads.parallel_for, on_cpu_.threads.scheduler);
-  }
-
   const mamba_layer_params& p_;
   const int64_t width_;  // of what x_proj makes: dt, B, C
   const LayerOnCpu on_cpu_;

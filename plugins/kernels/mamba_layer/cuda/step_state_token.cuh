@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   const Pack<float, kTeamStates> A_first = four_of(A_row, member * kTeamStates, d_state, in_fours);
   const float bias = p.dt_bias[channel], skip = p.D[channel];
   const ShareSums<Width, Cluster> sums(s.projected, blockIdx.x % Cluster);
-  let_next_kernel_start();
-  wait_for_earlier_kernels();
+  wait_and_let_next_start(s.in.codes.bits == 0);
 
   const int row = blockIdx.y;
   const int64_t offset = (int64_t{row} * d_inner + channel) * d_state;

@@ -52,6 +52,7 @@ cudaError_t launch_scan(const mamba_selective_scan_params& p, void* workspace,
   const int64_t parts = count_parts(p, p.batch, current_tuning());
   if (parts > 1) return launch_split(p, parts, workspace, stream);
   if (is_narrow) return launch_scan_narrow(p, stream);
+  if (mma_fits(p)) return launch_scan_mma(p, stream);
   if (pipe_fits(p)) return launch_scan_pipe(p, stream);
   return launch_scan_tile(p, {kWhole, 1, p.length, nullptr, nullptr}, stream);
 }

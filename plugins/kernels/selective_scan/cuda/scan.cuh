@@ -2,6 +2,7 @@
 //
 //   scan_step.cu    a few steps (decode): one read and one write of the state
 //   scan_narrow.cu  d_state up to 4: chunks of neighbouring steps side by side
+//   scan_mma.cu     16 bits, d_state 8 or 16, one group: as scan_pipe.cu, on tensor cores
 //   scan_pipe.cu    d_state up to 128, one group: scan warps and helper warps side by side
 //   scan_tile.cu    any other shape with d_state up to 256; also the two passes of a split length
 //   scan_any.cu     larger d_state; exact zero-order hold for B
@@ -20,6 +21,7 @@ namespace mamba {
 
 constexpr int64_t kFewSteps = 8;
 constexpr int kNarrowStates = 4;
+constexpr int kMmaStates = 16;
 constexpr int kPipeStates = 128;
 
 // A length that is split: part i starts at step i * part_length of the walk.
@@ -38,10 +40,12 @@ struct ScanParts {
 };
 
 bool narrow_fits(const mamba_selective_scan_params& p);
+bool mma_fits(const mamba_selective_scan_params& p);
 bool pipe_fits(const mamba_selective_scan_params& p);
 
 cudaError_t launch_scan_step(const mamba_selective_scan_params& p, cudaStream_t stream);
 cudaError_t launch_scan_narrow(const mamba_selective_scan_params& p, cudaStream_t stream);
+cudaError_t launch_scan_mma(const mamba_selective_scan_params& p, cudaStream_t stream);
 cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream);
 cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanParts& parts,
                              cudaStream_t stream);

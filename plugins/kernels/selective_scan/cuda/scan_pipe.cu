@@ -19,12 +19,11 @@
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
-#include "selective_scan/cuda/scan.cuh"
+#include "selective_scan/cuda/scan_stages.cuh"
 
 namespace mamba {
 namespace {
 
-constexpr int kStages = 3;     // of shared memory, a tile each
 constexpr int kGroup = 4;      // steps of an iteration of the consumers' loop
 constexpr int kQuad = 4;       // channels, or states, that the other roles move at once
 constexpr int kMaxSteps = 32;  // of a tile
@@ -59,21 +58,6 @@ struct PipeShape : Constants {
 };
 
 static_assert(ManyStates::kAllStates == kPipeStates);
-
-// Barriers of the hardware, one a stage: who hands it over arrives, who takes it waits.
-enum Barrier {
-  kFilled = 1,                  // producers to consumers
-  kFree = kFilled + kStages,    // consumers to producers
-  kSummed = kFree + kStages,    // consumers to epilogue
-  kStored = kSummed + kStages,  // epilogue to consumers
-};
-
-__device__ __forceinline__ void arrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void wait(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
 
 // Adds what the four lanes of a quad hold of one step, p, and of the next, q. Every lane gets both.
 template <bool kKeepsRest>
@@ -365,13 +349,6 @@ struct Items {
     }
   }
 };
-
-// Those of a tile that exist, of the kSteps that all tiles but the last have.
-template <int kSteps>
-__device__ __forceinline__ int steps_of_tile(int64_t length, int tile_index) {
-  const int64_t left = length - int64_t{kSteps} * tile_index;
-  return left < kSteps ? static_cast<int>(left) : kSteps;
-}
 
 __device__ __forceinline__ float4 four_parameters(const float* values) {
   return make_float4(values[0], values[1], values[2], values[3]);

@@ -70,7 +70,13 @@ __global__ void __launch_bounds__(kThreads)
   // After the sums over lanes: the row of this lane, and whether it is the one that writes it.
   const int own = lane * kRows / kLanes, own_row = first_row + own * kApart;
   const bool writes = lane % (kLanes / kRows) == 0 && (kIsPlain || own_row < sizes.head_dim);
-  // While the kernel ahead still runs, as that of a layer does, the states are on their way.
+  // While the kernel ahead still runs, as that of a layer does, a head's own numbers and the states
+  // are on their way.
+  if (threadIdx.x == 0) {
+    prefetch(p.A + head);
+    prefetch(p.dt_bias + head);
+    prefetch(p.D + head * p.d_skip);
+  }
   if (lane % kLineLanes == 0 && has_past) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
