@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from bench.peers import operators as peer_operators
 from bench.rows import OURS
 from bench.tables import grids
 from bench.timing import median_milliseconds
+from mamba_export.contract.weights import Weights
+from mamba_export.errors import MambaExportError
 from mamba_export.models import MambaConfig
 
 ROOT = Path(__file__).parent.parent
@@ -238,6 +241,23 @@ def test_model_cases_run_on_the_cpu_too(
     assert len(decode.lines) == 2
     assert [line[3] for line in long.lines] == ["10", "30"]
     assert "5.00 GB in use" in long.lines[0][4]
+
+
+def test_a_prepared_graph_of_other_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: MambaConfig, tmp_path: Path
+) -> None:
+    """It would be timed under a name that is not its own."""
+    monkeypatch.setattr(MambaConfig, "published", lambda size: tiny_config)
+    made = Cases(sizes=("130m",), dtype="fp32", graphs=tmp_path / "graphs")
+    cases.prepare_graphs(tmp_path / "graphs", made, lambda _: None)
+    for asked, told in (
+        (replace(made, weights=Weights("int4")), "dtype fp32, weights int4 in blocks of 32"),
+        (replace(made, dtype="fp16"), "dtype fp16"),
+        (replace(made, state="fp16"), "dtype fp32, state fp16"),
+    ):
+        with pytest.raises(MambaExportError, match=f"model 130m, dtype fp32, not of .*{told}"):
+            cases.whole_folder(tiny_config, "130m", asked, tmp_path, lambda _: None)
+    cases.whole_folder(tiny_config, "130m", replace(made, state="fp32"), tmp_path, lambda _: None)
 
 
 @pytest.mark.gpu

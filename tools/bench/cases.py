@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bench.random_folder import fill_weights, write_graph
 from mamba_export import contract
 from mamba_export.contract.weights import Weights
 from mamba_export.errors import MambaExportError
+from mamba_export.folder.metadata import read_metadata
 from mamba_export.models import ModelConfig
 
 SIZES = ("130m", "1.4b", "2.8b", "mamba2-130m", "mamba2-1.3b", "mamba2-2.7b")
@@ -101,7 +102,8 @@ def whole_folder(
     """A folder that can be run: the prepared graph or a new one, and weights.
 
     Raises:
-        MambaExportError: there is no prepared graph of that size.
+        MambaExportError: there is no prepared graph of that size, or it is of another dtype, of other
+            weights or of other states.
     """
     folder = temporary / size
     if cases.graphs is None:
@@ -110,12 +112,38 @@ def whole_folder(
         prepared = cases.graphs / size
         if not (prepared / contract.MODEL_FILE).is_file():
             raise MambaExportError(f"{prepared} holds no graph: make it with --prepare")
+        _check_prepared(prepared, size, cases)
         folder.mkdir()
         for file in (contract.MODEL_FILE, contract.METADATA_FILE):
             (folder / file).write_bytes((prepared / file).read_bytes())
     progress(f"writing weights of the {size} shape")
     fill_weights(folder)
     return folder
+
+
+def _check_prepared(folder: Path, size: str, cases: Cases) -> None:
+    metadata = read_metadata(folder)
+    states = {
+        state.past.dtype for state in metadata.states if state.name.endswith("recurrent_state")
+    }
+    held = replace(
+        cases,
+        dtype=metadata.dtype,
+        weights=metadata.weights,
+        state=None if states == {"fp32"} else ", ".join(sorted(states)),
+    ).model_sizes(size)
+    asked = cases.model_sizes(size)
+    if cases.state == "fp32":
+        del asked["state"]  # as without the option
+    if held != asked:
+        raise MambaExportError(
+            f"{folder} is a graph of {_told(held)}, not of {_told(asked)}: make it with --prepare and "
+            "the same options"
+        )
+
+
+def _told(sizes: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
 def tokens(config: ModelConfig, batch: int, length: int) -> np.ndarray:
