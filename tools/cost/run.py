@@ -101,6 +101,7 @@ def _notes(plan: Plan) -> list[str]:
         "Transformer: Llama's layers in ONNX Runtime with its own fused nodes (GroupQueryAttention, which is "
         "FlashAttention on a GPU) and a cache that is written in place; its step also as a CUDA graph there. "
         "A step after a text that was not read takes a cache that holds any numbers.",
+        "A written token: the least of up to four measurements, each a median.",
         "Scans: ours and mamba_ssm's are kernels; PyTorch's loop is run as written, its parallel scan has all "
         "of its terms in memory.",
         *([theirs] if plan.peers else []),
