@@ -135,8 +135,8 @@ int main(int count, char** arguments) {
   for (int32_t i = 0; i < op.outputs.count; ++i) outputs[i] = reinterpret_cast<void*>(200 + i);
   AttributeValues values = {};
   for (int32_t i = 0; i < op.attributes.count; ++i) values[i] = 1;
-  const Params params = fill(op, {sizes, MAMBA_BF16, MAMBA_FP16, values, true, inputs, outputs,
-                                  MAMBA_FP16, 4});
+  const Params params = fill(op, {sizes, {MAMBA_BF16, MAMBA_FP16, MAMBA_FP16}, values, true, inputs,
+                                  outputs, 4});
   for (size_t i = 0; i < op.params_bytes; ++i)
     std::printf(i ? ", %%d" : "[%%d", static_cast<const unsigned char*>(params.get())[i]);
   std::printf("]");
