@@ -269,7 +269,7 @@ def test_ctrl_c_in_an_application(case: tuple[Work, str], memory: Path) -> None:
         with as_before():
             ended, sent = interrupted(work, signal.SIGINT, moment)
             end_left()
-        # The work may have fewer moments than before: it waits for nothing twice.
+        # Work that ends before the moment is reached is sent no signal.
         assert isinstance(ended, KeyboardInterrupt) or not sent, f"moment {moment} of {len(at)}"
         assert state(memory) in whole, f"moment {moment}"
 

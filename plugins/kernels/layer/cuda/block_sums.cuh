@@ -5,6 +5,21 @@
 
 namespace mamba {
 
+// partial[i] = the sum of partial[warp * Count + i] over the block's warps, in a fixed order. Every
+// thread of the block must call it, after its own numbers are there; all may read then.
+template <int Count, int Threads>
+__device__ __forceinline__ void add_up_warps(float* partial) {
+  __syncthreads();
+  // Each element is read and written by one thread.
+  for (int i = threadIdx.x; i < Count; i += Threads) {
+    float sum = partial[i];
+#pragma unroll
+    for (int other = 1; other < Threads / 32; ++other) sum += partial[other * Count + i];
+    partial[i] = sum;
+  }
+  __syncthreads();
+}
+
 // Lanes threads lie side by side along the columns, Width columns each, and the block's other
 // groups of so many threads have other shares of the depth.
 template <int Lanes, int Width, int Threads, int Rows>
@@ -29,15 +44,7 @@ struct BlockSums {
         if (lane < Lanes) partial[(warp * Rows + r) * kColumns + lane * Width + j] = sum;
       }
     }
-    __syncthreads();
-    // Each element is read and written by one thread.
-    for (int i = threadIdx.x; i < Rows * kColumns; i += Threads) {
-      float sum = partial[i];
-#pragma unroll
-      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * kColumns + i];
-      partial[i] = sum;
-    }
-    __syncthreads();
+    add_up_warps<Rows * kColumns, Threads>(partial);
   }
 };
 

@@ -14,6 +14,7 @@
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/tuning.cuh"
+#include "layer/cuda/block_sums.cuh"
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
 #include "layer/cuda/tensor_gemv.cuh"
@@ -151,14 +152,7 @@ class RingRowProduct {
         }
       }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < Rows * Columns; i += Threads) {
-      float sum = partial[i];
-#pragma unroll
-      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * Columns + i];
-      partial[i] = sum;
-    }
-    __syncthreads();
+    add_up_warps<Rows * Columns, Threads>(partial);
   }
 
   const T* const weights_;

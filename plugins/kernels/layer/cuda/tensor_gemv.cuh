@@ -16,6 +16,7 @@
 
 #include "common/cuda/mma.cuh"
 #include "common/cuda/tuning.cuh"
+#include "layer/cuda/block_sums.cuh"
 #include "layer/cuda/codes.h"
 #include "layer/cuda/gemv.cuh"
 
@@ -259,14 +260,7 @@ class TensorRowProduct {
         }
       }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < Rows * Columns; i += Threads) {
-      float sum = partial[i];
-#pragma unroll
-      for (int other = 1; other < kWarps; ++other) sum += partial[other * Rows * Columns + i];
-      partial[i] = sum;
-    }
-    __syncthreads();
+    add_up_warps<Rows * Columns, Threads>(partial);
   }
 
   struct alignas(kOwn* Bits / 8) Zeros {
