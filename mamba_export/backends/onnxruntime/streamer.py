@@ -101,9 +101,7 @@ class GraphStreamer:
         self._input = _Shared(metadata.inputs[0], metadata.inputs[0].resolve(sizes), model)
         self._outputs = [_Shared(value, value.resolve(sizes), model) for value in metadata.outputs]
         # The graph of somebody's module may write a state before it has read it for the last time.
-        self._past, self._present = (
-            StateBlock(metadata, state.batch, model.device, self._gpu) for _ in range(2)
-        )
+        self._past, self._present = (StateBlock(model, state.batch) for _ in range(2))
         binding = model.session.io_binding()
         bind_input(binding, self._input.name, self._input.tensor)
         bind_states(binding, metadata, self._past.state, self._present.state)
