@@ -1,4 +1,4 @@
-"""A token on a CPU: layers whose products have few rows, on any number of threads; states written in their place."""
+"""A token on a CPU: layers of few rows, on any number of threads; states written in their place."""
 
 from __future__ import annotations
 
