@@ -83,6 +83,7 @@ struct RowNorm {
   int64_t rows, width;
   float epsilon;
   mamba_dtype dtype, hidden_dtype;  // T and R
+  bool reads_early;  // the weights may be read while the stream's earlier kernels still run
 };
 cudaError_t launch_norm(const RowNorm& norm, cudaStream_t stream);
 

@@ -133,8 +133,9 @@ class ManyRows {
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     product_.rows,
-                          p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
+    const RowNorm norm = {p_.hidden,     p_.norm_weight,  m_.x,
+                          product_.rows, p_.d_model,      p_.epsilon,
+                          p_.dtype,      p_.hidden_dtype, product_.constant_weights};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
     bad = product_.with_convolution({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
