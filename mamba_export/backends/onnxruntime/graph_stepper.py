@@ -64,12 +64,19 @@ class GraphStepper:
         Raises:
             SessionError: the tokens are others, or ONNX Runtime or CUDA failed.
         """
-        self._graph.set_tokens(step_tokens(tokens, self._graph.batch, self._metadata))
-        self._advance(chooses=False)
-        return self._graph.logits()
+        tokens = step_tokens(tokens, self._graph.batch, self._metadata)
+        if self.is_ahead:
+            raise ValueError("a step is under way already, with the tokens that were chosen")
+        logits = self._graph.logits(tokens)
+        self._state = self._graph.state
+        return logits
 
-    def next(self) -> np.ndarray:
+    def next(self, *, goes_on: bool = False) -> np.ndarray:
         """Read the tokens that were chosen last, and choose the next ones.
+
+        Args:
+            goes_on: there will be another call: its step may be launched now, so that the GPU need not wait for
+                the host. ``state`` is then that step's, after its call.
 
         Returns:
             (batch,) int64.
@@ -79,21 +86,33 @@ class GraphStepper:
         """
         if self._sampler is None:
             raise ValueError("the stepper was made without a sampler")
-        if self._sampler.sampling.temperature != 0:
-            self._graph.set_draws(self._sampler.draws())
-        tokens = self._advance(chooses=True).copy()
+        if not self.is_ahead:
+            self._launch(self._sampler)
+        if goes_on and self.is_captured:
+            self._launch(self._sampler)
+        tokens = self._graph.chosen().copy()
         check_finite(tokens >= 0)
         self._sampler.note(tokens)
         return tokens
 
-    def _advance(self, *, chooses: bool) -> np.ndarray:
-        tokens = self._graph.advance(chooses=chooses)
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the step of the next ``next`` is under way."""
+        return self._graph.is_ahead
+
+    def _launch(self, sampler: Sampler) -> None:
+        self._graph.launch(sampler.draws() if sampler.sampling.temperature != 0 else None)
         self._state = self._graph.state
-        return tokens
 
     @property
     def state(self) -> OrtState:
-        """The state after the last step, valid until the next step."""
+        """The state after the last step, valid until the next step.
+
+        Raises:
+            ValueError: the next step is under way, and writes it.
+        """
+        if self.is_ahead:
+            raise ValueError("the next step is under way: there is no state before its end")
         if self._state is self._graph.state:
             self._graph.is_shared = True
         return self._state
