@@ -41,7 +41,6 @@ from mamba_export.generation.captures import Captures
 from mamba_export.generation.sampling import Sampler, divisor
 from mamba_export.generation.state import step_sizes
 
-
 _SLOTS = 2  # of the choices of steps that are under way
 
 
@@ -274,7 +273,9 @@ class StepGraphs:
         self._captures = Captures("steps run")
         self.metadata = model.metadata
         self._idle: StepGraph | None = None
-        self._ending: list[StepGraph] = []  # a step of theirs is under way, which writes their memory
+        self._ending: list[
+            StepGraph
+        ] = []  # a step of theirs is under way, which writes their memory
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
 
     def take(self, batch: int) -> StepGraph:

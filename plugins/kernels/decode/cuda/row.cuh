@@ -21,9 +21,9 @@ struct Row {
   static constexpr int kHeld = 4;  // packs that a thread asks for at once, and keeps
 
   const T* logits;
-  int count;        // tokens
-  int shift;        // tokens that lie between an address of 16 bytes and the row
-  int begin, end;   // packs of this thread
+  int count;       // tokens
+  int shift;       // tokens that lie between an address of 16 bytes and the row
+  int begin, end;  // packs of this thread
   Pack<T, kPack> held[kHeld];
 
   __device__ Row(const T* row, int vocab_size) : logits(row), count(vocab_size) {

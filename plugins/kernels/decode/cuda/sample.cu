@@ -81,9 +81,8 @@ __device__ unsigned int least_kept(Each each, int count, const mamba_choice_opti
       return key >= least ? mass_of(score) : 0;
     };
     const double share = static_cast<double>(static_cast<float>(1. - options.top_p));
-    least = max(least, finder.find(each, mass, 0, [&](Mass whole) {
-      return share * static_cast<double>(whole);
-    }));
+    least = max(least, finder.find(each, mass, 0,
+                                   [&](Mass whole) { return share * static_cast<double>(whole); }));
   }
   return least;
 }

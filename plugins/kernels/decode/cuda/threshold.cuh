@@ -16,9 +16,7 @@ static_assert(kBins == kThreads, "a thread takes a bin");
 constexpr float kOne = 1099511627776.f;  // 2^40, the mass of a weight of 1: 2^23 of them fit
 
 // Weight of a score, of which the largest is 0. Below -28.5 it is 0.
-__device__ inline Mass mass_of(float score) {
-  return static_cast<Mass>(expf(score) * kOne + 0.5f);
-}
+__device__ inline Mass mass_of(float score) { return static_cast<Mass>(expf(score) * kOne + 0.5f); }
 
 // Floats in order as unsigned integers; 0 and -0 are equal.
 __device__ inline unsigned int ordered(float x) {
@@ -44,8 +42,8 @@ struct Histogram {
   }
 };
 
-// The first bins are linear in the score, a power of two each nat, so that a bin's bounds are exact.
-// What lies below the last has no mass, and is never chosen, kept or not.
+// The first bins are linear in the score, a power of two each nat, so that a bin's bounds are
+// exact. What lies below the last has no mass, and is never chosen, kept or not.
 constexpr float kBinsPerNat = kBins / 32.f;
 
 struct Thresholds {
@@ -55,8 +53,8 @@ struct Thresholds {
   Mass above;        // weight of the bins above it
 };
 
-// Finds thresholds of one row after the other's weights. Both histograms are 0 at the start, for all
-// blocks of the cluster.
+// Finds thresholds of one row after the other's weights. Both histograms are 0 at the start, for
+// all blocks of the cluster.
 class ThresholdFinder {
  public:
   __device__ explicit ThresholdFinder(Thresholds* shared) : shared_(shared) {}
