@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   cluster_arrive();
   const int64_t row = blockIdx.x / cluster_blocks();
   const bool is_first = cluster_rank() == 0 && threadIdx.x == 0;
-  // One trip to host memory, while the logits are on their way.
+  // One trip to host memory, while the logits are on their way and looked at.
   mamba_choice_options given = {};
   int64_t slot = 0;
   double draws[2] = {};
@@ -107,9 +107,25 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   }
   const int count = static_cast<int>(p.vocab_size);
   const Row<T> logits(static_cast<const T*>(p.logits) + row * count, count);
+  // What is there without options. Of equal numbers the first.
+  unsigned int found = 0;
+  float most = -INFINITY;
+  const int first = max(logits.token(logits.begin), 0);
+  int at = first;
+  const auto compare = [&](int i, float x) {
+    if (x > most) {
+      most = x;
+      at = i;
+    }
+  };
+  logits.each_held([&](int i, float raw) {
+    found |= (raw < INFINITY ? 0 : kOdd) | (raw > -INFINITY ? kSome : 0);
+    compare(i, raw);
+  });
   if (threadIdx.x == 0) {
     s.options = given;
     s.slot = static_cast<int>(slot);
+    s.draw = slot == 0 ? draws[0] : draws[1];
   }
   __syncthreads();
   const mamba_choice_options& options = s.options;
@@ -137,20 +153,10 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
     return x < 0.f ? x * options.repetition_penalty : x / options.repetition_penalty;
   };
 
-  unsigned int found = 0;
-  float most = -INFINITY;
-  int at = max(logits.token(logits.begin), 0);  // of equal numbers the first
-  const auto compare = [&](int i, float raw, float x) {
-    found |= (raw < INFINITY ? 0 : kOdd) | (raw > -INFINITY ? kSome : 0);
-    if (x > most) {
-      most = x;
-      at = i;
-    }
-  };
   if (penalises) {
-    logits.each([&](int i, float raw) { compare(i, raw, penalised(i, raw)); });
-  } else {
-    logits.each_held([&](int i, float raw) { compare(i, raw, raw); });
+    most = -INFINITY;
+    at = first;
+    logits.each([&](int i, float raw) { compare(i, penalised(i, raw)); });
   }
   Mass best = 0;  // an index counts down
   if (logits.begin < logits.end) best = static_cast<Mass>(ordered(most)) << 32 | (0xffffffffu - at);
@@ -158,7 +164,6 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
     for (Histogram& histogram : s.thresholds.histograms) {
       histogram.low[threadIdx.x] = histogram.high[threadIdx.x] = 0;
     }
-    if (threadIdx.x == 0) s.draw = slot == 0 ? draws[0] : draws[1];
   }
   row_best(&best, &found, &s);
   if (found != kSome) {
