@@ -32,11 +32,10 @@ class GraphStepper:
         sampler: Sampler | None = None,
         tokens: np.ndarray | None = None,
     ) -> None:
-        self._graph = graphs.take(state.batch)
+        self._graph = graphs.take(state)
         weakref.finalize(self, graphs.put, self._graph).atexit = False
         self._sampler = sampler
         self._metadata = graphs.metadata
-        self._state = state
         self._graph.start(state)
         self._graph.set_choice(sampler)
         if tokens is not None:
@@ -67,9 +66,7 @@ class GraphStepper:
         tokens = step_tokens(tokens, self._graph.batch, self._metadata)
         if self.is_ahead:
             raise ValueError("a step is under way already, with the tokens that were chosen")
-        logits = self._graph.logits(tokens)
-        self._state = self._graph.state
-        return logits
+        return self._graph.logits(tokens)
 
     def next(self, *, goes_on: bool = False) -> np.ndarray:
         """Read the tokens that were chosen last, and choose the next ones.
@@ -102,7 +99,6 @@ class GraphStepper:
 
     def _launch(self, sampler: Sampler) -> None:
         self._graph.launch(sampler.draws() if sampler.sampling.temperature != 0 else None)
-        self._state = self._graph.state
 
     @property
     def state(self) -> OrtState:
@@ -113,6 +109,4 @@ class GraphStepper:
         """
         if self.is_ahead:
             raise ValueError("the next step is under way: there is no state before its end")
-        if self._state is self._graph.state:
-            self._graph.is_shared = True
-        return self._state
+        return self._graph.block.lend()
