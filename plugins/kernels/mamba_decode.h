@@ -40,7 +40,7 @@ typedef struct {
   float* scores;      /* (batch, vocab_size), for MAMBA_CHOOSE_NOTHING */
   uint8_t* seen;      /* (batch, vocab_size), 1 for the tokens that a sequence holds; kept
                          up where repetition_penalty is not 1 */
-  const mamba_choice_options* options; /* host */
+  const mamba_choice_options* options; /* host, or on the device: every block reads them */
   const double* draws;                 /* host, (slots, batch) in [0, 1) */
   int64_t* next;                       /* (batch,): what the model reads in its next step */
   int64_t* chosen; /* host, (slots, batch); -1 where the largest logit is not finite */

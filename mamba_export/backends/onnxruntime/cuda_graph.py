@@ -82,8 +82,9 @@ class StepGraph:
         self._chosen = self._gpu.host_array((_SLOTS, batch), np.int64)
         self._draws = self._gpu.host_array((_SLOTS, batch), np.float64)
         self._launched = self._read = 0  # choices since the start
-        options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
-        self._options = ChoiceOptions.from_buffer(options.data)
+        self._options = ChoiceOptions()
+        self._sent_options = b""  # those on the device
+        self._device_options = DeviceTensor.empty("uint8", (ctypes.sizeof(ChoiceOptions),), device)
         self._choice = CHOOSE_NOTHING
         self._params = ChooseParams(
             batch=batch,
@@ -92,7 +93,7 @@ class StepGraph:
             logits=self._logits.address,
             scores=self._scores.address,
             seen=self._seen.address,
-            options=options.ctypes.data,
+            options=self._device_options.address,
             draws=self._draws.ctypes.data,
             next=self._tokens.address,
             chosen=self._chosen.ctypes.data,
@@ -171,8 +172,7 @@ class StepGraph:
         if draws is not None:
             self._draws[slot] = draws
         self._chosen[slot] = NOT_CHOSEN
-        self._options.choice = self._choice
-        self._advance()
+        self._advance(self._choice)
 
     def chosen(self) -> np.ndarray:
         """Of the first step that was launched and not read: (batch,) int64, valid until the next launch.
@@ -197,8 +197,7 @@ class StepGraph:
             SessionError: ONNX Runtime or CUDA failed.
         """
         self.set_tokens(tokens)
-        self._options.choice = CHOOSE_NOTHING
-        self._advance()
+        self._advance(CHOOSE_NOTHING)
         self._read += 1
         with self._gpu.lock:
             self._gpu.copy(
@@ -220,7 +219,15 @@ class StepGraph:
         self._read = self._launched
         return True
 
-    def _advance(self) -> None:
+    def _advance(self, choice: int) -> None:
+        self._options.choice = choice
+        options = bytes(self._options)
+        if options != self._sent_options:
+            with self._gpu.lock:
+                self._gpu.queue_upload(
+                    self._device_options.address, np.frombuffer(options, np.uint8)
+                )
+            self._sent_options = options
         if self._starts:
             with self._gpu.lock:
                 self.block.move_lent()

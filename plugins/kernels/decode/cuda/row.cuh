@@ -12,6 +12,7 @@ namespace choice {
 
 constexpr int kThreads = 1024;  // of a block
 constexpr int kWarps = kThreads / 32;
+static_assert(kWarps == 32, "a warp adds up the warps");
 constexpr int kMostBlocks = 8;  // of a cluster
 using Mass = unsigned long long;
 
@@ -92,6 +93,15 @@ __device__ __forceinline__ void row_barrier() {
 #endif
 }
 
+// The sum of a warp's threads up to and with this one.
+__device__ inline Mass warp_sums(Mass sum) {
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const Mass left = __shfl_up_sync(~0u, sum, offset);
+    if (threadIdx.x % 32 >= offset) sum += left;
+  }
+  return sum;
+}
+
 // Sums over the threads of a block, in order. warps holds kWarps numbers; all may write there again
 // after it.
 struct Sums {
@@ -100,19 +110,13 @@ struct Sums {
 };
 
 __device__ inline Sums sums_in_order(Mass own, Mass* warps) {
-  Mass upto = own;
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const Mass left = __shfl_up_sync(~0u, upto, offset);
-    if (threadIdx.x % 32 >= offset) upto += left;
-  }
-  if (threadIdx.x % 32 == 31) warps[threadIdx.x / 32] = upto;
+  const int warp = threadIdx.x / 32;
+  const Mass upto = warp_sums(own);
+  if (threadIdx.x % 32 == 31) warps[warp] = upto;
   __syncthreads();
-  Sums sums = {upto - own, 0};
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) {
-    if (warp < static_cast<int>(threadIdx.x) / 32) sums.before += warps[warp];
-    sums.total += warps[warp];
-  }
+  if (warp == 0) warps[threadIdx.x] = warp_sums(warps[threadIdx.x]);
+  __syncthreads();
+  const Sums sums = {upto - own + (warp > 0 ? warps[warp - 1] : 0), warps[kWarps - 1]};
   __syncthreads();
   return sums;
 }

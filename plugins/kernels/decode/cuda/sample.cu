@@ -72,7 +72,7 @@ __device__ unsigned int least_kept(Each each, int count, const mamba_choice_opti
   unsigned int least = 0;
   if (options.top_k > 0 && options.top_k < count) {
     const int dropped = count - options.top_k;
-    least = finder.find(
+    least = finder.find<true>(
         each, [](float, unsigned int) { return Mass(1); }, count,
         [&](Mass) { return static_cast<double>(dropped); });
   }
@@ -81,8 +81,9 @@ __device__ unsigned int least_kept(Each each, int count, const mamba_choice_opti
       return key >= least ? mass_of(score) : 0;
     };
     const double share = static_cast<double>(static_cast<float>(1. - options.top_p));
-    least = max(least, finder.find(each, mass, 0,
-                                   [&](Mass whole) { return share * static_cast<double>(whole); }));
+    least = max(least, finder.find<false>(each, mass, 0, [&](Mass whole) {
+      return share * static_cast<double>(whole);
+    }));
   }
   return least;
 }
@@ -93,17 +94,12 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   cluster_arrive();
   const int64_t row = blockIdx.x / cluster_blocks();
   const bool is_first = cluster_rank() == 0 && threadIdx.x == 0;
-  // One trip to host memory, while the logits are on their way and looked at.
+  // Asked for before the logits, and needed after them.
   mamba_choice_options given = {};
   int64_t slot = 0;
-  double draws[2] = {};
   if (threadIdx.x == 0) {
     given = *p.options;
-    draws[0] = p.draws[row];
-    if (p.turns) {
-      slot = p.turns[row];
-      draws[1] = p.draws[p.batch + row];
-    }
+    if (p.turns) slot = p.turns[row];
   }
   const int count = static_cast<int>(p.vocab_size);
   const Row<T> logits(static_cast<const T*>(p.logits) + row * count, count);
@@ -125,7 +121,6 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   if (threadIdx.x == 0) {
     s.options = given;
     s.slot = static_cast<int>(slot);
-    s.draw = slot == 0 ? draws[0] : draws[1];
   }
   __syncthreads();
   const mamba_choice_options& options = s.options;
@@ -153,6 +148,7 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
     return x < 0.f ? x * options.repetition_penalty : x / options.repetition_penalty;
   };
 
+  double draw = 0;
   if (penalises) {
     most = -INFINITY;
     at = first;
@@ -164,6 +160,8 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
     for (Histogram& histogram : s.thresholds.histograms) {
       histogram.low[threadIdx.x] = histogram.high[threadIdx.x] = 0;
     }
+    // Of the host, far away: it is there by the time that it is needed.
+    if (is_first) draw = p.draws[slot * p.batch + row];
   }
   row_best(&best, &found, &s);
   if (found != kSome) {
@@ -193,6 +191,9 @@ __global__ void __launch_bounds__(kThreads) choose(mamba_choose_params p) {
   const Sums sums = sums_in_order(own, s.thresholds.warps);
   if (static_cast<int>(threadIdx.x) < cluster_blocks()) {
     in_block(s.masses, threadIdx.x)[cluster_rank()] = sums.total;
+  }
+  if (is_first) {
+    for (int block = 0; block < cluster_blocks(); ++block) *in_block(&s.draw, block) = draw;
   }
   row_barrier();
   Mass before = sums.before, total = 0;

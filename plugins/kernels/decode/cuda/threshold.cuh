@@ -64,14 +64,15 @@ class ThresholdFinder {
   //
   // each(body) calls body(score) for every score of a thread; weight(score, key) is an integer;
   // total is their sum, or 0 to have it taken from the scores that have a mass.
-  template <typename Each, typename Weight, typename Allowed>
+  // Small says that all weights together are below 2^32.
+  template <bool Small, typename Each, typename Weight, typename Allowed>
   __device__ unsigned int find(Each each, Weight weight, Mass total, Allowed allowed) {
     each([&](float score) {
       const float bin = fminf(-score * kBinsPerNat, kBins);  // not a number: the last
       if (bin < kBins) histogram().add(static_cast<int>(bin), weight(score, ordered(score)));
     });
     Mass above = 0;
-    unsigned int bin = narrow(&above, &total, allowed);
+    unsigned int bin = narrow<Small>(&above, &total, allowed);
     if (bin >= kBins) return 0;
     unsigned int first = ordered(-static_cast<float>(bin + 1) / kBinsPerNat) + 1;
     unsigned int last = ordered(-static_cast<float>(bin) / kBinsPerNat);
@@ -81,7 +82,7 @@ class ThresholdFinder {
         const unsigned int key = ordered(score);
         if (key >= first && key <= last) histogram().add((last - key) >> shift, weight(score, key));
       });
-      bin = narrow(&above, &total, allowed);
+      bin = narrow<Small>(&above, &total, allowed);
       last -= bin << shift;
       const unsigned int width = (1u << shift) - 1;
       if (last - first > width) first = last - width;
@@ -93,7 +94,7 @@ class ThresholdFinder {
   __device__ Histogram& histogram() { return shared_->histograms[turn_]; }
 
   // The bin that holds the threshold, from the histograms of all blocks; kBins where none does.
-  template <typename Allowed>
+  template <bool Small, typename Allowed>
   __device__ unsigned int narrow(Mass* above, Mass* total, Allowed allowed) {
     if (threadIdx.x == 0) shared_->bin = kBins;
     row_barrier();
@@ -101,9 +102,11 @@ class ThresholdFinder {
     shared_->histograms[1 - turn_].low[threadIdx.x] = 0;
     shared_->histograms[1 - turn_].high[threadIdx.x] = 0;
     Mass own = 0;
+#pragma unroll 4
     for (int block = 0; block < cluster_blocks(); ++block) {
       const Histogram* theirs = in_block(&histogram(), block);
-      own += theirs->low[threadIdx.x] + (static_cast<Mass>(theirs->high[threadIdx.x]) << 32);
+      own += theirs->low[threadIdx.x];
+      if (!Small) own += static_cast<Mass>(theirs->high[threadIdx.x]) << 32;
     }
     const Sums sums = sums_in_order(own, shared_->warps);
     if (*total == 0) *total = sums.total;
