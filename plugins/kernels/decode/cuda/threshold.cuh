@@ -51,6 +51,7 @@ struct Thresholds {
   Mass warps[kWarps];
   unsigned int bin;  // in which the threshold lies; kBins for none
   Mass above;        // weight of the bins above it
+  Mass inside;       // and of it
 };
 
 // Finds thresholds of one row after the other's weights. Both histograms are 0 at the start, for
@@ -59,8 +60,9 @@ class ThresholdFinder {
  public:
   __device__ explicit ThresholdFinder(Thresholds* shared) : shared_(shared) {}
 
-  // The largest key such that the scores of lesser keys weigh allowed(total) at most; 0 where that
-  // key's scores have no mass. Every thread of the cluster must call it, and gets it.
+  // A key as good as the largest one such that the scores of lesser keys weigh allowed(total) at
+  // most: no score lies between the two. 0 where that key's scores have no mass. Every thread of
+  // the cluster must call it, and gets it.
   //
   // each(body) calls body(score) for every score of a thread; weight(score, key) is an integer;
   // total is their sum, or 0 to have it taken from the scores that have a mass.
@@ -76,7 +78,7 @@ class ThresholdFinder {
     if (bin >= kBins) return 0;
     unsigned int first = ordered(-static_cast<float>(bin + 1) / kBinsPerNat) + 1;
     unsigned int last = ordered(-static_cast<float>(bin) / kBinsPerNat);
-    while (first < last) {
+    while (first < last && !is_single(weight(disordered(first), first))) {
       const int shift = max(32 - __clz(last - first) - kBinBits, 0);
       each([&](float score) {
         const unsigned int key = ordered(score);
@@ -93,12 +95,16 @@ class ThresholdFinder {
  private:
   __device__ Histogram& histogram() { return shared_->histograms[turn_]; }
 
+  // Whether the bin holds one score; least is the weight of its smallest, which others are close
+  // to.
+  __device__ bool is_single(Mass least) const { return shared_->inside < least + (least + 1) / 2; }
+
   // The bin that holds the threshold, from the histograms of all blocks; kBins where none does.
   template <bool Small, typename Allowed>
   __device__ unsigned int narrow(Mass* above, Mass* total, Allowed allowed) {
-    if (threadIdx.x == 0) shared_->bin = kBins;
     row_barrier();
-    // All have read the other one, else they were not here.
+    // All have read the last bin and the other histogram, else they were not here.
+    if (threadIdx.x == 0) shared_->bin = kBins;
     shared_->histograms[1 - turn_].low[threadIdx.x] = 0;
     shared_->histograms[1 - turn_].high[threadIdx.x] = 0;
     Mass own = 0;
@@ -116,6 +122,7 @@ class ThresholdFinder {
     if (holds(before + own) && (threadIdx.x == 0 || !holds(before))) {
       shared_->bin = threadIdx.x;
       shared_->above = before;
+      shared_->inside = own;
     }
     __syncthreads();
     turn_ = 1 - turn_;
