@@ -216,7 +216,6 @@ class StepGraph:
             self._gpu.wait()
         finally:
             self._gpu.lock.release()
-        self._read = self._launched
         return True
 
     def _advance(self, choice: int) -> None:
