@@ -1,7 +1,9 @@
 // The choice of the next token from logits, by mamba_export/generation/sampling.py's rules:
 // repetition penalty, temperature, top-k, top-p. A cluster of blocks a sequence.
 //
-// On an H100, 50280 tokens in fp16: TIMES
+// On an H100, 1 / 8 / 64 rows of 50280 fp16 logits take 5.4 / 5.5 / 8.0 us for the best, 20 / 26 /
+// 44 us for top-k 50, 30 / 31 / 51 for top-p 0.9. One block a row, which found thresholds a bit at
+// a time, took 10.6 / 11.3 / 15.3, 161 / 160 / 217 and 240 / 238 / 253.
 #include <cuda_runtime.h>
 
 #include <type_traits>
@@ -225,7 +227,8 @@ int blocks_of_a_row(int64_t batch) {
       major < 9) {
     return 1;
   }
-  return batch <= 8 ? 8 : batch <= 32 ? 4 : batch <= 64 ? 2 : 1;
+  // Measured on an H100; 4 blocks for each of 32 rows take 10.8 us, and 2 take 7.7.
+  return batch <= 8 ? 8 : batch <= 16 ? 4 : batch <= 64 ? 2 : 1;
 }
 
 template <typename T>
