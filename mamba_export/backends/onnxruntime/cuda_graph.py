@@ -220,13 +220,7 @@ class StepGraph:
 
     def _advance(self, choice: int) -> None:
         self._options.choice = choice
-        options = bytes(self._options)
-        if options != self._sent_options:
-            with self._gpu.lock:
-                self._gpu.queue_upload(
-                    self._device_options.address, np.frombuffer(options, np.uint8)
-                )
-            self._sent_options = options
+        self._send_options()
         if self._starts:
             with self._gpu.lock:
                 self.block.move_lent()
@@ -247,6 +241,15 @@ class StepGraph:
     @functools.cached_property
     def _host_logits(self) -> np.ndarray:
         return self._gpu.host_array(self._scores.shape, np.float32)
+
+    def _send_options(self) -> None:
+        options = bytes(self._options)
+        if options != self._sent_options:
+            with self._gpu.lock:
+                self._gpu.queue_upload(
+                    self._device_options.address, np.frombuffer(options, np.uint8)
+                )
+            self._sent_options = options
 
     def _run_uncaptured(self) -> None:
         execute(self._model, self._step)
