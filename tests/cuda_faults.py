@@ -86,10 +86,10 @@ def gated_norm(name: str, file: str, old: str, new: str) -> Fault:
 
 FAULTS = [
     packed("one token, what codes are counted from", "tensor_gemv.cuh",
-           "unit, -zero * of_x);", "unit, -zero * (FAULT ? 0.9f * of_x : of_x));"),
-    packed("many rows, the largest codes", "widen.cu",
-           "return is_signed && code > 7 ? code - 16 : code;",
-           "return is_signed && code > (FAULT ? 8 : 7) ? code - 16 : code;"),
+           "unit, -off), total);", "unit, -(FAULT ? 0.9f * off : off)), total);"),
+    packed("many rows, what codes are counted from", "widen.cu",
+           "rows[r].mantissa(i + j) - block.offset(i + j);",
+           "rows[r].mantissa(i + j) - (FAULT ? 1.25f : block.offset(i + j));"),
     scan("few steps, second sequence of a thread", "scan_step.cu",
          "const float du = dt[i] * u[i], log_decay = dt[i] * kLog2e;",
          "const float du = dt[i] * u[i] * (FAULT && i > 0 ? 1.5f : 1.f), log_decay = dt[i] * kLog2e;"),

@@ -283,10 +283,12 @@ constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread re
 // is quicker on CUDA cores (1.4B, H200: 5.0 us where tensor cores take 8.0), the first on tensor
 // cores (2.8B: 12.7 us where CUDA cores take 21).
 constexpr GemvBlock kPackedOutBlock = {32, 512};
+// Codes to weights of T for many rows (widen.cu): columns of a thread, and threads.
+constexpr GemvBlock kWidenBlock = {8, 256};
 // The same on tensor cores: threads, bytes of a block's rings of codes, and the shared memory that
 // a block of a GPU must be able to have.
 constexpr int kTensorThreads = 256;
-constexpr int kTensorStageBytes = 80 * 1024;
+constexpr int kTensorRingBytes = 80 * 1024, kTensorRowsRingBytes = 40 * 1024;
 constexpr int kLeastTensorShared = 160 * 1024;
 // Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.

@@ -22,7 +22,7 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, false>(
+    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, true>(
         s.codes, s.rows, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
@@ -55,16 +55,29 @@ struct OutShared {
   }
 };
 
-// The rows of y in shared memory, 16 bytes at a time; depth is a multiple of so many.
+// The rows of y in shared memory, 16 bytes at a time; depth is a multiple of so many. A warp a row,
+// or all threads a single one; many loads at once.
 template <int Threads, typename T>
 __device__ __forceinline__ void copy_rows(const T* y, int stride, int rows, int depth, T* x,
                                           int x_stride) {
-  constexpr int kAtOnce = 16 / sizeof(T);
-  for (int r = 0; r < rows; ++r) {
-#pragma unroll 4
-    for (int i = threadIdx.x * kAtOnce; i < depth; i += Threads * kAtOnce) {
-      *reinterpret_cast<uint4*>(x + r * x_stride + i) =
-          *reinterpret_cast<const uint4*>(y + r * stride + i);
+  constexpr int kAtOnce = 16 / sizeof(T), kLoads = 10;
+  const bool is_one = rows == 1;
+  const int apart = is_one ? Threads : 32, vectors = depth / kAtOnce;
+#pragma unroll 1
+  for (int r = is_one ? 0 : threadIdx.x / 32; r < rows; r += Threads / 32) {
+#pragma unroll 1
+    for (int first = threadIdx.x % apart; first < vectors; first += kLoads * apart) {
+      uint4 values[kLoads];
+#pragma unroll
+      for (int n = 0; n < kLoads; ++n) {
+        const int i = first + n * apart;
+        if (i < vectors) values[n] = *reinterpret_cast<const uint4*>(y + r * stride + i * kAtOnce);
+      }
+#pragma unroll
+      for (int n = 0; n < kLoads; ++n) {
+        const int i = first + n * apart;
+        if (i < vectors) *reinterpret_cast<uint4*>(x + r * x_stride + i * kAtOnce) = values[n];
+      }
     }
   }
 }
