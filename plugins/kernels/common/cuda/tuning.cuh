@@ -279,17 +279,22 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
-// The last kernel's block over codes: a sector of a row of 8 bits, half of one of 4. Of one row it
-// is quicker on CUDA cores (1.4B, H200: 5.0 us where tensor cores take 8.0), the first on tensor
-// cores (2.8B: 12.7 us where CUDA cores take 21).
+// The last kernel's block over codes: half a sector of a row of 4 bits.
 constexpr GemvBlock kPackedOutBlock = {32, 512};
 // Codes to weights of T for many rows (widen.cu): columns of a thread, and threads.
 constexpr GemvBlock kWidenBlock = {8, 256};
-// The same on tensor cores: threads, bytes of a block's rings of codes, and the shared memory that
-// a block of a GPU must be able to have.
-constexpr int kTensorThreads = 256;
-constexpr int kTensorRingBytes = 80 * 1024, kTensorRowsRingBytes = 40 * 1024;
-constexpr int kLeastTensorShared = 160 * 1024;
+// Products of codes on tensor cores: threads, and the shared memory that a block of a GPU must be
+// able to have. The first kernel's block has as many columns of these as give no multiprocessor
+// much more than another. Where every block has a multiprocessor of its own it asks for so much
+// shared memory that no second one fits there: the kernel ahead still fills some of them, and 160
+// blocks were found on 86 of 132 multiprocessors (2.8B, H100).
+constexpr int kTensorThreads = 256, kLeastTensorShared = 160 * 1024;
+constexpr int kTensorColumns[] = {32, 64, 96};
+constexpr size_t kAloneBytes = 116 * 1024;
+// Bytes of a block's rings of codes, of the first kernel and the last; of one row, and of several,
+// whose x takes shared memory too.
+constexpr int kTensorInRingBytes = 108 * 1024, kTensorInRowsRingBytes = 88 * 1024;
+constexpr int kTensorOutRingBytes = 80 * 1024, kTensorOutRowsRingBytes = 40 * 1024;
 // Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
 constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
@@ -304,6 +309,8 @@ constexpr int kMostNextShares = 80;
 // x_proj's shares where these are at least so many bytes a row.
 constexpr int kStateTokenThreads = 256, kStateCluster = 4;
 constexpr int64_t kLargeShares = 24 * 1024;
+// Of several rows a block of at least so many channels has all rows.
+constexpr int64_t kLargeStateChannels = 4096;
 
 // --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
 // ------------------------

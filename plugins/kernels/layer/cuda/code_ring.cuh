@@ -43,18 +43,14 @@ class CodeRing {
   static_assert(kStages >= 2 && kStageBytes % 16 == 0);
 
   __device__ CodeRing(const Matrix& w, int first_column, int depth)
-      : row_bytes_(int64_t{w.columns} * Bits / 8),
-        exists_(own_byte(first_column) < row_bytes_),
-        codes_(static_cast<const char*>(w.data)),
+      : row_bytes_(w.columns * Bits / 8),
+        first_byte_(first_column * Bits / 8),
+        codes_(static_cast<const char*>(w.data) + int64_t{warp()} * kDepth * row_bytes_),
         scales_(static_cast<const char*>(w.codes.scales)),
         zero_points_(static_cast<const char*>(w.codes.zero_points)),
         columns_(w.columns),
-        first_column_(first_column),
         scale_rows_(block_rows(w.codes, w.depth) / kDepth),
-        blocks_(depth / kDepth) {
-    if (exists_) codes_ += (warp() * kDepth + lane() / kChunks) * row_bytes_;
-    if (exists_) codes_ += own_byte(first_column);
-  }
+        blocks_(depth / kDepth) {}
 
   // Whether the warp has a block of this number.
   __device__ __forceinline__ bool has(int number) const { return block(number) < blocks_; }
@@ -74,16 +70,15 @@ class CodeRing {
   __device__ __forceinline__ void load(int number, int at) {
     if (has(number)) {
       char* stage = stages_ + at * kStageBytes;
-      constexpr int kApart = 32 / kChunks;  // rows between two copies of a lane
-      const int own = lane() % kChunks * Chunk;
-      const char* codes = codes_;
 #pragma unroll
       for (int i = 0; i < kChunks; ++i) {
-        const int row = i * kApart + lane() / kChunks;
-        copy_codes<Chunk>(stage + (own / 16 * kDepth + place(row)) * 16 + own % 16, codes, exists_);
-        if (exists_) codes += kApart * row_bytes_;
+        const int chunk = i * 32 + lane(), row = chunk / kChunks, own = chunk % kChunks * Chunk;
+        const int byte = first_byte_ + own;
+        const bool exists = byte < row_bytes_;
+        copy_codes<Chunk>(stage + (own / 16 * kDepth + place(row)) * 16 + own % 16,
+                          codes_ + (exists ? row * row_bytes_ + byte : 0), exists);
       }
-      if (exists_) codes_ += Warps * kDepth * row_bytes_;
+      codes_ += int64_t{Warps} * kDepth * row_bytes_;
       load_scales(scale_rows_ == 1 ? block(number) : block(number) / scale_rows_, stage);
     }
     commit_copies();
@@ -96,34 +91,29 @@ class CodeRing {
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32; }
   __device__ static int block(int number) { return warp() + number * Warps; }
-  // The byte of a row of W at which the lane's chunks lie.
-  __device__ static int own_byte(int first_column) {
-    return first_column * Bits / 8 + lane() % kChunks * Chunk;
-  }
-
   // Where a stage keeps a row of a block: so that a lane's numbers of x, rows 8 t to 8 t + 7, are
   // those of the four tiles that load_tiles_transposed reads.
   __device__ static int place(int row) { return row % 8 / 2 * 8 + row / 8 * 2 + row % 2; }
 
   __device__ __forceinline__ void load_scales(int row, char* stage) const {
     if (lane() < kScaleBytes / 16) {
-      const int column = first_column_ + lane() * 8;
-      const bool is_there = column < columns_;
-      const char* from = scales_ + (int64_t{row} * columns_ + (is_there ? column : 0)) * 2;
-      copy_codes<16>(stage + kScalesAt + lane() * 16, from, is_there);
+      const int column = first_byte_ * 8 / Bits + lane() * 8;
+      const bool exists = column < columns_;
+      const char* from = scales_ + (int64_t{row} * columns_ + (exists ? column : 0)) * 2;
+      copy_codes<16>(stage + kScalesAt + lane() * 16, from, exists);
     }
     if (zero_points_ && lane() < kChunks) {
-      const int byte = exists_ ? own_byte(first_column_) : 0;
-      copy_codes<Chunk>(stage + kZeroPointsAt + lane() * Chunk,
-                        zero_points_ + row * row_bytes_ + byte, exists_);
+      const int byte = first_byte_ + lane() * Chunk;
+      const bool exists = byte < row_bytes_;
+      const char* from = zero_points_ + int64_t{row} * row_bytes_ + (exists ? byte : 0);
+      copy_codes<Chunk>(stage + kZeroPointsAt + lane() * Chunk, from, exists);
     }
   }
 
-  const int64_t row_bytes_;
-  const bool exists_;  // whether the lane's chunks lie within W
-  const char* codes_;  // of the lane, of the block that is copied next
+  const int row_bytes_, first_byte_;
+  const char* codes_;  // of the warp's block that is copied next
   const char *const scales_, *const zero_points_;
-  const int columns_, first_column_, scale_rows_, blocks_;
+  const int columns_, scale_rows_, blocks_;
   char* stages_ = nullptr;
 };
 

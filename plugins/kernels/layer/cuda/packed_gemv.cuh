@@ -3,6 +3,8 @@
 // its bits.
 #pragma once
 
+#include <algorithm>
+#include <climits>
 #include <type_traits>
 
 #include "layer/cuda/block_sums.cuh"
@@ -129,23 +131,51 @@ auto with_chunk(int bits, int columns, Body body) {
   return body(std::integral_constant<int, 4>());
 }
 
+// Columns of a block so that the blocks keep the multiprocessors busy alike, of those compiled.
+inline int spread_columns(int columns) {
+  const int multiprocessors = std::max(current_gpu().multiprocessors, 1);
+  int best = 0, least = INT_MAX;
+  for (const int of_block : kTensorColumns) {
+    const int blocks = (columns + of_block - 1) / of_block;
+    const int most = (blocks + multiprocessors - 1) / multiprocessors * of_block;
+    if (most <= least) best = of_block, least = most;
+  }
+  return best;
+}
+
 // Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
-// allows. Threads: of a block where tensor cores are not used, as for one row unless TensorRow.
-template <typename T, int Columns, int Threads, bool TensorRow, typename Body>
+// allows. Block: where tensor cores are not used; IsSpread: a block of tensor cores has as many
+// columns as spread_columns says, else Block's.
+template <typename T, int Columns, int Threads, bool IsSpread, typename Body>
 auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body body) {
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (std::is_same_v<T, __half>) {
-      if ((TensorRow || rows > 1) && multiplies_on_tensor_cores(MAMBA_FP16)) {
+      if (multiplies_on_tensor_cores(MAMBA_FP16)) {
         return with_chunk(kBits, columns, [&](auto chunk) {
           constexpr int kChunk = decltype(chunk)::value;
-          if constexpr (TensorRow) {
+          const auto of_columns = [&](auto of_block) {
+            constexpr int kOwn = decltype(of_block)::value;
             if (rows == 1) {
-              return body(Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, 1>>());
+              constexpr int kRing = IsSpread ? kTensorInRingBytes : kTensorOutRingBytes;
+              return body(
+                  Choice<TensorRowProduct<kBits, kOwn, kTensorThreads, kChunk, kRing, 1>>());
+            }
+            constexpr int kRing = IsSpread ? kTensorInRowsRingBytes : kTensorOutRowsRingBytes;
+            return body(
+                Choice<
+                    TensorRowProduct<kBits, kOwn, kTensorThreads, kChunk, kRing, kMaxStepRows>>());
+          };
+          if constexpr (IsSpread && kChunk == 16) {
+            const int own = spread_columns(columns);
+            if (own == kTensorColumns[0]) {
+              return of_columns(std::integral_constant<int, kTensorColumns[0]>());
+            }
+            if (own == kTensorColumns[2]) {
+              return of_columns(std::integral_constant<int, kTensorColumns[2]>());
             }
           }
-          return body(
-              Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, kMaxStepRows>>());
+          return of_columns(std::integral_constant<int, Columns>());
         });
       }
     }

@@ -22,7 +22,7 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, true>(
+    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, false>(
         s.codes, s.rows, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
@@ -61,22 +61,28 @@ template <int Threads, typename T>
 __device__ __forceinline__ void copy_rows(const T* y, int stride, int rows, int depth, T* x,
                                           int x_stride) {
   constexpr int kAtOnce = 16 / sizeof(T), kLoads = 10;
-  const bool is_one = rows == 1;
-  const int apart = is_one ? Threads : 32, vectors = depth / kAtOnce;
+  const int vectors = depth / kAtOnce;
+  if (rows == 1) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < vectors; i += Threads) {
+      reinterpret_cast<uint4*>(x)[i] = reinterpret_cast<const uint4*>(y)[i];
+    }
+    return;
+  }
 #pragma unroll 1
-  for (int r = is_one ? 0 : threadIdx.x / 32; r < rows; r += Threads / 32) {
+  for (int r = threadIdx.x / 32; r < rows; r += Threads / 32) {
+    const uint4* from = reinterpret_cast<const uint4*>(y + r * stride);
+    uint4* to = reinterpret_cast<uint4*>(x + r * x_stride);
 #pragma unroll 1
-    for (int first = threadIdx.x % apart; first < vectors; first += kLoads * apart) {
+    for (int first = threadIdx.x % 32; first < vectors; first += kLoads * 32) {
       uint4 values[kLoads];
 #pragma unroll
       for (int n = 0; n < kLoads; ++n) {
-        const int i = first + n * apart;
-        if (i < vectors) values[n] = *reinterpret_cast<const uint4*>(y + r * stride + i * kAtOnce);
+        if (first + n * 32 < vectors) values[n] = from[first + n * 32];
       }
 #pragma unroll
       for (int n = 0; n < kLoads; ++n) {
-        const int i = first + n * apart;
-        if (i < vectors) *reinterpret_cast<uint4*>(x + r * x_stride + i * kAtOnce) = values[n];
+        if (first + n * 32 < vectors) to[first + n * 32] = values[n];
       }
     }
   }

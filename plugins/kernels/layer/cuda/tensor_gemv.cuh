@@ -24,14 +24,13 @@ namespace mamba {
 
 // As RowProduct. Rows: 1 or 8. Chunk: bytes that rows of codes may be copied at a time. x lies in
 // shared memory, x_stride apart.
-template <int Bits, int Columns, int Threads, int Chunk, int Rows>
+template <int Bits, int Columns, int Threads, int Chunk, int RingBytes, int Rows>
 class TensorRowProduct {
  public:
   static constexpr int kColumns = Columns, kThreads = Threads, kRows = Rows;
   static constexpr int kWidth = 16 / sizeof(__half);  // columns a thread of the share after it
   static constexpr int kWarps = Threads / 32;
-  using Ring =
-      CodeRing<Bits, Columns, kWarps, Chunk, Rows == 1 ? kTensorRingBytes : kTensorRowsRingBytes>;
+  using Ring = CodeRing<Bits, Columns, kWarps, Chunk, RingBytes>;
   static constexpr int kStages = Ring::kStages;
   static constexpr int kSums = kWarps * Rows * Columns;
   static constexpr int kSharedFloats = kSums + Ring::kSharedBytes / 4;
@@ -84,8 +83,7 @@ class TensorRowProduct {
   static constexpr uint32_t kCode = Bits == 4 ? 0x000f000fu : 0x00ff00ffu;  // of two rows
   static constexpr float kUnit = 1 << 24;  // times 1 as bits of an fp16 number is 1
   static constexpr float kMiddle = 1 << (Bits - 1);
-  static_assert(Columns == 32 || Columns == 64);
-  static_assert(Rows == 1 || Rows == 8);
+  static_assert(Columns % 32 == 0 && (Rows == 1 || Rows == 8));
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32; }
