@@ -279,22 +279,22 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
-// The last kernel's block over codes: half a sector of a row of 4 bits.
+// The last kernel's block over codes: half a sector of a row of 4 bits. One row of 8 bits is
+// quicker on CUDA cores (2.8B, H100: a layer takes 30.8 us, and 34 to 37 on tensor cores).
 constexpr GemvBlock kPackedOutBlock = {32, 512};
 // Codes to weights of T for many rows (widen.cu): columns of a thread, and threads.
 constexpr GemvBlock kWidenBlock = {8, 256};
-// Products of codes on tensor cores: threads, and the shared memory that a block of a GPU must be
-// able to have. The first kernel's block has as many columns of these as give no multiprocessor
-// much more than another. Where every block has a multiprocessor of its own it asks for so much
-// shared memory that no second one fits there: the kernel ahead still fills some of them, and 160
-// blocks were found on 86 of 132 multiprocessors (2.8B, H100).
+// The first kernel's on tensor cores: threads, and the shared memory that a block of a GPU must be
+// able to have. Few columns give three quarters of the multiprocessors a block at most: more such
+// blocks are slower than half as many of kInProjBlock's columns (370M, H100: a layer takes 11.6 us
+// instead of 9.6). Several rows take many columns, where they leave every multiprocessor one block.
 constexpr int kTensorThreads = 256, kLeastTensorShared = 160 * 1024;
-constexpr int kTensorColumns[] = {32, 64, 96};
-constexpr size_t kAloneBytes = 116 * 1024;
-// Bytes of a block's rings of codes, of the first kernel and the last; of one row, and of several,
-// whose x takes shared memory too.
-constexpr int kTensorInRingBytes = 108 * 1024, kTensorInRowsRingBytes = 88 * 1024;
-constexpr int kTensorOutRingBytes = 80 * 1024, kTensorOutRowsRingBytes = 40 * 1024;
+constexpr int kFewTensorColumns = 32, kManyTensorColumns = 96;
+// Bytes of a block's rings of codes: of one row, and of several, whose x takes shared memory too;
+// less where blocks share a multiprocessor; and of the last kernel.
+constexpr int kTensorRing = 108 * 1024, kSharedTensorRing = 80 * 1024;
+constexpr int kTensorRowsRing = 88 * 1024, kSharedTensorRowsRing = 40 * 1024;
+constexpr int kTensorOutRing = 80 * 1024, kTensorOutRowsRing = 40 * 1024;
 // Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
 constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
@@ -309,8 +309,6 @@ constexpr int kMostNextShares = 80;
 // x_proj's shares where these are at least so many bytes a row.
 constexpr int kStateTokenThreads = 256, kStateCluster = 4;
 constexpr int64_t kLargeShares = 24 * 1024;
-// Of several rows a block of at least so many channels has all rows.
-constexpr int64_t kLargeStateChannels = 4096;
 
 // --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
 // ------------------------

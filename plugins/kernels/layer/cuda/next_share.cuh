@@ -12,7 +12,7 @@ namespace mamba {
 template <typename T, int Channels, int Threads>
 class NextShare {
  public:
-  __device__ NextShare(const T* weights, int first_channel, int, int columns, unsigned char* shared)
+  __device__ NextShare(const T* weights, int first_channel, int columns, unsigned char* shared)
       : weights_(weights + static_cast<int64_t>(first_channel) * columns),
         columns_(columns),
         groups_(min(Threads / (columns / kWidth), Channels / kEarly)),
@@ -84,11 +84,9 @@ class NextShare {
 template <typename T, int Channels, int Threads>
 class TensorNextShare {
  public:
-  // all_channels: of W, which a block's last ones may lie beyond; what is put of them is 0.
-  __device__ TensorNextShare(const T* weights, int first_channel, int all_channels, int columns,
+  __device__ TensorNextShare(const T* weights, int first_channel, int columns,
                              unsigned char* shared)
       : weights_(weights + static_cast<int64_t>(first_channel) * columns),
-        channels_(all_channels - first_channel),
         columns_(columns),
         u_(reinterpret_cast<T*>(shared)),
         rows_(shared + kRowsAt) {}
@@ -102,10 +100,7 @@ class TensorNextShare {
     const int vectors = columns_ / 8;
 #pragma unroll 1
     for (int i = threadIdx.x; i < Channels * vectors; i += Threads) {
-      const int row = i / vectors;
-      const bool exists = row < channels_;
-      copy_async(rows_ + row * stride(columns_) + i % vectors * 16, weights_ + (exists ? i * 8 : 0),
-                 exists);
+      copy_async(rows_ + i / vectors * stride(columns_) + i % vectors * 16, weights_ + i * 8, true);
     }
     commit_copies();
   }
@@ -143,7 +138,7 @@ class TensorNextShare {
   __host__ __device__ static constexpr int stride(int columns) { return (columns / 8 | 1) * 16; }
 
   const T* const weights_;
-  const int channels_, columns_;
+  const int columns_;
   T* const u_;
   unsigned char* const rows_;
 };

@@ -184,13 +184,7 @@ auto with_in_kernel(const ProjectIn& s, Body body) {
         return body(choice, &project_in<T, Product>, InShared<Product>(s, sizeof(T)).bytes);
       }
     }
-    size_t bytes = TokenShared<T, Product>(s).bytes;
-    // So few blocks have a multiprocessor each, which is left room for no second one.
-    const bool is_alone =
-        s.codes.bits && Product::kReadsShared &&
-        blocks_for(s.columns, Product::kColumns) <= unsigned(current_gpu().multiprocessors);
-    if (is_alone) bytes = std::max(bytes, kAloneBytes);
-    return body(choice, &project_in_token<T, Product>, bytes);
+    return body(choice, &project_in_token<T, Product>, TokenShared<T, Product>(s).bytes);
   });
 }
 
@@ -208,13 +202,11 @@ int next_share_channels(const ProjectIn& s, const void* weight, int columns) {
       columns % kWidth != 0 || !step::has_vector_rows<T>(weight, columns)) {
     return 0;
   }
-  using step::blocks_for;
   return step::with_in_product<T>(s, [&](auto choice) {
     using Product = step::chosen<decltype(choice)>;
     constexpr int kColumns = Product::kColumns;
-    const bool is_whole = s.conv_columns % kColumns == 0 || Product::kReadsShared;
-    const bool fits = s.conv_first % kColumns == 0 && is_whole &&
-                      blocks_for(s.conv_columns, kColumns) <= kMostNextShares &&
+    const bool fits = s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
+                      s.conv_columns / kColumns <= kMostNextShares &&
                       columns / kWidth <= Product::kThreads;
     return fits ? kColumns : 0;
   });

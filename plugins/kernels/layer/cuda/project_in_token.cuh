@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(Product::kThreads)
       norm(s, of_norm);
   const bool has_next =
       kIsOneRow && s.next_weight && first_channel >= 0 && first_channel < s.conv_columns;
-  ShareAfter<T, Product> next(static_cast<const T*>(s.next_weight), first_channel, s.conv_columns,
+  ShareAfter<T, Product> next(static_cast<const T*>(s.next_weight), first_channel,
                               has_next ? s.next_columns : kColumns, shared + at.next);
   if (has_next) next.start();
   product.start_weights(partial);
@@ -142,13 +142,11 @@ __global__ void __launch_bounds__(Product::kThreads)
 #pragma unroll
   for (int n = 0; n < kResults; ++n) {
     const int i = n * kThreads + threadIdx.x, row = i / kColumns, column = first + i % kColumns;
-    T u = from_float<T>(0.f);
-    if (row < s.rows && column < s.columns) {
-      T value = from_float<T>(partial[i]);
-      if (channels[n].exists()) u = value = channels[n].finish(value);
-      static_cast<T*>(s.out)[int64_t{row} * s.stride + column] = value;
-    }
-    if (has_next && row == 0) next.put(i, u);
+    if (row >= s.rows || column >= s.columns) continue;
+    T value = from_float<T>(partial[i]);
+    if (channels[n].exists()) value = channels[n].finish(value);
+    static_cast<T*>(s.out)[int64_t{row} * s.stride + column] = value;
+    if (has_next) next.put(i, value);
   }
   if (!has_next) return;
   __syncthreads();

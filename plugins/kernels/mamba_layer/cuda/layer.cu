@@ -85,7 +85,7 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
     s.in.next_weight = p.x_proj_weight;
     s.in.next_shares = s.parts;
     s.in.next_columns = s.projected;
-    s.splits = static_cast<int>((p.d_inner + share_channels - 1) / share_channels);
+    s.splits = static_cast<int>(p.d_inner / share_channels);
   }
   s.u = s.in.out;
   s.z = static_cast<const char*>(s.in.out) + p.d_inner * element;

@@ -225,7 +225,7 @@ cudaError_t launch_project_x(const LayerStep& s, cudaStream_t stream) {
 
 template <typename T>
 size_t state_shared_bytes(const LayerStep& s) {
-  if (s.layer.length == 1) return StateTokenShared(s, state_token_rows(s)).bytes;
+  if (s.layer.length == 1) return StateTokenShared(s).bytes;
   const bool is_vector = has_vector_rows<T>(s.layer.dt_proj_weight, s.layer.d_inner);
   return StateShared(s, compiled_rows(s.rows, is_vector)).bytes;
 }

@@ -3,8 +3,6 @@
 // barrier. A block has some channels of one sequence.
 #pragma once
 
-#include <algorithm>
-
 #include "common/cuda/cluster.cuh"
 #include "layer/cuda/launch.cuh"
 #include "mamba_layer/cuda/layer.cuh"
@@ -20,10 +18,10 @@ constexpr int kRanksAtOnce = 40;  // dt_proj's weights of a thread that wait in 
 struct StateTokenShared {
   size_t projected, partial, bytes;
 
-  // rows: of a block. At most kTokenThreads packs of four numbers are partial sums, or none.
-  __host__ __device__ StateTokenShared(const LayerStep& s, int rows) {
+  // At most kTokenThreads packs of four numbers are partial sums, or none.
+  __host__ __device__ explicit StateTokenShared(const LayerStep& s) {
     projected = 0;
-    partial = sizeof(float) * padded(int64_t{rows} * s.projected);
+    partial = sizeof(float) * padded(s.projected);
     bytes = partial + sizeof(float) * kTokenThreads * kTeamStates;
   }
 };
@@ -97,14 +95,13 @@ class ShareSums {
   const int width_, own_, first_, groups_, group_, place_;
 };
 
-// Width: numbers of shares that are read at once, which divide `projected`. Rows: of a block, at
-// most, which share dt_proj's weights.
-template <typename T, int Width, int Cluster, int Rows>
+// Width: numbers of shares that are read at once, which divide `projected`.
+template <typename T, int Width, int Cluster>
 __global__ void __launch_bounds__(kTokenThreads)
     step_state_token(const __grid_constant__ LayerStep s) {
   extern __shared__ __align__(128) unsigned char shared[];
   const mamba_layer_params& p = s.layer;
-  const StateTokenShared at(s, Rows);
+  const StateTokenShared at(s);
   float* projected = reinterpret_cast<float*>(shared + at.projected);
   float* partial = reinterpret_cast<float*>(shared + at.partial);
   const int d_inner = p.d_inner, d_state = p.d_state, rank = p.dt_rank;
@@ -124,76 +121,58 @@ __global__ void __launch_bounds__(kTokenThreads)
   const float* A_row = p.A + static_cast<int64_t>(channel) * d_state;
   const Pack<float, kTeamStates> A_first = four_of(A_row, member * kTeamStates, d_state, in_fours);
   const float bias = p.dt_bias[channel], skip = p.D[channel];
-  const int first_row = blockIdx.y * Rows, rows = min(Rows, s.rows - first_row);
-  const ShareSums<Width, Cluster> sums(rows * s.projected, blockIdx.x % Cluster);
+  const ShareSums<Width, Cluster> sums(s.projected, blockIdx.x % Cluster);
   wait_and_let_next_start(s.in.codes.bits == 0);
 
-  const auto state_of = [&](int r) {
-    return (int64_t{first_row + r} * d_inner + channel) * d_state;
-  };
-  Pack<float, kTeamStates> first_states[Rows];
-  float input[Rows], gate[Rows];
-#pragma unroll
-  for (int r = 0; r < Rows; ++r) {
-    if (r >= rows) break;
-    const int at_row = (first_row + r) * s.in_stride + channel;
-    first_states[r] =
-        four_of(p.recurrent_state + state_of(r), member * kTeamStates, d_state, in_fours);
-    input[r] = to_float(static_cast<const T*>(s.u)[at_row]);
-    gate[r] = to_float(static_cast<const T*>(s.z)[at_row]);
-  }
-  // The rows' shares lie side by side.
-  sums.run(s.parts + first_row * s.projected, s.splits, s.rows * s.projected, partial, projected);
+  const int row = blockIdx.y;
+  const int64_t offset = (int64_t{row} * d_inner + channel) * d_state;
+  const Pack<float, kTeamStates> first_states =
+      four_of(p.recurrent_state + offset, member * kTeamStates, d_state, in_fours);
+  const float input = to_float(static_cast<const T*>(s.u)[row * s.in_stride + channel]);
+  const float gate = to_float(static_cast<const T*>(s.z)[row * s.in_stride + channel]);
+  const float* shares = s.parts + row * s.projected;
+  const int apart = s.rows * s.projected;
+  sums.run(shares, s.splits, apart, partial, projected);
 
-  float sum[Rows] = {};
+  float sum = 0.f;
 #pragma unroll
   for (int k = 0; k < kRanksAtOnce; ++k) {
     const int n = k * kTeam + member;
     if (k * kTeam >= rank) break;
-    if (n >= rank) continue;
-    const float weight = to_float(early[k]);
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) sum[r] = fmaf(projected[r * s.projected + n], weight, sum[r]);
+    if (n < rank) sum = fmaf(projected[n], to_float(early[k]), sum);
   }
 #pragma unroll 1
   for (int n = kRanksAtOnce * kTeam + member; n < rank; n += kTeam) {
-    const float weight = to_float(weights[static_cast<int64_t>(n) * d_inner]);
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) sum[r] = fmaf(projected[r * s.projected + n], weight, sum[r]);
+    sum = fmaf(projected[n], to_float(weights[static_cast<int64_t>(n) * d_inner]), sum);
   }
+  const float dt = softplus<T>(team_sum(sum) + bias), dt_u = dt * input;
 
-#pragma unroll
-  for (int r = 0; r < Rows; ++r) {
-    if (r >= rows) break;
-    const float dt = softplus<T>(team_sum(sum[r]) + bias), dt_u = dt * input[r];
-    float y = 0.f;
-    const float* B = projected + r * s.projected + rank;
-    const float* C = B + d_state;
+  float y = 0.f;
+  const float* B = projected + rank;
+  const float* C = B + d_state;
 #pragma unroll 1
-    for (int n = member * kTeamStates; n < d_state; n += kTeam * kTeamStates) {
-      const bool is_first = n == member * kTeamStates;
-      const Pack<float, kTeamStates> A = is_first ? A_first : four_of(A_row, n, d_state, in_fours);
-      Pack<float, kTeamStates> h =
-          is_first ? first_states[r]
-                   : four_of(p.recurrent_state + state_of(r), n, d_state, in_fours);
+  for (int n = member * kTeamStates; n < d_state; n += kTeam * kTeamStates) {
+    const bool is_first = n == member * kTeamStates;
+    const Pack<float, kTeamStates> A = is_first ? A_first : four_of(A_row, n, d_state, in_fours);
+    Pack<float, kTeamStates> h =
+        is_first ? first_states : four_of(p.recurrent_state + offset, n, d_state, in_fours);
 #pragma unroll
-      for (int i = 0; i < kTeamStates; ++i) {
-        if (n + i >= d_state) break;
-        h.values[i] = exponential<T>(dt * A.values[i]) * h.values[i] + dt_u * B[n + i];
-        y = fmaf(h.values[i], C[n + i], y);
-      }
-      if (is_inside) put_four(p.last_recurrent_state + state_of(r), n, d_state, in_fours, h);
+    for (int i = 0; i < kTeamStates; ++i) {
+      if (n + i >= d_state) break;
+      h.values[i] = exponential<T>(dt * A.values[i]) * h.values[i] + dt_u * B[n + i];
+      y = fmaf(h.values[i], C[n + i], y);
     }
-    y = team_sum(y);
-    if (is_inside && member == 0) {
-      static_cast<T*>(s.y)[(first_row + r) * s.y_stride + channel] =
-          from_float<T>((y + skip * input[r]) * silu<T>(gate[r]));
-    }
+    if (is_inside) put_four(p.last_recurrent_state + offset, n, d_state, in_fours, h);
   }
+  y = team_sum(y);
   if constexpr (Cluster > 1) cluster_barrier();  // others may still be reading this block's sums
+  if (is_inside && member == 0) {
+    static_cast<T*>(s.y)[row * s.y_stride + channel] =
+        from_float<T>((y + skip * input) * silu<T>(gate));
+  }
 }
 
-template <typename T, int Width, int Cluster, int Rows>
+template <typename T, int Width, int Cluster>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -202,35 +181,23 @@ cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   attributes[1].val.clusterDim = {Cluster, 1, 1};
   const unsigned clusters = blocks_for(s.layer.d_inner, kTokenChannels * Cluster);
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(clusters * Cluster, blocks_for(s.rows, Rows));
+  config.gridDim = dim3(clusters * Cluster, s.rows);
   config.blockDim = dim3(kTokenThreads);
-  config.dynamicSmemBytes = StateTokenShared(s, Rows).bytes;
+  config.dynamicSmemBytes = StateTokenShared(s).bytes;
   config.stream = stream;
   config.attrs = attributes + (s.overlaps ? 0 : 1);
   config.numAttrs = (s.overlaps ? 1 : 0) + (Cluster > 1 ? 1 : 0);
-  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster, Rows>, s);
-}
-
-// Rows of a block of the kernel for these sizes.
-inline int state_token_rows(const LayerStep& s) {
-  const bool is_large = s.rows > 1 && s.layer.d_inner >= kLargeStateChannels;
-  return is_large && s.projected % kTeamStates == 0 ? kMaxStepRows : 1;
+  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster>, s);
 }
 
 template <typename T>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
-  if (s.projected % kTeamStates != 0) return launch_state_token<T, 1, 1, 1>(s, stream);
-  const int rows = std::min(state_token_rows(s), s.rows);
-  const int64_t bytes = sizeof(float) * s.splits * rows * s.projected;
-  const bool has_cluster = s.overlaps && bytes >= kLargeShares;
-  if (rows > 1) {
-    if (has_cluster) {
-      return launch_state_token<T, kTeamStates, kStateCluster, kMaxStepRows>(s, stream);
-    }
-    return launch_state_token<T, kTeamStates, 1, kMaxStepRows>(s, stream);
+  if (s.projected % kTeamStates != 0) return launch_state_token<T, 1, 1>(s, stream);
+  const int64_t bytes = sizeof(float) * s.splits * s.projected;
+  if (s.overlaps && bytes >= kLargeShares) {
+    return launch_state_token<T, kTeamStates, kStateCluster>(s, stream);
   }
-  if (has_cluster) return launch_state_token<T, kTeamStates, kStateCluster, 1>(s, stream);
-  return launch_state_token<T, kTeamStates, 1, 1>(s, stream);
+  return launch_state_token<T, kTeamStates, 1>(s, stream);
 }
 
 }  // namespace step
