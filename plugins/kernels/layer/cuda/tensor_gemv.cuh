@@ -1,17 +1,18 @@
 // RowProduct, of gemv.cuh, for fp16 and a matrix of codes, on the tensor cores of sm_80 and later:
 // for up to 8 rows, at about one instruction a weight, where CUDA cores take three.
 //
-// Warps share out blocks of kDepth rows of W, each warp with a ring of its own in shared memory, so
-// that all of a block's bytes are on their way before the kernel ahead has ended and no register is
-// spent on them. W is the left factor, transposed. A code u, counted from the smallest, is taken as
-// the bits of an fp16 number: u 2^-24, a subnormal number, which the products are exact with. Where
-// a lane's code lies four bits higher the number is 16 times as large. What a weight's code is
-// counted from comes off at the end of a block of scales, as so many times the sum of x, which one
-// more product with ones gives.
+// Codes come through a warp's ring in shared memory (code_ring.cuh), so that most of a block's
+// bytes are on their way before the kernel ahead has ended and no register is spent on them. W is
+// the left factor, transposed: one load of tiles brings a lane 32 codes of 4 bits, those of two
+// rows in a register. A code u, counted from the smallest, is taken as the bits of an fp16 number:
+// u 2^-24, a subnormal number, which the products are exact with. Where a lane's code lies four
+// bits higher the number is 16 times as large. What a weight's code is counted from comes off at
+// the end of a block of scales, as so many times the sum of x, which one more product with ones
+// gives.
 //
-// The eight columns of the right factor are the rows of x. Of fewer rows they are several blocks of
-// W: column n is of row n % Rows, and of the block n / Rows of so many in turn; it is 0 in the
-// others. So scales are multiplied with once in kTurns blocks.
+// The eight columns of the right factor are the rows of x. A single row takes turns: column n is of
+// the warp's blocks n, n + 8 and so on, and is 0 in the others. So scales are multiplied with once
+// in eight blocks.
 #pragma once
 
 #include "common/cuda/mma.cuh"
