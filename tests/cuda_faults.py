@@ -59,8 +59,8 @@ def conv(name: str, old: str, new: str, dtype: str = "fp32", file: str = "conv.c
     return Fault(f"conv: {name}", "CausalConv1d alone", Patch(f"cuda/{file}", old, new), dtype)
 
 
-def layer(name: str, file: str, old: str, new: str) -> Fault:
-    return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new))
+def layer(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new), dtype)
 
 
 def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
@@ -183,6 +183,18 @@ FAULTS = [
     layer("one token, residual of the second block", "project_out.cuh",
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
+    layer("a batch's token, state of the convolution", "batch_x_proj.cuh",
+          "last.numbers[j * kPast + 2] = x.values[j];",
+          "last.numbers[j * kPast + 2] = FAULT ? steps[2] : x.values[j];", "fp16"),
+    layer("a batch's token, second block of a cluster", "batch_x_proj.cuh",
+          "total.x += parts[other].x, total.y",
+          "total.x += FAULT ? 0.f : parts[other].x, total.y", "fp16"),
+    layer("a batch's token, second half of dt_proj's rows", "batch_state.cuh",
+          "multiply_add<T>(sum, left[0], right[0], right[1]);",
+          "multiply_add<T>(sum, left[0], right[0], FAULT ? right[0] : right[1]);", "bf16"),
+    layer("a batch's token, rows after the first", "batch_state.cuh",
+          "y[j] = C.x * state.x +",
+          "y[j] = (FAULT && j > 0 ? 0.f : C.x) * state.x +", "fp16"),
     layer("many rows, norm", "norm.cu",
           "for (int j = 0; j < kWidth; ++j) y.values[j] = from_float<T>(normed[j]);",
           "for (int j = 0; j < kWidth; ++j) {\n"

@@ -121,41 +121,50 @@ class RowsNorm {
 
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int n = 0; n < kKept; ++n) kept_[n] = hidden(warp()).at(first() + n * kApart);
+    for (int n = 0; n < kKept; ++n) {
+      kept_[n] = warp() < Rows ? hidden(warp()).at(first() + n * kApart) : float4();
+    }
   }
 
   // x (Rows, stride). Every thread must call it; x may be read then.
   __device__ __forceinline__ void finish(T* x, int x_stride) const {
     wait_for_copies_but<Pending>();
     __syncthreads();  // of the weight
-#pragma unroll 1
-    for (int row = warp(); row < Rows; row += Threads / 32) {
-      const FoursOf<T> values = hidden(row);
-      float square = 0.f;
-#pragma unroll
-      for (int n = 0; n < kKept; ++n) {
-        square = with_squares(square, row == warp() ? kept_[n] : values.at(first() + n * kApart));
-      }
-#pragma unroll 4
-      for (int i = first() + kKept * kApart; i < values.width; i += kApart) {
-        square = with_squares(square, values.at(i));
-      }
-#pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2) {
-        square += __shfl_xor_sync(0xffffffffu, square, offset);
-      }
-      const float scale = rsqrtf(square / s_.d_model + s_.epsilon);
-#pragma unroll 4
-      for (int i = first(); i < x_stride; i += kApart) {
-        const float4 w = i < s_.d_model ? *reinterpret_cast<const float4*>(weight_ + i) : float4();
-        put_four_of(x + row * x_stride + i, values.at(i), scale, w);
-      }
-    }
+    if (warp() < Rows) put(x + warp() * x_stride, x_stride);
     __syncthreads();
   }
 
  private:
-  static constexpr int kKept = 6, kApart = 32 * 4;
+  static constexpr int kKept = 8, kApart = 32 * 4;
+  static_assert(Threads / 32 >= Rows);
+
+  // The warp's row.
+  __device__ __forceinline__ void put(T* x, int x_stride) const {
+    const FoursOf<T> values = hidden(warp());
+    float square = 0.f;
+#pragma unroll
+    for (int n = 0; n < kKept; ++n) square = with_squares(square, kept_[n]);
+#pragma unroll 4
+    for (int i = first() + kKept * kApart; i < values.width; i += kApart) {
+      square = with_squares(square, values.at(i));
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      square += __shfl_xor_sync(0xffffffffu, square, offset);
+    }
+    const float scale = rsqrtf(square / s_.d_model + s_.epsilon);
+    const auto put_four = [&](int i, const float4& value) {
+      const float4 w = i < s_.d_model ? *reinterpret_cast<const float4*>(weight_ + i) : float4();
+      put_four_of(x + i, value, scale, w);
+    };
+#pragma unroll
+    for (int n = 0; n < kKept; ++n) {
+      const int i = first() + n * kApart;
+      if (i < x_stride) put_four(i, kept_[n]);
+    }
+#pragma unroll 4
+    for (int i = first() + kKept * kApart; i < x_stride; i += kApart) put_four(i, values.at(i));
+  }
 
   __device__ __forceinline__ static int warp() { return threadIdx.x / 32; }
   __device__ __forceinline__ static int first() { return threadIdx.x % 32 * 4; }

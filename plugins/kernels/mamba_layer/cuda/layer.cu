@@ -8,6 +8,7 @@
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "mamba_layer/calls.h"
+#include "mamba_layer/cuda/batch_token.cuh"
 #include "mamba_layer/cuda/layer.cuh"
 
 namespace mamba {
@@ -137,8 +138,13 @@ class ManyRows {
                           p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
-    bad = product_.with_convolution({m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner},
-                                    m_.xz, describe_convolution(p_, m_.xz, m_.u));
+    const Factors in = {m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner};
+    if (batch_token_fits(p_)) {
+      if ((bad = product_(in, m_.xz, p_.dtype))) return bad;
+      bad = status_of("layer", launch_batch_token(p_, m_.xz, m_.u, m_.delta, m_.y, stream_));
+      return bad ? bad : add_to_hidden();
+    }
+    bad = product_.with_convolution(in, m_.xz, describe_convolution(p_, m_.xz, m_.u));
     if (bad) return bad;
     if ((bad =
              product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
