@@ -21,13 +21,8 @@ struct BatchProductMaps {
 
 struct BatchProduct {
   mamba_product p;
-  int steps, share;  // stages of the whole depth, and of a block
+  int steps;  // of the depth, kBatchDepth each
   bool reads_early;
-};
-
-// How the work is laid out: tiles of columns of a block (1 or 2), and blocks that share the depth.
-struct BatchProductPlan {
-  int tiles, shares, stages;
 };
 
 // Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
@@ -37,7 +32,7 @@ bool batch_product_fits(const mamba_product& p);
 cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream);
 
 // The launch, compiled for sm_90a (batch_product_sm90a.cu).
-cudaError_t launch_batch_product_sm90a(const BatchProductMaps& maps, const BatchProduct& s,
-                                       const BatchProductPlan& plan, cudaStream_t stream);
+cudaError_t launch_batch_product(const BatchProductMaps& maps, const BatchProduct& s,
+                                 cudaStream_t stream);
 
 }  // namespace mamba

@@ -8,6 +8,8 @@
 
 #include "common/cuda/hopper_ptx.cuh"
 #include "common/cuda/hopper_wgmma.cuh"
+#include "common/cuda/numeric.cuh"
+#include "common/cuda/tuning.cuh"
 #include "layer/cuda/batch_product.cuh"
 #include "layer/cuda/product_sums.cuh"
 
@@ -17,23 +19,25 @@ namespace {
 
 constexpr int kConsumers = 128, kThreads = kConsumers + 32;
 
-template <int Tiles, int Stages>
+template <typename Tile>
 struct BatchLayout {
-  static constexpr int kColumns = Tiles * kBatchColumns, kSumStride = kColumns + 4;
+  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages;
+  static constexpr int kColumns = kTiles * kBatchColumns, kSumStride = kColumns + 4;
   // Products of a step of the depth, and sums of a thread of each.
-  static constexpr int kProducts = Tiles > 2 ? 2 : 1, kSums = Tiles * 32 / kProducts;
-  static constexpr int kStageBytes = (Tiles + 1) * kTileBytes;  // weights, then x
+  static constexpr int kProducts = kTiles > 2 ? 2 : 1, kSums = kTiles * 32 / kProducts;
+  static constexpr int kStageBytes = (kTiles + 1) * kTileBytes;  // weights, then x
   static constexpr int kSumBytes = 4 * kBatchProductRows * kSumStride;
-  static constexpr int kBytes = std::max(Stages * kStageBytes, kSumBytes) + 1024;  // to align
+  static constexpr int kBytes = std::max(kStages * kStageBytes, kSumBytes) + 1024;  // to align
 };
 
-template <typename T, int Tiles, int Stages>
+template <typename T, typename Tile>
 __global__ void __launch_bounds__(kThreads)
     batch_product(const __grid_constant__ BatchProductMaps maps,
                   const __grid_constant__ BatchProduct s) {
-  using L = BatchLayout<Tiles, Stages>;
+  using L = BatchLayout<Tile>;
+  constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages, kShares = Tile::kShares;
   extern __shared__ unsigned char unaligned[];
-  __shared__ uint64_t full[Stages], empty[Stages];
+  __shared__ uint64_t full[kStages], empty[kStages];
   unsigned char* shared = reinterpret_cast<unsigned char*>(
       (reinterpret_cast<uintptr_t>(unaligned) + 1023) / 1024 * 1024);
   const uint32_t ring = shared_address(shared);
@@ -41,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   let_next_launch_start();
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int i = 0; i < Stages; ++i) {
+    for (int i = 0; i < kStages; ++i) {
       barrier_init(first_full + 8 * i, 1);
       barrier_init(first_empty + 8 * i, kConsumers / 32);
     }
@@ -49,12 +53,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  const int first_column = blockIdx.x * L::kColumns, first_step = blockIdx.y * s.share;
-  const int steps = max(0, min(s.share, s.steps - first_step));
+  const int first_column = blockIdx.x * L::kColumns, share = (s.steps + kShares - 1) / kShares;
+  const int first_step = blockIdx.y * share;
+  const int steps = max(0, min(share, s.steps - first_step));
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // A share of the rows, in the end, for each block of the cluster.
-  const int blocks = gridDim.y, block = blockIdx.y;
-  const int rows = static_cast<int>(s.p.rows), own_rows = (rows + blocks - 1) / blocks;
+  const int block = blockIdx.y;
+  const int rows = static_cast<int>(s.p.rows), own_rows = (rows + kShares - 1) / kShares;
   constexpr int kRowFours = L::kColumns / kFour;
   const int first_four = block * own_rows * kRowFours + threadIdx.x;
   const int end_four = threadIdx.x < kConsumers ? min(rows, (block + 1) * own_rows) * kRowFours : 0;
@@ -62,21 +67,21 @@ __global__ void __launch_bounds__(kThreads)
   float* sums = reinterpret_cast<float*>(shared);
   if (threadIdx.x == kConsumers) {
     const auto load_weights = [&](int step) {
-      const int stage = step % Stages;
+      const int stage = step % kStages;
       const uint32_t barrier = first_full + 8 * stage;
       barrier_expect(barrier, L::kStageBytes);
 #pragma unroll
-      for (int tile = 0; tile < Tiles; ++tile) {
+      for (int tile = 0; tile < kTiles; ++tile) {
         tma_load(ring + stage * L::kStageBytes + tile * kTileBytes, &maps.weights, barrier,
                  first_column + tile * kBatchColumns, 0, (first_step + step) * kBatchDepth, 0);
       }
     };
     const auto load_x = [&](int step) {
-      const int stage = step % Stages;
-      tma_load(ring + stage * L::kStageBytes + Tiles * kTileBytes, &maps.x, first_full + 8 * stage,
+      const int stage = step % kStages;
+      tma_load(ring + stage * L::kStageBytes + kTiles * kTileBytes, &maps.x, first_full + 8 * stage,
                (first_step + step) * kBatchDepth, 0, 0, 0);
     };
-    const int ahead = min(Stages, steps);
+    const int ahead = min(kStages, steps);
     if (s.reads_early) {
       for (int step = 0; step < ahead; ++step) load_weights(step);
     }
@@ -86,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
       load_x(step);
     }
     for (int step = ahead; step < steps; ++step) {
-      barrier_wait(first_empty + 8 * (step % Stages), (step / Stages - 1) & 1);
+      barrier_wait(first_empty + 8 * (step % kStages), (step / kStages - 1) & 1);
       load_weights(step);
       load_x(step);
     }
@@ -96,17 +101,18 @@ __global__ void __launch_bounds__(kThreads)
       const int number = s.p.c_dtype == MAMBA_FP32 ? 4 : 2;
       for (int i = first_four; i < end_four; i += kConsumers) {
         const int64_t at = i / kRowFours * s.p.c_stride + column_of(i);
-        if (column_of(i) < s.p.columns) prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
+        if (column_of(i) < s.p.columns)
+          prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
       }
     }
     float d[L::kProducts][L::kSums] = {};
 #pragma unroll
     for (int i = 0; i < L::kProducts; ++i) pin(d[i]);
     for (int step = 0; step < steps; ++step) {
-      const int stage = step % Stages;
-      barrier_wait(first_full + 8 * stage, step / Stages & 1);
+      const int stage = step % kStages;
+      barrier_wait(first_full + 8 * stage, step / kStages & 1);
       const uint32_t weights = ring + stage * L::kStageBytes;
-      const uint32_t right = down_rows(weights), left = along_rows(weights + Tiles * kTileBytes);
+      const uint32_t right = down_rows(weights), left = along_rows(weights + kTiles * kTileBytes);
       products_begin();
 #pragma unroll
       for (int k = 0; k < kBatchDepth / 16; ++k) {
@@ -119,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
       products_commit();
       if (step > 0) {
         products_wait<1>();
-        if (lane == 0) barrier_arrive(first_empty + 8 * ((step - 1) % Stages));
+        if (lane == 0) barrier_arrive(first_empty + 8 * ((step - 1) % kStages));
       }
     }
     products_wait<0>();
@@ -128,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
     warpgroup_sync(1);  // the others' products have read the ring
     const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < Tiles * 8; ++j) {
+    for (int j = 0; j < kTiles * 8; ++j) {
       float* to = sums + row * L::kSumStride + 8 * j + column;
       const float* four = d[4 * j / L::kSums] + 4 * j % L::kSums;
       *reinterpret_cast<float2*>(to) = make_float2(four[0], four[1]);
@@ -137,27 +143,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   __syncwarp();
-  if (blocks > 1) {
+  if constexpr (kShares > 1) {
     cluster_barrier();
   } else {
     __syncthreads();
   }
   for (int i = first_four; i < end_four; i += kConsumers) {
     const int row = i / kRowFours, place = i % kRowFours * kFour;
-    const float4 total = sum_over_blocks(sums + row * L::kSumStride + place, blocks);
+    const float4 total = sum_over_blocks(sums + row * L::kSumStride + place, kShares);
     if (column_of(i) >= s.p.columns) continue;
     write_product<T>(s.p, row * s.p.c_stride + column_of(i), total);
   }
-  if (blocks > 1) cluster_barrier();  // the others may still be reading this block's sums
+  if constexpr (kShares > 1)
+    cluster_barrier();  // the others may still be reading this block's sums
 }
 
-template <typename T, int Tiles, int Stages>
-cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s,
-                   const BatchProductPlan& plan, cudaStream_t stream) {
-  using L = BatchLayout<Tiles, Stages>;
-  const auto kernel = batch_product<T, Tiles, Stages>;
-  if (cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes)) {
+template <typename T, typename Tile>
+cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s, cudaStream_t stream) {
+  using L = BatchLayout<Tile>;
+  const auto kernel = batch_product<T, Tile>;
+  if (cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes)) {
     return error;
   }
   cudaLaunchAttribute attributes[2] = {};
@@ -165,38 +171,34 @@ cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s,
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = 1;
-  attributes[1].val.clusterDim.y = static_cast<unsigned>(plan.shares);
+  attributes[1].val.clusterDim.y = Tile::kShares;
   attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((s.p.columns + L::kColumns - 1) / L::kColumns),
-                        static_cast<unsigned>(plan.shares));
+  config.gridDim =
+      dim3(static_cast<unsigned>((s.p.columns + L::kColumns - 1) / L::kColumns), Tile::kShares);
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = L::kBytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = 2;
+  config.numAttrs = Tile::kShares > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, maps, s);
-}
-
-template <typename T>
-cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s,
-                   const BatchProductPlan& plan, cudaStream_t stream) {
-  if (plan.tiles == 1 && plan.stages == 4) return launch<T, 1, 4>(maps, s, plan, stream);
-  if (plan.tiles == 1 && plan.stages == 6) return launch<T, 1, 6>(maps, s, plan, stream);
-  if (plan.tiles == 2 && plan.stages == 4) return launch<T, 2, 4>(maps, s, plan, stream);
-  if (plan.tiles == 2 && plan.stages == 8) return launch<T, 2, 8>(maps, s, plan, stream);
-  if (plan.tiles == 4 && plan.stages == 2) return launch<T, 4, 2>(maps, s, plan, stream);
-  if (plan.tiles == 4 && plan.stages == 5) return launch<T, 4, 5>(maps, s, plan, stream);
-  return cudaErrorNotSupported;
 }
 
 }  // namespace
 }  // namespace hopper
 
-cudaError_t launch_batch_product_sm90a(const BatchProductMaps& maps, const BatchProduct& s,
-                                       const BatchProductPlan& plan, cudaStream_t stream) {
-  return s.p.dtype == MAMBA_FP16 ? hopper::launch<__half>(maps, s, plan, stream)
-                                 : hopper::launch<__nv_bfloat16>(maps, s, plan, stream);
+cudaError_t launch_batch_product(const BatchProductMaps& maps, const BatchProduct& s,
+                                 cudaStream_t stream) {
+  return with_type(s.p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (kIsWide<T>) {
+      return cudaErrorNotSupported;
+    } else if (s.p.columns >= kManyTiles * kBatchColumns) {
+      return hopper::launch<T, BatchOfManyColumns>(maps, s, stream);
+    } else {
+      return hopper::launch<T, BatchOfFewColumns>(maps, s, stream);
+    }
+  });
 }
 
 }  // namespace mamba

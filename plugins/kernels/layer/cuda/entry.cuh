@@ -14,7 +14,6 @@
 #include "layer/parts.h"
 #include "mamba_kernels.h"
 
-extern "C" int64_t mamba_knobs[16];
 namespace mamba {
 
 // The two large matrices of a layer.
@@ -162,7 +161,7 @@ class LayerEntry {
     const int64_t products = of.in_depth * of.in_columns + of.out_depth * of.out_columns;
     // Of 16 bits tensor cores are quicker from two rows on where they read weights ahead.
     if (p.dtype != MAMBA_FP32 && rows <= tuning.most_skinny_rows) {
-      return Layer::has_quick_token(p) && products <= (mamba_knobs[15] ? mamba_knobs[15] : tuning.most_token_products);
+      return Layer::has_quick_token(p) && products <= tuning.most_token_products;
     }
     return rows <= tuning.most_step_rows && rows * products <= tuning.most_step_products;
   }

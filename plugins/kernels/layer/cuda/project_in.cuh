@@ -9,7 +9,6 @@
 #include "layer/cuda/project_in_token.cuh"
 #include "layer/cuda/ring_gemv.cuh"
 
-extern "C" int64_t mamba_knobs[16];
 namespace mamba {
 namespace step {
 
@@ -30,7 +29,7 @@ auto with_in_product(const ProjectIn& s, Body body) {
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
   if constexpr (sizeof(T) == 2) {
     if (is_token(s) && takes_ring<T>(s.d_model)) {
-      if (mamba_knobs[14] && s.rows > 1) return with_ring_product<T, 32>(s.rows, body);
+      if (s.rows > 1) return with_ring_product<T, kSomeRowsInColumns>(s.rows, body);
       return with_ring_product<T, kInProjBlock.columns>(s.rows, body);
     }
   }

@@ -55,8 +55,8 @@ struct OutShared {
   }
 };
 
-// The rows of y, Rows at most, in shared memory, 16 bytes at a time; depth is a multiple of so many.
-// All rows are asked for before the first is stored.
+// The rows of y, Rows at most, in shared memory, 16 bytes at a time; depth is a multiple of so
+// many. All rows are asked for before the first is stored.
 template <int Threads, int Rows, typename T>
 __device__ __forceinline__ void copy_rows(const T* y, int stride, int rows, int depth, T* x,
                                           int x_stride) {

@@ -12,7 +12,7 @@ namespace batch {
 
 constexpr int kStates = 16, kStateLanes = kStates / kFour;
 constexpr int kSharesAtOnce = 4;  // that a thread asks for at once
-constexpr int kDeep = 32;  // rows of dt_proj that the tensor cores take at a time
+constexpr int kDeep = 32;         // rows of dt_proj that the tensor cores take at a time
 
 __host__ __device__ constexpr int in_full(int rank) { return (rank + kDeep - 1) / kDeep * kDeep; }
 
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
                  row < rows);
     }
   };
-  load_tile(z_tile, static_cast<const T*>(s.xz) + d_inner, 2 * int64_t{d_inner});
+  load_tile(z_tile, static_cast<const T*>(s.parts.xz) + d_inner, 2 * int64_t{d_inner});
 
   constexpr int kTeams = kThreads / kStateLanes;      // threads that have different channels
   constexpr int kRowsAtOnce = kTeams / Channels;      // of the teams
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   const int member = threadIdx.x % kStateLanes, team = threadIdx.x / kStateLanes;
   const int place = team % Channels, channel = first_channel + place, own = team / Channels;
   const int64_t row_states = int64_t{d_inner} * kStates;
-  const int64_t state_at = (int64_t{first_row + own} * d_inner + channel) * kStates + member * kFour;
+  const int64_t state_at =
+      (int64_t{first_row + own} * d_inner + channel) * kStates + member * kFour;
   float4 h[kOwnRows];
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
@@ -99,9 +100,9 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   }
   wait_for_earlier_kernels();
 
-  load_tile(u_tile, s.u, d_inner);
+  load_tile(u_tile, s.parts.u, d_inner);
   const int64_t share_numbers = int64_t{s.rows} * s.width;
-  const float* shares = s.shares + int64_t{first_row + r} * s.width;
+  const float* shares = s.parts.shares + int64_t{first_row + r} * s.width;
 #pragma unroll 1
   for (int number = of_row * kFour; number < s.width; number += kRowThreads * kFour) {
     float4 sum = {};
@@ -111,8 +112,8 @@ __global__ void __launch_bounds__(kThreads, Blocks)
 #pragma unroll
       for (int i = 0; i < kSharesAtOnce; ++i) {
         if (first + i >= s.share_count) continue;
-        parts[i] = __ldcg(
-            reinterpret_cast<const float4*>(shares + (first + i) * share_numbers + number));
+        parts[i] =
+            __ldcg(reinterpret_cast<const float4*>(shares + (first + i) * share_numbers + number));
       }
 #pragma unroll
       for (int i = 0; i < kSharesAtOnce; ++i) {
@@ -120,8 +121,8 @@ __global__ void __launch_bounds__(kThreads, Blocks)
       }
     }
     if (number < rank) {
-      const Pack<T, kFour> four = {from_float<T>(sum.x), from_float<T>(sum.y),
-                                   from_float<T>(sum.z), from_float<T>(sum.w)};
+      const Pack<T, kFour> four = {from_float<T>(sum.x), from_float<T>(sum.y), from_float<T>(sum.z),
+                                   from_float<T>(sum.w)};
       *reinterpret_cast<Pack<T, kFour>*>(rank_rows + r * at.rank_stride + number) = four;
     } else {
       *reinterpret_cast<float4*>(B_and_C + r * 2 * kStates + number - rank) = sum;
@@ -183,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, Blocks)
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * kVectors; i += kThreads) {
     const int row = i / kVectors, number = i % kVectors * kVector;
-    T* to = static_cast<T*>(s.y) + int64_t{first_row + row} * d_inner + first_channel + number;
+    T* to =
+        static_cast<T*>(s.parts.y) + int64_t{first_row + row} * d_inner + first_channel + number;
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(z_tile + i * kVector);
   }
 }

@@ -1,30 +1,69 @@
-// One token of a batch of sequences: see batch_token.cuh.
-#include "mamba_layer/cuda/batch_token.cuh"
-
+// What fits, and the launches: see batch_token.cuh.
 #include <type_traits>
 
 #include "common/cuda/gpu.cuh"
 #include "mamba_layer/calls.h"
 #include "mamba_layer/cuda/batch_state.cuh"
+#include "mamba_layer/cuda/batch_token.cuh"
 #include "mamba_layer/cuda/batch_x_proj.cuh"
-
-extern "C" __attribute__((visibility("default"))) int64_t mamba_knobs[16] = {1, 64, 8, 32, 3, 0, 1024, 0, 0, 0, 0, 0, 0, 0};
 
 namespace mamba {
 namespace {
 
-// knobs: 0 on, 1 A channels, 2 A cluster, 3 B channels, 4 B blocks, 5 no skinny conv, 6 most rows
-int64_t x_channels() { return mamba_knobs[1]; }
-int64_t x_cluster() { return mamba_knobs[2]; }
+// Hands on a number as a type.
+template <int Number>
+using Constant = std::integral_constant<int, Number>;
 
-int64_t count_shares(const mamba_layer_params& p) {
-  const int64_t blocks = (p.d_inner + x_channels() - 1) / x_channels();
-  return (blocks + x_cluster() - 1) / x_cluster();
+// Calls body with the Constant of the channels of a block of the first kernel.
+template <typename Body>
+auto with_x_channels(const mamba_layer_params& p, Body body) {
+  constexpr int64_t kMostBlocks = int64_t{kMostBatchShares} * kBatchCluster;
+  if (p.d_inner <= 64 * kMostBlocks) return body(Constant<64>());
+  if (p.d_inner <= 128 * kMostBlocks) return body(Constant<128>());
+  return body(Constant<256>());
 }
 
-template <typename T, int Channels, int Cluster>
+int64_t count_shares(const mamba_layer_params& p) {
+  return with_x_channels(p, [&](auto channels) {
+    const int64_t of_cluster = int64_t{channels} * kBatchCluster;
+    return (p.d_inner + of_cluster - 1) / of_cluster;
+  });
+}
+
+// Blocks of the second kernel that would wait for others to end cost more than wider ones.
+template <typename Body>
+auto with_states(const mamba_layer_params& p, Body body) {
+  using Some = BatchStatesOfSome;
+  using Many = BatchStatesOfMany;
+  const int64_t groups = (p.batch + kBatchRows - 1) / kBatchRows;
+  const int64_t places = current_gpu().multiprocessors;
+  const auto fits_at_once = [&](auto states) {
+    return p.d_inner % states.kChannels == 0 &&
+           p.d_inner / states.kChannels * groups <= places * states.kBlocks;
+  };
+  if (!fits_at_once(Some()) && fits_at_once(Many())) return body(Many());
+  return body(Some());
+}
+
+size_t first_shared_bytes(const mamba_layer_params& p) {
+  return with_x_channels(p, [&](auto channels) {
+    return batch::XProjShared<channels>(static_cast<int>(projected_width(p))).bytes;
+  });
+}
+
+size_t second_shared_bytes(const mamba_layer_params& p) {
+  return with_states(p, [&](auto states) {
+    return batch::StateShared<states.kChannels>(static_cast<int>(p.dt_rank)).bytes;
+  });
+}
+
+unsigned row_groups(const BatchToken& s) {
+  return static_cast<unsigned>((s.rows + kBatchRows - 1) / kBatchRows);
+}
+
+template <typename T, int Channels>
 cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
-  const auto kernel = batch::convolve_and_project<T, Channels, Cluster>;
+  const auto kernel = batch::convolve_and_project<T, Channels>;
   const size_t bytes = batch::XProjShared<Channels>(s.width).bytes;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                static_cast<int>(bytes))) {
@@ -34,12 +73,11 @@ cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = Cluster;
+  attributes[1].val.clusterDim.x = kBatchCluster;
   attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(s.share_count * Cluster),
-                        static_cast<unsigned>((s.rows + kBatchRows - 1) / kBatchRows));
+  config.gridDim = dim3(static_cast<unsigned>(s.share_count * kBatchCluster), row_groups(s));
   config.blockDim = dim3(batch::kThreads);
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
@@ -48,54 +86,35 @@ cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
   return cudaLaunchKernelEx(&config, kernel, s);
 }
 
-template <typename T, int Channels, int Blocks>
+template <typename T, typename States>
 cudaError_t launch_second(const BatchToken& s, cudaStream_t stream) {
-  const auto kernel = batch::project_and_step<T, Channels, Blocks>;
-  const size_t bytes = batch::StateShared<Channels>(static_cast<int>(s.layer.dt_rank)).bytes;
+  constexpr int kChannels = States::kChannels;
+  const auto kernel = batch::project_and_step<T, kChannels, States::kBlocks>;
+  const size_t bytes = batch::StateShared<kChannels>(static_cast<int>(s.layer.dt_rank)).bytes;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                static_cast<int>(bytes))) {
     return error;
   }
-  const dim3 grid(static_cast<unsigned>(s.layer.d_inner / Channels),
-                  static_cast<unsigned>((s.rows + kBatchRows - 1) / kBatchRows));
+  const dim3 grid(static_cast<unsigned>(s.layer.d_inner / kChannels), row_groups(s));
   return launch_overlapping(kernel, grid, dim3(batch::kThreads), bytes, stream, true, s);
 }
 
-template <typename T>
-cudaError_t launch(const BatchToken& s, cudaStream_t stream) {
-  const auto first = [&] {
-    const int64_t c = x_channels(), n = x_cluster();
-    if (c == 32 && n == 8) return launch_first<T, 32, 8>(s, stream);
-    if (c == 64 && n == 4) return launch_first<T, 64, 4>(s, stream);
-    if (c == 64 && n == 8) return launch_first<T, 64, 8>(s, stream);
-    if (c == 128 && n == 4) return launch_first<T, 128, 4>(s, stream);
-    if (c == 128 && n == 8) return launch_first<T, 128, 8>(s, stream);
-    if (c == 256 && n == 8) return launch_first<T, 256, 8>(s, stream);
-    return cudaErrorNotSupported;
-  };
-  if (cudaError_t error = first()) return error;
-  const int64_t c = mamba_knobs[3], b = mamba_knobs[4];
-  if (c == 32 && b == 3) return launch_second<T, 32, 3>(s, stream);
-  if (c == 32 && b == 4) return launch_second<T, 32, 4>(s, stream);
-  if (c == 64 && b == 2) return launch_second<T, 64, 2>(s, stream);
-  return cudaErrorNotSupported;
+int64_t share_bytes(const mamba_layer_params& p) {
+  return static_cast<int64_t>(sizeof(float)) * count_shares(p) * p.batch * projected_width(p);
 }
 
 }  // namespace
 
-int64_t batch_token_share_bytes(const mamba_layer_params& p) {
-  return static_cast<int64_t>(sizeof(float)) * count_shares(p) * p.batch * projected_width(p);
-}
-
-bool batch_token_fits(const mamba_layer_params& p) {
-  if (!mamba_knobs[0] || current_gpu().major < 9) return false;
-  const int64_t rows = p.batch, width = projected_width(p);
-  if (p.length != 1 || p.dtype == MAMBA_FP32 || rows > mamba_knobs[6] || p.d_state != batch::kStates ||
-      p.d_conv != kStepTaps || p.dt_rank % batch::kVector != 0 || p.d_inner % 64 != 0 ||
-      p.d_inner * p.d_state > INT32_MAX) {
+bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes) {
+  if (p.length != 1 || p.dtype == MAMBA_FP32 || p.d_state != batch::kStates ||
+      p.d_conv != kStepTaps || p.dt_rank % batch::kVector != 0 ||
+      p.d_inner % BatchStatesOfSome::kChannels != 0 || p.d_inner > kMaxWidth ||
+      p.batch * p.d_inner > current_tuning().most_batch_channels ||
+      share_bytes(p) > most_share_bytes) {
     return false;
   }
-  if (batch_token_share_bytes(p) > rows * p.d_inner * 2) return false;
+  const auto shared = static_cast<size_t>(current_gpu().shared_bytes);
+  if (first_shared_bytes(p) > shared || second_shared_bytes(p) > shared) return false;
   for (const void* data :
        {p.x_proj_weight, p.dt_proj_weight, p.conv_state,
         static_cast<const void*>(p.last_conv_state), static_cast<const void*>(p.conv_weight),
@@ -104,26 +123,23 @@ bool batch_token_fits(const mamba_layer_params& p) {
         static_cast<const void*>(p.last_recurrent_state)}) {
     if (!is_aligned<16>(data, 0, 1)) return false;
   }
-  (void)width;
   return true;
 }
 
-cudaError_t launch_batch_token(const mamba_layer_params& p, const void* xz, void* u, void* shares,
-                               void* y, cudaStream_t stream) {
-  const BatchToken s = {p,
-                        xz,
-                        u,
-                        static_cast<float*>(shares),
-                        y,
-                        static_cast<int>(p.batch),
-                        static_cast<int>(projected_width(p)),
+cudaError_t launch_batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
+                               cudaStream_t stream) {
+  const BatchToken s = {p, parts, static_cast<int>(p.batch), static_cast<int>(projected_width(p)),
                         static_cast<int>(count_shares(p))};
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (kIsWide<T>) {
       return cudaErrorNotSupported;
     } else {
-      return launch<T>(s, stream);
+      const cudaError_t error =
+          with_x_channels(p, [&](auto channels) { return launch_first<T, channels>(s, stream); });
+      if (error != cudaSuccess) return error;
+      return with_states(
+          p, [&](auto states) { return launch_second<T, decltype(states)>(s, stream); });
     }
   });
 }

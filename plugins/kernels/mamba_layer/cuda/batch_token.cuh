@@ -18,24 +18,27 @@ namespace mamba {
 
 constexpr int kBatchRows = 16;  // of a block: the rows of a tile of the tensor cores
 
+// Where it reads and writes beside the layer's own tensors: rows of d_inner numbers of T, and
+// shares of x_proj's output (share_count, rows, width).
+struct BatchTokenParts {
+  const void* xz;  // in_proj's output: rows of 2 d_inner
+  void* u;         // the convolution's
+  void* y;         // the scan's
+  float* shares;
+};
+
 struct BatchToken {
   mamba_layer_params layer;
-  const void* xz;  // (rows, 2 d_inner) T: in_proj's output
-  void* u;         // (rows, d_inner) T: the convolution's
-  float* shares;   // (share_count, rows, width) of x_proj's output
-  void* y;         // (rows, d_inner) T: the scan's
+  BatchTokenParts parts;
   int rows, width, share_count;
 };
 
 // Whether these sizes can be taken on the current device, and are quicker there so than by the
-// operators one by one.
-bool batch_token_fits(const mamba_layer_params& p);
-
-// Bytes of its shares.
-int64_t batch_token_share_bytes(const mamba_layer_params& p);
+// operators one by one. most_share_bytes: of room for the shares.
+bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes);
 
 // Queues both kernels.
-cudaError_t launch_batch_token(const mamba_layer_params& p, const void* xz, void* u, void* shares,
-                               void* y, cudaStream_t stream);
+cudaError_t launch_batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
+                               cudaStream_t stream);
 
 }  // namespace mamba

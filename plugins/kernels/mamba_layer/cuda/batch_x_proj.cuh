@@ -4,19 +4,18 @@
 // blocks of a cluster, side by side along the channels, add up what they made, in a fixed order.
 #pragma once
 
-#include "common/cuda/cluster.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/one_step_conv.cuh"
+#include "layer/cuda/product_sums.cuh"
 #include "mamba_layer/cuda/batch_token.cuh"
 
 namespace mamba {
 namespace batch {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kVector = 8;  // numbers of 16 bytes
-constexpr int kFour = 4;
+constexpr int kVector = 8;                          // numbers of 16 bytes
 constexpr int kRowThreads = kThreads / kBatchRows;  // that share a row
 
 // Rows of `width` numbers of 16 bits start so far apart that eight of them, read together, lie in
@@ -44,8 +43,8 @@ __device__ __forceinline__ Pack<T, kFour> convolve_four(const BatchToken& s, int
   const mamba_layer_params& p = s.layer;
   const int d_inner = static_cast<int>(p.d_inner);
   const int64_t index = int64_t{row} * d_inner + channel;
-  const Four x =
-      *reinterpret_cast<const Four*>(static_cast<const T*>(s.xz) + index + int64_t{row} * d_inner);
+  const Four x = *reinterpret_cast<const Four*>(static_cast<const T*>(s.parts.xz) + index +
+                                                int64_t{row} * d_inner);
   union {
     Four packs[kPast];
     T numbers[kPast * kFour];
@@ -75,12 +74,11 @@ __device__ __forceinline__ Pack<T, kFour> convolve_four(const BatchToken& s, int
   Four* to = reinterpret_cast<Four*>(static_cast<T*>(p.last_conv_state) + index * kPast);
 #pragma unroll
   for (int i = 0; i < kPast; ++i) to[i] = last.packs[i];
-  *reinterpret_cast<Four*>(static_cast<T*>(s.u) + index) = u;
+  *reinterpret_cast<Four*>(static_cast<T*>(s.parts.u) + index) = u;
   return u;
 }
 
-// Cluster: blocks side by side along the channels.
-template <typename T, int Channels, int Cluster>
+template <typename T, int Channels>
 __global__ void __launch_bounds__(kThreads)
     convolve_and_project(const __grid_constant__ BatchToken s) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -134,8 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_copies();
   __syncthreads();
 
-  const uint32_t left_address =
-      shared_address(u_tile + lane % 16 * kUStride + lane / 16 * kVector);
+  const uint32_t left_address = shared_address(u_tile + lane % 16 * kUStride + lane / 16 * kVector);
   const uint32_t right_address =
       shared_address(weights + lane % 16 * at.stride + lane / 16 * kVector);
 #pragma unroll 1
@@ -158,37 +155,19 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<float2*>(to + 8 * width) = make_float2(sum[half][2], sum[half][3]);
     }
   }
-  if constexpr (Cluster > 1) {
-    cluster_barrier();
-  } else {
-    __syncthreads();
-  }
+  cluster_barrier();
 
   // Some rows for each block of the cluster.
-  constexpr int kOwnRows = kBatchRows / Cluster, kOwnThreads = kThreads / kOwnRows;
-  const int r = blockIdx.x % Cluster * kOwnRows + threadIdx.x / kOwnThreads, row = first_row + r;
-  const int64_t share = blockIdx.x / Cluster;
+  constexpr int kOwnRows = kBatchRows / kBatchCluster, kOwnThreads = kThreads / kOwnRows;
+  const int r = blockIdx.x % kBatchCluster * kOwnRows + threadIdx.x / kOwnThreads;
+  const int row = first_row + r;
+  float* share = s.parts.shares + (int64_t{blockIdx.x / kBatchCluster} * s.rows + row) * width;
 #pragma unroll 1
   for (int place = threadIdx.x % kOwnThreads * kFour; place < width; place += kOwnThreads * kFour) {
-    const float* own = sums + r * width + place;
-    float4 total;
-    if constexpr (Cluster == 1) {
-      total = *reinterpret_cast<const float4*>(own);
-    } else {
-      float4 parts[Cluster];  // all on their way at once
-#pragma unroll
-      for (int other = 0; other < Cluster; ++other) parts[other] = load_from_block(own, other);
-      total = parts[0];
-#pragma unroll
-      for (int other = 1; other < Cluster; ++other) {
-        total.x += parts[other].x, total.y += parts[other].y;
-        total.z += parts[other].z, total.w += parts[other].w;
-      }
-    }
-    if (row >= s.rows) continue;
-    *reinterpret_cast<float4*>(s.shares + (share * s.rows + row) * width + place) = total;
+    const float4 total = sum_over_blocks(sums + r * width + place, kBatchCluster);
+    if (row < s.rows) *reinterpret_cast<float4*>(share + place) = total;
   }
-  if constexpr (Cluster > 1) cluster_barrier();  // the others may still be reading this one's sums
+  cluster_barrier();  // the others may still be reading this block's sums
 }
 
 }  // namespace batch

@@ -139,9 +139,11 @@ class ManyRows {
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
     const Factors in = {m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner};
-    if (batch_token_fits(p_)) {
+    if (batch_token_fits(p_, product_.rows * d_inner * element_bytes(p_.dtype))) {
       if ((bad = product_(in, m_.xz, p_.dtype))) return bad;
-      bad = status_of("layer", launch_batch_token(p_, m_.xz, m_.u, m_.delta, m_.y, stream_));
+      // Nothing else is kept where delta would be.
+      const BatchTokenParts parts = {m_.xz, m_.u, m_.y, static_cast<float*>(m_.delta)};
+      bad = status_of("layer", launch_batch_token(p_, parts, stream_));
       return bad ? bad : add_to_hidden();
     }
     bad = product_.with_convolution(in, m_.xz, describe_convolution(p_, m_.xz, m_.u));
