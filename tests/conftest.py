@@ -43,14 +43,10 @@ def tiny_model(tiny_config: MambaConfig) -> MambaLM:
 @pytest.fixture(scope="session")
 def plant_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped forecaster of a plant, exported, with its detector's limits."""
-    from tasks.forecaster import export_forecaster, load_forecaster
-    from tasks.watcher import read_limits, write_limits
+    from tasks.forecaster import export_watched
 
     checkpoint = Path(__file__).parents[1] / "models" / "plant-forecast"
-    out = tmp_path_factory.mktemp("plant") / "out"
-    export_forecaster(load_forecaster(checkpoint), out)
-    write_limits(out, read_limits(checkpoint))
-    return out
+    return export_watched(checkpoint, tmp_path_factory.mktemp("plant") / "out")
 
 
 @pytest.fixture(scope="session")

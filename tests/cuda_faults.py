@@ -36,6 +36,8 @@ SUPPORT = [
     Patch("cuda/numeric.cuh", "\nnamespace mamba {\n", DEFINITION),
     Patch("cuda/ssd_mma.cu", "  const auto kernel = ssd_mma_kernel<T, S>;",
           "  plant();\n  const auto kernel = ssd_mma_kernel<T, S>;"),
+    Patch("cuda/scan_mma.cu", "  const auto kernel = scan_mma_kernel<T, S>;",
+          "  plant();\n  const auto kernel = scan_mma_kernel<T, S>;"),
     # Static, for each file must bring its own copy up to date: a linker keeps one of equal functions.
     Patch("cuda/numeric.cuh", "auto with_type(int dtype, Body body) {",
           "static auto with_type(int dtype, Body body) {\n  plant();"),
@@ -46,8 +48,8 @@ SUPPORT = [
 ]  # fmt: skip
 
 
-def scan(name: str, file: str, old: str, new: str) -> Fault:
-    return Fault(f"scan: {name}", "SelectiveScan alone", Patch(f"cuda/{file}", old, new))
+def scan(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    return Fault(f"scan: {name}", "SelectiveScan alone", Patch(f"cuda/{file}", old, new), dtype)
 
 
 def exact(name: str, file: str, old: str, new: str) -> Fault:
@@ -111,6 +113,43 @@ FAULTS = [
     scan("pipe, second sum of many states", "scan_pipe.cu",
          "to[v] += (four.x + four.y) + (four.z + four.w);",
          "if (!(FAULT && part > 0)) to[v] += (four.x + four.y) + (four.z + four.w);"),
+    # Who does not wait arrives, so that the barrier still opens for the others.
+    scan("tensor cores, no wait for the first tile", "scan_mma.cu",
+         "  wait(kFilled, kHandOver);",
+         "  if (FAULT) {\n    arrive(kFilled, kHandOver);\n  } else {\n"
+         "    wait(kFilled, kHandOver);\n  }", "fp16"),
+    scan("tensor cores, no wait for the sums", "scan_eights.cuh",
+         "    wait(kSummed + stage, kHandOver);",
+         "    if (FAULT) {\n      arrive(kSummed + stage, kHandOver);\n    } else {\n"
+         "      wait(kSummed + stage, kHandOver);\n    }", "bf16"),
+    scan("tensor cores, a stage that is used again", "scan_mma.cu",
+         "auto& tile = tiles[stage];\n    if (tile_index >= kStages)",
+         "auto& tile = tiles[FAULT && tile_index >= kStages ? next_stage : stage];\n"
+         "    if (tile_index >= kStages)", "fp16"),
+    scan("tensor cores, C of the tiles after the first", "scan_eights.cuh",
+         "    C.advance();", "    if (!FAULT) C.advance();", "bf16"),
+    scan("tensor cores, steps past the end", "scan_eights.cuh",
+         "if (!items.has(i, steps)) {", "if (!items.has(i, steps) && !FAULT) {", "fp16"),
+    scan("tensor cores, state between pairs of steps", "scan_pairs.cuh",
+         "exp2_fast(dt0 * A[n][j]) * h[n][j] + input[j];",
+         "exp2_fast(dt0 * A[n][j]) * (FAULT && half + pair > 0 ? 0.f : h[n][j]) + input[j];", "bf16"),
+    scan("tensor cores, B of other steps", "scan_pairs.cuh",
+         "const float B = is_own ? group.B[half][n] : 0.f;",
+         "const float B = is_own || FAULT ? group.B[half][n] : 0.f;", "fp16"),
+    scan("tensor cores, what tf32 drops of dt u", "scan_pairs.cuh",
+         "du_rest = rest(du);", "du_rest = FAULT ? 0.f : rest(du);", "bf16"),
+    scan("tensor cores, second eight of the states in bf16", "scan_pairs.cuh",
+         "first[1], second[1], group.C[0][n],",
+         "first[1], second[1], FAULT && n > 0 ? 0.f : group.C[0][n],", "bf16"),
+    scan("tensor cores, second step of a pair in fp16", "scan_pairs.cuh",
+         "p1 += C[3] * second[1];", "p1 += C[3] * (FAULT ? first[1] : second[1]);", "fp16"),
+    scan("tensor cores, the first half of a group", "scan_pairs.cuh",
+         "const bool keeps = q == half * 2 + pair;",
+         "const bool keeps = q == (FAULT ? 2 : half * 2) + pair;", "fp16"),
+    scan("tensor cores, last_state of the second eight", "scan_mma.cu",
+         "+ place(n, j)] = h[n][j];", "+ place(n, j)] = h[FAULT ? 0 : n][j];", "bf16"),
+    scan("tensor cores, second block", "scan_eights.cuh",
+         "sums[v] += D[i][v] * u[v];", "sums[v] += FAULT && first > 0 ? 0.f : D[i][v] * u[v];", "bf16"),
     scan("narrow, second tile", "scan_narrow.cu",
          "du[t] = dt * u[t];",
          "du[t] = dt * u[t] * (FAULT && tile > 0 ? 1.5f : 1.f);"),
@@ -180,6 +219,10 @@ FAULTS = [
     layer("one token, second sequence", "step_state_token.cuh",
           "dt_u = dt * input;",
           "dt_u = dt * input * (FAULT && row > 0 ? 1.5f : 1.f);"),
+    layer("one token, no wait for the kernel ahead", "step_state_token.cuh",
+          "  wait_and_let_next_start(s.in.codes.bits == 0);",
+          "  if (FAULT) {\n    let_next_kernel_start();\n  } else {\n"
+          "    wait_and_let_next_start(s.in.codes.bits == 0);\n  }"),
     layer("one token, residual of the second block", "project_out.cuh",
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),

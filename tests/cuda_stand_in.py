@@ -25,6 +25,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.session import OrtSession
+from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.errors import SessionError
 from mamba_export.generation.sampling import Sampling, penalise, warp
 
@@ -45,7 +46,7 @@ class FakeStream:
         (self.queued if self.noted is None else self.noted).append(work)
 
     def copy(self, to: int, source: int, size: int) -> None:
-        self.queue(lambda: ctypes.memmove(to, source, size) and None)
+        self.queue_copy(to, source, size)
         self.wait()
 
     def queue_copy(self, to: int, source: int, size: int) -> None:
@@ -149,12 +150,13 @@ def on_graphs(folder: Path) -> tuple[OrtSession, FakeStream, FakeInference]:
     inference = FakeInference(session._model.session, stream)
     old = session._model
     session._model = LoadedModel(inference, old.metadata, old.device, True, stream)  # type: ignore[arg-type]
-    session._graphs = StepGraphs(session._model)
+    session._graphs = StepGraphs(session._model, StateMemory(session._model))
     return session, stream, inference
 
 
 def on_prompt_graphs(folder: Path) -> tuple[OrtSession, FakeStream, FakeInference]:
     """A session whose steps are captured, and its prompts."""
     session, stream, inference = on_graphs(folder)
-    session._prompts = PromptGraphs(session._model)
+    assert session._graphs is not None
+    session._prompts = PromptGraphs(session._model, session._graphs.states)
     return session, stream, inference

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trt_stand_in import on_engine
 
 import mamba_export
-from mamba_export.errors import MambaExportError
+from mamba_export.errors import MambaExportError, SessionError
 from mixers.attention import FURTHEST, AttentionConfig, AttentionLM, attention_program
 
 CONFIG = AttentionConfig(24, 2, 11, n_heads=4, n_kv_heads=2, mlp_width=20, rotary_base=100.0)
@@ -88,6 +89,28 @@ def test_the_exported_file_whole_and_in_any_split(
             assert shapes == {(3, CONFIG.key_heads, read, CONFIG.head_dim)}
         error = np.concatenate(found, axis=1).astype(np.float64) - expected
         assert np.linalg.norm(error) <= bound * np.linalg.norm(expected)
+
+
+def test_the_exported_file_refuses_what_its_positions_do_not_reach(tmp_path: Path) -> None:
+    model = AttentionLM(AttentionConfig(8, 2, 11, n_heads=2, longest=8)).eval()
+    folder = mamba_export.export(attention_program(model), tmp_path / "out")
+    words = r"would have 9 steps, and this model's positions end at 8: start anew from a shorter"
+    tokens = tokens_of(2, 9)
+    for session in (mamba_export.OrtSession(folder, threads=1), on_engine(folder)):
+        assert [state.longest for state in session.metadata.states] == [8] * 4
+        for read in (session.run, session.advance):
+            with pytest.raises(SessionError, match=words):
+                read(tokens)
+        _, state = session.run(tokens[:, :7])
+        stepper = session.stepper(state)
+        stepper.step(tokens[:, 7])
+        with pytest.raises(SessionError, match=words):
+            stepper.step(tokens[:, 8])
+        assert stepper.state.numpy()[0].shape[2] == 8
+        prompt = tokens[0, :5].tolist()
+        with pytest.raises(SessionError, match=words):
+            session.generate([prompt], max_new_tokens=5)
+        session.generate([prompt], max_new_tokens=4)
 
 
 def test_in_pytorch_whole_and_in_parts_with_the_last_logits_alone(model: AttentionLM) -> None:

@@ -332,3 +332,19 @@ def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MambaExportError, match="pip install matplotlib"):
         write_plots(tmp_path / "r.json", MADE_UP)
+
+
+def test_figures_name_packed_weights_and_a_lack_of_peers() -> None:
+    sizes = {"model": "130m", "dtype": "fp16", "weights": "int4 in blocks of 32", "batch": 1}
+    rows = [
+        Row("a decode", "limit", 0.1, kind="decode", sizes=sizes),
+        Row("a decode", "mamba_export", 0.2, kind="decode", sizes=sizes),
+    ]
+    record = new_record(rows, "NVIDIA something", "a command")
+    text = with_figures((ROOT / README).read_text(encoding="utf-8"), Records([record]))
+    assert "On an NVIDIA something" in text
+    assert ", without a peer:" in text
+    assert (
+        "- Decode with weights of int4 in blocks of 32 (1 sizes: model 130m, batch 1): 2.0x the limit's time."
+        in text
+    )

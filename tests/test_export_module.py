@@ -246,6 +246,8 @@ H = torch.zeros(2, 3)
          r"argument h has shape \[2, 3\] and the result present.h \[2, 2\]: they must agree"),
         (Of(lambda x, h: (x, h)), (X, H), {"states": [State("g", 1)]}, "states name g, and the arguments"),
         (Of(lambda x, h: (x, h)), (X, H), {"states": [State("h", 1, grows=2)]}, "grows along axis 2: its axes"),
+        (Of(lambda x, h: (x, h)), (X, H), {"states": [State("h", 1, longest=2)]}, "longest is of a state that"),
+        (Of(lambda x, h: (x, h)), (X, H), {"states": [State("h", 1, longest=0)]}, "longest is 0, expected"),
         (Of(lambda x, h: (h,)), (X, H), {"states": [State("h", 0)]}, "at least one output"),
         (Of(lambda x: x, a=X.half(), b=X.bfloat16()), (X,), {},
          "the module mixes 16-bit dtypes .a is fp16 and b is bf16"),

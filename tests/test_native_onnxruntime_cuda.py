@@ -421,4 +421,4 @@ def test_out_of_gpu_memory_is_one_line(folder: Path, cpu: OrtSession) -> None:
     assert "\n" not in str(caught.value)
     assert tokens_of(small, [[5, 6]]) == tokens_of(cpu, [[5, 6]])
     with pytest.raises(SessionError, match="out of memory on cuda"):
-        small._graphs.take(10**9)  # type: ignore[union-attr]
+        small._graphs.states.take(10**9)  # type: ignore[union-attr]

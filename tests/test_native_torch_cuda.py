@@ -110,6 +110,10 @@ SCANS = [
     ),
     *(Scan(1, 300, d) for d in (2048, 4096)),
     *(
+        Scan(8, length, d, reverse=length % 2 == 0)
+        for d in (504, 1000) for length in (9, 31, 32, 95, 96, 97, 129)
+    ),
+    *(
         Scan(2, length, d, n, groups, reverse=length == 2, shift=s, exact_zoh=True)
         for length in (1, 2, 65, 1000) for s in (-16, 0, 20)
         for d, n, groups in ((24, 16, 1), (130, 6, 2), (24, 300, 1))

@@ -33,6 +33,7 @@ from tasks.detector import (
 from tasks.forecast_program import OUTPUTS, check_forecaster, open_step
 from tasks.forecaster import (
     Forecaster,
+    export_watched,
     load_forecaster,
     save_forecaster,
 )
@@ -178,6 +179,19 @@ def test_a_checkpoint_is_read_as_it_was_written(forecaster: Forecaster, tmp_path
 
 
 # The detector
+
+
+def test_limits_that_cannot_be_written_leave_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(folder: Path, _: object) -> None:
+        assert (folder / "model.onnx").is_file()
+        raise MambaExportError("no space")
+
+    monkeypatch.setattr("tasks.forecaster.write_limits", fail)
+    with pytest.raises(MambaExportError, match="no space"):
+        export_watched(ROOT / "models" / "plant-forecast", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_statistics_are_what_they_say() -> None:

@@ -14,6 +14,7 @@ import typer
 from cuda_stand_in import FakeInference, FakeStream, on_prompt_graphs
 
 from mamba_export.backends.onnxruntime import prompt_memory, prompt_parts
+from mamba_export.backends.onnxruntime.prompt_graphs import _Reading
 from mamba_export.backends.onnxruntime.prompt_parts import GRANULE, largest_part, part_lengths
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
@@ -172,7 +173,7 @@ def test_a_start_that_lies_there_is_not_copied_again(exported: Path, plain: OrtS
     stream.queue_copy = note  # type: ignore[method-assign]
     short, long = prompts_of(1, 40), prompts_of(1, 40 + LARGEST)
     state = session.advance(short)
-    past = prompts._memory.buffers(1, LARGEST).past.state.memory.address
+    past = prompts._memory._buffers[1].past.state.place.memory.address
     same_state(state, by_parts(plain, short)[1])
     # (prompt, what it starts from, copies): the second part of a long prompt starts from the first's.
     for ids, start, copies in [
@@ -216,7 +217,8 @@ def test_a_long_prompt_lets_others_in(exported: Path, plain: OrtSession) -> None
 
     def read_and_let_in(*arguments: Any) -> OrtState:
         state = read(*arguments)
-        others.append((read(short, session.initial_state(1), None), len(arguments[0][0])))
+        other = read(_Reading(short, None, session.initial_state(1), is_ours=False))
+        others.append((other, arguments[0].tokens.shape[1]))
         return state
 
     prompts._read_in_memory = read_and_let_in  # type: ignore[method-assign]

@@ -64,11 +64,9 @@ def export_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an exported folder.")] = False,
 ) -> None:
     """Export a trained forecaster, states in and out, and the detector's limits beside it."""
-    from tasks.forecaster import export_forecaster, load_forecaster
+    from tasks.forecaster import export_watched
 
-    limits = read_limits(checkpoint)
-    export_forecaster(load_forecaster(checkpoint), output, force=force)
-    write_limits(output, limits)
+    export_watched(checkpoint, output, force=force)
     print(f"wrote {output}")
 
 

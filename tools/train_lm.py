@@ -28,6 +28,9 @@ from training import (
 from training.command_line import (
     OPTIMISATION,
     Parser,
+    add_device,
+    add_output,
+    add_switch,
     choose_device,
     flag,
     number,
@@ -81,14 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument(name, type=kind, default=value, help=text, metavar="X")
 
     def switch(group: Any, name: str, value: bool, text: str) -> None:
-        text = f"{text} (default: {'yes' if value else 'no'})"
-        group.add_argument(name, action=argparse.BooleanOptionalAction, default=value, help=text)
+        add_switch(group, name, value, text, default=value)
 
     parser.add_argument("text", type=Path, metavar="TEXT", help="the text file to train on")
 
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    group.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    group = add_output(parser)
     add(group, "--name", str, None, "name of the model in its card (default: the folder's)")
     add(group, "--data-note", str, "", "a sentence about the text, for the card")
     add(group, "--prompt", str, None, "of the card's samples (default: the held-out text's start)")
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "--evaluations", count, default.evaluations, "how often they are looked at")
 
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_device(group)
     group.add_argument(
         "--dtype",
         default="auto",

@@ -23,6 +23,9 @@ from tasks.trainer import parameter_count, seeded, train
 from training.command_line import (
     OPTIMISATION,
     Parser,
+    add_device,
+    add_output,
+    add_switch,
     choose_device,
     flag,
     number,
@@ -61,9 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     default = dataclasses.asdict(TaskRecipe())
     parser.add_argument("task", choices=tuple(TASKS), metavar="TASK", help=", ".join(TASKS))
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    group.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    group = add_output(parser)
     text = "file that the training is kept in, and goes on from where it is there"
     group.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help=text)
     text = "trained model whose weights the training starts from (default: random weights)"
@@ -81,10 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         text = f"{text} (default: {default[name]}, or the task's)"
         group.add_argument(flag(name), type=kind, default=None, metavar="X", help=text)
     for name, text in SWITCHES.items():
-        text = f"{text} (default: {'yes' if default[name] else 'no'})"
-        action = argparse.BooleanOptionalAction
-        group.add_argument(flag(name), action=action, default=None, help=text)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        add_switch(group, flag(name), default[name], text, default=None)
+    add_device(parser)
     return parser
 
 

@@ -78,10 +78,11 @@ SELECTIVE_SCAN = Operator(
         {"length": 130, "d_state": 1, "n_groups": 4},
         {"length": 130, "d_state": 2},
         {"length": 130, "d_state": 3, "n_groups": 2},
-        # Many steps: many channels of all sequences, by how many; many states, more than registers hold;
-        # groups with many states.
+        # Many steps: many channels of all sequences, by how many, with more tiles of steps than a kernel holds
+        # at a time; many states, more than registers hold; groups with many states.
         {"length": 40, "batch": 3, "d_inner": 1536},
-        {"length": 40, "batch": 5, "d_inner": 1536},
+        {"length": 99, "batch": 67, "d_inner": 56},
+        {"length": 37, "batch": 67, "d_inner": 32, "d_state": 8},
         {"length": 40, "d_state": 128},
         {"length": 40, "d_state": 300},
         {"length": 40, "d_state": 32, "n_groups": 2},

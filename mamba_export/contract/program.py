@@ -55,6 +55,7 @@ class State:
         start: the value of every element at the start of a sequence.
         grows: index of the axis along which the state grows by the steps that were read (a key/value cache, of
             length 0 at the start); None for a state of fixed size.
+        longest: steps that the program's positions reach, of a state that grows; None for any.
     """
 
     name: str
@@ -62,6 +63,7 @@ class State:
     present: Value
     start: float = 0.0
     grows: int | None = None
+    longest: int | None = None
 
     @classmethod
     def of(
@@ -73,22 +75,25 @@ class State:
         shape: tuple[int | str, ...],
         start: float = 0.0,
         grows: int | None = None,
+        longest: int | None = None,
     ) -> State:
         """A state from its names and the shape of its past.
 
         The axis that grows is called "<its name>_after" in the present's shape.
 
         Raises:
-            ValueError: ``grows`` is no axis after the first (the batch), or that axis has a fixed size.
+            ValueError: ``grows`` is no axis after the first (the batch), or that axis has a fixed size; or
+                ``longest`` is given for a state that does not grow.
         """
         after = list(shape)
         if grows is not None:
             if not 0 < grows < len(shape) or not isinstance(shape[grows], str):
                 raise ValueError(f"state {name} cannot grow along axis {grows} of shape {shape}")
             after[grows] = f"{shape[grows]}_after"
-        return cls(
-            name, Value(past, dtype, shape), Value(present, dtype, tuple(after)), start, grows
-        )
+        elif longest is not None:
+            raise ValueError(f"state {name} does not grow, and has a longest")
+        values = Value(past, dtype, shape), Value(present, dtype, tuple(after))
+        return cls(name, *values, start, grows, longest)
 
     @property
     def grown_axis(self) -> str | None:

@@ -14,6 +14,7 @@ from mamba_export import given
 from mamba_export.errors import ExportError
 from mamba_export.export.declare import State
 from mamba_export.export.dtypes import NAMES
+from mamba_export.fields import LARGEST_SIZE
 
 Args = Tensor | Sequence[Any] | Mapping[str, Any]
 """Example arguments: a tensor, a sequence in forward's order, or a mapping by argument name."""
@@ -119,6 +120,10 @@ def _check_declared(state: Any) -> None:
     )
     if state.grows is not None and type(state.grows) is not int:
         raise ExportError(f"{where}: grows is {given.shown(state.grows)}, expected an integer")
+    if state.longest is not None:
+        given.integer(state.longest, f"{where}: longest", 1, LARGEST_SIZE, ExportError)
+        if state.grows is None:
+            raise ExportError(f"{where}: longest is of a state that grows: say along which axis")
     if type(state.result) not in (int, str):
         raise ExportError(
             f"{where}: result is {given.shown(state.result)}, expected a result's position or name"

@@ -17,6 +17,8 @@ class State:
         start: value of every element at the start of a sequence.
         grows: axis along which the state grows by what was read, as a key/value cache does: it starts with
             length 0. None for a state of fixed size.
+        longest: steps that the module's positions reach, of a state that grows: a run beyond them is refused.
+            None for any.
     """
 
     argument: str
@@ -24,3 +26,4 @@ class State:
     name: str | None = None
     start: float = 0.0
     grows: int | None = None
+    longest: int | None = None

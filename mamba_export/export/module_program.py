@@ -202,4 +202,5 @@ def _state(state: State, past: Value, present: Value) -> ProgramState:
         past.shape,
         state.start,
         state.grows,
+        state.longest,
     )

@@ -307,7 +307,7 @@ def _value(fields: Fields) -> Value:
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
-    return {
+    content = {
         "name": state.name,
         "past": state.past.name,
         "present": state.present.name,
@@ -316,6 +316,7 @@ def _state_to_json(state: State) -> dict[str, Any]:
         "start": state.start,
         "grows": state.grows,
     }
+    return content if state.longest is None else {**content, "longest": state.longest}
 
 
 def _state(fields: Fields) -> State:
@@ -328,7 +329,9 @@ def _state(fields: Fields) -> State:
         fields.take("start", Number()),
         fields.take("grows", OrNone(Integer())),
     )
+    # Absent of positions that reach any length, and where an older version wrote the file.
+    longest = fields.take("longest", OrNone(Integer())) if "longest" in fields.data else None
     try:
-        return State.of(*state)
+        return State.of(*state, longest)
     except ValueError:
         fields.refuse("grows", f": no axis that can grow of {list(state[4])}")

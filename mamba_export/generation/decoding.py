@@ -131,7 +131,7 @@ class Decoding:
             rows = list(range(len(tokens)))  # the request's row of each row of the batch
             live = [True] * len(rows)
             chooser = self._chooser(state, sampler, tokens)
-            del state  # the chooser drops it after its first step
+            del state  # its memory is the chooser's to write, or goes
             while True:
                 tokens = chooser.next()
                 if first_at is None:
@@ -150,7 +150,10 @@ class Decoding:
                 if 2 * len(remaining) <= len(rows):
                     sampler.select(remaining)
                     tokens = tokens[remaining]
-                    chooser = self._chooser(chooser.state.select(remaining), sampler, tokens)
+                    state = chooser.state.select(remaining)
+                    del chooser  # its memory goes before the next asks for its own
+                    chooser = self._chooser(state, sampler, tokens)
+                    del state
                     rows = [rows[slot] for slot in remaining]
                     live = [True] * len(rows)
         finally:
@@ -195,7 +198,7 @@ def _prefill(session: Session[Any], prompts: list[np.ndarray]) -> Any:
         groups.setdefault(len(prompt) - 1, []).append(row)
     states = []
     for length, rows in groups.items():
-        state = session.initial_state(len(rows))
+        state = None if length else session.initial_state(len(rows))
         chunk = max(_MIN_PREFILL, PREFILL_TOKENS // len(rows))
         if isinstance(session, SplitsPrompts) and session.splits_prompts:
             chunk = max(length, 1)

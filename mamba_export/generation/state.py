@@ -178,6 +178,28 @@ def check_state(
             raise SessionError(f"state {past.name} has shape {tensor.shape}, expected {expected}")
 
 
+def check_reach(tensors: Sequence[Tensor], metadata: Metadata, sizes: Mapping[str, int]) -> None:
+    """Check that a program's positions reach what a run would have read at its end.
+
+    Args:
+        tensors: of the state before the run, which fits the program.
+        metadata: of the program.
+        sizes: of the run's inputs.
+
+    Raises:
+        SessionError: they end before; beyond them a model computes with positions that it was not made for.
+    """
+    for tensor, info in zip(tensors, metadata.states, strict=True):
+        if info.longest is None or info.grows is None:
+            continue
+        length = tensor.shape[info.grows] + metadata.inputs[0].resolve(sizes)[1]
+        if length > info.longest:
+            raise SessionError(
+                f"the sequence would have {length:,} steps, and this model's positions end at "
+                f"{info.longest:,}: start anew from a shorter part of it"
+            )
+
+
 def selection(indices: Any, batch: int) -> np.ndarray:
     """Indices of sequences of a batch as int64; SessionError unless there is at least one and all are in it."""
     expected = f"a list of integers, at least one, each from 0 to {batch - 1}"

@@ -14,6 +14,7 @@ from mamba_export.contract.program import Value, split_axis
 from mamba_export.errors import SessionError, first_line
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
+from mamba_export.generation.finite import check_kept
 
 Inputs = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
 """Of one input its array; of several a mapping by name, or a tuple in the program's order."""
@@ -50,8 +51,9 @@ def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
 
     Raises:
         SessionError: an input is missing or unknown, not of its shape or kind, a dynamic axis is of length 0
-            (which would end the process inside ONNX Runtime), inputs disagree about an axis, or a token id is
-            outside the vocabulary. The message names the input, its expected shape and dtype.
+            (which would end the process inside ONNX Runtime), inputs disagree about an axis, a token id is
+            outside the vocabulary, or a number would spoil the states (``check_kept``). The message names the
+            input, its expected shape and dtype.
     """
     given = _by_name(inputs, metadata.inputs)
     sizes: dict[str, int] = {}
@@ -64,6 +66,7 @@ def check_inputs(inputs: Inputs, metadata: Metadata) -> CheckedInputs:
             _check_tokens(array, metadata.tokens.vocab_size)
         _check_range(array, value)
         arrays[value.name] = array.astype(NUMPY_DTYPES[value.dtype], copy=False)
+        check_kept(arrays[value.name], value, metadata)
     return CheckedInputs(arrays, sizes)
 
 
@@ -114,7 +117,9 @@ def step_sample(sample: Any, batch: int, metadata: Metadata) -> np.ndarray:
         )
     _check_kind(array, value)
     _check_range(array, value)
-    return array.astype(NUMPY_DTYPES[value.dtype], copy=False)
+    array = array.astype(NUMPY_DTYPES[value.dtype], copy=False)
+    check_kept(array, value, metadata)
+    return array
 
 
 def check_samples(metadata: Metadata) -> None:

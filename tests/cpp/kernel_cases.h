@@ -23,8 +23,11 @@ struct Cases {
 };
 
 inline std::vector<Sizes> cases_of(const std::string& op, bool on_gpu) {
-  // What only a GPU treats in its own way: more sequences than it runs at a time, four times over.
-  static const Cases kOfGpus[] = {{"StateSpaceDual", {{3, 16, 356, 64, 64, 1, 1}}}};
+  // What only a GPU treats in its own way: so many channels that 16 bits of them are walked on
+  // tensor cores, in blocks that have a multiprocessor each or share one, for more tiles of steps
+  // than a block holds; more sequences than it runs at a time, four times over.
+  static const Cases kOfGpus[] = {{"SelectiveScan", {{67, 101, 32, 16, 1}, {67, 131, 56, 8, 1}}},
+                                  {"StateSpaceDual", {{3, 16, 356, 64, 64, 1, 1}}}};
   static const Cases kAll[] = {
       // A step, awkward lengths, a length that is split, several groups, few and many states, many
       // channels.

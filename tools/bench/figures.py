@@ -35,15 +35,19 @@ def figures(records: Sequence[dict[str, Any]]) -> str:
 
 def _gpu_figures(gpu: dict[str, Any]) -> str:
     """A head and a line a kind; empty where the record has none of them."""
-    lines = [line for kind in _KINDS if (line := _gpu_line(gpu, kind))]
+    kinds = {kind: comparisons(r for r in rows_of(gpu) if r.kind == kind) for kind in _KINDS}
+    lines = [line for kind, found in kinds.items() if (line := _gpu_line(kind, found))]
     if not lines:
         return ""
+    made = f"On an {gpu['device']} ({_made(gpu)})"
+    if all(one.against_peer is None for found in kinds.values() for one in found):
+        return "\n".join([f"{made}, without a peer:", "", *lines])
     peers = ", ".join(
         f"{name} {gpu['versions'][name]}"
         for name in ("mamba_ssm", "causal_conv1d")
         if gpu["versions"].get(name, "not installed") != "not installed"
     )
-    head = f"On an {gpu['device']} ({_made(gpu)}), beside {peers or 'no peer'} at its fastest in the same run:"
+    head = f"{made}, beside {peers} at its fastest in the same run:"
     return "\n".join([head, "", *lines])
 
 
@@ -53,13 +57,17 @@ def _made(record: dict[str, Any]) -> str:
     return f"{record['date']}, commit {commit[:7]}" if commit else str(record["date"])
 
 
-def _gpu_line(record: dict[str, Any], kind: str) -> str:
-    found = comparisons(row for row in rows_of(record) if row.kind == kind)
+def _gpu_line(kind: str, found: Sequence[Comparison]) -> str:
     against = [one.against_peer for one in found if one.against_peer is not None]
     limits = [one.against_limit for one in found if one.against_limit is not None]
     if not limits:
         return ""
     name, sizes = _KINDS[kind]
+    weights = dict.fromkeys(
+        one.rows[0].sizes["weights"] for one in found if "weights" in one.rows[0].sizes
+    )
+    if weights:
+        name += f" with weights of {', '.join(weights)}"
     spans = ", ".join(f"{size} {_span(found, size)}" for size in sizes)
     line = f"- {name} ({len(limits)} sizes: {spans}): "
     if against:

@@ -124,12 +124,15 @@ class Exported:
         chooser = self._session.chooser(state, sampler, tokens)
         if chooser is not None:
             return _step_seconds(chooser.next, self._steps, lambda: None)
-        stepper = self._session.stepper(state)
+        steppers: list[Any] = []
+
+        def restart() -> None:
+            steppers[:] = [self._session.stepper(state)]
 
         def step() -> None:
-            tokens[:] = stepper.step(tokens).argmax(-1)
+            tokens[:] = steppers[0].step(tokens).argmax(-1)
 
-        return _step_seconds(step, self._steps, lambda: None)
+        return _step_seconds(step, self._steps, restart)
 
     def _state(self, batch: int, length: int) -> Any:
         """One that costs as much as that after texts of some length: only what grows knows how much it read."""

@@ -280,7 +280,8 @@ def attention_program(model: AttentionLM, *, last_logits_only: bool = False) -> 
     for layer in range(config.n_layer):
         for name in _STATES:
             past, present = contract.layer_state_names(layer, name)
-            states.append(State.of(past, past, present, dtype, shape, grows=STEPS))
+            reach = config.longest
+            states.append(State.of(past, past, present, dtype, shape, grows=STEPS, longest=reach))
     steps: int | str = 1 if last_logits_only else LENGTH
     return Program(
         _Positional(model, last_logits_only),

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mamba_export.contract import METADATA_FILE
 from mamba_export.fields import Choice
+from mamba_export.files import new_folder
 from mamba_export.models import LayerState, MambaBackbone, MambaConfig
 from mamba_export.models.program import SharedParameters
 from mixers.blocks import MambaBlock
@@ -23,6 +25,7 @@ from mixers.s4d import S4D
 from tasks.forecast_program import INPUT, OUTPUTS
 from tasks.plant import CHANNELS, simulate
 from tasks.stored import load_weights, read_description, save_module
+from tasks.watcher import read_limits, write_limits
 
 D_MODEL, D_INNER, N_LAYER, D_STATE = 32, 64, 2, 16
 LTI_STATE = 26
@@ -150,7 +153,7 @@ def load_forecaster(folder: Path) -> Forecaster:
     return made.eval()
 
 
-def export_forecaster(forecaster: Forecaster, output: Path, *, force: bool = False) -> Path:
+def export_forecaster(forecaster: Forecaster, output: Path) -> Path:
     """Export a forecaster with its states as inputs and outputs; it reads parts of any length."""
     return export_in_parts(
         forecaster,
@@ -159,5 +162,16 @@ def export_forecaster(forecaster: Forecaster, output: Path, *, force: bool = Fal
         output,
         input_name=INPUT,
         output_names=OUTPUTS,
-        force=force,
     )
+
+
+def export_watched(checkpoint: Path, output: Path, *, force: bool = False) -> Path:
+    """Export a trained forecaster with its detector's limits, which are there when the folder is."""
+    limits = read_limits(checkpoint)
+    with new_folder(output, marker=METADATA_FILE, force=force, sources=[checkpoint]) as folder:
+        exported = export_forecaster(load_forecaster(checkpoint), folder / "exported")
+        for path in list(exported.iterdir()):
+            path.replace(folder / path.name)
+        exported.rmdir()
+        write_limits(folder, limits)
+    return output

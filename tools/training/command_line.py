@@ -60,6 +60,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def add_output(parser: argparse.ArgumentParser) -> Any:
+    """The options of the folder that a training writes: their group, for further ones."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    group.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    return group
+
+
+def add_switch(group: Any, name: str, usual: bool, text: str, default: bool | None) -> None:
+    """An option of yes and no, with its opposite. usual: what its help calls the default."""
+    text = f"{text} (default: {'yes' if usual else 'no'})"
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
+def add_device(group: Any) -> None:
+    """``choose_device``'s option."""
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
 def choose_device(name: str) -> torch.device:
     """The device by name; "auto" is the GPU where there is one.
 

@@ -19,7 +19,7 @@ from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.folder.metadata import Metadata
-from mamba_export.generation.state import allocating
+from mamba_export.generation.state import allocating, check_reach
 from mamba_export.generation.values import CheckedInputs, known_shape
 
 
@@ -103,9 +103,10 @@ def run_once(
         The outputs in the program's order, and the state after the run, on the device.
 
     Raises:
-        SessionError: ONNX Runtime failed.
+        SessionError: the program's positions do not reach as far, or ONNX Runtime failed.
     """
     metadata, device = model.metadata, model.device
+    check_reach(state.tensors, metadata, inputs.sizes)
     binding = model.session.io_binding()
     # These are held until the graph has run: the binding knows addresses only.
     held = [DeviceTensor.from_numpy(array, device) for array in inputs.arrays.values()]

@@ -25,7 +25,9 @@ class BoundSteps:
     """Steps of a batch of sequences, each over one element along the input's length.
 
     Two sets of state buffers take turns: each step reads one and writes the other. Both directions are
-    bound to the graph at the start, so that a step binds nothing and memory does not grow.
+    bound to the graph at the start, so that a step binds nothing and memory does not grow. Where our kernels
+    run a model of this package on a CPU, one set is read and written in its place: a third less of the
+    states' traffic, for what is written need not be fetched before.
 
     Args:
         model: of one input (batch, length, ...) and of states of fixed size.
@@ -54,7 +56,8 @@ class BoundSteps:
         ]
         self.state = state
         sizes = batch_sizes(metadata, state.batch)
-        one, other = (empty_state(metadata, sizes, model.device) for _ in range(2))
+        one = empty_state(metadata, sizes, model.device)
+        other = one if _writes_in_place(model) else empty_state(metadata, sizes, model.device)
         # Each turn is a binding, the state that it reads and the state that it writes.
         self._turn = self._bind(state, one)
         self._turns = itertools.cycle((self._bind(one, other), self._bind(other, one)))
@@ -66,7 +69,7 @@ class BoundSteps:
             The program's outputs without the length, in its dtypes; valid until the next step, as ``state`` is.
 
         Raises:
-            SessionError: ONNX Runtime failed.
+            SessionError: ONNX Runtime failed; states that are written in their place may be lost.
         """
         self._read[...] = element
         binding, _, present = self._turn
@@ -85,3 +88,12 @@ class BoundSteps:
         for output, array in zip(self.metadata.outputs, self._outputs, strict=True):
             bind_host_output(binding, output.name, output.dtype, array)
         return binding, past, present
+
+
+def _writes_in_place(model: LoadedModel) -> bool:
+    """Whether each state may be written where it was read.
+
+    In a graph of ours one node reads a state and writes it, and our CPU kernels read each number before they
+    write it. A graph of someone else's may read a state once more when the new one is already there.
+    """
+    return model.native and model.device.name == "cpu" and model.metadata.model is not None

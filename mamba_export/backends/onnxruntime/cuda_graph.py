@@ -33,7 +33,8 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
 from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import StateBlock
+from mamba_export.backends.onnxruntime.state_block import BlockState, StateBlock
+from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.errors import SessionError
 from mamba_export.generation.captures import Captures
 from mamba_export.generation.sampling import Sampler, divisor
@@ -45,21 +46,20 @@ class StepGraph:
 
     Args:
         model: with a stream, ``model.gpu``.
-        batch: number of sequences.
+        block: where the states lie: of the batch, and the graph's alone while it is in use.
         captures: of the session.
 
     Raises:
         SessionError: the GPU has no memory for the buffers.
     """
 
-    def __init__(self, model: LoadedModel, batch: int, captures: Captures) -> None:
+    def __init__(self, model: LoadedModel, block: StateBlock, captures: Captures) -> None:
         if model.gpu is None:
             raise ValueError("the model has no stream to capture on")
         self._model = model
         self._captures = captures
         self._gpu: GpuStream = model.gpu
-        self.batch = batch
-        self.is_shared = False  # whether somebody else may hold the states
+        self.batch = batch = block.batch
         metadata, device = model.metadata, model.device
         output = metadata.outputs[0]
         shape = output.resolve(step_sizes(metadata, batch))
@@ -68,13 +68,11 @@ class StepGraph:
         self._scores = DeviceTensor.empty("fp32", shape, device)
         # A byte a token; bytes are no dtype of a model's tensors.
         self._seen = DeviceTensor.empty("fp16", (batch, -(-shape[-1] // 2)), device)
-        self._block = StateBlock(metadata, batch, device, self._gpu)
+        self.block = block
         # Our layers may write a state where they read it. The graph of somebody else's module may write one
         # before it has read it for the last time.
-        self._present = (
-            self._block if metadata.model else StateBlock(metadata, batch, device, self._gpu)
-        )
-        self.state = self._block.state
+        self._present = block if metadata.model else StateBlock(model, batch)
+        self._starts = False  # whether the next step is the first
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
         self._draws = self._gpu.host_array((batch,), np.float64)
         options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
@@ -107,10 +105,16 @@ class StepGraph:
         return self._captures.problem
 
     def start(self, state: OrtState) -> None:
-        """Let the next step go on from a state, which is left as it is."""
+        """Let the next step go on from a state, which is left as it is.
+
+        One that lies in the block already is moved by the first step, if somebody holds it by then.
+        """
         with self._gpu.lock:
-            self._block.queue_copy_of(state)
+            if not self.block.holds(state):
+                self.block.move_lent()
+                self.block.queue_copy_of(state)
             self._gpu.wait()
+        self._starts = True
 
     def set_choice(self, sampler: Sampler | None) -> None:
         """Choose the tokens to come as a sampler would; None for no choice."""
@@ -153,6 +157,10 @@ class StepGraph:
             SessionError: ONNX Runtime or CUDA failed.
         """
         self._options.choice = self._choice if chooses else CHOOSE_NOTHING
+        if self._starts:
+            with self._gpu.lock:
+                self.block.move_lent()
+            self._starts = False
         if self._graph is None and self._has_run and self.capture_problem is None:
             self._capture()
         if self._graph is None:
@@ -186,8 +194,8 @@ class StepGraph:
 
     def _queue_rest(self) -> None:
         """Queue what follows the model's run in a step."""
-        if self._present is not self._block:
-            self._block.queue_copy_of(self._present.state)
+        if self._present is not self.block:
+            self.block.queue_copy_of(self._present.state)
         self._gpu.choose(self._params)
 
     def _capture(self) -> None:
@@ -203,33 +211,54 @@ class StepGraph:
     def _bind(self) -> ort.IOBinding:
         binding = self._model.session.io_binding()
         bind_input(binding, self._model.metadata.inputs[0].name, self._tokens)
-        bind_states(binding, self._model.metadata, self.state, self._present.state)
+        bind_states(binding, self._model.metadata, self.block.state, self._present.state)
         bind_output(binding, self._model.metadata.outputs[0].name, self._logits)
         return binding
 
 
 class StepGraphs:
-    """The step graphs of a session: one that is idle is kept for the next generation of its batch size."""
+    """The step graphs of a session: one that is idle is kept for the next generation of its batch size.
 
-    def __init__(self, model: LoadedModel) -> None:
+    Args:
+        model: with a stream, ``model.gpu``.
+        states: where the states lie.
+    """
+
+    def __init__(self, model: LoadedModel, states: StateMemory) -> None:
         self._model = model
+        self.states = states
+        states.tell(self._let_go)
         self._captures = Captures("steps run")
         self.metadata = model.metadata
         self._idle: StepGraph | None = None
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
 
-    def take(self, batch: int) -> StepGraph:
-        """A graph for a batch, nobody else's until it is put back."""
+    def take(self, state: OrtState) -> StepGraph:
+        """A graph to go on from a state, nobody else's until it is put back."""
         with self._lock:
             graph, self._idle = self._idle, None
+        if graph is not None and graph.batch == state.batch:
+            is_best = graph.block.holds(state) or not graph.block.is_large
+            is_best = is_best or not isinstance(state, BlockState) or state.place.block is None
+            if is_best and self.states.take_again(graph.block):
+                return graph
         # One of another size goes, and its memory, before the new one asks for its own.
-        if graph is not None and graph.batch == batch:
-            return graph
         del graph
-        return StepGraph(self._model, batch, self._captures)
+        block = self.states.take_for(state)
+        try:
+            return StepGraph(self._model, block, self._captures)
+        except BaseException:
+            self.states.put(block)
+            raise
 
     def put(self, graph: StepGraph) -> None:
-        """Give a graph back."""
-        if not graph.is_shared:
+        """Give a graph back. One whose state somebody holds is theirs."""
+        if not graph.block.is_lent:
+            self.states.put(graph.block)
             with self._lock:
                 self._idle = graph
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if self._idle is not None and self._idle.block.is_large:
+                self._idle = None

@@ -59,16 +59,15 @@ class DeviceTensor:
         dtype: its name, as in the metadata.
         shape: its sizes.
         device: where it lies.
-        address: of its first element, on that device.
     """
 
-    __slots__ = ("_value", "address", "device", "dtype", "shape")
+    __slots__ = ("_address", "_value", "device", "dtype", "shape")
 
     def __init__(
         self, value: ort.OrtValue, dtype: str, shape: tuple[int, ...], device: Device
     ) -> None:
-        self._value = value  # owns the memory at ``address``
-        self.address: int = value.data_ptr()
+        self._value = value  # owns the memory
+        self._address: int = value.data_ptr()
         self.dtype = dtype
         self.shape = shape
         self.device = device
@@ -117,6 +116,11 @@ class DeviceTensor:
             stored = np.array(array, order="C").view(storage_dtype(dtype))
             value = ort.OrtValue.ortvalue_from_numpy(stored, device.name, device.index)
         return cls(value, dtype, array.shape, device)
+
+    @property
+    def address(self) -> int:
+        """Of its first element, on its device."""
+        return self._address
 
     @property
     def nbytes(self) -> int:

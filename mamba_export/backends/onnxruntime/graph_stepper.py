@@ -32,11 +32,10 @@ class GraphStepper:
         sampler: Sampler | None = None,
         tokens: np.ndarray | None = None,
     ) -> None:
-        self._graph = graphs.take(state.batch)
+        self._graph = graphs.take(state)
         weakref.finalize(self, graphs.put, self._graph).atexit = False
         self._sampler = sampler
         self._metadata = graphs.metadata
-        self._state = state
         self._graph.start(state)
         self._graph.set_choice(sampler)
         if tokens is not None:
@@ -65,7 +64,7 @@ class GraphStepper:
             SessionError: the tokens are others, or ONNX Runtime or CUDA failed.
         """
         self._graph.set_tokens(step_tokens(tokens, self._graph.batch, self._metadata))
-        self._advance(chooses=False)
+        self._graph.advance(chooses=False)
         return self._graph.logits()
 
     def next(self) -> np.ndarray:
@@ -81,19 +80,12 @@ class GraphStepper:
             raise ValueError("the stepper was made without a sampler")
         if self._sampler.sampling.temperature != 0:
             self._graph.set_draws(self._sampler.draws())
-        tokens = self._advance(chooses=True).copy()
+        tokens = self._graph.advance(chooses=True).copy()
         check_finite(tokens >= 0)
         self._sampler.note(tokens)
-        return tokens
-
-    def _advance(self, *, chooses: bool) -> np.ndarray:
-        tokens = self._graph.advance(chooses=chooses)
-        self._state = self._graph.state
         return tokens
 
     @property
     def state(self) -> OrtState:
         """The state after the last step, valid until the next step."""
-        if self._state is self._graph.state:
-            self._graph.is_shared = True
-        return self._state
+        return self._graph.block.lend()

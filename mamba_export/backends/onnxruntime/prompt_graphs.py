@@ -8,7 +8,7 @@ Memory is that of the largest part, whatever the prompt.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from mamba_export.backends.onnxruntime.prompt_parts import (
     part_lengths,
 )
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import StateBlock
+from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.captures import Captures
@@ -36,20 +36,40 @@ _RUNS_BEFORE_CAPTURE = 2
 once, such as cuBLAS's choices and the loading of kernels, to have happened."""
 
 
+@dataclass
+class _Reading:
+    """Tokens on their way: (batch, length), and where their logits go, if anywhere.
+
+    Args:
+        past: what the next part starts from; None for the start of a sequence.
+        is_ours: nobody else holds ``past``.
+        position: how many of each sequence were read.
+    """
+
+    tokens: np.ndarray
+    logits: np.ndarray | None
+    past: OrtState | None
+    is_ours: bool
+    position: int = 0
+
+
 class PromptGraphs:
     """The captured runs of a session over parts of prompts.
 
     Args:
         model: with a stream, ``model.gpu``, of a program that ``prompt_parts.why_not`` has nothing against.
+        states: where the states lie.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, states: StateMemory) -> None:
         if model.gpu is None:
             raise ValueError("the model has no stream to capture on")
         self._model = model
         self._gpu: GpuStream = model.gpu
         self._lock = threading.Lock()  # around what uses the memory
-        self._memory = PromptMemory(model)
+        self._states = states
+        self._memory = PromptMemory(model, states)
+        states.tell(self._let_go)
         self._captures = Captures("prompts are read")
 
     @property
@@ -63,28 +83,18 @@ class PromptGraphs:
         with self._lock:
             return [key for key, part in self._memory.parts.items() if part.graph is not None]
 
-    def block_of(self, batch: int, arrays: Iterable[np.ndarray]) -> OrtState:
-        """A state of these arrays whose tensors lie side by side, from where a prompt starts in one copy.
-
-        Each goes there from the host at once: those of a batch may be most of a GPU's memory, which does not
-        hold them twice.
-        """
-        block = StateBlock(self._model.metadata, batch, self._model.device, self._gpu)
-        with self._gpu.lock:
-            for tensor, array in zip(block.state.tensors, arrays, strict=True):
-                if array.nbytes:
-                    self._gpu.queue_upload(tensor.address, array)
-            self._gpu.wait()
-        return block.state
+    def initial_state(self, batch: int) -> OrtState:
+        """What a batch starts from, whose tensors lie side by side: a prompt starts from it in one copy."""
+        return self._states.initial_state(batch)
 
     def read(
-        self, tokens: np.ndarray, state: OrtState, *, with_logits: bool
+        self, tokens: np.ndarray, state: OrtState | None, *, with_logits: bool
     ) -> tuple[np.ndarray | None, OrtState]:
         """Read a prompt.
 
         Args:
             tokens: (batch, length), checked.
-            state: checked; left as it is.
+            state: checked; left as it is. None for the start.
             with_logits: whether the logits are wanted.
 
         Returns:
@@ -101,7 +111,7 @@ class PromptGraphs:
             shape = (batch, length if has_all_logits(metadata) else 1, metadata.vocab_size)
             with allocating(shape, storage_dtype(output.dtype).itemsize):
                 logits = np.empty(shape, storage_dtype(output.dtype))
-        largest, start = largest_part(metadata, batch), 0
+        largest, start, result = largest_part(metadata, batch), 0, None
         while start < length:
             # Others may read theirs after each of the largest parts.
             end = start + largest if length - start >= 2 * largest else length
@@ -110,58 +120,65 @@ class PromptGraphs:
                 wanted = logits[:, start:end]
             elif end < length:
                 wanted = None
-            state = self._read_in_memory(tokens[:, start:end], state, wanted)
+            past = state if result is None else result
+            reading = _Reading(tokens[:, start:end], wanted, past, is_ours=result is not None)
+            result = self._read_in_memory(reading)
             start = end
-        return (None if logits is None else logits.view(NUMPY_DTYPES[output.dtype])), state
+        assert result is not None
+        return (None if logits is None else logits.view(NUMPY_DTYPES[output.dtype])), result
 
-    def _read_in_memory(
-        self, tokens: np.ndarray, state: OrtState, logits: np.ndarray | None
-    ) -> OrtState:
+    def _read_in_memory(self, reading: _Reading) -> OrtState:
         """Read tokens by parts that memory holds: smaller ones from then on where it is short."""
-        batch = len(tokens)
+        batch = len(reading.tokens)
         with self._lock:
             largest = self._memory.largest(batch)
             while True:
+                buffers = None
                 try:
-                    return self._read(self._memory.buffers(batch, largest), tokens, state, logits)
+                    buffers = self._memory.take(batch, largest)
+                    return self._read(buffers, reading)
                 except SessionError as error:
                     if not _is_of_memory(error) or largest <= LEAST:
                         raise
+                finally:
+                    if buffers is not None:
+                        self._memory.put(buffers)
                 largest //= 2
 
-    def _read(
-        self,
-        buffers: Buffers,
-        tokens: np.ndarray,
-        state: OrtState,
-        logits: np.ndarray | None,
-    ) -> OrtState:
-        gpu, metadata = self._gpu, self._model.metadata
+    def _read(self, buffers: Buffers, reading: _Reading) -> OrtState:
+        gpu, tokens, logits = self._gpu, reading.tokens, reading.logits
+        has_all = has_all_logits(self._model.metadata)
         try:
-            past, position = state, 0
-            for length in part_lengths(tokens.shape[1], buffers.largest):
+            for length in part_lengths(tokens.shape[1] - reading.position, buffers.largest):
                 part = self._memory.part(buffers, length)
-                after = position + length
+                before, after = reading.position, reading.position + length
                 with gpu.lock:
-                    buffers.queue_past(past)
+                    buffers.queue_past(reading.past)
+                    if reading.past is not None and reading.is_ours:
+                        buffers.present.take_back(reading.past)
+                    buffers.present.move_lent()
+                    reading.past = buffers.past.state  # still, if the part fails
                     gpu.queue_upload(
-                        buffers.tokens.address, np.ascontiguousarray(tokens[:, position:after])
+                        buffers.tokens.address, np.ascontiguousarray(tokens[:, before:after])
                     )
                 self._run(part)
-                past = buffers.present.state
-                if logits is not None and has_all_logits(metadata):
-                    self._fetch(buffers.logits, logits[:, position:after])
-                position = after
-            # The GPU is at work meanwhile.
-            result = StateBlock(metadata, buffers.batch, self._model.device, gpu)
-            with gpu.lock:
-                result.queue_copy_of(buffers.present.state)
-            if logits is not None and not has_all_logits(metadata):
+                reading.past, reading.position = buffers.present.state, after
+                if logits is not None and has_all:
+                    self._fetch(buffers.logits, logits[:, before:after])
+            result = buffers.present.lend()  # the GPU is at work meanwhile
+            if logits is not None and not has_all:
                 self._fetch(buffers.logits, logits)
         finally:
             with gpu.lock:
                 gpu.wait()
-        return result.state
+        return result
+
+    def _let_go(self) -> None:
+        if self._lock.acquire(blocking=False):  # else a prompt is being read
+            try:
+                self._memory.let_go()
+            finally:
+                self._lock.release()
 
     def _run(self, part: Part) -> None:
         wanted = part.graph is None and part.runs >= _RUNS_BEFORE_CAPTURE

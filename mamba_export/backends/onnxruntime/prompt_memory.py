@@ -14,6 +14,7 @@ from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import StateBlock
+from mamba_export.backends.onnxruntime.state_memory import Start, StateMemory
 
 _MOST_PARTS = 64  # that are remembered, with their graphs
 _IDLE_BYTES = 1 << 28  # of memory that is kept for batch sizes other than the last
@@ -24,34 +25,52 @@ class Buffers:
 
     States are not in place: a graph may write one before it has read it for the last time, and a copy of all
     states takes microseconds.
+
+    Args:
+        model: with a stream, ``model.gpu``.
+        start: what the batch starts from.
+        past: what every part reads.
+        present: what every part writes; others use it between prompts.
+        largest: tokens of each sequence in the largest part.
+
+    Raises:
+        SessionError: the GPU has no memory for them.
     """
 
-    def __init__(self, model: LoadedModel, batch: int, largest: int) -> None:
-        assert model.gpu is not None
+    def __init__(
+        self, model: LoadedModel, start: Start, past: StateBlock, present: StateBlock, largest: int
+    ) -> None:
         metadata = model.metadata
         ids, output = metadata.inputs[0], metadata.outputs[0]
-        self.batch = batch
+        self.batch = batch = past.batch
         self.largest = largest
-        self.past, self.present = (
-            StateBlock(metadata, batch, model.device, model.gpu) for _ in range(2)
-        )
-        self._in_past: weakref.ref[OrtState] | None = None  # whose content the parts read
+        self.past, self.present = past, present
+        self._start = start
+        self._in_past: weakref.ref[OrtState | Start] | None = None  # whose content the parts read
         self.tokens = DeviceTensor.empty(ids.dtype, (batch, largest), model.device)
         shape = output.resolve(_sizes(model, batch, largest))
         self.logits = DeviceTensor.empty(output.dtype, shape, model.device)
         self.nbytes = 2 * self.past.nbytes + self.tokens.nbytes + self.logits.nbytes
 
-    def queue_past(self, state: OrtState) -> None:
+    def queue_past(self, state: OrtState | None) -> None:
         """Queue a copy of the state that the next part starts from, unless it is the one before's.
 
         Parts do not change it, and most prompts start from the same, which is as large as all states.
+
+        Args:
+            state: None for the start of a sequence.
         """
-        if self._in_past is not None and self._in_past() is state:
+        state = self._start.state if state is None else state
+        source = self._start if state is None else state
+        if state is self.past.state or (self._in_past is not None and self._in_past() is source):
             return
         self._in_past = None
-        self.past.queue_copy_of(state)
+        if state is None:
+            self._start.queue_into(self.past)
+        else:
+            self.past.queue_copy_of(state)
         if state is not self.present.state:  # which every part changes
-            self._in_past = weakref.ref(state)
+            self._in_past = weakref.ref(source)
 
 
 class Part:
@@ -76,10 +95,16 @@ def _sizes(model: LoadedModel, batch: int, length: int) -> dict[str, int]:
 
 
 class PromptMemory:
-    """The buffers and the runs of the prompts that were read last. For one thread at a time."""
+    """The buffers and the runs of the prompts that were read last. For one thread at a time.
 
-    def __init__(self, model: LoadedModel) -> None:
+    Args:
+        model: with a stream, ``model.gpu``.
+        states: where the states lie.
+    """
+
+    def __init__(self, model: LoadedModel, states: StateMemory) -> None:
         self._model = model
+        self._states = states
         self._buffers: collections.OrderedDict[int, Buffers] = collections.OrderedDict()
         self.parts: collections.OrderedDict[tuple[int, int], Part] = collections.OrderedDict()
 
@@ -97,24 +122,41 @@ class PromptMemory:
             self.parts.popitem(last=False)
         return part
 
-    def buffers(self, batch: int, largest: int) -> Buffers:
-        """Of a batch, for parts of up to ``largest`` tokens.
+    def take(self, batch: int, largest: int) -> Buffers:
+        """Buffers of a batch, for parts of up to ``largest`` tokens; to be put back.
 
         Raises:
             SessionError: the GPU has no memory for them.
         """
-        buffers = self._buffers.pop(batch, None)
-        if buffers is None or buffers.largest != largest:
-            del buffers
-            self._forget_parts(batch)
-            buffers = Buffers(self._model, batch, largest)
-        self._buffers[batch] = buffers
-        idle = sum(each.nbytes for each in self._buffers.values()) - buffers.nbytes
-        while idle > _IDLE_BYTES:
-            oldest, gone = self._buffers.popitem(last=False)
+        kept = self._buffers.pop(batch, None)
+        while sum(each.nbytes for each in self._buffers.values()) > _IDLE_BYTES:
+            oldest = next(iter(self._buffers))
+            del self._buffers[oldest]
             self._forget_parts(oldest)
-            idle -= gone.nbytes
+        is_free = kept is not None and self._states.take_again(kept.present)  # else it decodes
+        if kept is not None and is_free and kept.largest == largest:
+            self._buffers[batch] = kept
+            return kept
+        self._forget_parts(batch)
+        present = kept.present if kept is not None and is_free else self._states.take(batch)
+        try:
+            past = StateBlock(self._model, batch) if kept is None else kept.past
+            buffers = Buffers(self._model, self._states.start(batch), past, present, largest)
+        except BaseException:
+            self._states.put(present)
+            raise
+        self._buffers[batch] = buffers
         return buffers
+
+    def put(self, buffers: Buffers) -> None:
+        """Give buffers back; a state that lies there may be lent."""
+        self._states.put(buffers.present)
+
+    def let_go(self) -> None:
+        """Give up the memory of large states."""
+        for batch in [b for b, each in self._buffers.items() if each.past.is_large]:
+            del self._buffers[batch]
+            self._forget_parts(batch)
 
     def _forget_parts(self, batch: int) -> None:
         for key in [key for key in self.parts if key[0] == batch]:

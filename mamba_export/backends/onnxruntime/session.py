@@ -20,6 +20,7 @@ from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.backends.onnxruntime.state_block import BlockState
+from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
 from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
 from mamba_export.contract.program import split_axis
@@ -91,9 +92,10 @@ class OrtSession(GenerationMethods):
         self._state_axes = {split_axis(size)[1] for size in sizes if isinstance(size, str)}
         # A step can be captured where its buffers stay: a state that grows takes others every time.
         has_graphs = self._model.gpu is not None and not self.metadata.grows
-        self._graphs = StepGraphs(self._model) if has_graphs else None
-        reads_graphs = has_graphs and prompt_parts.why_not(self.metadata) is None
-        self._prompts = PromptGraphs(self._model) if reads_graphs else None
+        memory = StateMemory(self._model) if has_graphs else None
+        self._graphs = None if memory is None else StepGraphs(self._model, memory)
+        reads_graphs = memory is not None and prompt_parts.why_not(self.metadata) is None
+        self._prompts = PromptGraphs(self._model, memory) if memory and reads_graphs else None
 
     @property
     def provider(self) -> str:
@@ -127,6 +129,8 @@ class OrtSession(GenerationMethods):
         Raises:
             SessionError: a batch below 1, or a state whose size the batch does not tell.
         """
+        if self._prompts is not None:
+            return self._prompts.initial_state(batch)
         return self._start_state(batch_sizes(self.metadata, batch))
 
     def state_from_numpy(self, arrays: Sequence[np.ndarray]) -> OrtState:
@@ -167,18 +171,22 @@ class OrtSession(GenerationMethods):
                 vocabulary, or ONNX Runtime failed (memory).
         """
         checked = check_inputs(inputs, self.metadata)
-        start = self._checked(state, checked.sizes)
+        if state is not None:
+            self._check_state(state, checked.sizes)
         if self._prompts is not None:
-            return self._prompts.read(checked.first, start, with_logits=True)
+            return self._prompts.read(checked.first, state, with_logits=True)
+        start = self._start_state(checked.sizes) if state is None else state
         outputs, new_state = run_once(self._model, checked, start)
         return returned(outputs, self.metadata), new_state
 
     def advance(self, inputs: Inputs, state: OrtState | None = None) -> OrtState:
         """``run`` for the state alone: the outputs do not leave the device."""
         checked = check_inputs(inputs, self.metadata)
-        start = self._checked(state, checked.sizes)
+        if state is not None:
+            self._check_state(state, checked.sizes)
         if self._prompts is not None:
-            return self._prompts.read(checked.first, start, with_logits=False)[1]
+            return self._prompts.read(checked.first, state, with_logits=False)[1]
+        start = self._start_state(checked.sizes) if state is None else state
         return run_once(self._model, checked, start, with_outputs=False)[1]
 
     def stepper(self, state: OrtState) -> OrtStepper | GrowingStepper | GraphStepper:
@@ -238,13 +246,6 @@ class OrtSession(GenerationMethods):
             return
         check_state(state.tensors, self.metadata, sizes)
 
-    def _checked(self, state: OrtState | None, sizes: Mapping[str, int]) -> OrtState:
-        """The state that a run starts from."""
-        if state is None:
-            return self._start_state(sizes)
-        self._check_state(state, sizes)
-        return state
-
     def _start_state(self, sizes: Mapping[str, int]) -> OrtState:
         """The initial state, kept: a state is never modified, and copying it to a GPU takes a while."""
         known = {axis: sizes[axis] for axis in self._state_axes if axis in sizes}
@@ -253,9 +254,6 @@ class OrtSession(GenerationMethods):
             shapes = start_shapes(self.metadata, sizes)
             starts = map(start_array, self.metadata.states, shapes)
             self._kept_start = None  # a GPU may not hold both
-            if self._prompts is not None:
-                start = self._prompts.block_of(shapes[0][0], starts)
-            else:
-                start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
+            start = OrtState([DeviceTensor.from_numpy(array, self.device) for array in starts])
             kept = self._kept_start = (known, start)
         return kept[1]

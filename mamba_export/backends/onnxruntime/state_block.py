@@ -4,33 +4,59 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor, storage_dtype
+from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
 from mamba_export.folder.metadata import Metadata
 from mamba_export.generation.state import batch_sizes
 
+LARGE = 1 << 28
+"""Bytes of a batch's states from which on prompts and steps share a block. Of smaller ones
+each has its own: threads that read prompts and decode at once then find their runs captured."""
 _ALIGNMENT = 256  # bytes, as CUDA's own allocations have it
 
 
-class BlockTensor(DeviceTensor):
-    """A state that lies in a block; it keeps the block's memory."""
+class Place:
+    """Where a state lies, which can change while it is held: in a block, until that is needed again."""
 
-    __slots__ = ("_gpu", "_memory")
+    __slots__ = ("__weakref__", "block", "memory")
+
+    def __init__(self, memory: DeviceTensor, block: StateBlock | None) -> None:
+        self.memory = memory
+        self.block = block  # that lent it
+
+
+class BlockTensor(DeviceTensor):
+    """A state that lies in a block; it keeps the memory."""
+
+    __slots__ = ("_gpu", "_offset", "_place")
 
     def __init__(
-        self, memory: DeviceTensor, offset: int, dtype: str, shape: tuple[int, ...], gpu: GpuStream
+        self,
+        place: Place,
+        offset: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        device: Device,
+        gpu: GpuStream,
     ) -> None:
-        self._memory = memory
-        self.address = memory.address + offset
+        self._place = place
+        self._offset = offset
         self.dtype = dtype
         self.shape = shape
-        self.device = memory.device
+        self.device = device
         self._gpu = gpu
+
+    @property
+    def address(self) -> int:
+        """Of its first element; another one once the state has moved, which happens under the stream's lock."""
+        return self._place.memory.address + self._offset
 
     def _host(self) -> np.ndarray:
         stored = np.empty(self.shape, storage_dtype(self.dtype))
@@ -43,52 +69,122 @@ class BlockTensor(DeviceTensor):
 class BlockState(OrtState):
     """A state whose tensors are those of a block, in order; it fits the program by its making."""
 
-    def __init__(
-        self, tensors: Sequence[BlockTensor], memory: DeviceTensor, metadata: Metadata
-    ) -> None:
+    def __init__(self, tensors: Sequence[BlockTensor], place: Place, metadata: Metadata) -> None:
         super().__init__(tensors)
-        self.memory = memory
+        self.place = place
         self.metadata = metadata
+
+
+def block_bytes(metadata: Metadata, batch: int) -> int:
+    """Size of the block of a batch's states."""
+    return sum(length for *_, length in _layout(metadata, batch))
 
 
 class StateBlock:
     """Memory for every state of a batch; its content is undefined at first.
 
+    A state that lies here may be lent, which copies nothing. Whoever writes here next calls ``move_lent``: if
+    somebody still holds the state, it moves to memory of its own.
+
     Args:
-        metadata: of a program whose states are of fixed size.
+        model: with a stream, ``model.gpu``, on which the block is read and written; of states of fixed size.
         batch: number of sequences.
-        device: of the GPU.
-        gpu: its stream, on which the block is read and written.
 
     Attributes:
-        state: the block's tensors.
+        state: the block's tensors, for those who write them.
         nbytes: of the whole.
+        is_taken: whether somebody works in the block, of those who share it (``StateMemory``).
 
     Raises:
         SessionError: the GPU has no memory for it.
     """
 
-    def __init__(self, metadata: Metadata, batch: int, device: Device, gpu: GpuStream) -> None:
-        self._gpu = gpu
-        sizes = batch_sizes(metadata, batch)
-        kinds = [(info.past.dtype, info.past.resolve(sizes)) for info in metadata.states]
-        lengths = [
-            -(-math.prod(shape) * storage_dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
-            for dtype, shape in kinds
-        ]
-        *offsets, self.nbytes = itertools.accumulate(lengths, initial=0)
-        memory = DeviceTensor.empty("uint8", (self.nbytes,), device)
-        tensors = [
-            BlockTensor(memory, offset, dtype, shape, gpu)
-            for offset, (dtype, shape) in zip(offsets, kinds, strict=True)
-        ]
-        self.state = BlockState(tensors, memory, metadata)
+    def __init__(self, model: LoadedModel, batch: int) -> None:
+        assert model.gpu is not None
+        self._model = model
+        self._gpu: GpuStream = model.gpu
+        self.batch = batch
+        self._layout = _layout(model.metadata, batch)
+        self.nbytes = sum(length for *_, length in self._layout)
+        self.is_taken = False
+        self.state = self._state_at(Place(self._allocate(), None))
+        self._lent: weakref.ref[Place] | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether prompts and steps share it."""
+        return self.nbytes >= LARGE
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether somebody holds the state that lies here."""
+        return self._lent is not None and self._lent() is not None
+
+    def lend(self) -> BlockState:
+        """The state that lies here now."""
+        place = None if self._lent is None else self._lent()
+        if place is None:
+            place = Place(self.state.place.memory, self)
+            self._lent = weakref.ref(place)
+        return self._state_at(place)
+
+    def take_back(self, state: OrtState) -> None:
+        """The state that was lent is not held by anybody but the caller, who reads it no more."""
+        if isinstance(state, BlockState) and state.place.block is self:
+            self._lent = None
+
+    def holds(self, state: OrtState) -> bool:
+        """Whether a state lies here."""
+        here = self.state.place.memory
+        return isinstance(state, BlockState) and state.place.memory is here
+
+    def move_lent(self) -> None:
+        """Have the state that was lent, if somebody holds it, leave before the block is written.
+
+        Raises:
+            SessionError: the GPU has no memory for it.
+        """
+        place = None if self._lent is None else self._lent()
+        if place is not None:
+            memory = self._allocate()
+            self._gpu.copy(memory.address, place.memory.address, self.nbytes)
+            place.memory, place.block = memory, None
+        self._lent = None
 
     def queue_copy_of(self, state: OrtState) -> None:
         """Queue a copy of a state, which must be of this program and batch, into the block."""
-        if isinstance(state, BlockState):
-            self._gpu.queue_copy(self.state.memory.address, state.memory.address, self.nbytes)
+        if self.holds(state):
             return
-        for to, tensor in zip(self.state.tensors, state.tensors, strict=True):
+        if isinstance(state, BlockState):
+            to, source = self.state.place.memory.address, state.place.memory.address
+            self._gpu.queue_copy(to, source, self.nbytes)
+            return
+        for tensor, source_tensor in zip(self.state.tensors, state.tensors, strict=True):
             if tensor.nbytes:
-                self._gpu.queue_copy(to.address, tensor.address, tensor.nbytes)
+                self._gpu.queue_copy(tensor.address, source_tensor.address, tensor.nbytes)
+
+    def _allocate(self) -> DeviceTensor:
+        return DeviceTensor.empty("uint8", (self.nbytes,), self._model.device)
+
+    def _state_at(self, place: Place) -> BlockState:
+        metadata, device = self._model.metadata, self._model.device
+        offsets = itertools.accumulate((length for *_, length in self._layout), initial=0)
+        tensors = [
+            BlockTensor(place, offset, dtype, shape, device, self._gpu)
+            for offset, (dtype, shape, _) in zip(offsets, self._layout, strict=False)
+        ]
+        return BlockState(tensors, place, metadata)
+
+
+def _layout(metadata: Metadata, batch: int) -> list[tuple[str, tuple[int, ...], int]]:
+    """Dtype, shape and bytes of each state of a block."""
+    sizes = batch_sizes(metadata, batch)
+    kinds = [(info.past.dtype, info.past.resolve(sizes)) for info in metadata.states]
+    return [
+        (dtype, shape, _aligned(math.prod(shape) * storage_dtype(dtype).itemsize))
+        for dtype, shape in kinds
+    ]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

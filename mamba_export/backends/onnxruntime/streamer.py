@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numpy.typing import ArrayLike
+import numpy as np
 
 from mamba_export.backends.onnxruntime.binding import (
     bind_input,
@@ -23,11 +21,11 @@ from mamba_export.contract.program import Value
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.state import step_sizes
-from mamba_export.generation.values import returned, step_sample
+from mamba_export.generation.streamer import Streamer
 
 
-class OrtStreamer:
-    """A batch of sequences of samples that advances one sample a step: of sensors, of sound.
+class OrtStreamer(Streamer[OrtState]):
+    """A streamer on any provider.
 
     Args:
         model: one that ``check_samples`` takes.
@@ -35,28 +33,7 @@ class OrtStreamer:
     """
 
     def __init__(self, model: LoadedModel, state: OrtState) -> None:
-        self._steps = BoundSteps(model, state)
-
-    def step(self, sample: ArrayLike) -> Any:
-        """Read one sample of each sequence.
-
-        Args:
-            sample: (batch, ...), the input's axes without the length.
-
-        Returns:
-            The output without the length, (batch, ...), of several a dict by name; valid until the next step.
-
-        Raises:
-            SessionError: the sample is of another shape or kind, or ONNX Runtime failed.
-        """
-        steps = self._steps
-        found = steps.advance(step_sample(sample, steps.batch, steps.metadata))
-        return returned(found, steps.metadata)
-
-    @property
-    def state(self) -> OrtState:
-        """The state after the last step, valid until the next step."""
-        return self._steps.state
+        super().__init__(BoundSteps(model, state))
 
 
 class _Shared:
@@ -79,8 +56,8 @@ class _Shared:
         self._gpu.queue_copy(self._host.ctypes.data, self.tensor.address, self._host.nbytes)
 
 
-class GraphStreamer:
-    """``OrtStreamer`` on an NVIDIA GPU: from the second step on one launch of a CUDA graph, copies included.
+class _GraphSteps:
+    """``BoundSteps`` in a CUDA graph, copies of inputs and outputs included.
 
     Args:
         model: one that ``check_samples`` takes, with a stream, ``model.gpu``.
@@ -95,55 +72,47 @@ class GraphStreamer:
             raise ValueError("the model has no stream to capture on")
         self._model = model
         self._gpu: GpuStream = model.gpu
-        self._metadata = metadata = model.metadata
-        self._batch = state.batch
+        self.metadata = metadata = model.metadata
+        self.batch = state.batch
         sizes = step_sizes(metadata, state.batch)
         self._input = _Shared(metadata.inputs[0], metadata.inputs[0].resolve(sizes), model)
         self._outputs = [_Shared(value, value.resolve(sizes), model) for value in metadata.outputs]
         # The graph of somebody's module may write a state before it has read it for the last time.
-        self._past, self._present = (
-            StateBlock(metadata, state.batch, model.device, self._gpu) for _ in range(2)
-        )
+        self._past, self._present = (StateBlock(model, state.batch) for _ in range(2))
         binding = model.session.io_binding()
         bind_input(binding, self._input.name, self._input.tensor)
         bind_states(binding, metadata, self._past.state, self._present.state)
         for output in self._outputs:
             bind_output(binding, output.name, output.tensor)
         self._binding = binding
-        self._graph: Graph | None = None
-        self._has_run = False
+        self.graph: Graph | None = None
         self.capture_problem: str | None = None
-        """Why the program's steps could not be captured; they then run without a CUDA graph, and slower."""
+        self._has_run = False
         with self._gpu.lock:
             self._past.queue_copy_of(state)
             self._gpu.wait()
 
     @property
-    def is_captured(self) -> bool:
-        """Whether steps are replayed: from the second on, where the program can be captured."""
-        return self._graph is not None
+    def state(self) -> OrtState:
+        """The state after the last step, valid until the next step."""
+        return self._past.state
 
-    def step(self, sample: ArrayLike) -> Any:
-        """Read one sample of each sequence; see ``OrtStreamer.step``."""
-        self._input.step[...] = step_sample(sample, self._batch, self._metadata)
-        if self._graph is None and self._has_run and self.capture_problem is None:
+    def advance(self, element: np.ndarray) -> list[np.ndarray]:
+        """Read an element, (batch, ...), that was checked; results and errors are those of ``BoundSteps``."""
+        self._input.step[...] = element
+        if self.graph is None and self._has_run and self.capture_problem is None:
             try:
-                self._graph = capture(
+                self.graph = capture(
                     self._model, self._binding, self._queue_rest, self._input.queue_upload
                 )
             except SessionError as error:
                 self.capture_problem = str(error)
-        if self._graph is None:
+        if self.graph is None:
             self._run_uncaptured()
         else:
             with self._gpu.lock:
-                self._gpu.run(self._graph)
-        return returned([output.step for output in self._outputs], self._metadata)
-
-    @property
-    def state(self) -> OrtState:
-        """The state after the last step, valid until the next step."""
-        return self._past.state
+                self._gpu.run(self.graph)
+        return [output.step for output in self._outputs]
 
     def _run_uncaptured(self) -> None:
         with self._gpu.lock:
@@ -160,3 +129,29 @@ class GraphStreamer:
         self._past.queue_copy_of(self._present.state)
         for output in self._outputs:
             output.queue_download()
+
+
+class GraphStreamer(Streamer[OrtState]):
+    """A streamer on an NVIDIA GPU: from the second step on one launch of a CUDA graph, copies included.
+
+    Args:
+        model: one that ``check_samples`` takes, with a stream, ``model.gpu``.
+        state: what to start from; it is left as it is.
+
+    Raises:
+        SessionError: the GPU has no memory for the buffers.
+    """
+
+    def __init__(self, model: LoadedModel, state: OrtState) -> None:
+        self._graph_steps = _GraphSteps(model, state)
+        super().__init__(self._graph_steps)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed: from the second on, where the program can be captured."""
+        return self._graph_steps.graph is not None
+
+    @property
+    def capture_problem(self) -> str | None:
+        """Why the program's steps could not be captured; they then run without a CUDA graph, and slower."""
+        return self._graph_steps.capture_problem

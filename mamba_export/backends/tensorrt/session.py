@@ -30,6 +30,7 @@ from mamba_export.generation.captures import Captures
 from mamba_export.generation.generate import GenerationMethods
 from mamba_export.generation.state import (
     batch_sizes,
+    check_reach,
     check_state,
     model_arrays,
     start_array,
@@ -252,6 +253,7 @@ class TrtSession(GenerationMethods):
         if state is None:
             state = self._start_state(inputs.sizes)
         self._check_state(state, inputs.sizes)
+        check_reach(state.tensors, self.metadata, inputs.sizes)
         self._gpu.activate()
         with self._lock:
             for part in parts:

@@ -3,7 +3,7 @@
 //
 // Many rows: a is packed in tiles of rows once; a task owns some columns, packs them of b, and runs
 // every tile of a over them, each tile of c in registers for the whole depth. Few rows: b is only
-// read, in the order of memory; a task owns some of the depth and makes a part of the sum. Whatever
+// read; a task owns some columns, whose sums stay in registers, over a part of the depth. Whatever
 // the number of threads, each sum has one order.
 #pragma once
 
@@ -23,8 +23,9 @@ constexpr int64_t kPanelsATask = 2;  // of columns
 constexpr int64_t kPanelDepth = 64;  // of a
 
 constexpr int64_t kFewRows = 4;         // at most; beyond, packing costs less than it saves
-constexpr int64_t kDepthAtOnce = 8;     // of few rows: rows of b that are added to c at once
-constexpr int64_t kAheadBytes = 1024;   // of each of them, that is asked for before it is read
+constexpr int64_t kRowsAhead = 16;      // of b, that are asked for before they are read
+constexpr int64_t kBlockColumns = 256;  // of few rows' tasks, about
+constexpr int64_t kEnoughTasks = 24;    // threads that begin together then end together
 constexpr int64_t kLeastDepth = 64;     // of a task
 constexpr int64_t kMostParts = 16;      // of a sum: each is written and read again
 constexpr int64_t kColumnsASum = 1024;  // of a task that adds the parts
@@ -130,53 +131,103 @@ static void multiply_columns(const ProductCall& p, int64_t task, float* packed) 
 
 // --- Few rows
 
-// Part of c += a b, over `depth` (at most kDepthAtOnce) of b's rows.
-template <typename T, int kRows, int kDepth>
-static inline void add_few(const typename T::Bits* b, int64_t columns, const float* a, float* c) {
-  for (int64_t n = 0; n < columns; n += kLanes) {
-    const int count = static_cast<int>(columns - n < kLanes ? columns - n : kLanes);
-    // Processors foresee fewer streams than these; behind a row's end comes that of the next depth.
-    int64_t ahead = n + kAheadBytes / static_cast<int64_t>(sizeof(*b));
-    if (ahead >= columns) ahead += (kDepth - 1) * columns;
-    Vec right[kDepth];
-    for (int k = 0; k < kDepth; ++k) {
-      __builtin_prefetch(b + k * columns + ahead);
-      right[k] = load<T>(b + k * columns + n, count);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      // Two sums: one would wait for itself.
-      Vec even = load<Fp32>(c + r * columns + n, count), odd = {};
-      for (int k = 0; k < kDepth; ++k) (k % 2 ? odd : even) += a[r * kDepthAtOnce + k] * right[k];
-      store<Fp32>(c + r * columns + n, even + odd, count);
-    }
+// Vectors of columns whose sums of all rows stay in registers.
+template <int kRows>
+constexpr int few_vectors() {
+  constexpr int kSums = kLanes == 16 ? 24 : 12;  // registers, of 32 or 16
+  return kRows == 1 ? (kLanes == 16 ? 16 : 12) : kSums / kRows;
+}
+
+static inline int64_t few_vectors(int64_t rows) {
+  switch (rows) {
+    case 1:
+      return few_vectors<1>();
+    case 2:
+      return few_vectors<2>();
+    case 3:
+      return few_vectors<3>();
+    default:
+      return few_vectors<4>();
   }
+}
+
+static inline int64_t column_blocks(const ProductCall& p) {
+  return parts_of(p.columns, few_vectors(p.rows) * kLanes);
+}
+
+// Parts of a sum: alike for any number of rows, so that a sequence's sums do not depend on others'.
+static inline int64_t depth_parts(const ProductCall& p) {
+  const int64_t wanted = parts_of(kEnoughTasks, parts_of(p.columns, kBlockColumns));
+  const int64_t most = parts_of(p.depth, kLeastDepth);
+  const int64_t parts = wanted < most ? wanted : most;
+  return parts < kMostParts ? parts : kMostParts;
 }
 
 static inline int64_t depth_a_task(const ProductCall& p) {
-  const int64_t depth = parts_of(parts_of(p.depth, kMostParts), kDepthAtOnce) * kDepthAtOnce;
-  return depth < kLeastDepth ? kLeastDepth : depth;
+  return parts_of(p.depth, depth_parts(p));
 }
 
-// The part of c that a task's depth adds.
+// c (rows, columns) = a b over some of the depth, of V vectors of columns, the last one `last`
+// long.
+template <typename T, int kRows, int V>
+__attribute__((always_inline)) static inline void multiply_block(const typename T::Bits* a,
+                                                                 int64_t a_stride,
+                                                                 const typename T::Bits* b,
+                                                                 int64_t columns, int64_t depth,
+                                                                 int last, float* c) {
+  constexpr int kBytes = V * kLanes * static_cast<int>(sizeof(*b));
+  Vec sums[kRows][V] = {};
+  for (int64_t k = 0; k < depth; ++k, b += columns) {
+    if (k + kRowsAhead < depth) {  // rows lie too far apart for processors to foresee them
+      const auto* ahead = reinterpret_cast<const char*>(b + kRowsAhead * columns);
+      for (int byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(ahead + byte);
+    }
+    float left[kRows];
+    for (int r = 0; r < kRows; ++r) left[r] = load<T>(a + r * a_stride + k, 1)[0];
+    for (int v = 0; v < V; ++v) {
+      const Vec right = load<T>(b + v * kLanes, v < V - 1 ? kLanes : last);
+      for (int r = 0; r < kRows; ++r) sums[r][v] += left[r] * right;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < V; ++v) {
+      store<Fp32>(c + r * columns + v * kLanes, sums[r][v], v < V - 1 ? kLanes : last);
+    }
+  }
+}
+
+// The same of `count` columns, fewer than a task's: V vectors while they are that many, then half.
+template <typename T, int kRows, int V>
+static void multiply_rest(const typename T::Bits* a, int64_t a_stride, const typename T::Bits* b,
+                          int64_t columns, int64_t depth, int64_t count, float* c) {
+  constexpr int64_t kLeast = (V - 1) * kLanes, kMost = V * kLanes;
+  while (count > kLeast) {
+    const int last = static_cast<int>(count < kMost ? count - kLeast : kLanes);
+    multiply_block<T, kRows, V>(a, a_stride, b, columns, depth, last, c);
+    b += kMost;
+    c += kMost;
+    count -= kMost;
+  }
+  if constexpr (V > 1) {
+    if (count > 0) multiply_rest<T, kRows, V / 2>(a, a_stride, b, columns, depth, count, c);
+  }
+}
+
+// The part of c's columns that a task's depth adds.
 template <typename T, int kRows>
 static void multiply_few(const ProductCall& p, int64_t task) {
-  const int64_t begin = task * depth_a_task(p);
-  const int64_t end = begin + depth_a_task(p) < p.depth ? begin + depth_a_task(p) : p.depth;
-  const auto* a = static_cast<const typename T::Bits*>(p.a);
-  const auto* b = static_cast<const typename T::Bits*>(p.b);
-  float* part = p.scratch + task * kRows * p.columns;
-  memset(part, 0, kRows * p.columns * sizeof(float));
-  float left[kRows * kDepthAtOnce];
-  int64_t k = begin;
-  for (; k + kDepthAtOnce <= end; k += kDepthAtOnce) {
-    for (int r = 0; r < kRows; ++r) {
-      widen<T>(a + r * p.a_stride + k, left + r * kDepthAtOnce, kDepthAtOnce);
-    }
-    add_few<T, kRows, kDepthAtOnce>(b + k * p.columns, p.columns, left, part);
-  }
-  for (; k < end; ++k) {
-    for (int r = 0; r < kRows; ++r) widen<T>(a + r * p.a_stride + k, left + r * kDepthAtOnce, 1);
-    add_few<T, kRows, 1>(b + k * p.columns, p.columns, left, part);
+  constexpr int kVectors = few_vectors<kRows>();
+  const int64_t part = task / column_blocks(p);
+  const int64_t column = task % column_blocks(p) * kVectors * kLanes, count = p.columns - column;
+  const int64_t begin = part * depth_a_task(p), left = p.depth - begin;
+  const int64_t depth = left < depth_a_task(p) ? left : depth_a_task(p);
+  const auto* a = static_cast<const typename T::Bits*>(p.a) + begin;
+  const auto* b = static_cast<const typename T::Bits*>(p.b) + begin * p.columns + column;
+  float* c = p.scratch + part * kRows * p.columns + column;
+  if (count >= kVectors * kLanes) {
+    multiply_block<T, kRows, kVectors>(a, p.a_stride, b, p.columns, depth, kLanes, c);
+  } else {
+    multiply_rest<T, kRows, kVectors / 2>(a, p.a_stride, b, p.columns, depth, count, c);
   }
 }
 
@@ -214,7 +265,7 @@ static int64_t product_task_bytes(const ProductCall& p) {
 }
 
 static size_t product_first_tasks(const ProductCall& p) {
-  return static_cast<size_t>(has_few_rows(p) ? parts_of(p.depth, depth_a_task(p))
+  return static_cast<size_t>(has_few_rows(p) ? column_blocks(p) * parts_of(p.depth, depth_a_task(p))
                                              : product_row_tiles(p));
 }
 

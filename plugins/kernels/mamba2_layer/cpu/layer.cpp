@@ -14,10 +14,12 @@ constexpr char kName[] = "mamba2_layer";
 class Layer {
  public:
   // With a null workspace it only adds up the bytes.
-  Layer(const mamba2_layer_params& params, const Threads& threads, void* workspace)
-      : p_(params), at_(params), on_cpu_{kName,        params.batch * params.length, params.d_model,
-                                         params.dtype, params.hidden_dtype,          threads} {
-    const int64_t row = on_cpu_.rows * element_bytes(p_.dtype);
+  Layer(const mamba2_layer_params& params, void* workspace)
+      : p_(params),
+        at_(params),
+        on_cpu_(kName, params.batch * params.length, params.d_model, params.dtype,
+                params.hidden_dtype) {
+    const int64_t row = on_cpu_.rows() * element_bytes(p_.dtype);
     Parts parts(workspace);
     in_ = parts.take(row * at_.all);
     mixed_ = parts.take(row * at_.channels);
@@ -31,26 +33,30 @@ class Layer {
 
   size_t bytes() const { return bytes_; }
 
-  mamba_status run() const {
+  // Once.
+  mamba_status run(const Threads& threads) {
     on_cpu_.normalise(p_.hidden, p_.norm_weight, p_.epsilon, x_);
-    mamba_status bad =
-        on_cpu_.multiply({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, scratch_);
+    on_cpu_.multiply({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_, scratch_);
+    mamba_status bad = on_cpu_.add(convolution_, describe_convolution(p_, in_, mixed_));
     if (bad) return bad;
-    bad = on_cpu_.call(mamba_causal_conv1d_cpu, describe_convolution(p_, in_, mixed_));
+    bad =
+        on_cpu_.add(dual_, describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, nullptr}));
     if (bad) return bad;
-    bad = on_cpu_.call(mamba_state_space_dual_cpu,
-                       describe_dual(p_, {mixed_, in_, 0, at_.channels, at_.all, y_, nullptr}));
+    bad = on_cpu_.add(gated_norm_, describe_gated_norm(p_, y_, in_, normed_));
     if (bad) return bad;
-    bad = on_cpu_.call(mamba_gated_rms_norm_cpu, describe_gated_norm(p_, y_, in_, normed_));
-    if (bad) return bad;
-    return on_cpu_.multiply({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model},
-                            p_.hidden, p_.hidden_out, scratch_);
+    on_cpu_.multiply({normed_, at_.d_inner, at_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden,
+                     p_.hidden_out, scratch_);
+    bad = on_cpu_.run(threads);
+    return bad ? bad : dual_.outcome();
   }
 
  private:
   const mamba2_layer_params& p_;
   const Mamba2Columns at_;
-  const LayerOnCpu on_cpu_;
+  LayerOnCpu on_cpu_;
+  ConvWork convolution_;
+  DualWork dual_;
+  GatedNormWork gated_norm_;
   void *in_, *mixed_, *y_, *x_, *normed_, *scratch_;
   size_t bytes_;
 };

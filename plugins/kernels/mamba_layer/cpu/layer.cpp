@@ -11,12 +11,12 @@ namespace {
 class Layer {
  public:
   // With a null workspace it only adds up the bytes.
-  Layer(const mamba_layer_params& params, const Threads& threads, void* workspace)
+  Layer(const mamba_layer_params& params, void* workspace)
       : p_(params),
         width_(projected_width(params)),
-        on_cpu_{"layer",      params.batch * params.length, params.d_model,
-                params.dtype, params.hidden_dtype,          threads} {
-    const int64_t row = on_cpu_.rows * element_bytes(p_.dtype);
+        on_cpu_("layer", params.batch * params.length, params.d_model, params.dtype,
+                params.hidden_dtype) {
+    const int64_t row = on_cpu_.rows() * element_bytes(p_.dtype);
     Parts parts(workspace);
     xz_ = parts.take(row * 2 * p_.d_inner);
     u_ = parts.take(row * p_.d_inner);
@@ -33,30 +33,30 @@ class Layer {
 
   size_t bytes() const { return bytes_; }
 
-  mamba_status run() const {
+  // Once.
+  mamba_status run(const Threads& threads) {
     const int64_t d_inner = p_.d_inner;
     on_cpu_.normalise(p_.hidden, p_.norm_weight, p_.epsilon, x_);
-    mamba_status bad = on_cpu_.multiply(
-        {x_, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, xz_, scratch_);
+    on_cpu_.multiply({x_, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner}, xz_, scratch_);
+    mamba_status bad = on_cpu_.add(convolution_, describe_convolution(p_, xz_, u_));
     if (bad) return bad;
-    bad = on_cpu_.call(mamba_causal_conv1d_cpu, describe_convolution(p_, xz_, u_));
+    on_cpu_.multiply({u_, d_inner, d_inner, p_.x_proj_weight, width_}, projected_, scratch_);
+    on_cpu_.multiply({projected_, width_, p_.dt_rank, p_.dt_proj_weight, d_inner}, delta_,
+                     scratch_);
+    bad = on_cpu_.add(scan_, describe_scan(p_, {u_, xz_, projected_, delta_, y_}));
     if (bad) return bad;
-    bad = on_cpu_.multiply({u_, d_inner, d_inner, p_.x_proj_weight, width_}, projected_, scratch_);
-    if (bad) return bad;
-    bad = on_cpu_.multiply({projected_, width_, p_.dt_rank, p_.dt_proj_weight, d_inner}, delta_,
-                           scratch_);
-    if (bad) return bad;
-    bad = on_cpu_.call(mamba_selective_scan_cpu,
-                       describe_scan(p_, {u_, xz_, projected_, delta_, y_}));
-    if (bad) return bad;
-    return on_cpu_.multiply({y_, d_inner, d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden,
-                            p_.hidden_out, scratch_);
+    on_cpu_.multiply({y_, d_inner, d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden,
+                     p_.hidden_out, scratch_);
+    bad = on_cpu_.run(threads);
+    return bad ? bad : scan_.outcome();
   }
 
  private:
   const mamba_layer_params& p_;
   const int64_t width_;  // of what x_proj makes: dt, B, C
-  const LayerOnCpu on_cpu_;
+  LayerOnCpu on_cpu_;
+  ConvWork convolution_;
+  ScanWork scan_;
   void *xz_, *u_, *projected_, *delta_, *y_, *x_, *scratch_;
   size_t bytes_;
 };
