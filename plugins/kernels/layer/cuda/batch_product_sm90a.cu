@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kThreads)
       const int number = s.p.c_dtype == MAMBA_FP32 ? 4 : 2;
       for (int i = first_four; i < end_four; i += kConsumers) {
         const int64_t at = i / kRowFours * s.p.c_stride + column_of(i);
-        if (column_of(i) < s.p.columns)
-          prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
+        if (column_of(i) >= s.p.columns) continue;
+        prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
       }
     }
     float d[L::kProducts][L::kSums] = {};
@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(kThreads)
     if (column_of(i) >= s.p.columns) continue;
     write_product<T>(s.p, row * s.p.c_stride + column_of(i), total);
   }
-  if constexpr (kShares > 1)
-    cluster_barrier();  // the others may still be reading this block's sums
+  // The others may still be reading this block's sums.
+  if constexpr (kShares > 1) cluster_barrier();
 }
 
 template <typename T, typename Tile>

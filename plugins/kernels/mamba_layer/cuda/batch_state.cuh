@@ -84,6 +84,8 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   for (int i = 0; i < kOwnRows; ++i) {
     h[i] = {};
     if (own + i * kRowsAtOnce < rows) {
+      // Past the first-level cache, which may hold what this line was when an earlier kernel read
+      // it.
       h[i] = __ldcg(reinterpret_cast<const float4*>(p.recurrent_state + state_at +
                                                     i * kRowsAtOnce * row_states));
     }
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   const float4 A =
       *reinterpret_cast<const float4*>(p.A + int64_t{channel} * kStates + member * kFour);
   const float D = p.D[channel];
-  const int column = warp * 8 + lane % 4 * 2;  // of dt_proj: of the first two warps' or more
+  const int column = warp * 8 + lane % 4 * 2;  // of dt_proj's product, of the first kVectors warps
   float2 bias = {};
   if (warp < kVectors) bias = *reinterpret_cast<const float2*>(p.dt_bias + first_channel + column);
   const int r = threadIdx.x / kRowThreads, of_row = threadIdx.x % kRowThreads;
@@ -116,9 +118,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
             __ldcg(reinterpret_cast<const float4*>(shares + (first + i) * share_numbers + number));
       }
 #pragma unroll
-      for (int i = 0; i < kSharesAtOnce; ++i) {
-        sum.x += parts[i].x, sum.y += parts[i].y, sum.z += parts[i].z, sum.w += parts[i].w;
-      }
+      for (int i = 0; i < kSharesAtOnce; ++i) add(sum, parts[i]);
     }
     if (number < rank) {
       const Pack<T, kFour> four = {from_float<T>(sum.x), from_float<T>(sum.y), from_float<T>(sum.z),
