@@ -25,7 +25,7 @@ from mamba_export.backends.onnxruntime import (
 )
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import StateBlock
+from mamba_export.backends.onnxruntime.state_block import BlockState, StateBlock
 from mamba_export.contract.program import Program, Tokens, Value
 from mamba_export.contract.program import State as ProgramState
 from mamba_export.errors import SessionError
@@ -89,7 +89,7 @@ class Counted:
         self.meter = meter
 
     def one(self, batch: int = BATCH) -> int:
-        return state_block.block_bytes(self.session.metadata, batch)
+        return state_block.BlockKind.of(self.session._model).bytes(batch)
 
     @property
     def states(self) -> float:
@@ -224,17 +224,46 @@ def test_another_batch_takes_the_place_of_the_last(counted: Counted, plain: OrtS
 
 
 def test_rows_that_end_make_room(counted: Counted, plain: OrtSession) -> None:
-    ids = ids_of(20, 8)
+    """The half that goes on lies beside the whole batch's pair, which the next generation reads prompts in."""
+    ids = np.repeat(ids_of(20, 2), 4, axis=0)
     whole = tokens_of(plain, ids, max_new_tokens=30)
-    end = int(np.bincount(np.concatenate([np.unique(row) for row in whole])).argmax())
+    end = next(token for token in whole[0] if token not in whole[4])
     expected = [row[: row.index(end)] if end in row else row for row in whole]
-    assert len({len(row) for row in expected}) > 1
     assert counted.session.metadata.tokens is not None
     tokens = dataclasses.replace(counted.session.metadata.tokens, eos_token_id=end)
     object.__setattr__(counted.session.metadata, "tokens", tokens)
-    for _ in range(2):
+    for _ in range(3):
         assert tokens_of(counted.session, ids, max_new_tokens=30, stop_at_end=True) == expected
-    assert counted.meter.most_taken == 2 * counted.one(8)
+    assert counted.meter.most_taken == 2 * counted.one(8) + counted.one(4)
+
+
+def test_sequences_are_selected_and_joined_on_the_device(
+    counted: Counted, plain: OrtSession
+) -> None:
+    states, arrays = [], []
+    for seed, batch in enumerate((4, 1, 3)):
+        states.append(counted.session.advance(ids_of(30, batch, seed)))
+        arrays.append(states[-1].numpy())
+    rows = [2, 3, 0, 0, 1]
+    selected = states[0].select(rows)
+    assert isinstance(selected, BlockState)
+    np.testing.assert_equal(selected.numpy(), [array[rows] for array in arrays[0]])
+    joined = counted.session.concatenate(states)
+    assert isinstance(joined, BlockState)
+    expected = [np.concatenate(column) for column in zip(*arrays, strict=True)]
+    np.testing.assert_equal(joined.numpy(), expected)
+    mixed = counted.session.concatenate([states[1], counted.session.state_from_numpy(arrays[2])])
+    np.testing.assert_equal(mixed.numpy(), [array[4:] for array in expected])
+    for state, kept in zip(states, arrays, strict=True):
+        np.testing.assert_equal(state.numpy(), kept)
+    with pytest.raises(SessionError, match="cannot select"):
+        states[0].select([4])
+    prompts = [ids_of(length)[0].tolist() for length in (9, 40, 9, 2)]
+    found, wanted = (
+        [row.tokens for row in session.generate(prompts, max_new_tokens=6, stop_at_end=False)]
+        for session in (counted.session, plain)
+    )
+    assert found == wanted
 
 
 def test_threads_share_a_session(counted: Counted, plain: OrtSession) -> None:

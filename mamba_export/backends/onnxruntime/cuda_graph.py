@@ -33,7 +33,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
 from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import BlockState, StateBlock
+from mamba_export.backends.onnxruntime.state_block import BlockKind, BlockState, StateBlock
 from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.errors import SessionError
 from mamba_export.generation.captures import Captures
@@ -71,7 +71,7 @@ class StepGraph:
         self.block = block
         # Our layers may write a state where they read it. The graph of somebody else's module may write one
         # before it has read it for the last time.
-        self._present = block if metadata.model else StateBlock(model, batch)
+        self._present = block if metadata.model else StateBlock(BlockKind.of(model), batch)
         self._starts = False  # whether the next step is the first
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
         self._draws = self._gpu.host_array((batch,), np.float64)

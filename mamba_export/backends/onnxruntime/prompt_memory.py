@@ -140,7 +140,7 @@ class PromptMemory:
         self._forget_parts(batch)
         present = kept.present if kept is not None and is_free else self._states.take(batch)
         try:
-            past = StateBlock(self._model, batch) if kept is None else kept.past
+            past = StateBlock(self._states.kind, batch) if kept is None else kept.past
             buffers = Buffers(self._model, self._states.start(batch), past, present, largest)
         except BaseException:
             self._states.put(present)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +19,7 @@ from mamba_export.backends.onnxruntime.loading import check_version, open_sessio
 from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.providers import Provider
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import BlockState
+from mamba_export.backends.onnxruntime.state_block import BlockState, gathered
 from mamba_export.backends.onnxruntime.state_memory import StateMemory
 from mamba_export.backends.onnxruntime.stepper import GrowingStepper, OrtStepper
 from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
@@ -30,6 +30,7 @@ from mamba_export.folder.tokenizer import Tokenizer, load_tokenizer
 from mamba_export.generation.generate import GenerationMethods
 from mamba_export.generation.sampling import Sampler
 from mamba_export.generation.state import (
+    alike,
     batch_sizes,
     check_state,
     model_arrays,
@@ -148,7 +149,12 @@ class OrtSession(GenerationMethods):
 
     def concatenate(self, states: Sequence[OrtState]) -> OrtState:
         """One state of all their sequences, in order."""
-        return OrtState.concatenate(states)
+        states = alike(states, OrtState)
+        blocks = [one for one in states if self._is_block(one)]
+        if len(blocks) < len(states) or not blocks[0].kind.has_batches:
+            return OrtState.concatenate(states)
+        rows = [(one, row) for one in blocks for row in range(one.batch)]
+        return gathered(blocks[0].kind, rows)
 
     def run(self, inputs: Inputs, state: OrtState | None = None) -> tuple[Any, OrtState]:
         """Run the program, on a part of a batch of sequences where it has states.
@@ -231,6 +237,10 @@ class OrtSession(GenerationMethods):
         self._check_start(state)
         return None if self._graphs is None else GraphStepper(self._graphs, state, sampler, tokens)
 
+    def _is_block(self, state: OrtState) -> TypeGuard[BlockState]:
+        """Whether a state lies in a block that was made for this program."""
+        return isinstance(state, BlockState) and state.kind.metadata is self.metadata
+
     def _check_start(self, state: OrtState) -> None:
         check_tokens_alone(self.metadata)
         self._check_state(state)
@@ -241,8 +251,9 @@ class OrtSession(GenerationMethods):
                 f"state is a {type(state).__name__}: pass what run returned, or OrtState.from_numpy(...)"
             )
         # A block was made for this program: its batch alone can be another than that of the inputs.
-        fits = isinstance(state, BlockState) and state.metadata is self.metadata
-        if fits and all(sizes[axis] == state.batch for axis in self._state_axes if sizes):
+        if self._is_block(state) and all(
+            sizes[axis] == state.batch for axis in self._state_axes if sizes
+        ):
             return
         check_state(state.tensors, self.metadata, sizes)
 

@@ -20,7 +20,7 @@ class OrtState:
     Tensors are those of the metadata's ``states``, in its order: of a Mamba model convolution state (batch,
     channels, d_conv - 1) in the file's dtype and recurrent state (batch, d_inner, d_state) fp32 of layer 0,
     then of layer 1, and so on. A program without states has an empty one. Selecting and concatenating
-    sequences goes through host memory: a batch changes seldom, its states change at every step.
+    sequences goes through host memory, but for those of a ``BlockState``.
     """
 
     def __init__(self, tensors: Sequence[DeviceTensor]) -> None:

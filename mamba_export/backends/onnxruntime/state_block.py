@@ -6,6 +6,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,13 +14,45 @@ from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor, storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
+from mamba_export.contract.program import split_axis
 from mamba_export.folder.metadata import Metadata
-from mamba_export.generation.state import batch_sizes
+from mamba_export.generation.state import batch_sizes, selection
 
 LARGE = 1 << 28
 """Bytes of a batch's states from which on prompts and steps share a block. Of smaller ones
 each has its own: threads that read prompts and decode at once then find their runs captured."""
 _ALIGNMENT = 256  # bytes, as CUDA's own allocations have it
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """What the blocks of a session have in common; it keeps the session's stream, and not its weights.
+
+    Args:
+        metadata: of a program whose states are of fixed size.
+        device: of the GPU.
+        gpu: its stream, on which blocks are read and written.
+    """
+
+    metadata: Metadata
+    device: Device
+    gpu: GpuStream
+
+    @classmethod
+    def of(cls, model: LoadedModel) -> BlockKind:
+        """That of a model with a stream, ``model.gpu``."""
+        assert model.gpu is not None
+        return cls(model.metadata, model.device, model.gpu)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the sequences of a state lie side by side in each of its tensors."""
+        firsts = {state.past.shape[0] for state in self.metadata.states}
+        return all(isinstance(size, str) and split_axis(size)[0] == 1 for size in firsts)
+
+    def bytes(self, batch: int) -> int:
+        """Size of the block of a batch's states."""
+        return sum(length for *_, length in _layout(self.metadata, batch))
 
 
 class Place:
@@ -38,20 +71,14 @@ class BlockTensor(DeviceTensor):
     __slots__ = ("_gpu", "_offset", "_place")
 
     def __init__(
-        self,
-        place: Place,
-        offset: int,
-        dtype: str,
-        shape: tuple[int, ...],
-        device: Device,
-        gpu: GpuStream,
+        self, place: Place, offset: int, dtype: str, shape: tuple[int, ...], kind: BlockKind
     ) -> None:
         self._place = place
         self._offset = offset
         self.dtype = dtype
         self.shape = shape
-        self.device = device
-        self._gpu = gpu
+        self.device = kind.device
+        self._gpu = kind.gpu
 
     @property
     def address(self) -> int:
@@ -69,15 +96,17 @@ class BlockTensor(DeviceTensor):
 class BlockState(OrtState):
     """A state whose tensors are those of a block, in order; it fits the program by its making."""
 
-    def __init__(self, tensors: Sequence[BlockTensor], place: Place, metadata: Metadata) -> None:
+    def __init__(self, tensors: Sequence[BlockTensor], place: Place, kind: BlockKind) -> None:
         super().__init__(tensors)
         self.place = place
-        self.metadata = metadata
+        self.kind = kind
 
-
-def block_bytes(metadata: Metadata, batch: int) -> int:
-    """Size of the block of a batch's states."""
-    return sum(length for *_, length in _layout(metadata, batch))
+    def select(self, indices: Sequence[int]) -> OrtState:
+        """As ``OrtState.select``, and the sequences do not leave the GPU."""
+        rows = selection(indices, self.batch).tolist()
+        if not self.kind.has_batches:
+            return super().select(rows)
+        return gathered(self.kind, [(self, row) for row in rows])
 
 
 class StateBlock:
@@ -87,7 +116,7 @@ class StateBlock:
     somebody still holds the state, it moves to memory of its own.
 
     Args:
-        model: with a stream, ``model.gpu``, on which the block is read and written; of states of fixed size.
+        kind: that of the session's blocks.
         batch: number of sequences.
 
     Attributes:
@@ -99,12 +128,11 @@ class StateBlock:
         SessionError: the GPU has no memory for it.
     """
 
-    def __init__(self, model: LoadedModel, batch: int) -> None:
-        assert model.gpu is not None
-        self._model = model
-        self._gpu: GpuStream = model.gpu
+    def __init__(self, kind: BlockKind, batch: int) -> None:
+        self._kind = kind
+        self._gpu = kind.gpu
         self.batch = batch
-        self._layout = _layout(model.metadata, batch)
+        self._layout = _layout(kind.metadata, batch)
         self.nbytes = sum(length for *_, length in self._layout)
         self.is_taken = False
         self.state = self._state_at(Place(self._allocate(), None))
@@ -164,16 +192,36 @@ class StateBlock:
                 self._gpu.queue_copy(tensor.address, source_tensor.address, tensor.nbytes)
 
     def _allocate(self) -> DeviceTensor:
-        return DeviceTensor.empty("uint8", (self.nbytes,), self._model.device)
+        return DeviceTensor.empty("uint8", (self.nbytes,), self._kind.device)
 
     def _state_at(self, place: Place) -> BlockState:
-        metadata, device = self._model.metadata, self._model.device
         offsets = itertools.accumulate((length for *_, length in self._layout), initial=0)
         tensors = [
-            BlockTensor(place, offset, dtype, shape, device, self._gpu)
+            BlockTensor(place, offset, dtype, shape, self._kind)
             for offset, (dtype, shape, _) in zip(offsets, self._layout, strict=False)
         ]
-        return BlockState(tensors, place, metadata)
+        return BlockState(tensors, place, self._kind)
+
+
+def gathered(kind: BlockKind, rows: Sequence[tuple[BlockState, int]]) -> BlockState:
+    """A state of these sequences: each a state of the kind, which has batches, and its number there."""
+    block = StateBlock(kind, len(rows))
+    runs: list[tuple[BlockState, int, int]] = []  # of neighbours: the state, the first, how many
+    for state, row in rows:
+        if runs and runs[-1][0] is state and sum(runs[-1][1:]) == row:
+            runs[-1] = (state, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((state, row, 1))
+    with kind.gpu.lock:
+        for index, to in enumerate(block.state.tensors):
+            address, size = to.address, to.nbytes // len(rows)
+            for state, first, count in runs:
+                source = state.tensors[index].address + first * size
+                if size:
+                    kind.gpu.queue_copy(address, source, count * size)
+                address += count * size
+        kind.gpu.wait()
+    return block.lend()
 
 
 def _layout(metadata: Metadata, batch: int) -> list[tuple[str, tuple[int, ...], int]]:

@@ -16,7 +16,7 @@ from mamba_export.backends.onnxruntime import state_block
 from mamba_export.backends.onnxruntime.device import DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import BlockState, StateBlock, block_bytes
+from mamba_export.backends.onnxruntime.state_block import BlockKind, BlockState, StateBlock
 from mamba_export.generation.state import batch_sizes, start_array, start_shapes
 
 _PIECE = 1 << 24  # bytes of zeros that are kept, to be copied as often as a block is long
@@ -30,7 +30,7 @@ class StateMemory:
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._model = model
+        self.kind = BlockKind.of(model)
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
         self._kept: StateBlock | None = None  # the large one that was made last
         self._start: Start | None = None
@@ -51,7 +51,7 @@ class StateMemory:
             if kept is not None and kept.batch == batch and not kept.is_taken:
                 kept.is_taken = True
                 return kept
-            is_large = _is_large(self._model, batch)
+            is_large = _is_large(self.kind, batch)
             if is_large:
                 self._kept = None
         del kept
@@ -60,7 +60,7 @@ class StateMemory:
                 let_go = holder()
                 if let_go is not None:
                     let_go()
-        block = StateBlock(self._model, batch)
+        block = StateBlock(self.kind, batch)
         block.is_taken = True
         if is_large:
             with self._lock:
@@ -92,7 +92,7 @@ class StateMemory:
         with self._lock:
             if self._start is None or self._start.batch != batch:
                 self._start = None
-                self._start = Start(self._model, batch)
+                self._start = Start(self.kind, batch)
             return self._start
 
     def initial_state(self, batch: int) -> BlockState:
@@ -101,12 +101,11 @@ class StateMemory:
         if start.state is not None:
             return start.state
         block = self.take(batch)
-        assert self._model.gpu is not None
         try:
-            with self._model.gpu.lock:
+            with self.kind.gpu.lock:
                 block.move_lent()
                 start.queue_into(block)
-                self._model.gpu.wait()
+                self.kind.gpu.wait()
             return block.lend()
         finally:
             self.put(block)
@@ -121,14 +120,13 @@ class Start:
         state: the whole, where it is kept; nobody writes there.
     """
 
-    def __init__(self, model: LoadedModel, batch: int) -> None:
-        assert model.gpu is not None
-        self._gpu = model.gpu
+    def __init__(self, kind: BlockKind, batch: int) -> None:
+        self._gpu = kind.gpu
         self.batch = batch
         self.state: BlockState | None = None
-        metadata = model.metadata
-        if not _is_large(model, batch) or any(state.start for state in metadata.states):
-            self.state = StateBlock(model, batch).state
+        metadata = kind.metadata
+        if not _is_large(kind, batch) or any(state.start for state in metadata.states):
+            self.state = StateBlock(kind, batch).state
             shapes = start_shapes(metadata, batch_sizes(metadata, batch))
             for tensor, state, shape in zip(
                 self.state.tensors, metadata.states, shapes, strict=True
@@ -136,7 +134,7 @@ class Start:
                 if tensor.nbytes:
                     self._upload(tensor.address, start_array(state, shape))
             return
-        self._zeros = DeviceTensor.empty("uint8", (_PIECE,), model.device)
+        self._zeros = DeviceTensor.empty("uint8", (_PIECE,), kind.device)
         self._upload(self._zeros.address, np.zeros(_PIECE, np.uint8))
 
     def queue_into(self, block: StateBlock) -> None:
@@ -155,5 +153,5 @@ class Start:
             self._gpu.wait()
 
 
-def _is_large(model: LoadedModel, batch: int) -> bool:
-    return block_bytes(model.metadata, batch) >= state_block.LARGE
+def _is_large(kind: BlockKind, batch: int) -> bool:
+    return kind.bytes(batch) >= state_block.LARGE

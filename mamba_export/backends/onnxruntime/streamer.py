@@ -16,7 +16,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import GpuStream, Graph
 from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
-from mamba_export.backends.onnxruntime.state_block import StateBlock
+from mamba_export.backends.onnxruntime.state_block import BlockKind, StateBlock
 from mamba_export.contract.program import Value
 from mamba_export.errors import SessionError
 from mamba_export.folder.dtypes import NUMPY_DTYPES
@@ -77,8 +77,9 @@ class _GraphSteps:
         sizes = step_sizes(metadata, state.batch)
         self._input = _Shared(metadata.inputs[0], metadata.inputs[0].resolve(sizes), model)
         self._outputs = [_Shared(value, value.resolve(sizes), model) for value in metadata.outputs]
+        kind = BlockKind.of(model)
         # The graph of somebody's module may write a state before it has read it for the last time.
-        self._past, self._present = (StateBlock(model, state.batch) for _ in range(2))
+        self._past, self._present = (StateBlock(kind, state.batch) for _ in range(2))
         binding = model.session.io_binding()
         bind_input(binding, self._input.name, self._input.tensor)
         bind_states(binding, metadata, self._past.state, self._present.state)

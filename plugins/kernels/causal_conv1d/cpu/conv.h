@@ -46,11 +46,7 @@ static inline void store_columns(const Vec* from, int64_t columns, int count,
       for (int i = 0; i < count; ++i) rows[i * columns + k] = lanes[i];
     }
   }
-  for (int64_t n = 0; n < count * columns; n += kLanes) {
-    const int64_t left = count * columns - n;
-    const int here = static_cast<int>(left < kLanes ? left : kLanes);
-    store<T>(to + n, load<Fp32>(rows + n, here), here);
-  }
+  narrow<T>(rows, to, count * columns);
 }
 
 // kTaps: d_conv, whose inputs then stay in registers; 0 for any.
@@ -84,6 +80,35 @@ static void conv_vector(const mamba_causal_conv1d_params& p, int64_t batch, int6
                             static_cast<typename T::Bits*>(p.last_state) + at);
 }
 
+// One step of a task's channels: rows of weights and states as they lie in memory. Of loops this
+// plain, compilers make shuffles of registers; turning them into columns takes eight times as long.
+template <typename T, int kTaps>
+static void conv_step(const mamba_causal_conv1d_params& p, int64_t batch, int64_t channel,
+                      int count) {
+  constexpr int kStates = kTaps - 1, kMost = kConvVectors * kLanes;
+  float x[kMost], y[kMost], before[kMost * kStates], after[kMost * kStates];
+  const int64_t at = (batch * p.channels + channel) * kStates;
+  widen<T>(row<T>(p.x, batch, 0) + channel, x, count);
+  widen<T>(static_cast<const typename T::Bits*>(p.initial_state) + at, before, count * kStates);
+  const float* weight = p.weight + channel * kTaps;
+  const float* bias = p.bias + channel;
+  for (int c = 0; c < count; ++c) {
+    float out = bias[c];
+    for (int k = 0; k < kStates; ++k) out += weight[c * kTaps + k] * before[c * kStates + k];
+    y[c] = out + weight[c * kTaps + kStates] * x[c];
+    for (int k = 0; k < kStates - 1; ++k) after[c * kStates + k] = before[c * kStates + k + 1];
+    after[c * kStates + kStates - 1] = x[c];
+  }
+  typename T::Bits* to = static_cast<typename T::Bits*>(p.y) + batch * p.channels + channel;
+  for (int c = 0; c < count; c += kLanes) {
+    const int here = count - c < kLanes ? count - c : kLanes;
+    const Vec out = load<Fp32>(y + c, here);
+    store<T>(to + c, p.silu ? silu(out) : out, here);
+  }
+  // All of the initial state, whose memory this may be, has been read.
+  narrow<T>(after, static_cast<typename T::Bits*>(p.last_state) + at, count * kStates);
+}
+
 static size_t conv_tasks(const mamba_causal_conv1d_params& p) {
   const int64_t size = kConvVectors * kLanes;
   return static_cast<size_t>(p.batch * ((p.channels + size - 1) / size));
@@ -96,6 +121,9 @@ static void conv_task(const mamba_causal_conv1d_params& p, size_t task) {
   const int64_t batch = static_cast<int64_t>(task) / blocks;
   const int64_t first = static_cast<int64_t>(task) % blocks * size;
   const int64_t end = first + size < p.channels ? first + size : p.channels;
+  if (p.length == 1 && p.d_conv == 4) {
+    return conv_step<T, 4>(p, batch, first, static_cast<int>(end - first));
+  }
   for (int64_t channel = first; channel < end; channel += kLanes) {
     const int count = static_cast<int>(end - channel < kLanes ? end - channel : kLanes);
     if (p.d_conv == 4) {  // that of published models

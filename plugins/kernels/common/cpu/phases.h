@@ -24,7 +24,7 @@ class Phases {
     phase.task = task;
     phase.context = context;
     const size_t takes = static_cast<size_t>(work / kWorthTaking) + 1;
-    phase.at_once = tasks / takes + 1;
+    phase.at_once = (tasks + takes - 1) / takes;
     phase.shares = takes < kMostShares ? takes : kMostShares;
     work_ = work > work_ ? work : work_;
     most_tasks_ = tasks > most_tasks_ ? tasks : most_tasks_;
@@ -42,9 +42,10 @@ class Phases {
  private:
   static constexpr int kMostPhases = 16;
   static constexpr size_t kMostShares = 8, kMostThreads = 64;
-  static constexpr int kPatience = 1 << 12;  // looks at a phase before the processor is given away
+  // Looks at a phase, some 20 us of them, before the processor is given away.
+  static constexpr int kPatience = 256;
   // Work below which a number that goes from core to core, in 200 ns and more, costs too much.
-  static constexpr int64_t kWorthTaking = 1 << 12;
+  static constexpr int64_t kWorthTaking = 1 << 13;
   // Where threads begin, in the order in which they come: far from one another.
   static constexpr size_t kFirstShares[kMostShares] = {0, 4, 2, 6, 1, 5, 3, 7};
 

@@ -31,6 +31,14 @@ static inline void widen(const typename T::Bits* from, float* to, int64_t count)
   if (left > 0) store<Fp32>(to + i, load<T>(from + i, left), left);
 }
 
+template <typename T>
+static inline void narrow(const float* from, typename T::Bits* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int here = static_cast<int>(count - i < kLanes ? count - i : kLanes);
+    store<T>(to + i, load<Fp32>(from + i, here), here);
+  }
+}
+
 // Memory of a task: a little of it lies on the stack.
 class Scratch {
  public:

@@ -5,6 +5,13 @@
 
 namespace mamba {
 
+// The sum of a warp's numbers, for each of its lanes.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(~0u, value, apart);
+  return value;
+}
+
 // Adds up each of `values` over the lanes; a lane has the sum of row lane * Rows / Lanes.
 template <int Lanes, int Rows>
 __device__ __forceinline__ float sum_over_lanes(float (&values)[Rows], int lane) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/cuda/gpu.cuh"
+#include "common/cuda/lanes.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 
@@ -35,8 +36,7 @@ __device__ __forceinline__ void widen(const Words<sizeof(T) * Count>& from, floa
 // The sum over the threads of a row, to each of them. A row of more than a warp has the block for
 // itself; sums are then those of another half at every other call.
 __device__ __forceinline__ float sum_of_row(float part, float* sums) {
-#pragma unroll
-  for (int apart = kWarp / 2; apart > 0; apart /= 2) part += __shfl_xor_sync(~0u, part, apart);
+  part = warp_sum(part);
   if (blockDim.x == kWarp) return part;
   if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = part;
   __syncthreads();

@@ -25,7 +25,7 @@ constexpr int64_t kPanelDepth = 64;  // of a
 constexpr int64_t kFewRows = 4;         // at most; beyond, packing costs less than it saves
 constexpr int64_t kRowsAhead = 16;      // of b, that are asked for before they are read
 constexpr int64_t kBlockColumns = 256;  // of few rows' tasks, about
-constexpr int64_t kEnoughTasks = 24;    // threads that begin together then end together
+constexpr int64_t kEnoughTasks = 12;    // threads that begin together then end together
 constexpr int64_t kLeastDepth = 64;     // of a task
 constexpr int64_t kMostParts = 16;      // of a sum: each is written and read again
 constexpr int64_t kColumnsASum = 1024;  // of a task that adds the parts
@@ -181,6 +181,7 @@ __attribute__((always_inline)) static inline void multiply_block(const typename 
     if (k + kRowsAhead < depth) {  // rows lie too far apart for processors to foresee them
       const auto* ahead = reinterpret_cast<const char*>(b + kRowsAhead * columns);
       for (int byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(ahead + byte);
+      __builtin_prefetch(ahead + kBytes - 1);  // where rows begin inside of a cache line
     }
     float left[kRows];
     for (int r = 0; r < kRows; ++r) left[r] = load<T>(a + r * a_stride + k, 1)[0];

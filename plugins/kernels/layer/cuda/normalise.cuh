@@ -1,6 +1,7 @@
 // RMSNorm of a few rows by one block, into its shared memory: what a matrix is then multiplied by.
 #pragma once
 
+#include "common/cuda/lanes.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/numeric.cuh"
 #include "layer/cuda/step.cuh"
@@ -100,10 +101,7 @@ __device__ void normalise(const Source& source, const float* weight, const NormS
           }
         }
       }
-#pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2) {
-        square += __shfl_xor_sync(0xffffffffu, square, offset);
-      }
+      square = warp_sum(square);
       if (threadIdx.x % 32 == 0) sums[(group * kWarps + threadIdx.x / 32) * Rows + r] = square;
     }
   }
@@ -165,10 +163,7 @@ __device__ void normalise_by_warps(const Source& source, const float* weight, co
         }
       }
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      square += __shfl_xor_sync(0xffffffffu, square, offset);
-    }
+    square = warp_sum(square);
     const float scale = 1.f / sqrtf(square / n.width + n.epsilon);
     T* result = x + row * n.stride;
 #pragma unroll 4

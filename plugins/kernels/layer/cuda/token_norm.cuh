@@ -2,6 +2,7 @@
 // two halves, of which the first asks for numbers, and with few instructions.
 #pragma once
 
+#include "common/cuda/lanes.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/numeric.cuh"
 #include "layer/cuda/normalise.cuh"
@@ -73,10 +74,7 @@ class OneRowNorm {
     for (int i = first() + kKept * kApart; i < hidden_.width; i += kApart) {
       square = with_squares(square, hidden_.at(i));
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      square += __shfl_xor_sync(0xffffffffu, square, offset);
-    }
+    square = warp_sum(square);
     if (threadIdx.x % 32 == 0) sums_[threadIdx.x / 32] = square;
     __syncthreads();
     float total = 0.f;
@@ -148,10 +146,7 @@ class RowsNorm {
     for (int i = first() + kKept * kApart; i < values.width; i += kApart) {
       square = with_squares(square, values.at(i));
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      square += __shfl_xor_sync(0xffffffffu, square, offset);
-    }
+    square = warp_sum(square);
     const float scale = rsqrtf(square / s_.d_model + s_.epsilon);
     const auto put_four = [&](int i, const float4& value) {
       const float4 w = i < s_.d_model ? *reinterpret_cast<const float4*>(weight_ + i) : float4();

@@ -1,5 +1,6 @@
 // Scan for a d_state that fits no thread's registers, and for exact zero-order hold: a warp a
 // channel, its state in device memory.
+#include "common/cuda/lanes.cuh"
 #include "common/sizes.h"
 #include "selective_scan/cuda/scan.cuh"
 
@@ -49,8 +50,7 @@ __global__ void __launch_bounds__(kThreads)
       h[n] = next;
       y += to_float(C[n]) * next;
     }
-#pragma unroll
-    for (int apart = kLanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(~0u, y, apart);
+    y = warp_sum(y);
     if (lane == 0) {
       y += p.D[channel] * u;
       if (p.z.data) y *= silu<T>(to_float(row<T>(p.z, batch, step)[channel]));

@@ -1,5 +1,6 @@
 // State space duality for a d_state that fits no thread's registers: a warp a channel of a head,
 // its state in device memory, in fp32 whatever R is.
+#include "common/cuda/lanes.cuh"
 #include "common/sizes.h"
 #include "state_space_dual/cuda/ssd.cuh"
 
@@ -38,8 +39,7 @@ __global__ void __launch_bounds__(kThreads)
       h[n] = next;
       y += to_float(C[n]) * next;
     }
-#pragma unroll
-    for (int apart = kLanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(~0u, y, apart);
+    y = warp_sum(y);
     if (lane == 0) {
       y += skip * x;
       if (p.z.data) y *= silu<T>(to_float(row<T>(p.z, batch, step)[at]));
