@@ -342,8 +342,9 @@ constexpr int64_t kManyTiles = 48;
 // --- A batch's token of Mamba (mamba_layer/cuda/batch_token.cu) ----------------------------------
 
 // Blocks of a cluster of its first kernel, which add up their shares of x_proj; a block has 64, 128
-// or 256 channels, so that the second kernel has to add up at most so many shares of clusters.
-constexpr int kBatchCluster = 8, kMostBatchShares = 4;
+// or 256 channels, so that the second kernel has to add up at most so many shares of clusters, or
+// twice as many in at most kFewBatchGroups groups of 16 sequences.
+constexpr int kBatchCluster = 8, kMostBatchShares = 4, kFewBatchGroups = 2;
 // Channels of a block of the second kernel, whose states wait in registers, and blocks that are to
 // share a multiprocessor.
 template <int Channels, int Blocks>

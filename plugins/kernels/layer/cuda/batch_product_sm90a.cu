@@ -23,8 +23,7 @@ template <typename Tile>
 struct BatchLayout {
   static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages;
   static constexpr int kColumns = kTiles * kBatchColumns, kSumStride = kColumns + 4;
-  // Products of a step of the depth, and sums of a thread of each.
-  static constexpr int kProducts = kTiles > 2 ? 2 : 1, kSums = kTiles * 32 / kProducts;
+  static constexpr int kSums = kTiles * 32;                      // of a thread
   static constexpr int kStageBytes = (kTiles + 1) * kTileBytes;  // weights, then x
   static constexpr int kSumBytes = 4 * kBatchProductRows * kSumStride;
   static constexpr int kBytes = std::max(kStages * kStageBytes, kSumBytes) + 1024;  // to align
@@ -105,9 +104,8 @@ __global__ void __launch_bounds__(kThreads)
         prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
       }
     }
-    float d[L::kProducts][L::kSums] = {};
-#pragma unroll
-    for (int i = 0; i < L::kProducts; ++i) pin(d[i]);
+    float d[L::kSums] = {};
+    pin(d);
     for (int step = 0; step < steps; ++step) {
       const int stage = step % kStages;
       barrier_wait(first_full + 8 * stage, step / kStages & 1);
@@ -116,11 +114,8 @@ __global__ void __launch_bounds__(kThreads)
       products_begin();
 #pragma unroll
       for (int k = 0; k < kBatchDepth / 16; ++k) {
-#pragma unroll
-        for (int i = 0; i < L::kProducts; ++i) {
-          multiply_tile_down_rows<T>(d[i], descriptor(left + k * kColumnStep),
-                                     descriptor(right + k * kRowStep + i * 2 * kTileStep), 1);
-        }
+        multiply_tile_down_rows<T>(d, descriptor(left + k * kColumnStep),
+                                   descriptor(right + k * kRowStep), 1);
       }
       products_commit();
       if (step > 0) {
@@ -129,16 +124,14 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     products_wait<0>();
-#pragma unroll
-    for (int i = 0; i < L::kProducts; ++i) pin(d[i]);
+    pin(d);
     warpgroup_sync(1);  // the others' products have read the ring
     const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kTiles * 8; ++j) {
       float* to = sums + row * L::kSumStride + 8 * j + column;
-      const float* four = d[4 * j / L::kSums] + 4 * j % L::kSums;
-      *reinterpret_cast<float2*>(to) = make_float2(four[0], four[1]);
-      *reinterpret_cast<float2*>(to + 8 * L::kSumStride) = make_float2(four[2], four[3]);
+      *reinterpret_cast<float2*>(to) = make_float2(d[4 * j], d[4 * j + 1]);
+      *reinterpret_cast<float2*>(to + 8 * L::kSumStride) = make_float2(d[4 * j + 2], d[4 * j + 3]);
     }
   }
 

@@ -14,12 +14,15 @@ namespace {
 template <int Number>
 using Constant = std::integral_constant<int, Number>;
 
+int64_t row_groups(const mamba_layer_params& p) { return (p.batch + kBatchRows - 1) / kBatchRows; }
+
 // Calls body with the Constant of the channels of a block of the first kernel.
 template <typename Body>
 auto with_x_channels(const mamba_layer_params& p, Body body) {
-  constexpr int64_t kMostBlocks = int64_t{kMostBatchShares} * kBatchCluster;
-  if (p.d_inner <= 64 * kMostBlocks) return body(Constant<64>());
-  if (p.d_inner <= 128 * kMostBlocks) return body(Constant<128>());
+  const int64_t shares = row_groups(p) > kFewBatchGroups ? kMostBatchShares : 2 * kMostBatchShares;
+  const int64_t most_blocks = shares * kBatchCluster;
+  if (p.d_inner <= 64 * most_blocks) return body(Constant<64>());
+  if (p.d_inner <= 128 * most_blocks) return body(Constant<128>());
   return body(Constant<256>());
 }
 
@@ -35,7 +38,7 @@ template <typename Body>
 auto with_states(const mamba_layer_params& p, Body body) {
   using Some = BatchStatesOfSome;
   using Many = BatchStatesOfMany;
-  const int64_t groups = (p.batch + kBatchRows - 1) / kBatchRows;
+  const int64_t groups = row_groups(p);
   const int64_t places = current_gpu().multiprocessors;
   const auto fits_at_once = [&](auto states) {
     return p.d_inner % states.kChannels == 0 &&
@@ -57,10 +60,6 @@ size_t second_shared_bytes(const mamba_layer_params& p) {
   });
 }
 
-unsigned row_groups(const BatchToken& s) {
-  return static_cast<unsigned>((s.rows + kBatchRows - 1) / kBatchRows);
-}
-
 template <typename T, int Channels>
 cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
   const auto kernel = batch::convolve_and_project<T, Channels>;
@@ -77,7 +76,8 @@ cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
   attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(s.share_count * kBatchCluster), row_groups(s));
+  config.gridDim = dim3(static_cast<unsigned>(s.share_count * kBatchCluster),
+                        static_cast<unsigned>(row_groups(s.layer)));
   config.blockDim = dim3(batch::kThreads);
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
@@ -95,7 +95,8 @@ cudaError_t launch_second(const BatchToken& s, cudaStream_t stream) {
                                                static_cast<int>(bytes))) {
     return error;
   }
-  const dim3 grid(static_cast<unsigned>(s.layer.d_inner / kChannels), row_groups(s));
+  const dim3 grid(static_cast<unsigned>(s.layer.d_inner / kChannels),
+                  static_cast<unsigned>(row_groups(s.layer)));
   return launch_overlapping(kernel, grid, dim3(batch::kThreads), bytes, stream, true, s);
 }
 
