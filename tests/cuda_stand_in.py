@@ -22,6 +22,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
     ChoiceOptions,
     ChooseParams,
 )
+from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.prompt_graphs import PromptGraphs
 from mamba_export.backends.onnxruntime.session import OrtSession
@@ -88,6 +89,9 @@ class FakeStream:
         self.runs += 1
         for work in graph:
             self.queue(work)
+
+    def device_memory(self, size: int) -> DeviceTensor:
+        return DeviceTensor.empty("uint8", (size,), Device())
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)

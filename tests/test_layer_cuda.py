@@ -59,6 +59,18 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("d_model", [1024, 2048])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_one_token_of_published_widths(dtype: str, d_model: int) -> None:
+    """Of 370M and 1.4B, whose weights wait in registers."""
+    shape = {"d_model": d_model, "d_inner": 2 * d_model, "dt_rank": d_model // 16}
+    given = LAYER.drawn(dtype, batch=1, length=1, **shape)
+    assert_close(given, Call(LAYER, given, step=True).run(), dtype)
+    check_same_bits_and_in_place(LAYER, given, step=True)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
 @pytest.mark.parametrize(("rows", "is_step"), [(1, 1), (2, 0), (8, 0)], ids=str)
 def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
     assert Call(LAYER, LAYER.drawn("fp16", batch=rows, length=1, **LARGE)).is_step == is_step

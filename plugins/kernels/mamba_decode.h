@@ -3,9 +3,9 @@
  * are read in the same way, by runs over many tokens that are captured.
  *
  * In libraries that were built with CUDA. A stream is used by one thread at a time.
- * mamba_stream_create and mamba_graph_run set the device that they need and put the caller's back;
- * the others expect the stream's device to be the current one, as it is after a run of ONNX
- * Runtime.
+ * mamba_stream_create, mamba_device_alloc and mamba_graph_run set the device that they need and put
+ * the caller's back; the others expect the stream's device to be the current one, as it is after a
+ * run of ONNX Runtime.
  */
 #ifndef MAMBA_DECODE_H
 #define MAMBA_DECODE_H
@@ -57,6 +57,11 @@ MAMBA_API mamba_status mamba_stream_create(int device, void** stream);
  * it copies from and to, so that memory which was freed goes with the last such graph. */
 MAMBA_API mamba_status mamba_host_alloc(size_t bytes, void** memory);
 MAMBA_API void mamba_host_free(void* memory);
+
+/* Memory of a device, of just that size, as a runtime's arena may not give it; mamba_device_free
+ * waits for the device's work and takes NULL too. */
+MAMBA_API mamba_status mamba_device_alloc(int device, size_t bytes, void** memory);
+MAMBA_API void mamba_device_free(void* memory);
 
 /* Queues a copy between any two places. Host memory that it reads may change once it has returned,
  * but for that of mamba_host_alloc; what it writes is there after mamba_wait. */

@@ -1,4 +1,4 @@
-// Streams, host memory and CUDA graphs: what mamba_decode.h promises but for the
+// Streams, memory and CUDA graphs: what mamba_decode.h promises but for the
 // choice.
 //
 // The graph is captured here, not by ONNX Runtime's enable_cuda_graph, because that keeps a graph,
@@ -146,6 +146,17 @@ mamba_status mamba_host_alloc(size_t bytes, void** memory) {
 }
 
 void mamba_host_free(void* memory) { mamba::host_memory().remove(memory); }
+
+mamba_status mamba_device_alloc(int device, size_t bytes, void** memory) {
+  *memory = nullptr;
+  const mamba::OnDevice on(device);
+  const mamba_status status = status_of("device memory", cudaMalloc(memory, bytes));
+  if (status != MAMBA_OUT_OF_MEMORY) return status;
+  return mamba::fail(status, "out of memory on cuda: failed to allocate %zu bytes of states",
+                     bytes);
+}
+
+void mamba_device_free(void* memory) { cudaFree(memory); }
 
 mamba_status mamba_copy(void* to, const void* from, size_t bytes, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);

@@ -38,9 +38,13 @@ inline Barrier barriers[16];
 inline int64_t arrive(int barrier) {
   return barriers[barrier].arrivals.fetch_add(1, std::memory_order_release);
 }
-inline void wait(int barrier, int threads) {
+inline void wait(int barrier, int threads, std::memory_order order = std::memory_order_acquire) {
   const int64_t target = (arrive(barrier) / threads + 1) * threads;
-  while (barriers[barrier].arrivals.load(std::memory_order_acquire) < target) sched_yield();
+  while (barriers[barrier].arrivals.load(order) < target) sched_yield();
+}
+// As long as a wait takes, but what the others wrote before may be seen later.
+inline void wait_unordered(int barrier, int threads) {
+  wait(barrier, threads, std::memory_order_relaxed);
 }
 
 }  // namespace threads

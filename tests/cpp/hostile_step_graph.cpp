@@ -82,6 +82,17 @@ cudaError_t cudaFreeHost(void* memory) {
   return cudaSuccess;
 }
 
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (bytes > 1 << 20) return cudaErrorMemoryAllocation;
+  *memory = new unsigned char[bytes];
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* memory) {
+  delete[] static_cast<unsigned char*>(memory);
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
   return queue(copy_of(to, from, bytes));
@@ -237,6 +248,14 @@ void try_refused() {
   expect(mamba_host_alloc(size_t{1} << 40, &none) == MAMBA_OUT_OF_MEMORY && !none,
          "memory for all");
   expect(mamba_host_alloc(0, &none) == MAMBA_OK && !none, "memory for nothing");
+  expect(mamba_device_alloc(0, size_t{1} << 40, &none) == MAMBA_OUT_OF_MEMORY && !none,
+         "the device's memory for all");
+  expect(std::string(mamba_last_error()).find("failed to allocate 1099511627776 bytes") !=
+             std::string::npos,
+         mamba_last_error());
+  expect(mamba_device_alloc(0, 64, &none) == MAMBA_OK && none, "no memory of the device");
+  mamba_device_free(none);
+  mamba_device_free(nullptr);
   mamba_host_free(nullptr);
   mamba_host_free(stack);
 }

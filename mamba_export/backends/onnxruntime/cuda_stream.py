@@ -66,6 +66,7 @@ class GpuStream:
         if path is None:
             raise SessionError(CUSTOM_OPS.why_absent())
         self._library = custom_ops.load(path)
+        self._device = device
         self.lock = threading.Lock()
         idle = self._idle.setdefault(device, [])
         if idle:
@@ -143,6 +144,16 @@ class GpuStream:
         weakref.finalize(buffer, self._library.mamba_host_free, memory).atexit = False
         return np.frombuffer(buffer, dtype).reshape(shape)
 
+    def device_memory(self, size: int) -> DeviceMemory:
+        """Memory of the GPU, of just that size: ONNX Runtime's arena takes the next power of two, and keeps it.
+
+        Raises:
+            SessionError: there is not as much.
+        """
+        memory = ctypes.c_void_p()
+        self._call("mamba_device_alloc", self._device, ctypes.c_size_t(size), ctypes.byref(memory))
+        return DeviceMemory(self._library, int(memory.value or 0))
+
     @property
     def _stream(self) -> ctypes.c_void_p:
         return _pointer(self.address)
@@ -150,6 +161,14 @@ class GpuStream:
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, name)(*arguments) != 0:
             raise SessionError(str(self._library.mamba_last_error().decode()))
+
+
+class DeviceMemory:
+    """Memory of the GPU; goes when nobody holds it."""
+
+    def __init__(self, library: ctypes.CDLL, address: int) -> None:
+        self.address = address
+        weakref.finalize(self, library.mamba_device_free, _pointer(address)).atexit = False
 
 
 class Graph:

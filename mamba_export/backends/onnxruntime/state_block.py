@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mamba_export.backends.onnxruntime.cuda_stream import GpuStream
+from mamba_export.backends.onnxruntime.cuda_stream import DeviceMemory, GpuStream
 from mamba_export.backends.onnxruntime.device import Device, DeviceTensor, storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.state import OrtState
@@ -19,8 +19,8 @@ from mamba_export.folder.metadata import Metadata
 from mamba_export.generation.state import batch_sizes, selection
 
 LARGE = 1 << 28
-"""Bytes of a batch's states from which on prompts and steps share a block. Of smaller ones
-each has its own: threads that read prompts and decode at once then find their runs captured."""
+"""Bytes of a batch's states from which on prompts and steps share a block, in memory of just its size. Of
+smaller ones each has its own: threads that read prompts and decode at once then find their runs captured."""
 _ALIGNMENT = 256  # bytes, as CUDA's own allocations have it
 
 
@@ -60,7 +60,7 @@ class Place:
 
     __slots__ = ("__weakref__", "block", "memory")
 
-    def __init__(self, memory: DeviceTensor, block: StateBlock | None) -> None:
+    def __init__(self, memory: DeviceTensor | DeviceMemory, block: StateBlock | None) -> None:
         self.memory = memory
         self.block = block  # that lent it
 
@@ -191,7 +191,9 @@ class StateBlock:
             if tensor.nbytes:
                 self._gpu.queue_copy(tensor.address, source_tensor.address, tensor.nbytes)
 
-    def _allocate(self) -> DeviceTensor:
+    def _allocate(self) -> DeviceTensor | DeviceMemory:
+        if self.is_large:
+            return self._gpu.device_memory(self.nbytes)
         return DeviceTensor.empty("uint8", (self.nbytes,), self._kind.device)
 
     def _state_at(self, place: Place) -> BlockState:

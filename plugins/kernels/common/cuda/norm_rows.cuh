@@ -58,6 +58,8 @@ __device__ __forceinline__ float sum_of_row(float part, float* sums) {
 //   fetch(place, i)        the Vector from number i on
 //   values(vector, value)  what is squared and scaled
 //   weight(place, i)       pointer to weights, aligned to kWidth of them, at most 16 bytes
+//   kOneWeight             all rows have the same weights: a thread keeps its own in registers
+//   reads_early            these may be read while earlier kernels run: no row prefetches them
 //   store(place, i, vector, normed)
 // blockDim is (threads of a row, rows).
 template <typename Rows, int Vectors>
@@ -77,9 +79,22 @@ __global__ void __launch_bounds__(kMostThreads)
       if (column(v) < s.width) vectors[v] = s.fetch(place, column(v));
     }
   };
+  float4 kept[Vectors][kW / 4];  // weights, where all rows have the same
+  const auto load_weights = [&] {
+    const typename Rows::Place place = s.place(0);
+#pragma unroll
+    for (int v = 0; v < Vectors; ++v) {
+#pragma unroll
+      for (int four = 0; four < kW && column(v) < s.width; four += 4) {
+        kept[v][four / 4] = *reinterpret_cast<const float4*>(s.weight(place, column(v) + four));
+      }
+    }
+  };
   const float per_number = 1.f / static_cast<float>(s.width);
   // Whatever came between has pushed the weights out of the caches: they are on their way early.
-  if (row < rows) {
+  if (Rows::kOneWeight && s.reads_early) {
+    load_weights();
+  } else if (row < rows) {
     const typename Rows::Place place = s.place(row);
 #pragma unroll
     for (int v = 0; v < Vectors; ++v) {
@@ -88,6 +103,7 @@ __global__ void __launch_bounds__(kMostThreads)
   }
   wait_for_earlier_kernels();
   if (row >= rows) return;  // all threads of the row, and of the block if it has no other
+  if (Rows::kOneWeight && !s.reads_early) load_weights();
 
   typename Rows::Place next_place = s.place(row);
   Vector next[Vectors];
@@ -119,7 +135,9 @@ __global__ void __launch_bounds__(kMostThreads)
       float normed[kW];
 #pragma unroll
       for (int four = 0; four < kW; four += 4) {
-        const float4 w = *reinterpret_cast<const float4*>(s.weight(place, i + four));
+        const float4 w = Rows::kOneWeight
+                             ? kept[v][four / 4]
+                             : *reinterpret_cast<const float4*>(s.weight(place, i + four));
         const float weights[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) normed[four + j] = value[v][four + j] * scale * weights[j];

@@ -13,6 +13,7 @@ namespace {
 template <typename T, bool NormFirst>
 struct GatedRows {
   static constexpr int kWidth = 16 / sizeof(T);
+  static constexpr bool kOneWeight = false, reads_early = false;
   struct Vector {
     norm::Words<16> x, z;
   };

@@ -9,6 +9,7 @@ namespace {
 template <typename R, typename T>
 struct HiddenRows {
   static constexpr int kWidth = 4;
+  static constexpr bool kOneWeight = true;
   using Vector = norm::Words<sizeof(R) * kWidth>;
   struct Place {
     const R* hidden;
@@ -19,6 +20,7 @@ struct HiddenRows {
   T* x;
   int width;
   float epsilon;
+  bool reads_early;
 
   __device__ Place place(unsigned row) const {
     return {hidden + int64_t{row} * width, x + int64_t{row} * width};
@@ -70,7 +72,7 @@ cudaError_t launch(const RowNorm& n, cudaStream_t stream) {
                        is_aligned<kWidth * sizeof(T)>(x, width, sizeof(T)) &&
                        is_aligned<16>(n.weight, width, sizeof(float));
   if (is_wide) {
-    const HiddenRows<R, T> rows = {hidden, n.weight, x, width, n.epsilon};
+    const HiddenRows<R, T> rows = {hidden, n.weight, x, width, n.epsilon, n.reads_early};
     return norm::launch_norm_rows(rows, n.rows, stream);
   }
   const dim3 block(norm::block_for(n.width, kWidth).x);

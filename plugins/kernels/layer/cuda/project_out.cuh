@@ -28,7 +28,9 @@ auto with_out_product(const ProjectOut& s, Body body) {
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if constexpr (sizeof(T) == 2) {
-    if (takes_ring<T>(s.depth)) return with_ring_product<T, kOutProjBlock.columns>(s.rows, body);
+    if (!s.in_registers && takes_ring<T>(s.depth)) {
+      return with_ring_product<T, kOutProjBlock.columns>(s.rows, body);
+    }
   }
   if (s.rows == 1) return body(Choice<OutProduct<T, 1, true, IsGated>>());
   if (s.rows <= kSomeStepRows) {

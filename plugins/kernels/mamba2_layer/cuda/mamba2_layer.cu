@@ -118,8 +118,9 @@ class ManyRows {
   }
 
   mamba_status run() const {
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, x_,       product_.rows,
-                          p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
+    const RowNorm norm = {p_.hidden,     p_.norm_weight,  x_,
+                          product_.rows, p_.d_model,      p_.epsilon,
+                          p_.dtype,      p_.hidden_dtype, product_.constant_weights};
     mamba_status bad = status_of(kName, launch_norm(norm, stream_));
     if (bad) return bad;
     bad = product_.with_convolution({x_, p_.d_model, p_.d_model, p_.in_proj_weight, at_.all}, in_,

@@ -63,6 +63,11 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   s.layer = p;
   s.in = describe_in(p, codes.in);
   s.out = describe_out(p, codes.out);
+  const Tuning& tuning = current_tuning();
+  const int64_t weights = p.d_model * s.in.columns;
+  s.in.in_registers = s.out.in_registers = s.in.rows == 1 &&
+                                           weights >= tuning.fewest_register_weights &&
+                                           weights <= tuning.most_register_weights;
   s.rows = s.in.rows;
   s.in_stride = s.in.stride;
   s.y_stride = s.out.stride;
@@ -134,8 +139,9 @@ class ManyRows {
 
   mamba_status run() {
     const int64_t d_inner = p_.d_inner, width = projected_width(p_);
-    const RowNorm norm = {p_.hidden,  p_.norm_weight, m_.x,     product_.rows,
-                          p_.d_model, p_.epsilon,     p_.dtype, p_.hidden_dtype};
+    const RowNorm norm = {p_.hidden,     p_.norm_weight,  m_.x,
+                          product_.rows, p_.d_model,      p_.epsilon,
+                          p_.dtype,      p_.hidden_dtype, product_.constant_weights};
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
     const Factors in = {m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner};
