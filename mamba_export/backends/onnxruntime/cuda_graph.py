@@ -75,8 +75,9 @@ class StepGraph:
         self._starts = False  # whether the next step is the first
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
         self._draws = self._gpu.host_array((batch,), np.float64)
-        options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
-        self._options = ChoiceOptions.from_buffer(options.data)
+        self._options = ChoiceOptions()
+        self._sent_options = b""  # those on the device
+        self._device_options = DeviceTensor.empty("uint8", (ctypes.sizeof(ChoiceOptions),), device)
         self._choice = CHOOSE_NOTHING
         self._params = ChooseParams(
             batch=batch,
@@ -85,7 +86,7 @@ class StepGraph:
             logits=self._logits.address,
             scores=self._scores.address,
             seen=self._seen.address,
-            options=options.ctypes.data,
+            options=self._device_options.address,
             draws=self._draws.ctypes.data,
             next=self._tokens.address,
             chosen=self._host_tokens.ctypes.data,
@@ -157,6 +158,7 @@ class StepGraph:
             SessionError: ONNX Runtime or CUDA failed.
         """
         self._options.choice = self._choice if chooses else CHOOSE_NOTHING
+        self._send_options()
         if self._starts:
             with self._gpu.lock:
                 self.block.move_lent()
@@ -184,6 +186,15 @@ class StepGraph:
                 self._host_logits.ctypes.data, self._scores.address, self._host_logits.nbytes
             )
         return self._host_logits[:, 0]
+
+    def _send_options(self) -> None:
+        options = bytes(self._options)
+        if options != self._sent_options:
+            with self._gpu.lock:
+                self._gpu.queue_upload(
+                    self._device_options.address, np.frombuffer(options, np.uint8)
+                )
+            self._sent_options = options
 
     def _run_uncaptured(self) -> None:
         execute(self._model, self._step)
