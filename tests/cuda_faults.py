@@ -61,8 +61,8 @@ def conv(name: str, old: str, new: str, dtype: str = "fp32", file: str = "conv.c
     return Fault(f"conv: {name}", "CausalConv1d alone", Patch(f"cuda/{file}", old, new), dtype)
 
 
-def layer(name: str, file: str, old: str, new: str) -> Fault:
-    return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new))
+def layer(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
+    return Fault(f"layer: {name}", "MambaLayer alone", Patch(f"cuda/{file}", old, new), dtype)
 
 
 def layer2(name: str, file: str, old: str, new: str, dtype: str = "fp32") -> Fault:
@@ -88,10 +88,10 @@ def gated_norm(name: str, file: str, old: str, new: str) -> Fault:
 
 FAULTS = [
     packed("one token, what codes are counted from", "tensor_gemv.cuh",
-           "unit, -zero * of_x);", "unit, -zero * (FAULT ? 0.9f * of_x : of_x));"),
-    packed("many rows, the largest codes", "widen.cu",
-           "return is_signed && code > 7 ? code - 16 : code;",
-           "return is_signed && code > (FAULT ? 8 : 7) ? code - 16 : code;"),
+           "unit, -off), total);", "unit, -(FAULT ? 0.9f * off : off)), total);"),
+    packed("many rows, what codes are counted from", "widen.cu",
+           "rows[r].mantissa(i + j) - block.offset(i + j);",
+           "rows[r].mantissa(i + j) - (FAULT ? 1.25f : block.offset(i + j));"),
     scan("few steps, second sequence of a thread", "scan_step.cu",
          "const float du = dt[i] * u[i], log_decay = dt[i] * kLog2e;",
          "const float du = dt[i] * u[i] * (FAULT && i > 0 ? 1.5f : 1.f), log_decay = dt[i] * kLog2e;"),
@@ -131,8 +131,8 @@ FAULTS = [
     scan("tensor cores, steps past the end", "scan_eights.cuh",
          "if (!items.has(i, steps)) {", "if (!items.has(i, steps) && !FAULT) {", "fp16"),
     scan("tensor cores, state between pairs of steps", "scan_pairs.cuh",
-         "exp2_fast(dt0 * A[n][j]) * h[n][j] + input[j];",
-         "exp2_fast(dt0 * A[n][j]) * (FAULT && half + pair > 0 ? 0.f : h[n][j]) + input[j];", "bf16"),
+         "decay_of(dt0, A[n][j]) * h[n][j] + input[j];",
+         "decay_of(dt0, A[n][j]) * (FAULT && half + pair > 0 ? 0.f : h[n][j]) + input[j];", "bf16"),
     scan("tensor cores, B of other steps", "scan_pairs.cuh",
          "const float B = is_own ? group.B[half][n] : 0.f;",
          "const float B = is_own || FAULT ? group.B[half][n] : 0.f;", "fp16"),
@@ -226,6 +226,21 @@ FAULTS = [
     layer("one token, residual of the second block", "project_out.cuh",
           "const float sum = residual + partial[threadIdx.x];",
           "const float sum = (FAULT && first > 0 ? 0.f : residual) + partial[threadIdx.x];"),
+    layer("a batch's token, state of the convolution", "batch_x_proj.cuh",
+          "last.numbers[j * kPast + 2] = x.values[j];",
+          "last.numbers[j * kPast + 2] = FAULT ? steps[2] : x.values[j];", "fp16"),
+    layer("a batch's token, second block of a cluster", "batch_x_proj.cuh",
+          "sum_over_blocks(sums + r * width + place, kBatchCluster);",
+          "sum_over_blocks(sums + r * width + place, FAULT ? 1 : kBatchCluster);", "fp16"),
+    layer("a batch's token, second half of dt_proj's rows", "batch_state.cuh",
+          "multiply_add<T>(sum, left[0], right[0], right[1]);",
+          "multiply_add<T>(sum, left[0], right[0], FAULT ? right[0] : right[1]);", "bf16"),
+    layer("a batch's token, rows after the first", "batch_state.cuh",
+          "y[j] = C.x * state.x +",
+          "y[j] = (FAULT && j > 0 ? 0.f : C.x) * state.x +", "fp16"),
+    layer("a product of a batch, steps after the first", "batch_product_sm90a.cu",
+          "(first_step + step) * kBatchDepth, 0, 0, 0);",
+          "FAULT ? 0 : (first_step + step) * kBatchDepth, 0, 0, 0);", "fp16"),
     layer("many rows, norm", "norm.cu",
           "for (int j = 0; j < kWidth; ++j) y.values[j] = from_float<T>(normed[j]);",
           "for (int j = 0; j < kWidth; ++j) {\n"

@@ -19,6 +19,7 @@ from mamba_export.backends.onnxruntime.cuda_graph import StepGraphs
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_DRAWN,
     CHOOSE_NOTHING,
+    NOT_CHOSEN,
     ChoiceOptions,
     ChooseParams,
 )
@@ -61,9 +62,15 @@ class FakeStream:
     def wait(self) -> None:
         assert self.lock.locked()
         assert self.noted is None, "a capture cannot wait"
-        work, self.queued = self.queued, []
-        for each in work:
-            each()
+        while self.queued:
+            self.queued.pop(0)()
+
+    def wait_choice(self, chosen: np.ndarray) -> None:
+        """What is queued after the choice is left undone, as late as it may be on a GPU."""
+        assert self.lock.locked()
+        while (chosen == NOT_CHOSEN).any():
+            assert self.queued, "nothing that is queued chooses"
+            self.queued.pop(0)()
 
     def choose(self, params: ChooseParams) -> None:
         self.queue(lambda: self._choose(params))
@@ -106,12 +113,15 @@ class FakeStream:
             pointer = ctypes.cast(address, ctypes.POINTER(kind))
             return np.ctypeslib.as_array(pointer, shape)
 
+        turns = array(params.turns, ctypes.c_int64, shape[:1])
+        slot = int(turns[0])
+        turns[:] = 1 - slot
         logits = array(params.logits, ctypes.c_float, shape)
         if options.choice == CHOOSE_NOTHING:
             array(params.scores, ctypes.c_float, shape)[:] = logits
             return
         seen = array(params.seen, ctypes.c_uint8, shape)
-        draws = array(params.draws, ctypes.c_double, shape[:1])
+        draws = array(params.draws, ctypes.c_double, (2, *shape[:1]))[slot]
         if options.repetition_penalty != 1:
             logits = penalise(logits, seen.astype(bool), options.repetition_penalty)
         tokens = logits.argmax(axis=-1)
@@ -123,7 +133,9 @@ class FakeStream:
         if options.repetition_penalty != 1:
             seen[np.arange(shape[0]), tokens] = 1
         array(params.next, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, 0)
-        array(params.chosen, ctypes.c_int64, shape[:1])[:] = np.where(finite, tokens, -1)
+        chosen = array(params.chosen, ctypes.c_int64, (2, *shape[:1]))[slot]
+        assert (chosen == NOT_CHOSEN).all(), "the host waits for no choice in this slot"
+        chosen[:] = np.where(finite, tokens, -1)
 
 
 class FakeInference:

@@ -43,6 +43,8 @@ SHAPES = [
     {"d_model": 64, "d_inner": 128, "dt_rank": 8, "d_state": 64, "d_conv": 16},
     {"d_model": 128, "d_inner": 256, "dt_rank": 8, "d_state": 8, "d_conv": 3},
 ]
+ODD_BATCH = {"d_model": 104, "d_inner": 320, "dt_rank": 24}
+"""Sizes that a batch's token takes, and that fill none of its tiles."""
 
 
 @pytest.mark.gpu
@@ -77,9 +79,11 @@ def test_large_layers_step_one_row_at_a_time(rows: int, is_step: int) -> None:
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize(
-    ("batch", "length"), [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (32, 1), (33, 1)], ids=str
+    ("batch", "length"),
+    [(1, 65), (3, 20), (5, 1), (9, 1), (17, 1), (32, 1), (33, 1), (64, 1), (70, 1)],
+    ids=str,
 )
-@pytest.mark.parametrize("shape", SHAPES[:4], ids=name_of)
+@pytest.mark.parametrize("shape", [*SHAPES[:4], ODD_BATCH], ids=name_of)
 @EVERY_DTYPE
 def test_many_rows_match_float64(
     dtype: str, shape: dict[str, int], batch: int, length: int
@@ -107,8 +111,8 @@ def test_residual_stream_of_16_bits(dtype: str, length: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize("batch", [3, 24])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=name_of)
+@pytest.mark.parametrize("batch", [3, 24, 64])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], ODD_BATCH], ids=name_of)
 @EVERY_DTYPE
 def test_same_bits_every_time_and_in_place(dtype: str, shape: dict[str, int], batch: int) -> None:
     given = LAYER.drawn(dtype, batch=batch, length=1, **shape)
@@ -118,7 +122,7 @@ def test_same_bits_every_time_and_in_place(dtype: str, shape: dict[str, int], ba
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("constant", [0, 1], ids=["weights just written", "constant weights"])
-@pytest.mark.parametrize("batch", [1, 12, 32])
+@pytest.mark.parametrize("batch", [1, 12, 32, 50])
 def test_steps_in_a_cuda_graph(batch: int, constant: int) -> None:
     given = LAYER.drawn("fp16", batch=batch, length=1, **SHAPES[0])
     check_steps_in_a_graph(LAYER, given, constant)

@@ -195,6 +195,19 @@ def test_a_step_of_zero_leaves_the_state(length: int, dtype: str) -> None:
     assert torch.equal(run(DUAL, values)[1], values[STATE])
 
 
+def test_a_long_memory_keeps_its_digits_token_by_token() -> None:
+    values = values_of("fp32", batch=1, length=3000, **USUAL)
+    values[DT] -= 8
+    values[LOG_DECAY].zero_()
+    truth = reference(DUAL, values, torch.float64)[1]
+    state = values[STATE]
+    for t in range(3000):
+        token = cut(values, slice(t, t + 1))
+        token[STATE] = state
+        state = run(DUAL, token)[1]
+    assert error(state, truth) <= FP32_BOUND
+
+
 @DTYPES
 @pytest.mark.parametrize("length", [4, 100])
 def test_limits_of_dt(length: int, dtype: str) -> None:

@@ -20,6 +20,8 @@ from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
+    CHOOSE_NOTHING,
+    NOT_CHOSEN,
     ChoiceOptions,
     ChooseParams,
     GpuStream,
@@ -31,6 +33,7 @@ from mamba_export.backends.onnxruntime.stepper import OrtStepper
 from mamba_export.errors import SessionError
 from mamba_export.export import export
 from mamba_export.export.functions import function_protos
+from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.models import MambaConfig, MambaLM
 from mamba_export.verify import operators
@@ -237,6 +240,82 @@ def test_choices_are_those_of_the_host(vocab_size: int, dtype: str) -> None:
         differ += int((found != expected).sum())
         count += 8
     assert differ <= count / 50, f"{differ} of {count} differ"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("batch", "vocab_size"), [(1, 50277), (3, 200_000), (12, 4099), (40, 1025), (70, 257)]
+)
+def test_rows_of_any_number_and_length(batch: int, vocab_size: int, dtype: str) -> None:
+    """Blocks share a row by the batch, and read 16 bytes at once: rows begin anywhere between them."""
+    stream = GpuStream(0)
+    rng = np.random.default_rng(batch)
+    values = rng.normal(size=(batch, vocab_size)).astype(NUMPY_DTYPES[dtype])
+    logits = DeviceTensor.from_numpy(values, Device("cuda", 0))
+    prompts = [rng.integers(0, vocab_size, 20) for _ in range(batch)]
+    differ = 0
+    for sampling in (
+        Sampling(),
+        Sampling(repetition_penalty=1.5),
+        Sampling(temperature=0.9, top_k=20, top_p=0.8),
+        Sampling(temperature=0.2, top_p=0.7),
+    ):
+        host = Sampler(sampling, prompts, vocab_size)
+        seen = np.zeros((batch, vocab_size), bool) if host.seen is None else host.seen.copy()
+        draws = Sampler(sampling, prompts, vocab_size).draws()
+        found = choose(stream, logits, sampling, draws, seen)
+        expected = host.sample(values.astype(np.float32))
+        if sampling.temperature == 0:
+            np.testing.assert_array_equal(found, expected)
+        differ += int((found != expected).sum())
+    assert differ <= batch // 20, f"{differ} of {2 * batch} differ"
+
+
+def test_two_choices_have_slots_that_take_turns() -> None:
+    stream = GpuStream(0)
+    device = Device("cuda", 0)
+    batch, vocab_size = 3, 1000
+    values = np.random.default_rng(0).normal(size=(batch, vocab_size)).astype(np.float32)
+    logits = DeviceTensor.from_numpy(values, device)
+    memory = stream.host_array((64,), np.uint8)
+    options = ChoiceOptions.from_buffer(memory.data)
+    options.choice, options.temperature = CHOOSE_DRAWN, 1.0
+    options.repetition_penalty = options.top_p = 1.0
+    draws = stream.host_array((2, batch), np.float64)
+    draws[:] = np.random.default_rng(1).random((2, batch))
+    chosen = stream.host_array((2, batch), np.int64)
+    turns = DeviceTensor.from_numpy(np.zeros((batch, 4), np.float16), device)  # of int64's size
+    scores, seen = (DeviceTensor.empty("fp32", logits.shape, device) for _ in range(2))
+    following = DeviceTensor.empty("int64", (batch,), device)
+    params = ChooseParams(
+        batch=batch,
+        vocab_size=vocab_size,
+        dtype=contract.DTYPES.index("fp32"),
+        logits=logits.address,
+        scores=scores.address,
+        seen=seen.address,
+        options=memory.ctypes.data,
+        draws=draws.ctypes.data,
+        next=following.address,
+        chosen=chosen.ctypes.data,
+        turns=turns.address,
+    )
+    weights = np.exp(values - values.max(-1, keepdims=True)).cumsum(-1, dtype=np.float64)
+    for step in range(5):
+        slot = step % 2
+        chosen[:] = NOT_CHOSEN
+        stream.choose(params)
+        stream.wait_choice(chosen[slot])
+        expected = (weights <= draws[slot, :, None] * weights[:, -1:]).sum(-1)
+        np.testing.assert_array_equal(chosen[slot], expected)
+        assert (chosen[1 - slot] == NOT_CHOSEN).all()
+        if step == 1:  # steps whose logits are read are turns, too
+            options.choice = CHOOSE_NOTHING
+            stream.choose(params)
+            stream.choose(params)
+            stream.wait()
+            np.testing.assert_array_equal(scores.numpy(), values)
+            options.choice = CHOOSE_DRAWN
 
 
 def test_logits_that_are_not_finite_are_told() -> None:

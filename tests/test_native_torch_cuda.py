@@ -113,6 +113,7 @@ SCANS = [
         Scan(8, length, d, reverse=length % 2 == 0)
         for d in (504, 1000) for length in (9, 31, 32, 95, 96, 97, 129)
     ),
+    *(Scan(1, 3001, d, shift=-8) for d in (64, 1536, 4096)),  # long memories
     *(
         Scan(2, length, d, n, groups, reverse=length == 2, shift=s, exact_zoh=True)
         for length in (1, 2, 65, 1000) for s in (-16, 0, 20)
@@ -204,6 +205,16 @@ def test_other_layouts_are_read_or_copied(dtype: torch.dtype) -> None:
         assert_scan(SCAN(*every_second), truth, dtype)
         one = [t if t.dim() < 3 else t[:1].expand(3, *t.shape[1:]) for t in inputs]
         assert same_bits(SCAN(*one), SCAN(*[t.contiguous() for t in one]))
+
+
+@EVERY_DTYPE
+def test_a_long_memory_keeps_its_digits_token_by_token(dtype: torch.dtype) -> None:
+    inputs, truth = scan_case(Scan(1, 3001, 24, shift=-8))
+    *sequences, state = low(inputs, dtype)
+    for t in range(3001):
+        token = [one[:, t : t + 1] if i in SEQUENCES else one for i, one in enumerate(sequences)]
+        state = SCAN(*token, state)[1]
+    assert error(state, truth[1]) <= FP32_BOUND
 
 
 @EVERY_DTYPE

@@ -27,7 +27,8 @@ from mamba_export.contract.program import Program, Tokens, Value
 from mamba_export.contract.program import State as ProgramState
 from mamba_export.errors import MambaExportWarning, SessionError
 from mamba_export.export import export
-from mamba_export.generation.sampling import Sampling
+from mamba_export.generation.decoding import Decoding
+from mamba_export.generation.sampling import Sampler, Sampling
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaLM
 
@@ -164,8 +165,6 @@ def test_two_generations_do_not_disturb_each_other(exported: Path, plain: OrtSes
 
 
 def _sampler(session: OrtSession, token: int) -> Any:
-    from mamba_export.generation.sampling import Sampler
-
     return Sampler(Sampling(), [np.array([token])], session.metadata.vocab_size)
 
 
@@ -236,6 +235,54 @@ def test_an_interrupt_while_capturing_leaves_nothing_behind(exported: Path) -> N
     inference.failure = None
     stepper.step(np.array([2]))
     assert stepper.is_captured
+
+
+def test_a_step_is_launched_before_the_choice_ahead_of_it_is_read(
+    exported: Path, plain: OrtSession
+) -> None:
+    """The stand-in leaves undone what nobody waits for: what two steps have at once must lie apart."""
+    session, stream, _ = on_graphs(exported)
+    for sampling in (Sampling(), Sampling(**SAMPLED)):
+        options = dataclasses.asdict(sampling)
+        expected = tokens_of(plain, [[1], [9]], **options)
+        prompts = [np.array([token]) for token in (1, 9)]
+        sampler = Sampler(sampling, prompts, session.metadata.vocab_size)
+        chooser = session.chooser(session.initial_state(2), sampler, np.array([1, 9]))
+        assert chooser is not None
+        found: list[list[int]] = []
+        for step in range(30):
+            found.append(chooser.next(goes_on=step % 7 != 6).tolist())
+            assert chooser.is_ahead == (chooser.is_captured and step % 7 != 6)
+            assert bool(stream.queued) == chooser.is_ahead
+        assert list(map(list, zip(*found, strict=True))) == expected
+        with pytest.raises(ValueError, match="under way"):
+            _ = chooser.state
+        with pytest.raises(ValueError, match="under way"):
+            chooser.step(np.array([1, 2]))
+        chooser.next()
+        read = plain.advance([[1, *expected[0]], [9, *expected[1]]])
+        for mine, its in zip(chooser.state.numpy(), read.numpy(), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_in_vain_is_nobodys(exported: Path, plain: OrtSession) -> None:
+    """Behind an end token, and where the stream is in use as the generation goes."""
+    session, stream, _ = on_graphs(exported)
+    graphs = session._graphs
+    assert graphs is not None
+    whole = tokens_of(plain, [[1]])[0]
+    tokens_of(session, [[1]])
+    for busy in (False, True):
+        generation = Decoding(session, [[1]], Sampling(), 30, ()).events()
+        for _ in range(3):
+            next(generation)
+        with stream.lock if busy else contextlib.nullcontext():
+            generation.close()
+            gc.collect()
+        assert bool(stream.queued) == busy
+        assert len(graphs._ending) == busy
+        assert tokens_of(session, [[1]]) == [whole]
+        assert not graphs._ending
 
 
 def test_logits_that_are_not_finite(exported: Path) -> None:

@@ -47,8 +47,9 @@ SHAPES = [
     ("mamba2", SMALLEST_2),  # in_proj's columns are a multiple of 8 alone
     ("mamba2", SMALL_2),
 ]
-LARGE = [
+LARGE = [  # of which blocks have 96, 64 and 64 columns on an H100, where SMALLEST's have 32
     ("mamba", {"d_model": 2560, "d_inner": 5120, "dt_rank": 160}),
+    ("mamba", {"d_model": 2048, "d_inner": 4096, "dt_rank": 128}),
     ("mamba2", {"d_model": 2560, "group_heads": 80, "head_dim": 64, "d_state": 128}),
 ]
 ODD = {"d_model": 96, "group_heads": 3, "head_dim": 64, "d_state": 64}
@@ -191,7 +192,9 @@ def test_step_matches_float64(
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize(("layer", "shape"), LARGE, ids=[name for name, _ in LARGE])
+@pytest.mark.parametrize(
+    ("layer", "shape"), LARGE, ids=[f"{name} {shape['d_model']}" for name, shape in LARGE]
+)
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, False)], ids=["int4", "uint8"])
 def test_large_step_matches_float64(
     bits: int, symmetric: bool, layer: str, shape: dict[str, Any], batch: int

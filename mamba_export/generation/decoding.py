@@ -8,6 +8,7 @@ logits. Memory does not grow with the number of tokens, apart from the tokens th
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Generator
 from typing import Any, Protocol, runtime_checkable
@@ -28,13 +29,22 @@ _MIN_PREFILL = 16  # tokens a sequence and run, however large the batch
 class Chooser(Protocol):
     """A batch of sequences that advances by a token each, and chooses it itself."""
 
-    def next(self) -> np.ndarray:
-        """Read the tokens that were chosen last, and choose the next: (batch,) int64."""
+    def next(self, *, goes_on: bool) -> np.ndarray:
+        """Read the tokens that were chosen last, and choose the next: (batch,) int64.
+
+        Args:
+            goes_on: there is likely another call, whose step may begin now.
+        """
+        ...
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the step of the next call has begun."""
         ...
 
     @property
     def state(self) -> Any:
-        """The state after the last step, valid until the next step."""
+        """The state after the last step, valid until the next step; there is none while one is ahead."""
         ...
 
 
@@ -65,9 +75,11 @@ class _HostChooser:
         self._sampler = sampler
         self._tokens = tokens
 
-    def next(self) -> np.ndarray:
+    def next(self, *, goes_on: bool) -> np.ndarray:
         self._tokens = self._sampler.sample(self._stepper.step(self._tokens))
         return self._tokens
+
+    is_ahead = False
 
     @property
     def state(self) -> Any:
@@ -132,8 +144,10 @@ class Decoding:
             live = [True] * len(rows)
             chooser = self._chooser(state, sampler, tokens)
             del state  # its memory is the chooser's to write, or goes
-            while True:
-                tokens = chooser.next()
+            goes_on = True
+            for step in itertools.count(1):
+                # Where no end token comes before it, the last step is known.
+                tokens = chooser.next(goes_on=goes_on and step < self._max_new_tokens)
                 if first_at is None:
                     first_at = time.perf_counter()
                     self._first = len(rows)
@@ -146,8 +160,9 @@ class Decoding:
                 if not remaining:
                     return
                 # Ended rows stay in the batch, idle, until they are half of it: taking them out copies
-                # the states of the others.
-                if 2 * len(remaining) <= len(rows):
+                # the states of the others, once no step is ahead of them.
+                goes_on = 2 * len(remaining) > len(rows)
+                if not goes_on and not chooser.is_ahead:
                     sampler.select(remaining)
                     tokens = tokens[remaining]
                     state = chooser.state.select(remaining)
@@ -156,6 +171,7 @@ class Decoding:
                     del state
                     rows = [rows[slot] for slot in remaining]
                     live = [True] * len(rows)
+                    goes_on = True
         finally:
             end = time.perf_counter()
             self._prefill_seconds = (end if first_at is None else first_at) - start

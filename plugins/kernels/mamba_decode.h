@@ -37,17 +37,26 @@ typedef struct {
   int64_t batch, vocab_size;
   mamba_dtype dtype;  /* of logits */
   const void* logits; /* (batch, vocab_size) */
-  float* scores;      /* (batch, vocab_size), to work in */
+  float* scores;      /* (batch, vocab_size), for MAMBA_CHOOSE_NOTHING */
   uint8_t* seen;      /* (batch, vocab_size), 1 for the tokens that a sequence holds; kept
                          up where repetition_penalty is not 1 */
-  const mamba_choice_options* options; /* host */
-  const double* draws;                 /* host, (batch,) in [0, 1) */
+  const mamba_choice_options* options; /* host, or on the device: every block reads them */
+  const double* draws;                 /* host, (slots, batch) in [0, 1) */
   int64_t* next;                       /* (batch,): what the model reads in its next step */
-  int64_t* chosen; /* host, (batch,); -1 where the largest logit is not finite */
+  int64_t* chosen; /* host, (slots, batch); -1 where the largest logit is not finite */
+  int64_t* turns;  /* (batch,), 0 at first: which of two slots the choice to come has; each makes it
+                      the other one. A step may then be queued while the host has not read yet what
+                      the one ahead chose. Null for one slot. */
 } mamba_choose_params;
 
 /* Queues the choice. Equal input gives equal tokens. */
 MAMBA_API mamba_status mamba_choose_cuda(const mamba_choose_params* params, void* stream);
+
+/* What the host writes to a slot of chosen before it queues the choice, to wait for it. */
+#define MAMBA_NOT_CHOSEN (-2)
+
+/* Waits until no number of a slot is MAMBA_NOT_CHOSEN, whatever was queued after that choice. */
+MAMBA_API mamba_status mamba_wait_choice(const int64_t* chosen, int64_t batch, void* stream);
 
 /* A stream of its own, which does not wait for the default one. It is the process's until it ends.
  */

@@ -167,6 +167,24 @@ mamba_status mamba_wait(void* stream) {
   return status_of("decode", cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }
 
+mamba_status mamba_wait_choice(const int64_t* chosen, int64_t batch, void* stream) {
+  constexpr int kLooksBetweenQueries = 1 << 14;  // a look takes nanoseconds, a query microseconds
+  const volatile int64_t* tokens = chosen;       // the GPU writes them
+  bool is_idle = false;
+  for (int64_t row = 0, looks = 1; row < batch; ++looks) {
+    if (tokens[row] != MAMBA_NOT_CHOSEN) {
+      ++row;
+    } else if (is_idle) {
+      return mamba::fail(MAMBA_INTERNAL, "decode: a step ended without a choice");
+    } else if (looks % kLooksBetweenQueries == 0) {
+      const cudaError_t state = cudaStreamQuery(static_cast<cudaStream_t>(stream));
+      if (state != cudaErrorNotReady && state != cudaSuccess) return status_of("decode", state);
+      is_idle = state == cudaSuccess;
+    }
+  }
+  return MAMBA_OK;
+}
+
 // Relaxed: other threads, and the runtime's allocator in this one, may go on allocating.
 mamba_status mamba_capture_begin(void* stream) {
   return status_of("capture", cudaStreamBeginCapture(static_cast<cudaStream_t>(stream),

@@ -1,7 +1,9 @@
 // Captured steps on a CUDA runtime of this program's own, whose device is host memory: which copies
-// a graph is refused for, and that one which is replayed reads and writes no memory that is gone.
+// a graph is refused for, that one which is replayed reads and writes no memory that is gone, and
+// that the wait for a choice ends with it, or with what CUDA says.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
@@ -25,6 +27,9 @@ struct Runtime {
   bool is_capturing = false;
   int graphs = 0;  // executable ones that live
   std::set<void*> host;
+  int busy = 0;                            // queries of the stream that say it is at work
+  cudaError_t state = cudaSuccess;         // what it says then
+  std::vector<int64_t>* chosen = nullptr;  // what its work writes at its end
   std::vector<unsigned char> device = std::vector<unsigned char>(4096);
 } runtime;
 
@@ -63,6 +68,12 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaStreamQuery(cudaStream_t) {
+  if (--runtime.busy >= 0) return cudaErrorNotReady;
+  if (runtime.chosen) std::fill(runtime.chosen->begin(), runtime.chosen->end(), 7);
+  return runtime.state;
+}
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
   attributes->type = is_device(memory) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
@@ -260,12 +271,32 @@ void try_refused() {
   mamba_host_free(stack);
 }
 
+void try_wait(Random& random) {
+  std::vector<int64_t> tokens(static_cast<size_t>(random.between(1, 5)), 3);
+  const auto batch = static_cast<int64_t>(tokens.size());
+  expect(mamba_wait_choice(tokens.data(), batch, nullptr) == MAMBA_OK, "a choice that is there");
+  const auto wait = [&](cudaError_t state, bool chooses) {
+    tokens[static_cast<size_t>(random.between(0, batch - 1))] = MAMBA_NOT_CHOSEN;
+    runtime.busy = static_cast<int>(random.between(0, 2));
+    runtime.state = state;
+    runtime.chosen = chooses ? &tokens : nullptr;
+    return mamba_wait_choice(tokens.data(), batch, nullptr);
+  };
+  expect(wait(cudaSuccess, true) == MAMBA_OK, "a choice that comes with the end");
+  expect(tokens == std::vector<int64_t>(tokens.size(), 7), "it returns before all is chosen");
+  expect(wait(cudaSuccess, false) == MAMBA_INTERNAL, "work that ends without a choice");
+  expect(wait(cudaErrorIllegalAddress, false) == MAMBA_CUDA_ERROR, "work that failed");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   return seeded::run(argc, argv, 2000, [](Random& random, int64_t) {
     const int64_t which = random.between(0, 9);
-    which < 1 ? try_refused() : which < 4 ? try_replay(random) : try_copy(random);
+    which < 1   ? try_refused()
+    : which < 3 ? try_wait(random)
+    : which < 5 ? try_replay(random)
+                : try_copy(random);
     expect(runtime.host.empty(), "host memory is left");
     expect(runtime.graphs == 0, "a graph is left");
   });

@@ -123,7 +123,7 @@ class Exported:
         sampler = Sampler(Sampling(temperature=0), [np.zeros(1, np.int64)] * batch, self._vocab)
         chooser = self._session.chooser(state, sampler, tokens)
         if chooser is not None:
-            return _step_seconds(chooser.next, self._steps, lambda: None)
+            return _step_seconds(lambda: chooser.next(goes_on=True), self._steps, lambda: None)
         steppers: list[Any] = []
 
         def restart() -> None:

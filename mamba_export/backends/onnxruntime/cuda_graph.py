@@ -1,7 +1,8 @@
 """The step of a batch that decodes in ONNX Runtime on an NVIDIA GPU, captured in a CUDA graph.
 
 States stay in the graph's own buffers. The next token is chosen on the device and
-lies where the model reads it, so that a token costs the host one launch and one number to read.
+lies where the model reads it, so that a token costs the host one launch and one number to read. Two choices
+have slots to lie in, so that a step may be launched before the host has read what the one ahead chose.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
     CHOOSE_NOTHING,
+    NOT_CHOSEN,
     ChoiceOptions,
     ChooseParams,
     GpuStream,
@@ -39,6 +41,8 @@ from mamba_export.errors import SessionError
 from mamba_export.generation.captures import Captures
 from mamba_export.generation.sampling import Sampler, divisor
 from mamba_export.generation.state import step_sizes
+
+_SLOTS = 2  # of the choices of steps that are under way
 
 
 class StepGraph:
@@ -74,9 +78,13 @@ class StepGraph:
         self._present = block if metadata.model else StateBlock(BlockKind.of(model), batch)
         self._starts = False  # whether the next step is the first
         self._host_tokens = self._gpu.host_array((batch,), np.int64)
-        self._draws = self._gpu.host_array((batch,), np.float64)
-        options = self._gpu.host_array((ctypes.sizeof(ChoiceOptions),), np.uint8)
-        self._options = ChoiceOptions.from_buffer(options.data)
+        self._slots = DeviceTensor.empty("int64", (batch,), device)
+        self._chosen = self._gpu.host_array((_SLOTS, batch), np.int64)
+        self._draws = self._gpu.host_array((_SLOTS, batch), np.float64)
+        self._launched = self._read = 0  # choices since the start
+        self._options = ChoiceOptions()
+        self._sent_options = b""  # those on the device
+        self._device_options = DeviceTensor.empty("uint8", (ctypes.sizeof(ChoiceOptions),), device)
         self._choice = CHOOSE_NOTHING
         self._params = ChooseParams(
             batch=batch,
@@ -85,10 +93,11 @@ class StepGraph:
             logits=self._logits.address,
             scores=self._scores.address,
             seen=self._seen.address,
-            options=options.ctypes.data,
+            options=self._device_options.address,
             draws=self._draws.ctypes.data,
             next=self._tokens.address,
-            chosen=self._host_tokens.ctypes.data,
+            chosen=self._chosen.ctypes.data,
+            turns=self._slots.address,
         )
         self._step = self._bind()
         self._graph: Graph | None = None
@@ -110,10 +119,12 @@ class StepGraph:
         One that lies in the block already is moved by the first step, if somebody holds it by then.
         """
         with self._gpu.lock:
+            self._gpu.queue_upload(self._slots.address, np.zeros(self.batch, np.int64))
             if not self.block.holds(state):
                 self.block.move_lent()
                 self.block.queue_copy_of(state)
             self._gpu.wait()
+        self._launched = self._read = 0
         self._starts = True
 
     def set_choice(self, sampler: Sampler | None) -> None:
@@ -132,58 +143,113 @@ class StepGraph:
             with self._gpu.lock:
                 self._gpu.copy(self._seen.address, seen.ctypes.data, seen.nbytes)
 
-    def set_draws(self, draws: np.ndarray) -> None:
-        """(batch,) numbers in [0, 1) for the next choice."""
-        self._draws[:] = draws
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a step is under way, or done, whose choice nobody has read."""
+        return self._launched > self._read
 
     def set_tokens(self, tokens: np.ndarray) -> None:
-        """(batch,) tokens that the next step reads, where they are not those that were chosen."""
+        """(batch,) tokens that the next step reads, where they are not those that were chosen.
+
+        No step that was launched may still read others.
+        """
         self._host_tokens[:] = tokens
         with self._gpu.lock:
-            self._gpu.copy(
+            self._gpu.queue_copy(
                 self._tokens.address, self._host_tokens.ctypes.data, self._host_tokens.nbytes
             )
 
-    def advance(self, *, chooses: bool) -> np.ndarray:
-        """Read one token a sequence, and choose the next.
+    def launch(self, draws: np.ndarray | None) -> None:
+        """Launch a step that reads one token a sequence, and chooses the next.
 
         Args:
-            chooses: False for a step whose ``logits`` are read.
-
-        Returns:
-            (batch,) int64, valid until the next call; -1 where the largest logit is not finite.
+            draws: (batch,) numbers in [0, 1) for the choice; None where it draws nothing.
 
         Raises:
             SessionError: ONNX Runtime or CUDA failed.
         """
-        self._options.choice = self._choice if chooses else CHOOSE_NOTHING
+        slot = self._launched % _SLOTS
+        if draws is not None:
+            self._draws[slot] = draws
+        self._chosen[slot] = NOT_CHOSEN
+        self._advance(self._choice)
+
+    def chosen(self) -> np.ndarray:
+        """Of the first step that was launched and not read: (batch,) int64, valid until the next launch.
+
+        It is -1 where the largest logit is not finite.
+
+        Raises:
+            SessionError: CUDA failed.
+        """
+        tokens = self._chosen[self._read % _SLOTS]
+        with self._gpu.lock:
+            self._gpu.wait_choice(tokens)
+        self._read += 1
+        return tokens
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Of a step that reads these (batch,) tokens: (batch, vocab_size) fp32, valid until the next.
+
+        The GPU makes fp32 of them: NumPy takes 1 to 2 ns a number.
+
+        Raises:
+            SessionError: ONNX Runtime or CUDA failed.
+        """
+        self.set_tokens(tokens)
+        self._advance(CHOOSE_NOTHING)
+        self._read += 1
+        with self._gpu.lock:
+            self._gpu.copy(
+                self._host_logits.ctypes.data, self._scores.address, self._host_logits.nbytes
+            )
+        return self._host_logits[:, 0]
+
+    def finish(self) -> bool:
+        """Wait for a step that nobody reads; False where somebody else uses the stream just now."""
+        if not self.is_ahead:
+            return True
+        # No blocking: the garbage collector may come here from within a use of the stream.
+        if not self._gpu.lock.acquire(blocking=False):
+            return False
+        try:
+            self._gpu.wait()
+        finally:
+            self._gpu.lock.release()
+        return True
+
+    def _advance(self, choice: int) -> None:
+        self._options.choice = choice
+        self._send_options()
         if self._starts:
             with self._gpu.lock:
                 self.block.move_lent()
             self._starts = False
         if self._graph is None and self._has_run and self.capture_problem is None:
             self._capture()
-        if self._graph is None:
-            self._run_uncaptured()
-        else:
-            with self._gpu.lock:
-                self._gpu.run(self._graph)
-        return self._host_tokens
+        self._launched += 1  # first: an interrupt may come once it is launched
+        try:
+            if self._graph is None:
+                self._run_uncaptured()
+            else:
+                with self._gpu.lock:
+                    self._gpu.launch(self._graph)
+        except Exception:
+            self._launched -= 1
+            raise
 
     @functools.cached_property
     def _host_logits(self) -> np.ndarray:
         return self._gpu.host_array(self._scores.shape, np.float32)
 
-    def logits(self) -> np.ndarray:
-        """Of the last step, which chose nothing: (batch, vocab_size) fp32, valid until the next.
-
-        The GPU has made fp32 of them: NumPy takes 1 to 2 ns a number.
-        """
-        with self._gpu.lock:
-            self._gpu.copy(
-                self._host_logits.ctypes.data, self._scores.address, self._host_logits.nbytes
-            )
-        return self._host_logits[:, 0]
+    def _send_options(self) -> None:
+        options = bytes(self._options)
+        if options != self._sent_options:
+            with self._gpu.lock:
+                self._gpu.queue_upload(
+                    self._device_options.address, np.frombuffer(options, np.uint8)
+                )
+            self._sent_options = options
 
     def _run_uncaptured(self) -> None:
         execute(self._model, self._step)
@@ -231,12 +297,14 @@ class StepGraphs:
         self._captures = Captures("steps run")
         self.metadata = model.metadata
         self._idle: StepGraph | None = None
+        self._ending: list[StepGraph] = []  # of which a step is under way, in their memory
         self._lock = threading.RLock()  # put may be called by the garbage collector, inside take
 
     def take(self, state: OrtState) -> StepGraph:
         """A graph to go on from a state, nobody else's until it is put back."""
         with self._lock:
             graph, self._idle = self._idle, None
+            self._ending = [one for one in self._ending if not one.finish()]
         if graph is not None and graph.batch == state.batch:
             is_best = graph.block.holds(state) or not graph.block.is_large
             is_best = is_best or not isinstance(state, BlockState) or state.place.block is None
@@ -253,6 +321,9 @@ class StepGraphs:
 
     def put(self, graph: StepGraph) -> None:
         """Give a graph back. One whose state somebody holds is theirs."""
+        if not graph.finish():
+            with self._lock:
+                self._ending.append(graph)
         if not graph.block.is_lent:
             self.states.put(graph.block)
             with self._lock:

@@ -15,6 +15,8 @@ from mamba_export.libraries import CUSTOM_OPS
 
 CHOOSE_NOTHING, CHOOSE_BEST, CHOOSE_DRAWN = range(3)
 """``mamba_choice``."""
+NOT_CHOSEN = -2
+"""``MAMBA_NOT_CHOSEN``."""
 
 
 class ChoiceOptions(ctypes.Structure):
@@ -43,6 +45,7 @@ class ChooseParams(ctypes.Structure):
         ("draws", ctypes.c_void_p),
         ("next", ctypes.c_void_p),
         ("chosen", ctypes.c_void_p),
+        ("turns", ctypes.c_void_p),
     ]
 
 
@@ -105,6 +108,19 @@ class GpuStream:
     def choose(self, params: ChooseParams) -> None:
         """Queue the choice of the next tokens."""
         self._call("mamba_choose_cuda", ctypes.byref(params), self._stream)
+
+    def wait_choice(self, chosen: np.ndarray) -> None:
+        """Wait until none of these is ``NOT_CHOSEN``, whatever was queued after their choice.
+
+        Args:
+            chosen: (batch,) int64 of ``host_array``, which a queued choice writes.
+        """
+        self._call(
+            "mamba_wait_choice",
+            _pointer(chosen.ctypes.data),
+            ctypes.c_int64(len(chosen)),
+            self._stream,
+        )
 
     def begin_capture(self) -> None:
         """Note the work that is queued from now on, in place of running it."""

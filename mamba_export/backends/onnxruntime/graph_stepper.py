@@ -63,12 +63,17 @@ class GraphStepper:
         Raises:
             SessionError: the tokens are others, or ONNX Runtime or CUDA failed.
         """
-        self._graph.set_tokens(step_tokens(tokens, self._graph.batch, self._metadata))
-        self._graph.advance(chooses=False)
-        return self._graph.logits()
+        tokens = step_tokens(tokens, self._graph.batch, self._metadata)
+        if self.is_ahead:
+            raise ValueError("a step is under way already, with the tokens that were chosen")
+        return self._graph.logits(tokens)
 
-    def next(self) -> np.ndarray:
+    def next(self, *, goes_on: bool = False) -> np.ndarray:
         """Read the tokens that were chosen last, and choose the next ones.
+
+        Args:
+            goes_on: there will be another call: its step may be launched now, so that the GPU need not wait for
+                the host. ``state`` is then that step's, after its call.
 
         Returns:
             (batch,) int64.
@@ -78,14 +83,30 @@ class GraphStepper:
         """
         if self._sampler is None:
             raise ValueError("the stepper was made without a sampler")
-        if self._sampler.sampling.temperature != 0:
-            self._graph.set_draws(self._sampler.draws())
-        tokens = self._graph.advance(chooses=True).copy()
+        if not self.is_ahead:
+            self._launch(self._sampler)
+        if goes_on and self.is_captured:
+            self._launch(self._sampler)
+        tokens = self._graph.chosen().copy()
         check_finite(tokens >= 0)
         self._sampler.note(tokens)
         return tokens
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether the step of the next ``next`` is under way."""
+        return self._graph.is_ahead
+
+    def _launch(self, sampler: Sampler) -> None:
+        self._graph.launch(sampler.draws() if sampler.sampling.temperature != 0 else None)
+
+    @property
     def state(self) -> OrtState:
-        """The state after the last step, valid until the next step."""
+        """The state after the last step, valid until the next step.
+
+        Raises:
+            ValueError: the next step is under way, and writes it.
+        """
+        if self.is_ahead:
+            raise ValueError("the next step is under way: there is no state before its end")
         return self._graph.block.lend()

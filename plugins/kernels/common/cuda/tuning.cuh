@@ -37,14 +37,23 @@ struct Tuning {
   // of 27.0, and one of 130M would take 9.15 instead of 9.04, of 2.8B 40 instead of 36 (H100).
   int64_t fewest_register_weights;
   int64_t most_register_weights;
+  // One token of more sequences takes two kernels of its own between the large products
+  // (mamba_layer/cuda/batch_token.cu, which needs sm_90) up to so many channels of all sequences:
+  // with 64 sequences a layer of 1536 channels takes 25.5 us instead of 31.7, of 5120 channels 72.6
+  // instead of 76.4, with 128 it would take 98.5 instead of 97.1.
+  int64_t most_batch_channels;
+  // From so many rows on, and up to so large a matrix, products are batch_product.cu's (sm_90a).
+  int64_t fewest_batch_rows;
+  int64_t most_batch_weights;
 };
 
-constexpr Tuning kMeasuredOnH100 = {1024,      128,        64,        int64_t{1} << 21,
-                                    4,         64'000'000, 32,        220'000'000,
-                                    8'000'000, 8'000'000,  4'000'000, 17'000'000};
+constexpr Tuning kMeasuredOnH100 = {
+    1024,      128,       64,        int64_t{1} << 21, 4,         64'000'000, 32,       220'000'000,
+    8'000'000, 8'000'000, 4'000'000, 17'000'000,       64 * 5120, 17,         9'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;
+  tuning.most_batch_channels = 0;
   return tuning;
 }
 
@@ -285,18 +294,27 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
-// The last kernel's block over codes: a sector of a row of 8 bits, half of one of 4. Of one row it
-// is quicker on CUDA cores (1.4B, H200: 5.0 us where tensor cores take 8.0), the first on tensor
-// cores (2.8B: 12.7 us where CUDA cores take 21).
+// The last kernel's block over codes: half a sector of a row of 4 bits. One row of 8 bits is
+// quicker on CUDA cores (2.8B, H100: a layer takes 32.5 us, and 36.9 on tensor cores).
 constexpr GemvBlock kPackedOutBlock = {32, 512};
-// The same on tensor cores: threads, bytes of a block's rings of codes, and the shared memory that
-// a block of a GPU must be able to have.
-constexpr int kTensorThreads = 256;
-constexpr int kTensorStageBytes = 80 * 1024;
-constexpr int kLeastTensorShared = 160 * 1024;
+// Codes to weights of T for many rows (widen.cu): columns of a thread, and threads.
+constexpr GemvBlock kWidenBlock = {8, 256};
+// The first kernel's on tensor cores: threads, and the shared memory that a block of a GPU must be
+// able to have. Few columns give three quarters of the multiprocessors a block at most: more such
+// blocks are slower than half as many of kInProjBlock's columns (370M, H100: a layer takes 11.6 us
+// instead of 9.6). Several rows take many columns, where they leave every multiprocessor one block.
+constexpr int kTensorThreads = 256, kLeastTensorShared = 160 * 1024;
+constexpr int kFewTensorColumns = 32, kManyTensorColumns = 96;
+// Bytes of a block's rings of codes: of one row, and of several, whose x takes shared memory too;
+// less where blocks share a multiprocessor; and of the last kernel.
+constexpr int kTensorRing = 108 * 1024, kSharedTensorRing = 80 * 1024;
+constexpr int kTensorRowsRing = 88 * 1024, kSharedTensorRowsRing = 40 * 1024;
+constexpr int kTensorOutRing = 80 * 1024, kTensorOutRowsRing = 40 * 1024;
 // Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
 constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
+// Of several rows the first kernel's block has fewer columns, all of which find room in its rings.
+constexpr int kSomeRowsInColumns = 32;
 // Rows of x of so many bytes, together, ride along with the weights in registers.
 constexpr int kMaxEarlyBytes = 4;
 constexpr int kSomeStepRows = 4;  // kernels are compiled for 1, so many and kMaxStepRows rows
@@ -319,5 +337,33 @@ constexpr int kLeastSkinnyShare = 128, kMostSkinnyShare = 1024;
 // Up to 8 rows three blocks share a multiprocessor, instead of two, where a matrix has so many
 // weights: a layer of Mamba of 1024 channels takes 19.6 us instead of 21.6, one of 768 no less.
 constexpr int64_t kLargeSkinnyWeight = 4'000'000;
+
+// --- Products of a batch's rows on Hopper (layer/cuda/batch_product.cu) --------------------------
+
+// A block has kTiles times 64 columns and a ring of kStages times 64 rows of the depth, which the
+// blocks of a cluster share out. Few columns are cut into many shares; where there are kManyTiles
+// tiles of 64, a block has the whole depth, and no cluster to wait for.
+template <int Tiles, int Stages, int Shares>
+struct BatchTile {
+  static constexpr int kTiles = Tiles, kStages = Stages, kShares = Shares;
+};
+using BatchOfFewColumns = BatchTile<2, 8, 6>;
+using BatchOfManyColumns = BatchTile<1, 6, 1>;
+constexpr int64_t kManyTiles = 48;
+
+// --- A batch's token of Mamba (mamba_layer/cuda/batch_token.cu) ----------------------------------
+
+// Blocks of a cluster of its first kernel, which add up their shares of x_proj; a block has 64, 128
+// or 256 channels, so that the second kernel has to add up at most so many shares of clusters, or
+// twice as many in at most kFewBatchGroups groups of 16 sequences.
+constexpr int kBatchCluster = 8, kMostBatchShares = 4, kFewBatchGroups = 2;
+// Channels of a block of the second kernel, whose states wait in registers, and blocks that are to
+// share a multiprocessor.
+template <int Channels, int Blocks>
+struct BatchStates {
+  static constexpr int kChannels = Channels, kBlocks = Blocks;
+};
+using BatchStatesOfSome = BatchStates<32, 3>;
+using BatchStatesOfMany = BatchStates<64, 2>;
 
 }  // namespace mamba

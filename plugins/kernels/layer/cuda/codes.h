@@ -30,16 +30,23 @@ __host__ __device__ inline int block_rows(const mamba_codes& codes, int64_t dept
   return static_cast<int>(depth) / static_cast<int>(codes.blocks);
 }
 
-// Whether a step of so many rows takes a matrix of codes, or of T: the codes of 8 columns, and
-// their scales, must be readable at once. weight: the codes.
+// Whether the codes of 8 columns of a matrix, and their scales, can be read at once, and those of
+// kCodeRows rows share scales. weight: the codes.
+inline bool are_read_together(const mamba_codes& codes, const void* weight, int64_t depth,
+                              int64_t columns, mamba_dtype dtype) {
+  if (codes.blocks < 1 || depth % codes.blocks != 0) return false;  // refused when it is run
+  const auto element = static_cast<size_t>(element_bytes(dtype));
+  return columns % 8 == 0 && block_rows(codes, depth) % kCodeRows == 0 &&
+         is_aligned<16>(weight, 0, 1) && is_aligned<16>(codes.zero_points, 0, 1) &&
+         is_aligned<16>(codes.scales, 8, element);
+}
+
+// Whether a step of so many rows takes a matrix of codes, or of T. weight: the codes.
 inline bool step_takes(const mamba_codes& codes, const void* weight, int64_t rows, int64_t depth,
                        int64_t columns, mamba_dtype dtype) {
   if (codes.bits == 0) return true;
-  if (codes.blocks < 1 || depth % codes.blocks != 0) return false;  // refused when it is run
-  const auto element = static_cast<size_t>(element_bytes(dtype));
-  return (rows <= kMostCodeRows || multiplies_on_tensor_cores(dtype)) && columns % 8 == 0 &&
-         block_rows(codes, depth) % kCodeRows == 0 && is_aligned<16>(weight, 0, 1) &&
-         is_aligned<16>(codes.zero_points, 0, 1) && is_aligned<16>(codes.scales, 8, element);
+  return (rows <= kMostCodeRows || multiplies_on_tensor_cores(dtype)) &&
+         are_read_together(codes, weight, depth, columns, dtype);
 }
 
 // A matrix of codes, and where its weights go.

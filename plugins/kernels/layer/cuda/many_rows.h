@@ -3,6 +3,7 @@
 
 #include "common/cuda/status.h"
 #include "common/errors.h"
+#include "layer/cuda/batch_product.cuh"
 #include "layer/cuda/skinny_product.cuh"
 #include "layer/parts.h"
 #include "mamba_kernels.h"
@@ -31,6 +32,10 @@ struct Products {
   mamba_status operator()(const Factors& f, void* c, mamba_dtype c_dtype,
                           const void* addend = nullptr) const {
     const mamba_product g = describe(f, c, c_dtype, addend);
+    if (batch_product_fits(g)) {
+      const auto queue = static_cast<cudaStream_t>(stream);
+      return status_of(layer, launch_batch_product(g, constant_weights, queue));
+    }
     if (skinny_product_fits(g)) return run_skinny(g, nullptr);
     return run(g);
   }

@@ -129,23 +129,69 @@ auto with_chunk(int bits, int columns, Body body) {
   return body(std::integral_constant<int, 4>());
 }
 
+inline bool has_own_multiprocessors(int columns, int of_block) {
+  return blocks_for(columns, of_block) <= static_cast<unsigned>(current_gpu().multiprocessors);
+}
+
+// Calls body with the Choice of the first kernel's product of fp16 on tensor cores.
+template <int Bits, int Chunk, typename Body>
+auto with_tensor_in_product(int rows, int columns, Body body) {
+  const auto of = [&](auto of_block, auto ring, auto compiled_rows) {
+    return body(Choice<TensorRowProduct<Bits, decltype(of_block)::value, kTensorThreads, Chunk,
+                                        decltype(ring)::value, decltype(compiled_rows)::value>>());
+  };
+  const std::integral_constant<int, kFewTensorColumns> few{};
+  const std::integral_constant<int, kInProjBlock.columns> some{};
+  const std::integral_constant<int, kManyTensorColumns> many{};
+  const std::integral_constant<int, 1> one{};
+  const std::integral_constant<int, kMaxStepRows> all{};
+  const std::integral_constant<int, kTensorRing> ring{};
+  const std::integral_constant<int, kSharedTensorRing> shared_ring{};
+  const std::integral_constant<int, kTensorRowsRing> rows_ring{};
+  const std::integral_constant<int, kSharedTensorRowsRing> shared_rows_ring{};
+  const bool is_alone = has_own_multiprocessors(columns, some);
+  if constexpr (Chunk == 16) {
+    if (blocks_for(columns, few) * 4u <= current_gpu().multiprocessors * 3u) {
+      return rows == 1 ? of(few, ring, one) : of(few, rows_ring, all);
+    }
+    if (rows > 1 && !is_alone && has_own_multiprocessors(columns, many)) {
+      return of(many, rows_ring, all);
+    }
+  }
+  if (rows == 1) return is_alone ? of(some, ring, one) : of(some, shared_ring, one);
+  return is_alone ? of(some, rows_ring, all) : of(some, shared_rows_ring, all);
+}
+
+// The same of the last kernel, on tensor cores where that is quicker.
+template <int Bits, int Chunk, typename Body>
+auto with_tensor_out_product(int rows, Body body) {
+  constexpr int kColumns = kPackedOutBlock.columns, kThreads = kPackedOutBlock.threads;
+  if constexpr (Bits == 4) {
+    if (rows == 1) {
+      return body(Choice<TensorRowProduct<Bits, kColumns, kThreads, Chunk, kTensorOutRing, 1>>());
+    }
+  }
+  return body(
+      Choice<
+          TensorRowProduct<Bits, kColumns, kThreads, Chunk, kTensorOutRowsRing, kMaxStepRows>>());
+}
+
 // Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
-// allows. Threads: of a block where tensor cores are not used, as for one row unless TensorRow.
-template <typename T, int Columns, int Threads, bool TensorRow, typename Body>
+// allows. Columns, Threads: of a block where tensor cores are not used. IsIn: of the first kernel.
+template <typename T, int Columns, int Threads, bool IsIn, typename Body>
 auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body body) {
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (std::is_same_v<T, __half>) {
-      if ((TensorRow || rows > 1) && multiplies_on_tensor_cores(MAMBA_FP16)) {
+      const bool is_quicker = IsIn || kBits == 4 || rows > 1;
+      if (is_quicker && multiplies_on_tensor_cores(MAMBA_FP16)) {
         return with_chunk(kBits, columns, [&](auto chunk) {
           constexpr int kChunk = decltype(chunk)::value;
-          if constexpr (TensorRow) {
-            if (rows == 1) {
-              return body(Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, 1>>());
-            }
+          if constexpr (IsIn) {
+            return with_tensor_in_product<kBits, kChunk>(rows, columns, body);
+          } else {
+            return with_tensor_out_product<kBits, kChunk>(rows, body);
           }
-          return body(
-              Choice<TensorRowProduct<kBits, Columns, kTensorThreads, kChunk, kMaxStepRows>>());
         });
       }
     }

@@ -29,6 +29,7 @@ auto with_in_product(const ProjectIn& s, Body body) {
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
   if constexpr (sizeof(T) == 2) {
     if (is_token(s) && !s.in_registers && takes_ring<T>(s.d_model)) {
+      if (s.rows > 1) return with_ring_product<T, kSomeRowsInColumns>(s.rows, body);
       return with_ring_product<T, kInProjBlock.columns>(s.rows, body);
     }
   }

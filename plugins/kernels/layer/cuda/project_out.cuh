@@ -57,16 +57,22 @@ struct OutShared {
   }
 };
 
-// The rows of y in shared memory, 16 bytes at a time; depth is a multiple of so many.
-template <int Threads, typename T>
+// The rows of y, Rows at most, in shared memory, 16 bytes at a time; depth is a multiple of so
+// many. All rows are asked for before the first is stored.
+template <int Threads, int Rows, typename T>
 __device__ __forceinline__ void copy_rows(const T* y, int stride, int rows, int depth, T* x,
                                           int x_stride) {
-  constexpr int kAtOnce = 16 / sizeof(T);
-  for (int r = 0; r < rows; ++r) {
-#pragma unroll 4
-    for (int i = threadIdx.x * kAtOnce; i < depth; i += Threads * kAtOnce) {
-      *reinterpret_cast<uint4*>(x + r * x_stride + i) =
-          *reinterpret_cast<const uint4*>(y + r * stride + i);
+  constexpr int kAtOnce = 16 / sizeof(T), kUnrolled = Rows == 1 ? 4 : 1;
+#pragma unroll kUnrolled
+  for (int i = threadIdx.x * kAtOnce; i < depth; i += Threads * kAtOnce) {
+    uint4 values[Rows];
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      if (r < rows) values[r] = *reinterpret_cast<const uint4*>(y + r * stride + i);
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      if (r < rows) *reinterpret_cast<uint4*>(x + r * x_stride + i) = values[r];
     }
   }
 }
@@ -93,7 +99,7 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
   wait_and_let_next_start(s.codes.bits == 0);
   product.start_x();
   if constexpr (kCopiesY && !IsGated)
-    copy_rows<kThreads>(y, s.stride, s.rows, s.depth, x, x_stride);
+    copy_rows<kThreads, Product::kRows>(y, s.stride, s.rows, s.depth, x, x_stride);
   const int r = threadIdx.x / kColumns, column = first + threadIdx.x % kColumns;
   const bool is_writer = r < s.rows && column < s.columns;
   const int64_t element = static_cast<int64_t>(r) * s.columns + column;

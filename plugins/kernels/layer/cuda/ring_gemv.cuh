@@ -15,9 +15,9 @@
 #include "common/cuda/mma.cuh"
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/block_sums.cuh"
+#include "layer/cuda/code_ring.cuh"
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/launch.cuh"
-#include "layer/cuda/tensor_gemv.cuh"
 
 namespace mamba {
 

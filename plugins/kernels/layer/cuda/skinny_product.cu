@@ -16,13 +16,13 @@
 #include <utility>
 
 #include "common/checks.h"
-#include "common/cuda/cluster.cuh"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/one_step_conv.cuh"
+#include "layer/cuda/product_sums.cuh"
 #include "layer/cuda/skinny_product.cuh"
 
 namespace mamba {
@@ -34,9 +34,7 @@ constexpr int kStep = 16;                        // rows of W that a warp multip
 constexpr int kVector = 8;                       // numbers of 16 bytes
 constexpr int kRowVectors = kColumns / kVector;  // of a row of W
 constexpr int kSumStride = kColumns + 4;         // of a row of sums: rows start in other banks
-constexpr int kMaxShares = 8;                    // of the depth: blocks of a cluster
 constexpr int kMostSteps = kMostSkinnyShare / kStep / kWarps;  // of a warp
-constexpr int kFour = 4;                                       // sums that a thread adds up at once
 
 struct SkinnyProduct {
   mamba_product p;
@@ -62,24 +60,6 @@ struct Layout {
 __device__ __forceinline__ int place(int row, int vector) {
   const int turn = (row / 4 % 4) * 2 + row % 2;
   return row * kColumns + (vector ^ turn) * kVector;
-}
-
-__device__ __forceinline__ void add(float4& sum, const float4& other) {
-  sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
-}
-
-// c = total, plus the addend where there is one.
-template <typename C>
-__device__ __forceinline__ void write_four(const mamba_product& p, int64_t at, float4 total) {
-  using Four = Pack<C, kFour>;
-  if (p.addend) {
-    const Four four = *reinterpret_cast<const Four*>(static_cast<const C*>(p.addend) + at);
-    add(total, make_float4(to_float(four.values[0]), to_float(four.values[1]),
-                           to_float(four.values[2]), to_float(four.values[3])));
-  }
-  const Four four = {from_float<C>(total.x), from_float<C>(total.y), from_float<C>(total.z),
-                     from_float<C>(total.w)};
-  *reinterpret_cast<Four*>(static_cast<C*>(p.c) + at) = four;
 }
 
 template <typename Body, int... Turns>
@@ -217,19 +197,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   const int end = min(fours, (block + 1) * own_fours);
   for (int i = block * own_fours + threadIdx.x; i < end; i += kThreads) {
     const int row = i / kRowFours, place = i % kRowFours * kFour, column = first_column + place;
-    const float* own = four_at(i);
-    float4 total = {};
-    if (blocks == 1) {
-      total = *reinterpret_cast<const float4*>(own);
-    } else {
-      float4 parts[kMaxShares] = {};  // all on their way at once
-#pragma unroll
-      for (int other = 0; other < kMaxShares; ++other) {
-        if (other < blocks) parts[other] = load_from_block(own, other);
-      }
-#pragma unroll
-      for (int other = 0; other < kMaxShares; ++other) add(total, parts[other]);
-    }
+    const float4 total = sum_over_blocks(four_at(i), blocks);
     if (column >= columns) continue;
     const float values[kFour] = {total.x, total.y, total.z, total.w};
     bool is_product = false;  // whether any of the columns is no channel of the convolution
@@ -243,12 +211,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
       }
     }
     if (!is_product) continue;
-    const int64_t at = row * s.p.c_stride + column;
-    if (s.p.c_dtype == MAMBA_FP32) {
-      write_four<float>(s.p, at, total);
-    } else {
-      write_four<T>(s.p, at, total);
-    }
+    write_product<T>(s.p, row * s.p.c_stride + column, total);
   }
   if (blocks > 1) cluster_barrier();  // the others may still be reading this block's sums
 }
@@ -257,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
 int count_shares(const mamba_product& p) {
   const int64_t tiles = (p.columns + kColumns - 1) / kColumns;
   int shares = 1;
-  while (shares < kMaxShares &&
+  while (shares < kMostShares &&
          (p.depth > int64_t{shares} * kMostSkinnyShare ||
           (tiles * shares < kSkinnyBlocks && p.depth > int64_t{2 * shares} * kLeastSkinnyShare))) {
     shares *= 2;
@@ -313,7 +276,7 @@ bool skinny_product_fits(const mamba_product& p) {
       p.rows > kMaxSkinnyRows || p.depth > kMaxWidth || p.columns > kMaxWidth ||
       p.rows * p.depth * p.columns > current_tuning().most_skinny_products ||
       p.depth * p.columns > current_tuning().most_skinny_weights || p.depth % kStep != 0 ||
-      p.columns % kVector != 0 || p.depth > int64_t{kMaxShares} * kMostSkinnyShare ||
+      p.columns % kVector != 0 || p.depth > int64_t{kMostShares} * kMostSkinnyShare ||
       !is_aligned<16>(p.b, 0, kBytes) || !is_aligned<8>(p.a, p.a_stride, kBytes) ||
       !is_aligned<16>(p.c, p.c_stride, kBytes) || !is_aligned<16>(p.addend, 0, kBytes)) {
     return false;

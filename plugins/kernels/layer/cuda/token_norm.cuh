@@ -113,57 +113,84 @@ template <typename T, int Threads, int Rows, int Pending>
 class RowsNorm {
  public:
   // weight: padded(d_model) numbers in shared memory.
-  __device__ RowsNorm(const ProjectIn& s, float* weight) : s_(s), weight_(weight) {
+  __device__ RowsNorm(const ProjectIn& s, float* weight)
+      : s_(s), weight_(weight), is_quick_(s.hidden_dtype == MAMBA_FP32 && s.reads_hidden_in_fours) {
     start_norm_weight<Threads>(s.norm_weight, s.d_model, s.reads_hidden_in_fours, weight);
   }
 
   __device__ __forceinline__ void start() {
-#pragma unroll
-    for (int n = 0; n < kKept; ++n) kept_[n] = hidden(warp()).at(first() + n * kApart);
+    if (is_quick_) keep(warp());
   }
 
   // x (Rows, stride). Every thread must call it; x may be read then.
-  __device__ __forceinline__ void finish(T* x, int x_stride) const {
+  __device__ __forceinline__ void finish(T* x, int x_stride) {
     wait_for_copies_but<Pending>();
     __syncthreads();  // of the weight
 #pragma unroll 1
     for (int row = warp(); row < Rows; row += Threads / 32) {
-      const FoursOf<T> values = hidden(row);
-      float square = 0.f;
-#pragma unroll
-      for (int n = 0; n < kKept; ++n) {
-        square = with_squares(square, row == warp() ? kept_[n] : values.at(first() + n * kApart));
-      }
-#pragma unroll 4
-      for (int i = first() + kKept * kApart; i < values.width; i += kApart) {
-        square = with_squares(square, values.at(i));
-      }
-      square = warp_sum(square);
-      const float scale = rsqrtf(square / s_.d_model + s_.epsilon);
-#pragma unroll 4
-      for (int i = first(); i < x_stride; i += kApart) {
-        const float4 w = i < s_.d_model ? *reinterpret_cast<const float4*>(weight_ + i) : float4();
-        put_four_of(x + row * x_stride + i, values.at(i), scale, w);
+      if (is_quick_) {
+        if (row != warp()) keep(row);
+        normalise_row<true>(row, x + row * x_stride, x_stride);
+      } else {
+        normalise_row<false>(row, x + row * x_stride, x_stride);
       }
     }
     __syncthreads();
   }
 
  private:
-  static constexpr int kKept = 6, kApart = 32 * 4;
+  static constexpr int kKept = 10, kApart = 32 * 4;
 
   __device__ __forceinline__ static int warp() { return threadIdx.x / 32; }
   __device__ __forceinline__ static int first() { return threadIdx.x % 32 * 4; }
-  // Of a row that does not exist there are no numbers.
-  __device__ __forceinline__ FoursOf<T> hidden(int row) const {
-    const bool is_wide = s_.hidden_dtype == MAMBA_FP32;
+  __device__ __forceinline__ void keep(int row) {
+#pragma unroll
+    for (int n = 0; n < kKept; ++n) kept_[n] = hidden<true>(row, first() + n * kApart);
+  }
+
+  // IsQuick: rows of fp32 that are read in fours, the first kKept of which are kept. Few
+  // instructions otherwise: each is read from memory.
+  template <bool IsQuick>
+  __device__ __forceinline__ void normalise_row(int row, T* x, int x_stride) {
+    constexpr int kFirst = IsQuick ? kKept : 0, kUnroll = IsQuick ? kKept : 1;
+    float square = 0.f;
+#pragma unroll
+    for (int n = 0; n < kFirst; ++n) square = with_squares(square, kept_[n]);
+#pragma unroll kUnroll
+    for (int i = first() + kFirst * kApart; i < s_.d_model; i += kApart) {
+      square = with_squares(square, hidden<IsQuick>(row, i));
+    }
+    square = warp_sum(square);
+    const float scale = rsqrtf(square / s_.d_model + s_.epsilon);
+#pragma unroll
+    for (int n = 0; n < kFirst; ++n) {
+      const int i = first() + n * kApart;
+      if (i < x_stride) put_four_of(x + i, kept_[n], scale, weight_of(i));
+    }
+#pragma unroll kUnroll
+    for (int i = first() + kFirst * kApart; i < x_stride; i += kApart) {
+      put_four_of(x + i, hidden<IsQuick>(row, i), scale, weight_of(i));
+    }
+  }
+
+  __device__ __forceinline__ float4 weight_of(int i) const {
+    return i < s_.d_model ? *reinterpret_cast<const float4*>(weight_ + i) : float4();
+  }
+
+  // Four numbers of a row; of one that does not exist they are 0.
+  template <bool IsQuick>
+  __device__ __forceinline__ float4 hidden(int row, int i) const {
+    const bool is_wide = IsQuick || s_.hidden_dtype == MAMBA_FP32;
     const int64_t bytes = int64_t{row} * s_.d_model * (is_wide ? sizeof(float) : sizeof(T));
-    return {static_cast<const char*>(s_.hidden) + bytes, row < s_.rows ? s_.d_model : 0, is_wide,
-            s_.reads_hidden_in_fours};
+    const FoursOf<T> values = {static_cast<const char*>(s_.hidden) + bytes,
+                               row < s_.rows ? s_.d_model : 0, is_wide,
+                               IsQuick || s_.reads_hidden_in_fours};
+    return values.at(i);
   }
 
   const ProjectIn& s_;
   float* const weight_;
+  const bool is_quick_;
   float4 kept_[kKept];
 };
 

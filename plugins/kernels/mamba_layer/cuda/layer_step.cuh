@@ -195,7 +195,8 @@ __global__ void __launch_bounds__(Product::kThreads)
   product.start_weights(partial);
   let_next_kernel_start();
   wait_for_earlier_kernels();
-  copy_rows<kThreads>(static_cast<const T*>(s.u) + from, s.in_stride, s.rows, depth, x, x_stride);
+  copy_rows<kThreads, Product::kRows>(static_cast<const T*>(s.u) + from, s.in_stride, s.rows, depth,
+                                      x, x_stride);
   __syncthreads();
   product.finish(partial);
   for (int i = threadIdx.x; i < s.rows * kColumns; i += kThreads) {

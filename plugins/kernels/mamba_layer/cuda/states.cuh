@@ -39,7 +39,7 @@ __device__ __forceinline__ float exponential(float x) {
   if constexpr (kIsWide<T>) {
     return expf(x);
   } else {
-    return exp2_fast(x * kLog2e);
+    return decay_of(x, kLog2e);
   }
 }
 

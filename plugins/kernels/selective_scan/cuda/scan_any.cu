@@ -16,7 +16,7 @@ struct StepWeights {
 };
 template <bool kExactZoh>
 __device__ __forceinline__ StepWeights step_weights(float dt, float A) {
-  if constexpr (!kExactZoh) return {exp2_fast(dt * A * kLog2e), dt};
+  if constexpr (!kExactZoh) return {decay_of(dt, A * kLog2e), dt};
   // Next to 1 the fast exponential is off to one side, which many small steps would add up.
   const float change = expm1f(dt * A), decay = change > -0.5f ? 1.f + change : expf(dt * A);
   return {decay, fabsf(A) < 1e-19f ? dt : change / A};

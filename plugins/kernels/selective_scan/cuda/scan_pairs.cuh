@@ -102,8 +102,8 @@ __device__ __forceinline__ void walk_group(const Group<kKeepsRest>& group,
         float first[2], second[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          first[j] = exp2_fast(dt0 * A[n][j]) * h[n][j] + input[j];
-          second[j] = exp2_fast(dt1 * A[n][j]) * first[j] + input[2 + j];
+          first[j] = decay_of(dt0, A[n][j]) * h[n][j] + input[j];
+          second[j] = decay_of(dt1, A[n][j]) * first[j] + input[2 + j];
           h[n][j] = second[j];
         }
         if constexpr (kKeepsRest) {
@@ -144,7 +144,7 @@ __device__ __forceinline__ void walk_plainly(typename S::Tile& tile,
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int at = n * 8 + q * 2 + j;
-        h[n][j] = exp2_fast(dt_du.x * A[n][j]) * h[n][j] + dt_du.y * tile.B[s][at];
+        h[n][j] = decay_of(dt_du.x, A[n][j]) * h[n][j] + dt_du.y * tile.B[s][at];
         y += tile.C[s][at] * h[n][j];
       }
     }

@@ -166,7 +166,7 @@ __device__ __forceinline__ void make_ready(const Loaded<S>& from,
       to.C[t][j] = from.C[t][j];
 #pragma unroll
       for (int c = 0; c < S::kChannels; ++c) {
-        to.decay[c][t][j] = exp2_fast(from.dt_du[c][t].x * A[c][j]);
+        to.decay[c][t][j] = decay_of(from.dt_du[c][t].x, A[c][j]);
         to.input[c][t][j] = from.dt_du[c][t].y * from.B[t][j];
       }
     }

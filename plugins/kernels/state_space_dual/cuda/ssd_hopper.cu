@@ -9,6 +9,7 @@
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/tensor_map.cuh"
 #include "state_space_dual/cuda/ssd_hopper.cuh"
 
 namespace mamba {
@@ -53,24 +54,6 @@ size_t most_part_bytes(const mamba_state_space_dual_params& p, int64_t items, in
 
 // --- Maps ----------------------------------------------------------------------------------------
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, which the libraries do not link; nullptr where it has none.
-Encode encoder() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                     &result);
-#else
-    cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
-  }();
-  return found;
-}
-
 // A sequence (batch, length, wide, numbers), of which a box is one chunk of 64 numbers; zeros
 // behind the last number.
 bool encode(CUtensorMap& map, const mamba_state_space_dual_params& p, const void* data,
@@ -81,15 +64,8 @@ bool encode(CUtensorMap& map, const mamba_state_space_dual_params& p, const void
   const int64_t sequence = p.batch > 1 ? batch_stride : row;
   const cuuint64_t sizes[] = {cuuint64_t(numbers), cuuint64_t(wide), cuuint64_t(p.length),
                               cuuint64_t(p.batch)};
-  const cuuint64_t strides[] = {cuuint64_t(2 * numbers), cuuint64_t(2 * step),
-                                cuuint64_t(2 * sequence)};
-  const cuuint32_t box[] = {64, 1, kHopperChunk, 1}, every[] = {1, 1, 1, 1};
-  const CUtensorMapDataType type =
-      p.dtype == MAMBA_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encoder()(&map, type, 4, const_cast<void*>(data), sizes, strides, box, every,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint64_t strides[] = {cuuint64_t(numbers), cuuint64_t(step), cuuint64_t(sequence)};
+  return encode_tensor_map(map, p.dtype, data, sizes, strides, kHopperChunk);
 }
 
 bool encode(CUtensorMap& map, const mamba_state_space_dual_params& p, const mamba_sequence& s,
@@ -156,7 +132,7 @@ SsdHopperArguments arguments_of(const mamba_state_space_dual_params& p, const Ss
 
 bool ssd_hopper_fits(const mamba_state_space_dual_params& p, const Gpu& gpu) {
   if (gpu.major != 9 || gpu.minor != 0) return false;
-  if (gpu.is_present() && !encoder()) return false;
+  if (gpu.is_present() && !tensor_map_encoder()) return false;
   if (!sizes_fit(p) || p.reverse || p.log_decay) return false;
   // log(dt) is taken.
   if (!(p.dt_max >= 0.f && (p.dt_softplus || p.dt_min >= 0.f))) return false;

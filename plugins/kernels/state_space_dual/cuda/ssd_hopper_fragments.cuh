@@ -2,7 +2,7 @@
 // memory.
 #pragma once
 
-#include "state_space_dual/cuda/hopper_ptx.cuh"
+#include "common/cuda/hopper_ptx.cuh"
 #include "state_space_dual/cuda/ssd_hopper_pair.cuh"
 #include "state_space_dual/cuda/ssd_hopper_tiles.cuh"
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "state_space_dual/cuda/hopper_wgmma.cuh"
+#include "common/cuda/hopper_wgmma.cuh"
 #include "state_space_dual/cuda/ssd_hopper.cuh"
 
 namespace mamba {

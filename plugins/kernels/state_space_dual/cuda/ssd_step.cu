@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
       skip = p.D[head * skips + (skips == 1 ? 0 : own_row / sizes.channels_a_skip)];
     }
     const SsdStep now = ssd_step_of<T>(p, raw_dt, log_decay, A, bias);
-    const float decay = exp2_fast(now.decay);
+    const float decay = exp2_fast(now.decay + kDecayShift);
     float y[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

@@ -91,9 +91,9 @@ __device__ __forceinline__ void pin(float (&d)[Count]) {
   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), \
   "+f"(d[63])
 // Operands are named by their number; where add is 0, D counts as 0.
-#define MAMBA_WGMMA_TILES(Shape, Type, D, Operands, A, B, Add) \
+#define MAMBA_WGMMA_TILES(Shape, Type, D, Operands, A, B, Add, Transposed) \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %" #Add ", 0;\n" \
-               "wgmma.mma_async.sync.aligned." Shape ".f32." Type "." Type " {" D "}, %" #A ", %" #B ", p, 1, 1, 0, 0;}\n" \
+               "wgmma.mma_async.sync.aligned." Shape ".f32." Type "." Type " {" D "}, %" #A ", %" #B ", p, 1, 1, 0, " #Transposed ";}\n" \
                : Operands : "l"(a), "l"(b), "r"(add))
 #define MAMBA_WGMMA_FRAGMENT(Shape, Type, D, Operands, A0, A1, A2, A3, B, Add, Transposed) \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %" #Add ", 0;\n" \
@@ -106,9 +106,29 @@ __device__ __forceinline__ void pin(float (&d)[Count]) {
 template <typename T>
 __device__ __forceinline__ void multiply_tiles(float (&d)[32], uint64_t a, uint64_t b, int add) {
   if constexpr (std::is_same<T, __half>::value) {
-    MAMBA_WGMMA_TILES("m64n64k16", "f16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34);
+    MAMBA_WGMMA_TILES("m64n64k16", "f16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34, 0);
   } else {
-    MAMBA_WGMMA_TILES("m64n64k16", "bf16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34);
+    MAMBA_WGMMA_TILES("m64n64k16", "bf16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34, 0);
+  }
+}
+// A and B are tiles; k runs along the rows of A, and down those of B.
+template <typename T>
+__device__ __forceinline__ void multiply_tile_down_rows(float (&d)[32], uint64_t a, uint64_t b,
+                                                        int add) {
+  if constexpr (std::is_same<T, __half>::value) {
+    MAMBA_WGMMA_TILES("m64n64k16", "f16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34, 1);
+  } else {
+    MAMBA_WGMMA_TILES("m64n64k16", "bf16", MAMBA_ACCUMULATORS_32, MAMBA_OPERANDS_32, 32, 33, 34, 1);
+  }
+}
+template <typename T>
+__device__ __forceinline__ void multiply_tile_down_rows(float (&d)[64], uint64_t a, uint64_t b,
+                                                        int add) {
+  if constexpr (std::is_same<T, __half>::value) {
+    MAMBA_WGMMA_TILES("m64n128k16", "f16", MAMBA_ACCUMULATORS_64, MAMBA_OPERANDS_64, 64, 65, 66, 1);
+  } else {
+    MAMBA_WGMMA_TILES("m64n128k16", "bf16", MAMBA_ACCUMULATORS_64, MAMBA_OPERANDS_64, 64, 65, 66,
+                      1);
   }
 }
 // A is a fragment in registers; k runs along the rows of B.

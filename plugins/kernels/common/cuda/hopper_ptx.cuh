@@ -94,6 +94,11 @@ __device__ __forceinline__ void prefetch(const void* from, int bytes) {
                : "memory");
 }
 
+// Brings a line into the first-level cache.
+__device__ __forceinline__ void prefetch_to_l1(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
 // What this thread wrote to shared memory, the copy engine and wgmma see after the next barrier.
 __device__ __forceinline__ void publish_shared_writes() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

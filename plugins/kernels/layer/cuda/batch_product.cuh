@@ -1,0 +1,38 @@
+// A product of a batch's rows (up to kBatchProductRows) with a large matrix on Hopper: reading the
+// matrix once is nearly all of the time.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include "mamba_kernels.h"
+
+namespace mamba {
+
+constexpr int kBatchProductRows = 64;  // of a tile of the tensor cores
+constexpr int kBatchDepth = 64;        // of a stage: 128 bytes of a row of x
+constexpr int kBatchColumns = 64;      // of a tile of W: 128 bytes of a row
+
+// Boxes of kBatchDepth rows of W by kBatchColumns, and of kBatchProductRows rows of x by
+// kBatchDepth.
+struct BatchProductMaps {
+  CUtensorMap weights, x;
+};
+
+struct BatchProduct {
+  mamba_product p;
+  int steps;  // of the depth, kBatchDepth each
+  bool reads_early;
+};
+
+// Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
+bool batch_product_fits(const mamba_product& p);
+
+// reads_early: no work that is queued ahead writes the matrix.
+cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream);
+
+// The launch, compiled for sm_90a (batch_product_sm90a.cu).
+cudaError_t launch_batch_product(const BatchProductMaps& maps, const BatchProduct& s,
+                                 cudaStream_t stream);
+
+}  // namespace mamba
