@@ -57,15 +57,7 @@ class _Shared:
 
 
 class _GraphSteps:
-    """``BoundSteps`` in a CUDA graph, copies of inputs and outputs included.
-
-    Args:
-        model: one that ``check_samples`` takes, with a stream, ``model.gpu``.
-        state: what to start from; it is left as it is.
-
-    Raises:
-        SessionError: the GPU has no memory for the buffers.
-    """
+    """``BoundSteps`` in a CUDA graph, copies included; arguments and errors are ``GraphStreamer``'s."""
 
     def __init__(self, model: LoadedModel, state: OrtState) -> None:
         if model.gpu is None:

@@ -37,9 +37,8 @@ __device__ __forceinline__ void cluster_wait() {
 
 // What each thread has written to shared memory before, the others may read after it.
 __device__ __forceinline__ void cluster_barrier() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
+  cluster_arrive();
+  cluster_wait();
 }
 
 // The place of own, which is in shared memory, in another block of the cluster; that must have
