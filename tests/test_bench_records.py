@@ -328,6 +328,52 @@ def test_plots(tmp_path: Path) -> None:
     assert write_plots(file, ROWS) == [], "nothing to draw of a CPU"
 
 
+def test_a_plot_of_models_has_each_of_them_once_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *place: object, **options: object) -> None:
+        drawn.append(figure)
+        save(figure, *place, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    models = ["mamba2-2.7b", "2.8b", "130m", "mamba2-1.3b", "1.4b", "790m", "370m", "mamba2-130m"]
+    sizes: list[dict[str, object]] = [
+        {"model": model, "batch": b} for model in models for b in (8, 1)
+    ]
+    sizes += [{"model": "130m", "weights": "int4 in blocks of 32", "batch": 1}]
+    sizes += [{"model": "mamba2-130m", "state": "fp16", "batch": 1}]
+    rows = [
+        Row.of("decode", one, who, 1.0 + place)
+        for place, one in enumerate(sizes)
+        for who in ("limit", "mamba_export")
+    ]
+    write_plots(tmp_path / "r.json", rows)
+    first, second = drawn[0].axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == [
+        "130m", "370m", "790m", "1.4b", "2.8b", "130m int4",
+        "mamba2-130m", "mamba2-130m fp16 states", "mamba2-1.3b", "mamba2-2.7b",
+    ]  # fmt: skip
+    assert [axes.get_title() for axes in (first, second)] == ["batch 1", "batch 8"]
+    points = {
+        (names[int(y)], x)
+        for line in first.lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert points == {
+        (" ".join([str(one["model"]), *(["int4"] if "weights" in one else []),
+                   *(["fp16 states"] if "state" in one else [])]), 1.0 + place)
+        for place, one in enumerate(sizes)
+        if one["batch"] == 1
+    }  # fmt: skip
+
+
 def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MambaExportError, match="pip install matplotlib"):
