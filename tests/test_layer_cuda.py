@@ -59,10 +59,10 @@ def test_step_matches_float64(dtype: str, shape: dict[str, int], batch: int, len
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize("d_model", [1024, 2048])
+@pytest.mark.parametrize("d_model", [768, 1024, 2048, 2560])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_one_token_of_published_widths(dtype: str, d_model: int) -> None:
-    """Of 370M and 1.4B, whose weights wait in registers."""
+    """Of 130M to 2.8B: few columns a block, or a multiprocessor of its own, or a shared one."""
     shape = {"d_model": d_model, "d_inner": 2 * d_model, "dt_rank": d_model // 16}
     given = LAYER.drawn(dtype, batch=1, length=1, **shape)
     assert_close(given, Call(LAYER, given, step=True).run(), dtype)

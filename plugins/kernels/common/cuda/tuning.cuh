@@ -32,11 +32,6 @@ struct Tuning {
   // One token of two to eight sequences of 16 bits takes the step's kernels, of products of up to
   // so many weights: fewer kernels, where each waits more than it reads.
   int64_t most_token_products;
-  // One token of one sequence reads weights of 16 bits into registers, where in_proj has so many,
-  // and else through rings: a layer of 370M takes 10.5 us instead of 11.0, one of 1.4B 26.0 instead
-  // of 27.0, and one of 130M would take 9.15 instead of 9.04, of 2.8B 40 instead of 36 (H100).
-  int64_t fewest_register_weights;
-  int64_t most_register_weights;
   // One token of more sequences takes two kernels of its own between the large products
   // (mamba_layer/cuda/batch_token.cu, which needs sm_90) up to so many channels of all sequences:
   // with 64 sequences a layer of 1536 channels takes 25.5 us instead of 31.7, of 5120 channels 72.6
@@ -47,9 +42,9 @@ struct Tuning {
   int64_t most_batch_weights;
 };
 
-constexpr Tuning kMeasuredOnH100 = {
-    1024,      128,       64,        int64_t{1} << 21, 4,         64'000'000, 32,       220'000'000,
-    8'000'000, 8'000'000, 4'000'000, 17'000'000,       64 * 5120, 17,         9'000'000};
+constexpr Tuning kMeasuredOnH100 = {1024,       128, 64,          int64_t{1} << 21, 4,
+                                    64'000'000, 32,  220'000'000, 8'000'000,        8'000'000,
+                                    64 * 5120,  17,  9'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;
@@ -313,6 +308,13 @@ constexpr int kTensorOutRing = 80 * 1024, kTensorOutRowsRing = 40 * 1024;
 // Of 16 bits on tensor cores (ring_gemv.cuh): threads of a block, and bytes of its rings. Blocks of
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
 constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
+// One row's first kernel: where few columns leave a quarter of the multiprocessors free, blocks
+// have that few, whose weights are all on their way at once (a layer of 130M takes 7.1 us, and 7.3
+// with kInProjBlock's; one of 370M, whose blocks would take all of them, 11.1 instead of 9.2).
+// Blocks that have a multiprocessor each have larger rings (1.4B: 24.7 us instead of 25.9), and
+// else not (2.8B: 38.8 instead of 35.2). All on an H100. Weights in registers were slower than
+// either.
+constexpr int kFewRingColumns = 32, kFewRingBytes = 64 * 1024, kOwnRingBytes = 96 * 1024;
 // Of several rows the first kernel's block has fewer columns, all of which find room in its rings.
 constexpr int kSomeRowsInColumns = 32;
 // Rows of x of so many bytes, together, ride along with the weights in registers.

@@ -10,7 +10,9 @@ namespace mamba {
 template <int Count, int Threads>
 __device__ __forceinline__ void add_up_warps(float* partial) {
   __syncthreads();
-  // Each element is read and written by one thread.
+  // Each element is read and written by one thread. One turn, mostly: not worth instructions of
+  // several, which are read from memory.
+#pragma unroll 1
   for (int i = threadIdx.x; i < Count; i += Threads) {
     float sum = partial[i];
 #pragma unroll

@@ -1,6 +1,7 @@
 // How the kernels of a layer's step are started, and for how many rows they are compiled.
 #pragma once
 
+#include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
@@ -13,6 +14,15 @@ constexpr size_t kSharedUnasked = 48 * 1024;  // bytes that every kernel may hav
 
 inline unsigned blocks_for(int64_t columns, int per_block) {
   return static_cast<unsigned>((columns + per_block - 1) / per_block);
+}
+
+// Whether each of a product's blocks finds a multiprocessor of its own; and whether they leave a
+// quarter of the multiprocessors to others.
+inline bool has_own_multiprocessors(int columns, int of_block) {
+  return blocks_for(columns, of_block) <= static_cast<unsigned>(current_gpu().multiprocessors);
+}
+inline bool leaves_multiprocessors(int columns, int of_block) {
+  return blocks_for(columns, of_block) * 4u <= current_gpu().multiprocessors * 3u;
 }
 
 // overlaps: the kernel may start before the one ahead of it in the stream has ended.

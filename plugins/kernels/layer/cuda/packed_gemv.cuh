@@ -129,10 +129,6 @@ auto with_chunk(int bits, int columns, Body body) {
   return body(std::integral_constant<int, 4>());
 }
 
-inline bool has_own_multiprocessors(int columns, int of_block) {
-  return blocks_for(columns, of_block) <= static_cast<unsigned>(current_gpu().multiprocessors);
-}
-
 // Calls body with the Choice of the first kernel's product of fp16 on tensor cores.
 template <int Bits, int Chunk, typename Body>
 auto with_tensor_in_product(int rows, int columns, Body body) {
@@ -151,7 +147,7 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
   const std::integral_constant<int, kSharedTensorRowsRing> shared_rows_ring{};
   const bool is_alone = has_own_multiprocessors(columns, some);
   if constexpr (Chunk == 16) {
-    if (blocks_for(columns, few) * 4u <= current_gpu().multiprocessors * 3u) {
+    if (leaves_multiprocessors(columns, few)) {
       return rows == 1 ? of(few, ring, one) : of(few, rows_ring, all);
     }
     if (rows > 1 && !is_alone && has_own_multiprocessors(columns, many)) {

@@ -28,9 +28,9 @@ auto with_in_product(const ProjectIn& s, Body body) {
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
   if constexpr (sizeof(T) == 2) {
-    if (is_token(s) && !s.in_registers && takes_ring<T>(s.d_model)) {
+    if (is_token(s) && takes_ring<T>(s.d_model)) {
       if (s.rows > 1) return with_ring_product<T, kSomeRowsInColumns>(s.rows, body);
-      return with_ring_product<T, kInProjBlock.columns>(s.rows, body);
+      return with_ring_in_product<T>(s.columns, body);
     }
   }
   if (s.rows == 1) return body(Choice<InProduct<T, 1, true>>());
@@ -185,7 +185,11 @@ auto with_in_kernel(const ProjectIn& s, Body body) {
         return body(choice, &project_in<T, Product>, InShared<Product>(s, sizeof(T)).bytes);
       }
     }
-    return body(choice, &project_in_token<T, Product>, TokenShared<T, Product>(s).bytes);
+    const size_t bytes = TokenShared<T, Product>(s).bytes;
+    if constexpr (Product::kRows == 1) {
+      if (is_usual(s)) return body(choice, &project_in_token<T, Product, true>, bytes);
+    }
+    return body(choice, &project_in_token<T, Product, false>, bytes);
   });
 }
 

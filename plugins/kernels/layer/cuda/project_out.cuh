@@ -28,7 +28,7 @@ auto with_out_product(const ProjectOut& s, Body body) {
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if constexpr (sizeof(T) == 2) {
-    if (!s.in_registers && takes_ring<T>(s.depth)) {
+    if (takes_ring<T>(s.depth)) {
       return with_ring_product<T, kOutProjBlock.columns>(s.rows, body);
     }
   }

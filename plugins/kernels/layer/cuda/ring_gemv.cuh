@@ -171,6 +171,19 @@ auto with_ring_product(int rows, Body body) {
   return body(Choice<RingRowProduct<T, Columns, kRingThreads, kRingBytes, kMaxStepRows>>());
 }
 
+// The same of one row, for the first kernel.
+template <typename T, typename Body>
+auto with_ring_in_product(int columns, Body body) {
+  constexpr int kFew = kFewRingColumns, kSome = kInProjBlock.columns;
+  if (leaves_multiprocessors(columns, kFew)) {
+    return body(Choice<RingRowProduct<T, kFew, kRingThreads, kFewRingBytes, 1>>());
+  }
+  if (has_own_multiprocessors(columns, kSome)) {
+    return body(Choice<RingRowProduct<T, kSome, kRingThreads, kOwnRingBytes, 1>>());
+  }
+  return body(Choice<RingRowProduct<T, kSome, kRingThreads, kRingBytes, 1>>());
+}
+
 // Whether a product with T of this depth, whose columns can be read in 16 bytes, is a
 // RingRowProduct's on the current device.
 template <typename T>

@@ -39,7 +39,6 @@ struct ProjectIn {
   mamba_dtype hidden_dtype;
   bool reads_hidden_in_fours;  // launch_project_in sets it
   bool overlaps;               // it may start before the kernel ahead of it has ended
-  bool in_registers;           // one row's weights of 16 bits wait there, and not in rings
 };
 
 struct ProjectOut {
@@ -50,7 +49,7 @@ struct ProjectOut {
   int rows, depth, columns, stride;
   mamba_codes codes;  // of the weight; bits 0 where it is T
   mamba_dtype hidden_dtype;
-  bool overlaps, in_registers;
+  bool overlaps;
   // The gated norm of y, of each group of channels alone; else y is multiplied as it is.
   bool is_gated;
   const void* gate;               // (rows, gate_stride) T

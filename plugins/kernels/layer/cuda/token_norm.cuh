@@ -11,8 +11,9 @@
 namespace mamba {
 namespace step {
 
-// Four numbers from i on of a vector of fp32, or of T; those beyond its end are 0.
-template <typename T>
+// Four numbers from i on of a vector of fp32, or of T; those beyond its end are 0. IsQuick: it is
+// of fp32, and they may be read at once.
+template <typename T, bool IsQuick = false>
 struct FoursOf {
   const void* data;
   int width;
@@ -20,8 +21,9 @@ struct FoursOf {
 
   __device__ __forceinline__ float4 at(int i) const {
     if (i >= width) return make_float4(0.f, 0.f, 0.f, 0.f);
-    if (in_fours) {
-      if (is_wide) return *reinterpret_cast<const float4*>(static_cast<const float*>(data) + i);
+    if (IsQuick || in_fours) {
+      if (IsQuick || is_wide)
+        return *reinterpret_cast<const float4*>(static_cast<const float*>(data) + i);
       const Pack<float, kAtOnce> four = widened<T, kAtOnce>(static_cast<const T*>(data) + i);
       return make_float4(four.values[0], four.values[1], four.values[2], four.values[3]);
     }
@@ -47,7 +49,7 @@ __device__ __forceinline__ void put_four_of(T* x, const float4& value, float sca
 }
 
 // x = norm(hidden) of a row, zeros up to the stride; in two halves, before and after the wait.
-template <typename T, int Threads>
+template <typename T, int Threads, bool IsQuick>
 class OneRowNorm {
  public:
   // sums: Threads / 32 numbers in shared memory.
@@ -102,7 +104,7 @@ class OneRowNorm {
     if (i < x_stride) put_four_of(x + i, value, scale, w);
   }
 
-  const FoursOf<T> hidden_, weight_;
+  const FoursOf<T, IsQuick> hidden_, weight_;
   const float epsilon_;
   float* const sums_;
   float4 kept_weight_[kKept], kept_[kKept];

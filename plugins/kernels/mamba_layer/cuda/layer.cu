@@ -63,11 +63,6 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   s.layer = p;
   s.in = describe_in(p, codes.in);
   s.out = describe_out(p, codes.out);
-  const Tuning& tuning = current_tuning();
-  const int64_t weights = p.d_model * s.in.columns;
-  s.in.in_registers = s.out.in_registers = s.in.rows == 1 &&
-                                           weights >= tuning.fewest_register_weights &&
-                                           weights <= tuning.most_register_weights;
   s.rows = s.in.rows;
   s.in_stride = s.in.stride;
   s.y_stride = s.out.stride;

@@ -15,6 +15,14 @@ constexpr int kTokenThreads = kStateTokenThreads, kTokenChannels = kTokenThreads
 constexpr int kSharesAtOnce = 8;  // packs of shares that a thread asks for at once
 constexpr int kRanksAtOnce = 40;  // dt_proj's weights of a thread that wait in registers
 
+constexpr int kUsualStates = 16;  // d_state, as models have it
+
+// Whether the layer is as models have it, for which the kernel is compiled apart.
+inline bool is_usual(const LayerStep& s) {
+  return s.layer.d_state == kUsualStates && s.reads_states_in_fours &&
+         s.layer.dt_rank <= kRanksAtOnce * kTeam;
+}
+
 struct StateTokenShared {
   size_t projected, partial, bytes;
 
@@ -67,6 +75,7 @@ class ShareSums {
     }
     __syncthreads();
     if (groups_ > 1) {
+#pragma unroll 1
       for (int n = threadIdx.x; n < own * Width; n += kTokenThreads) {
         float sum = partial[n];
 #pragma unroll 4
@@ -77,6 +86,7 @@ class ShareSums {
     }
     if constexpr (Cluster > 1) {
       cluster_barrier();
+#pragma unroll 1
       for (int pack = threadIdx.x; pack < width_ / Width; pack += kTokenThreads) {
         float* to = projected + pack * Width;
         if (pack < first_ || pack >= first_ + own) {
@@ -96,7 +106,7 @@ class ShareSums {
 };
 
 // Width: numbers of shares that are read at once, which divide `projected`.
-template <typename T, int Width, int Cluster>
+template <typename T, int Width, int Cluster, bool IsUsual>
 __global__ void __launch_bounds__(kTokenThreads)
     step_state_token(const __grid_constant__ LayerStep s) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -104,8 +114,8 @@ __global__ void __launch_bounds__(kTokenThreads)
   const StateTokenShared at(s);
   float* projected = reinterpret_cast<float*>(shared + at.projected);
   float* partial = reinterpret_cast<float*>(shared + at.partial);
-  const int d_inner = p.d_inner, d_state = p.d_state, rank = p.dt_rank;
-  const bool in_fours = s.reads_states_in_fours;
+  const int d_inner = p.d_inner, d_state = IsUsual ? kUsualStates : p.d_state, rank = p.dt_rank;
+  const bool in_fours = IsUsual || s.reads_states_in_fours;
   const int member = threadIdx.x % kTeam;
   const int place = blockIdx.x * kTokenChannels + threadIdx.x / kTeam;
   const bool is_inside = place < d_inner;
@@ -142,7 +152,7 @@ __global__ void __launch_bounds__(kTokenThreads)
     if (n < rank) sum = fmaf(projected[n], to_float(early[k]), sum);
   }
 #pragma unroll 1
-  for (int n = kRanksAtOnce * kTeam + member; n < rank; n += kTeam) {
+  for (int n = kRanksAtOnce * kTeam + member; !IsUsual && n < rank; n += kTeam) {
     sum = fmaf(projected[n], to_float(weights[static_cast<int64_t>(n) * d_inner]), sum);
   }
   const float dt = softplus<T>(team_sum(sum) + bias), dt_u = dt * input;
@@ -172,7 +182,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   }
 }
 
-template <typename T, int Width, int Cluster>
+template <typename T, int Width, int Cluster, bool IsUsual>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -187,17 +197,19 @@ cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = attributes + (s.overlaps ? 0 : 1);
   config.numAttrs = (s.overlaps ? 1 : 0) + (Cluster > 1 ? 1 : 0);
-  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster>, s);
+  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster, IsUsual>, s);
 }
 
 template <typename T>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
-  if (s.projected % kTeamStates != 0) return launch_state_token<T, 1, 1>(s, stream);
+  if (s.projected % kTeamStates != 0) return launch_state_token<T, 1, 1, false>(s, stream);
   const int64_t bytes = sizeof(float) * s.splits * s.projected;
   if (s.overlaps && bytes >= kLargeShares) {
-    return launch_state_token<T, kTeamStates, kStateCluster>(s, stream);
+    return is_usual(s) ? launch_state_token<T, kTeamStates, kStateCluster, true>(s, stream)
+                       : launch_state_token<T, kTeamStates, kStateCluster, false>(s, stream);
   }
-  return launch_state_token<T, kTeamStates, 1>(s, stream);
+  return is_usual(s) ? launch_state_token<T, kTeamStates, 1, true>(s, stream)
+                     : launch_state_token<T, kTeamStates, 1, false>(s, stream);
 }
 
 }  // namespace step
