@@ -65,12 +65,14 @@ def test_record_is_whole_after_every_row(record: dict, tmp_path: Path) -> None:
 
 def test_record_is_continued(record: dict, tmp_path: Path) -> None:
     RecordFile(tmp_path, record).add(MADE_UP[0])
-    later = RecordFile(tmp_path, {**record, "command": "another"})
+    without_note = {name: value for name, value in record.items() if name != "note"}
+    later = RecordFile(tmp_path, {**without_note, "command": "another"})
     later.add(Row.of("scan", SCAN, OURS, 0.019))
     later.add(MADE_UP[1])
     content = read_record(later.path)
     assert [row["milliseconds"] for row in content["rows"]] == [0.019, 0.040]
     assert content["command"] == "a command; another"
+    assert content["note"] == record["note"]
 
 
 @pytest.mark.parametrize("name", ["commit", "device", "driver", "versions"])
@@ -136,10 +138,15 @@ def test_commit_is_git_s_or_given(tmp_path: Path) -> None:
 
 
 def test_command_names_no_path_of_this_machine() -> None:
-    shown = provenance.shown_command(
-        "t.py", ["--record", "/a/b/r.json", "--graphs", "g", "--note", "a b"]
+    shown = provenance.shown_command("t.py", ["--record", "/a/b/r.json", "--graphs", "a g"])
+    assert shown == "python t.py --record r.json --graphs 'a g'"
+
+
+@pytest.mark.parametrize("told", [["--note", "a; b"], ["--note=a; b"]], ids=["two", "one"])
+def test_command_leaves_out_the_note_that_the_record_has(told: list[str]) -> None:
+    assert provenance.shown_command("t.py", ["--long", *told, "--dtype", "fp16"]) == (
+        "python t.py --long --dtype fp16"
     )
-    assert shown == "python t.py --record r.json --graphs g --note 'a b'"
 
 
 def test_driver_of_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +313,21 @@ def test_figures_are_ranges_over_all_that_was_measured(record: dict) -> None:
     assert "On an a GPU" not in again
     with pytest.raises(MambaExportError, match="lacks the line"):
         with_figures("no figures", Records())
+
+
+def test_models_stand_in_their_order_whichever_was_timed_first() -> None:
+    models = ["mamba2-2.7b", "2.8b", "130m", "mamba2-130m", "1.4b"]
+    sizes: list[dict[str, object]] = [{"model": one, "batch": b} for one in models for b in (8, 1)]
+    rows = [Row.of("decode", one, who, 1.0) for one in sizes for who in ("limit", "mamba_export")]
+    record = new_record(rows, "NVIDIA something", "a command", {})
+    text = with_figures((ROOT / README).read_text(encoding="utf-8"), Records([record]))
+    assert "(10 sizes: model 130m to 2.8b and mamba2-130m to mamba2-2.7b, batch 1 to 8)" in text
+    [grid] = grids(rows)
+    assert [line[:2] for line in grid.lines] == [
+        [model, batch]
+        for model in ("130m", "1.4b", "2.8b", "mamba2-130m", "mamba2-2.7b")
+        for batch in ("8", "1")
+    ]
 
 
 def test_texts_are_what_the_records_make() -> None:

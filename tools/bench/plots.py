@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.limits import layer_weights
-from bench.published import config_of
+from bench.published import size_order
 from bench.rows import LIMIT, OURS, Row, comparisons
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_file
@@ -140,9 +139,7 @@ def _models(figure: Any, rows: Sequence[Row], unit: str) -> None:
     panels: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         panels.setdefault((row.sizes["batch"], row.sizes.get("length", 0)), []).append(row)
-    names = sorted(
-        {_model_name(row.sizes) for row in _of(rows, OURS)}, key=lambda name: _size_order(name)
-    )
+    names = sorted({_model_name(row.sizes) for row in _of(rows, OURS)}, key=_name_order)
     figure.set_size_inches(_INCHES[0] * 1.4, 1.2 + 0.3 * len(names))
     peer = bool(_of(rows, _THEIRS))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -185,11 +182,12 @@ def _model_name(sizes: dict[str, Any]) -> str:
     return " ".join(part for part in (sizes["model"], weights, state) if part)
 
 
-def _size_order(name: str) -> tuple[bool, str, int, str]:
+def _name_order(name: str) -> tuple[bool, str, int, str]:
     """Mamba before Mamba-2, codes of one width together, small before large."""
     model, _, rest = name.partition(" ")
     coded = "" if rest.endswith("states") else rest
-    return ("-" in model, coded, _parameters(model), rest)
+    family, weights = size_order(model)
+    return family, coded, weights, rest
 
 
 def _prefill(figure: Any, rows: Sequence[Row]) -> None:
@@ -198,12 +196,6 @@ def _prefill(figure: Any, rows: Sequence[Row]) -> None:
 
 def _decode(figure: Any, rows: Sequence[Row]) -> None:
     _models(figure, rows, "milliseconds a token")
-
-
-def _parameters(model: str) -> int:
-    """About how many a published size has."""
-    config = config_of(model)
-    return config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
 
 
 def _long(figure: Any, rows: Sequence[Row]) -> None:
