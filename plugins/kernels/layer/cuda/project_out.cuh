@@ -29,6 +29,14 @@ auto with_out_product(const ProjectOut& s, Body body) {
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());
   if constexpr (sizeof(T) == 2) {
     if (takes_ring<T>(s.depth)) {
+      // Of one row that needs no norm more warps are quicker: 370M 8.9 us a layer instead of 9.0,
+      // 1.4B 24.3 instead of 24.7 (H100).
+      if constexpr (!IsGated) {
+        if (s.rows == 1) {
+          return body(Choice<RingRowProduct<T, kOutProjBlock.columns, kOutProjBlock.threads,
+                                            kRingBytes, 1>>());
+        }
+      }
       return with_ring_product<T, kOutProjBlock.columns>(s.rows, body);
     }
   }
