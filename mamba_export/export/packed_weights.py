@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mamba_export import given
-from mamba_export.contract import DOMAIN, OPERATORS
+from mamba_export.contract import DOMAIN, LINEAR, OPERATORS
 from mamba_export.contract.spec import BLOCK, Form
 from mamba_export.contract.weights import (
     BLOCKS,
@@ -178,7 +178,7 @@ def _places(graph: ir.Graph, weights: Weights) -> Iterator[_Place]:
         if node.domain == DOMAIN and node.op_type in _LAYERS:
             op = _LAYERS[node.op_type]
             packs = [i for i, tensor in enumerate(op.inputs) if tensor.packs]
-            found = {i: _matrix(node.inputs[i]) for i in packs}
+            found = {i: _matrix(node.inputs[i], turn=op.inputs[i].outputs_first) for i in packs}
             matrices = {i: one for i, one in found.items() if one is not None}
             if len(matrices) == len(packs):
                 forms = op.packed_forms()
@@ -191,11 +191,16 @@ def _places(graph: ir.Graph, weights: Weights) -> Iterator[_Place]:
                 yield _Place(node, {1: matrix})
 
 
-def _matrix(value: ir.Value | None) -> tuple[str, ir.TensorProtocol] | None:
-    """The parameter that a product takes, and itself as (inputs, outputs); None for another value."""
+def _matrix(
+    value: ir.Value | None, *, turn: bool = False
+) -> tuple[str, ir.TensorProtocol] | None:
+    """The parameter that a product takes, and itself as (inputs, outputs); None for another value.
+
+    turn: the product takes it as (outputs, inputs).
+    """
     if value is None:
         return None
-    producer, turn = value.producer(), False
+    producer = value.producer()
     if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
         value, turn = producer.inputs[0], True  # an embedding that is the head as well
     tensor = value.const_value if value.is_initializer() else None
@@ -235,7 +240,7 @@ def _turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 def _head(model: ir.Model) -> ir.Node | None:
     """The product that the first output comes from, through nodes of one tensor at a time."""
     node = model.graph.outputs[0].producer()
-    while node is not None and node.op_type != "MatMul":
+    while node is not None and node.op_type not in ("MatMul", LINEAR.name):
         node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
     return node
 

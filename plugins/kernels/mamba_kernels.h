@@ -67,6 +67,10 @@ MAMBA_API mamba_status mamba_layer_cpu(const mamba_layer_params* params,
 MAMBA_API mamba_status mamba2_layer_cpu(const mamba2_layer_params* params,
                                         mamba_parallel_for parallel_for, void* scheduler);
 
+/* The product with a language model's head, the node Linear: all tensors are contiguous. */
+MAMBA_API mamba_status mamba_linear_cpu(const mamba_linear_params* params,
+                                        mamba_parallel_for parallel_for, void* scheduler);
+
 /* CUDA. Pointers are those of the current device, which stream (a cudaStream_t, NULL for the
  * default one) belongs to. The calls return when the work is queued: they allocate nothing, wait
  * for nothing, and may be captured in a CUDA graph. Several threads may call at once. */
@@ -165,6 +169,13 @@ MAMBA_API mamba_status mamba_layer_packed_cuda(const mamba_layer_packed_params* 
 MAMBA_API int mamba2_layer_packed_is_step_cuda(const mamba2_layer_packed_params* params);
 MAMBA_API size_t mamba2_layer_packed_cuda_workspace(const mamba2_layer_packed_params* params);
 MAMBA_API mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params* params,
+                                                mamba_multiply multiply, void* context,
+                                                void* workspace, void* stream);
+
+/* A head with codes for its weight, which are (in_features, out_features): as the layers'. */
+MAMBA_API int mamba_linear_packed_is_step_cuda(const mamba_linear_packed_params* params);
+MAMBA_API size_t mamba_linear_packed_cuda_workspace(const mamba_linear_packed_params* params);
+MAMBA_API mamba_status mamba_linear_packed_cuda(const mamba_linear_packed_params* params,
                                                 mamba_multiply multiply, void* context,
                                                 void* workspace, void* stream);
 
