@@ -62,7 +62,7 @@ class Head(nn.Module):
         """Whether forward is one operator; see ``layers_as_nodes``."""
 
     def forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """hidden (batch, length, d_model), weight (vocab_size, d_model) -> logits (batch, length, vocab_size)."""
+        """hidden (batch, length, d_model), weight (vocab_size, d_model) -> (batch, length, vocab_size)."""
         product = torch.ops.mamba_export.linear if self.as_node else nn.functional.linear
         return product(hidden, weight)
 

@@ -5,7 +5,5 @@ from mamba_export.operators.definition import OperatorDefinition
 from mamba_export.operators.linear.onnx_body import BODY
 from mamba_export.operators.linear.reference import linear_reference
 
-DEFINITION = OperatorDefinition(
-    spec=LINEAR, reference=linear_reference, body={LINEAR.name: BODY}
-)
+DEFINITION = OperatorDefinition(spec=LINEAR, reference=linear_reference, body={LINEAR.name: BODY})
 """It stands for a head while a model is exported; training and running take PyTorch's own."""
