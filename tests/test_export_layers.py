@@ -85,7 +85,7 @@ def test_every_layer_is_one_node(tmp_path: Path, dtype: str, residual_in_fp32: b
     proto = onnx.load(str(tmp_path / "model.onnx"))
     assert {function.name for function in proto.functions} == {
         contract.MAMBA_LAYER.name, contract.SELECTIVE_SCAN.name, contract.CAUSAL_CONV1D.name,
-        contract.LINEAR.name,
+        *((contract.LINEAR.name,) if dtype != "fp32" else ()),
     }  # fmt: skip
     read = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= read, "nothing is left over"
@@ -135,10 +135,7 @@ def test_inputs_are_in_the_contracts_order() -> None:
 )
 def test_other_layers_are_left_as_they_are(config: MambaConfig) -> None:
     model = language_model(config)
-    found, plain = operators(build(model)), operators(build(model, fuse_layers=False))
-    assert found.pop(contract.LINEAR.name) == 1  # the head
-    assert plain - found == {"MatMul": 1, "Transpose": 1}
-    assert not found - plain
+    assert operators(build(model)) == operators(build(model, fuse_layers=False))
 
 
 def test_layers_are_nodes_inside_the_context_alone() -> None:

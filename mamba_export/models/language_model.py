@@ -63,8 +63,10 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """hidden (batch, length, d_model), weight (vocab_size, d_model) -> (batch, length, vocab_size)."""
-        product = torch.ops.mamba_export.linear if self.as_node else nn.functional.linear
-        return product(hidden, weight)
+        # Of fp32 the runtimes' own product is as quick, and of many rows quicker.
+        if self.as_node and weight.itemsize == 2:
+            return torch.ops.mamba_export.linear(hidden, weight)
+        return nn.functional.linear(hidden, weight)
 
 
 @contextlib.contextmanager
@@ -72,7 +74,7 @@ def layers_as_nodes(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Context in which each layer of MambaLayer's or Mamba2Layer's form is one operator: what export traces.
 
     A layer that is of neither form (projections with a bias, FalconMamba's norms, exact zero-order hold) keeps
-    its single operators. The head of a language model is one operator too.
+    its single operators. The head of a language model of 16 bits is one operator too.
 
     Args:
         model: any module; its ``Layer`` and ``Head`` submodules are meant.

@@ -246,7 +246,8 @@ static int64_t product_task_bytes(const ProductCall& p) {
 }
 
 static size_t product_first_tasks(const ProductCall& p) {
-  if (has_few_rows(p) && p.is_turned) return static_cast<size_t>(parts_of(p.columns, kTurnedColumns));
+  if (has_few_rows(p) && p.is_turned)
+    return static_cast<size_t>(parts_of(p.columns, kTurnedColumns));
   return static_cast<size_t>(has_few_rows(p) ? column_blocks(p) * parts_of(p.depth, depth_a_task(p))
                                              : product_row_tiles(p));
 }

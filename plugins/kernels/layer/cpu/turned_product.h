@@ -1,9 +1,9 @@
 // c = a b' for a matrix b with a row an output, (columns, depth), as a head and its embedding are
 // kept: what product.h does where b lies the other way round.
 //
-// Few rows: a task owns some outputs, and reads their rows of b once, a few side by side. Many rows:
-// columns of b' are packed as those of another matrix. Whatever the number of threads or of rows, a
-// sum of few rows has one order.
+// Few rows: a task owns some outputs, and reads their rows of b once, a few side by side. Many
+// rows: columns of b' are packed as those of another matrix. Whatever the number of threads or of
+// rows, a sum of few rows has one order.
 #pragma once
 
 #include "layer/cpu/product_tile.h"
@@ -11,7 +11,7 @@
 namespace mamba {
 namespace MAMBA_ISA {
 
-constexpr int64_t kFewTurnedRows = 16;  // at most; beyond, packing costs less than it saves
+constexpr int64_t kFewTurnedRows = 32;  // at most; beyond, packing costs less than it saves
 constexpr int kTurnedRows = 4;          // of a, that are multiplied at once
 constexpr int kTurnedColumns = 64;      // of a task
 constexpr int64_t kTurnedAhead = 2;     // groups of outputs that are asked for before they are read
