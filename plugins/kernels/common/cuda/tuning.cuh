@@ -343,13 +343,15 @@ constexpr int64_t kLargeSkinnyWeight = 4'000'000;
 // A block has kTiles times 64 columns and a ring of kStages times 64 rows of the depth, which the
 // blocks of a cluster share out. Few columns are cut into many shares; where there are kManyTiles
 // tiles of 64, a block has the whole depth, and no cluster to wait for.
-template <int Tiles, int Stages, int Shares>
+template <int Tiles, int Stages, int Shares, int Sharers = 1>
 struct BatchTile {
-  static constexpr int kTiles = Tiles, kStages = Stages, kShares = Shares;
+  static constexpr int kTiles = Tiles, kStages = Stages, kShares = Shares, kSharers = Sharers;
 };
 using BatchOfFewColumns = BatchTile<2, 8, 6>;
 using BatchOfManyColumns = BatchTile<1, 6, 1>;
 constexpr int64_t kManyTiles = 48;
+// Of in_proj with the convolution and x_proj (mamba_layer/cuda/batch_in.cu).
+using BatchInTile = BatchTile<1, 6, 1>;
 
 // --- A batch's token of Mamba (mamba_layer/cuda/batch_token.cu) ----------------------------------
 

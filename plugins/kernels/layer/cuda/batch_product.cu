@@ -34,13 +34,19 @@ bool batch_product_fits(const mamba_product& p) {
          is_aligned<16>(p.addend, 0, 2);
 }
 
+bool encode_batch_product(const mamba_product& p, bool reads_early, BatchProductMaps* maps,
+                          BatchProduct* s, int sharers) {
+  const auto steps = static_cast<int>((p.depth + kBatchDepth - 1) / kBatchDepth);
+  *s = {p, steps, static_cast<int>((p.rows + 7) / 8 * 8), reads_early};
+  return encode(maps->weights, p.dtype, p.b, p.columns, p.depth, p.columns, kBatchDepth) &&
+         encode(maps->x, p.dtype, p.a, p.a_stride, p.rows, p.depth,
+                sharers > 1 ? kBatchProductRows / sharers : s->x_rows);
+}
+
 cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream) {
-  BatchProduct s = {p, static_cast<int>((p.depth + kBatchDepth - 1) / kBatchDepth), reads_early};
   BatchProductMaps maps;
-  if (!encode(maps.weights, p.dtype, p.b, p.columns, p.depth, p.columns, kBatchDepth) ||
-      !encode(maps.x, p.dtype, p.a, p.a_stride, p.rows, p.depth, kBatchProductRows)) {
-    return cudaErrorInvalidValue;
-  }
+  BatchProduct s;
+  if (!encode_batch_product(p, reads_early, &maps, &s)) return cudaErrorInvalidValue;
   return launch_batch_product(maps, s, stream);
 }
 
