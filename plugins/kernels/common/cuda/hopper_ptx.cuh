@@ -31,15 +31,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier in the same place of another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_in_block(uint32_t barrier, int block) {
-  asm volatile(
-      "{\n.reg .b32 place;\nmapa.shared::cluster.u32 place, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [place];\n}" ::"r"(barrier),
-      "r"(block)
-      : "memory");
-}
-
 // Arrives, and announces bytes that the copy engine will bring.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -69,18 +60,6 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, ui
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
       "l"(map), "r"(barrier), "r"(i0), "r"(i1), "r"(i2), "r"(i3)
-      : "memory");
-}
-
-// The same to the same place in the blocks of the cluster whose bits are set, each of whose
-// barriers is told.
-__device__ __forceinline__ void tma_load_to_blocks(uint32_t to, const CUtensorMap* map,
-                                                   uint32_t barrier, int i0, int i1, int i2, int i3,
-                                                   int blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(i0), "r"(i1), "r"(i2), "r"(i3), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 

@@ -25,12 +25,15 @@ struct BatchProduct {
   bool reads_early;
 };
 
-// Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
+// Whether it takes these sizes on the current device.
+bool batch_product_takes(const mamba_product& p);
+
+// The same, and whether it is quicker there than cuBLAS.
 bool batch_product_fits(const mamba_product& p);
 
 // Its maps and the rest of what its kernel takes. False where the driver refuses the maps.
 bool encode_batch_product(const mamba_product& p, bool reads_early, BatchProductMaps* maps,
-                          BatchProduct* s, int sharers = 1);
+                          BatchProduct* s);
 
 // reads_early: no work that is queued ahead writes the matrix.
 cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream);

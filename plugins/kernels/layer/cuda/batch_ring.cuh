@@ -14,12 +14,11 @@ constexpr int kConsumers = 128;  // threads that multiply: the first of a block
 // Tile: its kTiles times kBatchColumns columns, and kStages.
 template <typename Tile>
 struct BatchRing {
-  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages, kSharers = Tile::kSharers;
+  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages;
   static constexpr int kColumns = kTiles * kBatchColumns, kSumStride = kColumns + 4;
   static constexpr int kSums = kTiles * 32;                      // of a thread
   static constexpr int kStageBytes = (kTiles + 1) * kTileBytes;  // weights, then x
   static constexpr int kBytes = kStages * kStageBytes;
-  static constexpr int kSharedRows = kBatchProductRows / kSharers;  // of x, that a block loads
   static constexpr int kSumBytes = 4 * kBatchProductRows * kSumStride;
 
   struct Barriers {
@@ -37,7 +36,7 @@ struct BatchRing {
 #pragma unroll
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, kConsumers / 32 * kSharers);
+      barrier_init(empty + 8 * i, kConsumers / 32);
     }
     barriers_are_ready();
   }
@@ -59,15 +58,7 @@ struct BatchRing {
       const int stage = step % kStages;
       const uint32_t to = stages + stage * kStageBytes + kTiles * kTileBytes;
       const int depth = (first_step + step) * kBatchDepth;
-      if constexpr (kSharers > 1) {
-        const int row = static_cast<int>(blockIdx.x % kSharers) * kSharedRows;
-        if (row < s.x_rows) {
-          tma_load_to_blocks(to + row * 128, &maps.x, full + 8 * stage, depth, 0, row, 0,
-                             (1 << kSharers) - 1);
-        }
-      } else {
-        tma_load(to, &maps.x, full + 8 * stage, depth, 0, 0, 0);
-      }
+      tma_load(to, &maps.x, full + 8 * stage, depth, 0, 0, 0);
     };
     const int ahead = min(kStages, steps);
     if (s.reads_early) {
@@ -105,13 +96,7 @@ struct BatchRing {
       products_commit();
       if (step > 0) {
         products_wait<1>();
-        if (kSharers > 1 && step - 1 + kStages >= steps) continue;  // nobody waits for it
-        const uint32_t barrier = empty + 8 * ((step - 1) % kStages);
-        if constexpr (kSharers > 1) {
-          if (lane < kSharers) barrier_arrive_in_block(barrier, lane);
-        } else {
-          if (lane == 0) barrier_arrive(barrier);
-        }
+        if (lane == 0) barrier_arrive(empty + 8 * ((step - 1) % kStages));
       }
     }
     products_wait<0>();

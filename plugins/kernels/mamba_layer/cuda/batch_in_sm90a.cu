@@ -9,6 +9,7 @@
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/batch_ring.cuh"
 #include "layer/cuda/product_sums.cuh"
+#include "mamba_layer/calls.h"
 #include "mamba_layer/cuda/batch_conv.cuh"
 #include "mamba_layer/cuda/batch_in.cuh"
 
@@ -51,11 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ typename Ring::Barriers barriers;
   unsigned char* shared = aligned_for_ring(unaligned);
   const Ring ring(shared, barriers);
-  if constexpr (Ring::kSharers > 1) {
-    cluster_barrier();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
 
   const BatchToken& token = s.token;
   const mamba_layer_params& p = token.layer;
@@ -91,9 +88,6 @@ __global__ void __launch_bounds__(kThreads)
     };
     if (s.product.reads_early) load_weights();
     wait_for_previous_launch();
-    // Not before: the next kernel, which reads states at once, may then take all that was queued
-    // ahead of this one as done.
-    let_next_launch_start();
     if (!s.product.reads_early) load_weights();
     if (!is_gate) {
 #pragma unroll
@@ -103,6 +97,9 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (threadIdx.x < kConsumers) ring.template multiply<T>(s.product.steps, sums);
+    // Not before the wait: the next kernel, which reads states at once, may then take all that was
+    // queued ahead of this one as done. Nor before the product, which is quicker alone.
+    let_next_launch_start();
     wait_for_copies();
   }
   __syncthreads();
@@ -124,10 +121,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  if (is_gate) {  // the whole cluster is
-    if constexpr (Ring::kSharers > 1) cluster_barrier();
-    return;
-  }
+  if (is_gate) return;  // the whole cluster is
   __syncthreads();
 
   if (threadIdx.x < kWorkers) {
@@ -168,13 +162,21 @@ cudaError_t launch(const BatchProductMaps& maps, const BatchIn& s, cudaStream_t 
 }  // namespace
 }  // namespace hopper
 
+size_t batch_in_shared_bytes(const mamba_layer_params& p) {
+  return with_batch_in_tile(p, [&](auto tile) {
+    return hopper::BatchInShared<decltype(tile)>(static_cast<int>(projected_width(p))).bytes;
+  });
+}
+
 cudaError_t launch_batch_in(const BatchProductMaps& maps, const BatchIn& s, cudaStream_t stream) {
   return with_type(s.token.layer.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (kIsWide<T>) {
       return cudaErrorNotSupported;
     } else {
-      return hopper::launch<T, BatchInTile>(maps, s, stream);
+      return with_batch_in_tile(s.token.layer, [&](auto tile) {
+        return hopper::launch<T, decltype(tile)>(maps, s, stream);
+      });
     }
   });
 }
