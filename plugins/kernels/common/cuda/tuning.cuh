@@ -294,9 +294,9 @@ constexpr GemvBlock kXProjBlock = {16, 128};
 constexpr GemvBlock kDtProjBlock = {32, 128};
 constexpr GemvBlock kOutProjBlock = {16, 512};
 constexpr int kGemvRun = 8;  // consecutive rows of the weights that a thread reads at once
-// The last kernel's block over codes: half a sector of a row of 4 bits. One row of 8 bits is
-// quicker on CUDA cores (2.8B, H100: a layer takes 32.5 us, and 36.9 on tensor cores).
-constexpr GemvBlock kPackedOutBlock = {32, 512};
+// The last kernel's block over codes: half a sector of a row of 4 bits; of several rows, and of
+// one. One row's leaves registers to a block of the next layer's first kernel.
+constexpr GemvBlock kPackedOutBlock = {32, 512}, kPackedRowOutBlock = {32, 256};
 // Codes to weights of T for many rows (widen.cu): columns of a thread, and threads.
 constexpr GemvBlock kWidenBlock = {8, 256};
 // The first kernel's on tensor cores: threads, and the shared memory that a block of a GPU must be

@@ -11,8 +11,9 @@
 // gives.
 //
 // The eight columns of the right factor are the rows of x. A single row takes turns: column n is of
-// the warp's blocks n, n + 8 and so on, and is 0 in the others. So scales are multiplied with once
-// in eight blocks.
+// the block n of eight of the warp's, and is 0 in the others. So x is read, its sums are made, and
+// scales are multiplied with once in eight blocks. Of 64 columns two blocks take 165 instructions
+// of a warp then, of which 112 widen codes and multiply (sm_90; 215 with each done in every block).
 #pragma once
 
 #include "common/cuda/mma.cuh"
