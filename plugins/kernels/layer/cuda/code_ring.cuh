@@ -16,14 +16,14 @@ namespace mamba {
 template <int Bytes>
 __device__ __forceinline__ void copy_codes(void* to, const void* from, bool exists) {
 #ifdef MAMBA_HAVE_MMA
-  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  static_assert(Bytes == 4 || Bytes == 16);
   if constexpr (Bytes == 16) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(from), "r"(exists ? 16 : 0)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %3, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(exists ? Bytes : 0), "n"(Bytes)
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(exists ? 4 : 0)
                  : "memory");
   }
 #endif
@@ -36,9 +36,8 @@ class CodeRing {
   static constexpr int kDepth = kCodeRows;
   // Of a stage: codes, of 16 bytes of a row, those of all rows side by side; scales; zero points.
   static constexpr int kRowBytes = Columns * Bits / 8, kScaleBytes = Columns * sizeof(__half);
-  static constexpr int kGroups = (kRowBytes + 15) / 16;  // of columns that are read together
-  static constexpr int kScalesAt = kDepth * kGroups * 16, kZeroPointsAt = kScalesAt + kScaleBytes;
-  static constexpr int kStageBytes = kZeroPointsAt + kGroups * 16;
+  static constexpr int kScalesAt = kDepth * kRowBytes, kZeroPointsAt = kScalesAt + kScaleBytes;
+  static constexpr int kStageBytes = kZeroPointsAt + kRowBytes;
   static constexpr int kStages = RingBytes / (Warps * kStageBytes) / 2 * 2;
   static constexpr int kSharedBytes = Warps * kStages * kStageBytes;
   static_assert(kStages >= 2 && kStageBytes % 16 == 0);

@@ -84,14 +84,14 @@ class TensorRowProduct {
 
  private:
   static constexpr int kTurns = 8;  // blocks of the warp that share sums, where there is one row
-  // Of 16 columns. Where the last group is not whole, a tile has some that are no column.
-  static constexpr int kGroups = Ring::kGroups, kTiles = kGroups * (16 * 8 / Bits / 16);
+  static constexpr int kGroups = Ring::kRowBytes / 16;  // of columns that are read together
+  static constexpr int kTiles = Columns / 16;
   static constexpr int kKept = Rows == 1 ? 1 : 2;  // rows of x of a lane's sums
   static constexpr uint32_t kHighest = Bits == 4 ? 0x88888888u : 0x80808080u;
   static constexpr uint32_t kCode = Bits == 4 ? 0x000f000fu : 0x00ff00ffu;  // of two rows
   static constexpr float kUnit = 1 << 24;  // times 1 as bits of an fp16 number is 1
   static constexpr float kMiddle = 1 << (Bits - 1);
-  static_assert(Columns % 16 == 0 && (Rows == 1 || Rows == 8));
+  static_assert(Columns % 32 == 0 && (Rows == 1 || Rows == 8));
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32; }
@@ -250,7 +250,7 @@ class TensorRowProduct {
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
           }
-          if ((Rows > 1 || member == 0) && column_of(m) < Columns) {
+          if (Rows > 1 || member == 0) {
             const int row = Rows == 1 ? 0 : member * 2 + e;
             partial[(warp() * Rows + row) * Columns + column_of(m) + j] = sum;
           }
