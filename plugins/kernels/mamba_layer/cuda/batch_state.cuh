@@ -4,6 +4,7 @@
 // that is theirs: the states wait in registers.
 #pragma once
 
+#include "common/cuda/decay.cuh"
 #include "common/cuda/lanes.cuh"
 #include "mamba_layer/cuda/batch_x_proj.cuh"
 
@@ -164,10 +165,10 @@ __global__ void __launch_bounds__(kThreads, Blocks)
       const float4* rows_of = reinterpret_cast<const float4*>(B_and_C + row * 2 * kStates);
       const float4 B = rows_of[member], C = rows_of[kStateLanes + member];
       float4& state = h[first + j];
-      state.x = exp2_fast(step.x * A.x) * state.x + step.y * B.x;
-      state.y = exp2_fast(step.x * A.y) * state.y + step.y * B.y;
-      state.z = exp2_fast(step.x * A.z) * state.z + step.y * B.z;
-      state.w = exp2_fast(step.x * A.w) * state.w + step.y * B.w;
+      state.x = Decay(step.x * A.x).of(state.x, step.y * B.x);
+      state.y = Decay(step.x * A.y).of(state.y, step.y * B.y);
+      state.z = Decay(step.x * A.z).of(state.z, step.y * B.z);
+      state.w = Decay(step.x * A.w).of(state.w, step.y * B.w);
       y[j] = C.x * state.x + C.y * state.y + C.z * state.z + C.w * state.w;
       if (row < rows) {
         __stcs(reinterpret_cast<float4*>(p.last_recurrent_state + state_at +
