@@ -69,7 +69,10 @@ __global__ void __launch_bounds__(kThreads, Blocks)
                  row < rows);
     }
   };
-  load_tile(z_tile, static_cast<const T*>(s.parts.xz) + d_inner, 2 * int64_t{d_inner});
+  const auto load_gate = [&] {
+    load_tile(z_tile, static_cast<const T*>(s.parts.xz) + d_inner, 2 * int64_t{d_inner});
+  };
+  if (s.gate_is_early) load_gate();
 
   constexpr int kTeams = kThreads / kStateLanes;      // threads that have different channels
   constexpr int kRowsAtOnce = kTeams / Channels;      // of the teams
@@ -104,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   wait_for_earlier_kernels();
 
   load_tile(u_tile, s.parts.u, d_inner);
+  if (!s.gate_is_early) load_gate();
   const int64_t share_numbers = int64_t{s.rows} * s.width;
   const float* shares = s.parts.shares + int64_t{first_row + r} * s.width;
 #pragma unroll 1
