@@ -154,6 +154,10 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
     if (blocks_for(columns, few) * 4u <= current_gpu().multiprocessors * 3u) {
       return rows == 1 ? of(few, ring, one) : of(few, rows_ring, all);
     }
+    if constexpr (Bits == 8) {
+      const std::integral_constant<int, kFewSharedTensorRing> few_ring{};
+      if (rows == 1 && !is_alone) return of(few, few_ring, one);
+    }
     if (rows > 1 && !is_alone && has_own_multiprocessors(columns, many)) {
       return of(many, rows_ring, all);
     }
@@ -162,15 +166,18 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
   return is_alone ? of(some, rows_ring, all) : of(some, shared_rows_ring, all);
 }
 
-// The same of the last kernel.
+// The same of the last kernel, on tensor cores where that is quicker.
 template <int Bits, int Chunk, typename Body>
 auto with_tensor_out_product(int rows, Body body) {
-  constexpr GemvBlock kOne = kPackedRowOutBlock, kSome = kPackedOutBlock;
-  using One = TensorRowProduct<Bits, kOne.columns, kOne.threads, Chunk, kTensorOutRing, 1>;
-  using Some =
-      TensorRowProduct<Bits, kSome.columns, kSome.threads, Chunk, kTensorOutRowsRing, kMaxStepRows>;
-  if (rows == 1) return body(Choice<One>());
-  return body(Choice<Some>());
+  constexpr int kColumns = kPackedOutBlock.columns, kThreads = kPackedOutBlock.threads;
+  if constexpr (Bits == 4) {
+    if (rows == 1) {
+      return body(Choice<TensorRowProduct<Bits, kColumns, kThreads, Chunk, kTensorOutRing, 1>>());
+    }
+  }
+  return body(
+      Choice<
+          TensorRowProduct<Bits, kColumns, kThreads, Chunk, kTensorOutRowsRing, kMaxStepRows>>());
 }
 
 // Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
@@ -180,7 +187,8 @@ auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body b
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (std::is_same_v<T, __half>) {
-      if (multiplies_on_tensor_cores(MAMBA_FP16)) {
+      const bool is_quicker = IsIn || kBits == 4 || rows > 1;
+      if (is_quicker && multiplies_on_tensor_cores(MAMBA_FP16)) {
         return with_chunk(kBits, columns, [&](auto chunk) {
           constexpr int kChunk = decltype(chunk)::value;
           if constexpr (IsIn) {
