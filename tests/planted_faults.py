@@ -44,7 +44,8 @@ class Fault:
     """A fault: its patch, in which ``FAULT`` is true where it is chosen, and what it is caught by.
 
     name: for the test's id. check: name of a check that fails. dtype: of the file that shows it.
-    mixer: of the language model whose file it is, or ``EXACT``.
+    mixer: of the language model whose file it is, or ``EXACT``. also: a second patch, which alone changes no
+    result and makes sure that the fault does: of a race, a kernel that takes its time.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Fault:
     patch: Patch
     dtype: str = "fp32"
     mixer: str = "mamba"
+    also: Patch | None = None
 
 
 def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> Path:
@@ -62,7 +64,9 @@ def patched(folder: Path, faults: Sequence[Fault], support: Sequence[Patch]) -> 
     )
     shutil.copy(ROOT / "CMakeLists.txt", sources)
     for number, fault in enumerate(faults, 1):
-        _apply(sources, fault.patch, f"mamba::is_planted({number})")
+        for patch in (fault.patch, fault.also):
+            if patch is not None:
+                _apply(sources, patch, f"mamba::is_planted({number})")
     for patch in support:
         _apply(sources, patch, "")
     return sources

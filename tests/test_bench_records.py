@@ -65,12 +65,14 @@ def test_record_is_whole_after_every_row(record: dict, tmp_path: Path) -> None:
 
 def test_record_is_continued(record: dict, tmp_path: Path) -> None:
     RecordFile(tmp_path, record).add(MADE_UP[0])
-    later = RecordFile(tmp_path, {**record, "command": "another"})
+    without_note = {name: value for name, value in record.items() if name != "note"}
+    later = RecordFile(tmp_path, {**without_note, "command": "another"})
     later.add(Row.of("scan", SCAN, OURS, 0.019))
     later.add(MADE_UP[1])
     content = read_record(later.path)
     assert [row["milliseconds"] for row in content["rows"]] == [0.019, 0.040]
     assert content["command"] == "a command; another"
+    assert content["note"] == record["note"]
 
 
 @pytest.mark.parametrize("name", ["commit", "device", "driver", "versions"])
@@ -136,10 +138,15 @@ def test_commit_is_git_s_or_given(tmp_path: Path) -> None:
 
 
 def test_command_names_no_path_of_this_machine() -> None:
-    shown = provenance.shown_command(
-        "t.py", ["--record", "/a/b/r.json", "--graphs", "g", "--note", "a b"]
+    shown = provenance.shown_command("t.py", ["--record", "/a/b/r.json", "--graphs", "a g"])
+    assert shown == "python t.py --record r.json --graphs 'a g'"
+
+
+@pytest.mark.parametrize("told", [["--note", "a; b"], ["--note=a; b"]], ids=["two", "one"])
+def test_command_leaves_out_the_note_that_the_record_has(told: list[str]) -> None:
+    assert provenance.shown_command("t.py", ["--long", *told, "--dtype", "fp16"]) == (
+        "python t.py --long --dtype fp16"
     )
-    assert shown == "python t.py --record r.json --graphs g --note 'a b'"
 
 
 def test_driver_of_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +315,21 @@ def test_figures_are_ranges_over_all_that_was_measured(record: dict) -> None:
         with_figures("no figures", Records())
 
 
+def test_models_stand_in_their_order_whichever_was_timed_first() -> None:
+    models = ["mamba2-2.7b", "2.8b", "130m", "mamba2-130m", "1.4b"]
+    sizes: list[dict[str, object]] = [{"model": one, "batch": b} for one in models for b in (8, 1)]
+    rows = [Row.of("decode", one, who, 1.0) for one in sizes for who in ("limit", "mamba_export")]
+    record = new_record(rows, "NVIDIA something", "a command", {})
+    text = with_figures((ROOT / README).read_text(encoding="utf-8"), Records([record]))
+    assert "(10 sizes: model 130m to 2.8b and mamba2-130m to mamba2-2.7b, batch 1 to 8)" in text
+    [grid] = grids(rows)
+    assert [line[:2] for line in grid.lines] == [
+        [model, batch]
+        for model in ("130m", "1.4b", "2.8b", "mamba2-130m", "mamba2-2.7b")
+        for batch in ("8", "1")
+    ]
+
+
 def test_texts_are_what_the_records_make() -> None:
     for file, text in generated(ROOT).items():
         said = f"{file.name} is not what the records make: python tools/benchmark.py --docs"
@@ -326,6 +348,52 @@ def test_plots(tmp_path: Path) -> None:
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size < 100_000
     assert write_plots(file, ROWS) == [], "nothing to draw of a CPU"
+
+
+def test_a_plot_of_models_has_each_of_them_once_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *place: object, **options: object) -> None:
+        drawn.append(figure)
+        save(figure, *place, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    models = ["mamba2-2.7b", "2.8b", "130m", "mamba2-1.3b", "1.4b", "790m", "370m", "mamba2-130m"]
+    sizes: list[dict[str, object]] = [
+        {"model": model, "batch": b} for model in models for b in (8, 1)
+    ]
+    sizes += [{"model": "130m", "weights": "int4 in blocks of 32", "batch": 1}]
+    sizes += [{"model": "mamba2-130m", "state": "fp16", "batch": 1}]
+    rows = [
+        Row.of("decode", one, who, 1.0 + place)
+        for place, one in enumerate(sizes)
+        for who in ("limit", "mamba_export")
+    ]
+    write_plots(tmp_path / "r.json", rows)
+    first, second = drawn[0].axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == [
+        "130m", "370m", "790m", "1.4b", "2.8b", "130m int4",
+        "mamba2-130m", "mamba2-130m fp16 states", "mamba2-1.3b", "mamba2-2.7b",
+    ]  # fmt: skip
+    assert [axes.get_title() for axes in (first, second)] == ["batch 1", "batch 8"]
+    points = {
+        (names[int(y)], x)
+        for line in first.lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert points == {
+        (" ".join([str(one["model"]), *(["int4"] if "weights" in one else []),
+                   *(["fp16 states"] if "state" in one else [])]), 1.0 + place)
+        for place, one in enumerate(sizes)
+        if one["batch"] == 1
+    }  # fmt: skip
 
 
 def test_plots_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

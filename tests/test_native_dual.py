@@ -305,6 +305,20 @@ def test_a_long_sequence_against_float64() -> None:
     assert error(state.flatten(1, 2), last) <= FP32_BOUND
 
 
+@pytest.mark.parametrize("at_once", [3000, 1])
+def test_a_long_memory_keeps_its_digits(at_once: int) -> None:
+    values = values_of(batch=1, length=3000, heads=8, head_dim=4, d_state=4)
+    values[DT] -= 8
+    values[LOG_DECAY].zero_()
+    truth = scan_truth(*as_scan(values))[1]
+    state = values[STATE]
+    for t in range(0, 3000, at_once):
+        part = cut(values, slice(t, t + at_once))
+        part[STATE] = state
+        state = run(DUAL, part)[1]
+    assert error(state.flatten(1, 2), truth) <= FP32_BOUND
+
+
 def test_a_million_steps_against_float64() -> None:
     sizes = {"length": 1_000_000, "batch": 1, "heads": 1, "head_dim": 2, "d_state": 2}
     values = arguments(Case.of("StateSpaceDual", **sizes), "fp32")

@@ -14,10 +14,12 @@ from cases import (
     FP32_BOUND,
     ROUNDING_FLOOR,
     SCAN,
+    SEQUENCES,
     assert_split_equals_whole,
     conv_inputs,
     double,
     error,
+    every_dtype,
     scan_inputs,
 )
 from torch import Tensor
@@ -145,6 +147,21 @@ def test_scan_groups_that_cut_across_vectors(n_groups: int, d_state: int) -> Non
 @pytest.mark.parametrize("shift", [-100.0, -30.0, -10.0, 10.0, 30.0, 100.0])
 def test_scan_extreme_steps(shift: float, dtype: torch.dtype) -> None:
     assert_scan_parity(scan_inputs(2, 65, delta_shift=shift, dtype=dtype))
+
+
+@installed
+@uses_native
+@pytest.mark.parametrize("at_once", [3001, 1])
+def test_a_long_memory_keeps_its_digits(at_once: int) -> None:
+    """Steps of few different numbers, as 16 bits have them: their decays round alike, again and again."""
+    *inputs, state = scan_inputs(1, 3001, 24, delta_shift=-8)
+    for index in SEQUENCES:
+        inputs[index] = every_dtype(inputs[index])
+    truth = scan_truth(*inputs, state)[1]
+    for t in range(0, 3001, at_once):
+        part = [one[:, t : t + at_once] if i in SEQUENCES else one for i, one in enumerate(inputs)]
+        state = SCAN(*part, state)[1]
+    assert error(state, truth) <= FP32_BOUND
 
 
 @installed

@@ -113,7 +113,9 @@ SCANS = [
         Scan(8, length, d, reverse=length % 2 == 0)
         for d in (504, 1000) for length in (9, 31, 32, 95, 96, 97, 129)
     ),
-    *(Scan(1, 3001, d, shift=-8) for d in (64, 1536, 4096)),  # long memories
+    # Long memories: split, pipelined, on tensor cores; few states, groups, very many states.
+    *(Scan(1, 3001, d, shift=-8) for d in (64, 1536, 4096)),
+    Scan(8, 3001, 384, 2, shift=-8), Scan(8, 3001, 384, 16, 2, shift=-8), Scan(1, 3001, 24, 300, shift=-8),
     *(
         Scan(2, length, d, n, groups, reverse=length == 2, shift=s, exact_zoh=True)
         for length in (1, 2, 65, 1000) for s in (-16, 0, 20)

@@ -1,6 +1,7 @@
 """Decoding in a CUDA graph, with a stand-in for CUDA: states in place, choices, the pool, and every failure.
 
-The stand-in: tests/cuda_stand_in.py. On a GPU: tests/test_native_onnxruntime_cuda.py.
+The stand-in: tests/cuda_stand_in.py. On a GPU: tests/test_native_onnxruntime_cuda.py and
+tests/test_token_choice_cuda.py.
 """
 
 from __future__ import annotations

@@ -279,8 +279,9 @@ MAMBA_LAYER = Operator(
         {"length": 1, "batch": 1, "d_state": 64},
         {"length": 1, "batch": 1, "d_conv": 2},
         {"length": 3, "batch": 1},
-        # One token of a batch, and many rows.
-        {"length": 1, "batch": 35, "d_model": 96, "d_inner": 192, "dt_rank": 8},
+        # One token of a batch, with more of dt_rank than a tile of tensor cores is deep; many rows.
+        {"length": 1, "batch": 35, "d_model": 96, "d_inner": 192, "dt_rank": 40},
+        {"length": 1, "batch": 20, "d_model": 64, "d_inner": 512, "dt_rank": 8},
         {"length": 40, **_SMALLEST},
     ),
 )

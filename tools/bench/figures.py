@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from bench.peers import LLAMA_CPP, TRANSFORMERS
+from bench.published import size_order
 from bench.record import rows_of
 from bench.rows import Comparison, Row, comparisons
 from bench.tables import ratio
@@ -76,9 +78,18 @@ def _gpu_line(kind: str, found: Sequence[Comparison]) -> str:
 
 
 def _span(found: Sequence[Comparison], size: str) -> str:
+    """The smallest and the largest; of models those of each family."""
     values = list(dict.fromkeys(one.rows[0].sizes[size] for one in found))
+    if size == "model":
+        values.sort(key=size_order)
+        families = itertools.groupby(values, key=lambda model: size_order(model)[0])
+        return " and ".join(_ends(list(models)) for _, models in families)
     if all(isinstance(value, int) for value in values):
         values.sort()
+    return _ends(values)
+
+
+def _ends(values: Sequence[Any]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 

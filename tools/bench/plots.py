@@ -7,22 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.limits import layer_weights
-from bench.published import config_of
+from bench.published import size_order
 from bench.rows import LIMIT, OURS, Row, comparisons
 from mamba_export.errors import MambaExportError
 from mamba_export.files import new_file
 
 TITLES = {
     "scan": "Selective scan: time at each shape, beside mamba_ssm and the limit",
-    "prefill": "Prefill: time against the length of the prompt",
-    "decode": "Decode: time of a token against the size of the model",
+    "prefill": "Prefill: time of a prompt, beside the limit and, where it runs, mamba_ssm",
+    "decode": "Decode: time of a token, beside the limit and, where it runs, mamba_ssm",
     "long": "Decode: time of a token after 1K to 1M tokens",
 }
 """Plots by name, with what a reader who cannot see them is told."""
 _THEIRS = "mamba_ssm"
 _COLOURS = {OURS: "#0072b2", _THEIRS: "#d55e00", LIMIT: "#555555"}  # apart for every eye
-_SIZE_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00")
 _INCHES, _DPI = (7.2, 3.8), 110
 
 
@@ -64,10 +62,11 @@ def write_plots(record: Path, rows: Sequence[Row]) -> list[Path]:
         mine = kept[name]
         if not _of(mine, OURS):
             continue
-        figure, axes = pyplot.subplots(figsize=_INCHES, layout="constrained")
-        draw(axes, mine)
-        axes.set_title(TITLES[name], fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
+        figure = pyplot.figure(figsize=_INCHES, layout="constrained")
+        draw(figure, mine)
+        figure.suptitle(TITLES[name], fontsize=10, x=0.01, ha="left")
+        for axes in figure.axes:
+            axes.spines[["top", "right"]].set_visible(False)
         file = plot_file(record, name)
         with new_file(file) as temporary:
             figure.savefig(temporary, dpi=_DPI, format="png")
@@ -97,8 +96,9 @@ def _of(rows: Iterable[Row], implementation: str, **sizes: Any) -> list[Row]:
     ]
 
 
-def _scan(axes: Any, rows: Sequence[Row]) -> None:
+def _scan(figure: Any, rows: Sequence[Row]) -> None:
     """A group of bars a shape, on a logarithmic axis, with the limit as a line across them."""
+    axes = figure.subplots()
     first = _of(rows, OURS)[0].sizes["dtype"]
     ours = sorted(_of(rows, OURS, dtype=first), key=lambda row: row.milliseconds or 0)
     for offset, name in ((-0.2, OURS), (0.2, _THEIRS)):
@@ -126,73 +126,87 @@ def _scan(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xlabel(f"batch x channels x length, {first}", fontsize=8)
     _legend(
         axes,
-        [(OURS, _COLOURS[OURS], "-"), (_THEIRS, _COLOURS[_THEIRS], "-"), (LIMIT, "black", "-")],
-    )
-
-
-def _prefill(axes: Any, rows: Sequence[Row]) -> None:
-    one = [row for row in rows if row.sizes["batch"] == 1]
-    models = list(dict.fromkeys(row.sizes["model"] for row in one))
-    for colour, model in zip(_SIZE_COLOURS, models, strict=False):
-        for name, style in ((OURS, "o-"), (_THEIRS, "s--"), (LIMIT, ":")):
-            _line(axes, _of(one, name, model=model), "length", style, colour)
-    axes.set_xlabel("tokens of the prompt (batch 1)")
-    _both_logarithmic(axes)
-    models_shown = [
-        (model, colour, "-") for model, colour in zip(models, _SIZE_COLOURS, strict=False)
-    ]
-    axes.set_xticks(sorted({row.sizes["length"] for row in one}))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    _legend(
-        axes, [*models_shown, (OURS, "black", "-"), (_THEIRS, "black", "--"), (LIMIT, "black", ":")]
-    )
-
-
-def _decode(axes: Any, rows: Sequence[Row]) -> None:
-    one = [row for row in rows if row.sizes["batch"] == 1]
-    for name, style in ((OURS, "o-"), (_THEIRS, "s--"), (LIMIT, ":")):
-        points = [(_parameters(row.sizes["model"]), row) for row in _of(one, name)]
-        axes.plot(
-            [count for count, _ in points],
-            [row.milliseconds for _, row in points],
-            style,
-            color=_COLOURS[name],
-        )
-        for count, row in points:
-            axes.annotate(
-                f"{row.milliseconds:.2f}", (count, row.milliseconds), xytext=(4, 4),
-                textcoords="offset points", fontsize=7,
-            )  # fmt: skip
-    _both_logarithmic(axes)
-    axes.set_ylabel("milliseconds a token")
-    models = list(dict.fromkeys(row.sizes["model"] for row in one))
-    axes.set_xticks([_parameters(model) for model in models], models)
-    axes.set_xlabel("parameters (batch 1)")
-    weights = "weights and states read once"
-    _legend(
-        axes,
         [
-            (OURS, _COLOURS[OURS], "-"),
-            (_THEIRS, _COLOURS[_THEIRS], "--"),
-            (weights, _COLOURS[LIMIT], ":"),
+            (OURS, _COLOURS[OURS], "-", ""),
+            (_THEIRS, _COLOURS[_THEIRS], "-", ""),
+            (LIMIT, "black", "-", ""),
         ],
     )
 
 
-def _parameters(model: str) -> int:
-    """About how many a published size has."""
-    config = config_of(model)
-    return config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
+def _models(figure: Any, rows: Sequence[Row], unit: str) -> None:
+    """A panel for each length and batch, and in it a line for each model: ours, the peer, the limit."""
+    panels: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        panels.setdefault((row.sizes["batch"], row.sizes.get("length", 0)), []).append(row)
+    names = sorted({_model_name(row.sizes) for row in _of(rows, OURS)}, key=_name_order)
+    figure.set_size_inches(_INCHES[0] * 1.4, 1.2 + 0.3 * len(names))
+    peer = bool(_of(rows, _THEIRS))
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (key, mine) in zip(all_axes, sorted(panels.items()), strict=True):
+        for name, marker in ((LIMIT, "|"), (_THEIRS, "s"), (OURS, "o")):
+            found = _of(mine, name)
+            axes.plot(
+                [row.milliseconds for row in found],
+                [names.index(_model_name(row.sizes)) for row in found],
+                marker, color=_COLOURS[name], markersize=9 if name == LIMIT else 5,
+            )  # fmt: skip
+        for name, above in ((OURS, -10), (_THEIRS, 5)):
+            for row in _of(mine, name):
+                axes.annotate(
+                    f"{row.milliseconds:.3g}",
+                    (row.milliseconds, names.index(_model_name(row.sizes))),
+                    xytext=(0, above), textcoords="offset points", fontsize=6.5, ha="center",
+                    color=_COLOURS[name],
+                )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_title(_panel_title(*key), fontsize=9)
+        axes.set_xlabel(unit, fontsize=8)
+        axes.tick_params(labelsize=7.5)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    all_axes[0].set_yticks(range(len(names)), names)
+    all_axes[0].set_ylim(len(names) - 0.4, -0.6)
+    shown = [(OURS, "o"), *([(_THEIRS, "s")] if peer else []), (LIMIT, "|")]
+    _legend(all_axes[-1], [(name, _COLOURS[name], "", marker) for name, marker in shown])
 
 
-def _long(axes: Any, rows: Sequence[Row]) -> None:
+def _panel_title(batch: int, length: int) -> str:
+    return f"{length} tokens, batch {batch}" if length else f"batch {batch}"
+
+
+def _model_name(sizes: dict[str, Any]) -> str:
+    """The model, with what sets it apart from its like: codes, the dtype of its states."""
+    weights = str(sizes.get("weights", "")).partition(" ")[0]
+    state = f"{sizes['state']} states" if "state" in sizes else ""
+    return " ".join(part for part in (sizes["model"], weights, state) if part)
+
+
+def _name_order(name: str) -> tuple[bool, str, int, str]:
+    """Mamba before Mamba-2, codes of one width together, small before large."""
+    model, _, rest = name.partition(" ")
+    coded = "" if rest.endswith("states") else rest
+    family, weights = size_order(model)
+    return family, coded, weights, rest
+
+
+def _prefill(figure: Any, rows: Sequence[Row]) -> None:
+    _models(figure, rows, "milliseconds")
+
+
+def _decode(figure: Any, rows: Sequence[Row]) -> None:
+    _models(figure, rows, "milliseconds a token")
+
+
+def _long(figure: Any, rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
     for name, style in ((OURS, "o-"), (LIMIT, ":")):
         _line(axes, _of(rows, name), "tokens_read", style, _COLOURS[name])
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("milliseconds a token")
     axes.set_xlabel(f"tokens read before ({rows[0].sizes['model']}, batch 1)")
-    _legend(axes, [(OURS, _COLOURS[OURS], "-"), (LIMIT, _COLOURS[LIMIT], ":")])
+    _legend(axes, [(OURS, _COLOURS[OURS], "-", "o"), (LIMIT, _COLOURS[LIMIT], ":", "")])
 
 
 def _line(axes: Any, rows: Sequence[Row], size: str, style: str, colour: str) -> None:
@@ -206,17 +220,15 @@ def _line(axes: Any, rows: Sequence[Row], size: str, style: str, colour: str) ->
     )
 
 
-def _both_logarithmic(axes: Any) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_ylabel("milliseconds")
-
-
-def _legend(axes: Any, entries: Sequence[tuple[str, str, Any]]) -> None:
+def _legend(axes: Any, entries: Sequence[tuple[str, str, Any, str]]) -> None:
+    """Of each entry a name, a colour, a style of line and a marker."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, linestyle=style) for _, colour, style in entries]
-    names = [name for name, _, _ in entries]
+    handles = [
+        Line2D([], [], color=colour, linestyle=style, marker=marker)
+        for _, colour, style, marker in entries
+    ]
+    names = [entry[0] for entry in entries]
     axes.legend(handles, names, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 

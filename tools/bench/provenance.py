@@ -69,6 +69,12 @@ def driver_version() -> str:
 
 
 def shown_command(program: str, arguments: Sequence[str]) -> str:
-    """A command for others to read: of this machine's absolute paths the names alone."""
-    shown = [Path(one).name if Path(one).is_absolute() else one for one in arguments]
+    """A command for others to read: of this machine's absolute paths the names alone.
+
+    Without its note, which a record has in a field of its own, once for all the commands that made it.
+    """
+    notes = [place for place, one in enumerate(arguments) if one.partition("=")[0] == "--note"]
+    values = [place + 1 for place in notes if arguments[place] == "--note"]
+    kept = [one for place, one in enumerate(arguments) if place not in (*notes, *values)]
+    shown = [Path(one).name if Path(one).is_absolute() else one for one in kept]
     return shlex.join(["python", program, *shown])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.limits import layer_weights
 from mamba_export.models import (
     PUBLISHED_MAMBA2_SIZES,
     PUBLISHED_SIZES,
@@ -30,3 +31,14 @@ def config_of(name: str) -> ModelConfig:
     if name.startswith(_MAMBA2):
         return Mamba2Config.published(name.removeprefix(_MAMBA2))
     return MambaConfig.published(name)
+
+
+def size_order(name: str) -> tuple[bool, int]:
+    """What models are sorted by: Mamba before Mamba-2, then small before large.
+
+    Raises:
+        MambaExportError: the name is unknown.
+    """
+    config = config_of(name)
+    weights = config.n_layer * layer_weights(config) + config.vocab_size * config.d_model
+    return name.startswith(_MAMBA2), weights

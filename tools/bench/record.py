@@ -129,6 +129,7 @@ class RecordFile:
                 )
         commands = [*old["command"].split("; "), self._record["command"]]
         self._record = {
+            **old,  # its note, where this run has none
             **self._record,
             "date": old["date"],
             "command": "; ".join(dict.fromkeys(commands)),

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.rows import LIMIT, OURS, Row, comparisons, is_ours, is_peer
+from bench.published import size_order
+from bench.rows import LIMIT, OURS, Comparison, Row, comparisons, is_ours, is_peer
 from mamba_export.printing import as_text
 
 _IN_MICROSECONDS = ("scan", "step", "convolution", "dual", "dual step")
@@ -65,7 +66,7 @@ def _beside(kind: str, rows: Sequence[Row]) -> Grid:
     peers = any(is_peer(name) for name in names)
     sizes = list(dict.fromkeys(name for row in rows for name in row.sizes))
     lines = []
-    for one in comparisons(rows):
+    for one in sorted(comparisons(rows), key=_model_order):
         line = [str(one.rows[0].sizes.get(name, "")) for name in sizes]
         line += [_cell(one.row(name), scale) for name in names]
         line += [ratio(one.against_peer)] if peers else []
@@ -73,6 +74,12 @@ def _beside(kind: str, rows: Sequence[Row]) -> Grid:
     compared = [*([f"best peer / {OURS}"] if peers else []), f"{OURS} / {LIMIT}"]
     header = [*sizes, *(f"{name}, {unit}" for name in names), *compared]
     return Grid(kind, header, lines)
+
+
+def _model_order(one: Comparison) -> tuple[bool, int]:
+    """Of models small before large, whichever was timed first; else as they were timed."""
+    model = one.rows[0].sizes.get("model")
+    return (False, 0) if model is None else size_order(model)
 
 
 def _cell(row: Row | None, scale: float) -> str:

@@ -165,12 +165,15 @@ class PromptGraphs:
                 reading.past, reading.position = buffers.present.state, after
                 if logits is not None and has_all:
                     self._fetch(buffers.logits, logits[:, before:after])
-            result = buffers.present.lend()  # the GPU is at work meanwhile
             if logits is not None and not has_all:
-                self._fetch(buffers.logits, logits)
+                with gpu.lock:
+                    buffers.queue_last_logits()
+            result = buffers.present.lend()  # the GPU is at work meanwhile
         finally:
             with gpu.lock:
                 gpu.wait()
+        if logits is not None and not has_all:
+            logits[:] = buffers.last_logits()
         return result
 
     def _let_go(self) -> None:

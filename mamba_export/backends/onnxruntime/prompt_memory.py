@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import weakref
 
+import numpy as np
 import onnxruntime as ort
 
 from mamba_export.backends.onnxruntime.binding import bind_input, bind_output, bind_states
 from mamba_export.backends.onnxruntime.cuda_stream import Graph
-from mamba_export.backends.onnxruntime.device import DeviceTensor
+from mamba_export.backends.onnxruntime.device import DeviceTensor, storage_dtype
 from mamba_export.backends.onnxruntime.loading import LoadedModel
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part
 from mamba_export.backends.onnxruntime.state import OrtState
@@ -45,7 +46,9 @@ class Buffers:
         self.batch = batch = past.batch
         self.largest = largest
         self.past, self.present = past, present
+        self._gpu = start.gpu
         self._start = start
+        self._host_logits: np.ndarray | None = None
         self._in_past: weakref.ref[OrtState | Start] | None = None  # whose content the parts read
         self.tokens = DeviceTensor.empty(ids.dtype, (batch, largest), model.device)
         shape = output.resolve(_sizes(model, batch, largest))
@@ -71,6 +74,22 @@ class Buffers:
             self.past.queue_copy_of(state)
         if state is not self.present.state:  # which every part changes
             self._in_past = weakref.ref(source)
+
+    def queue_last_logits(self) -> None:
+        """Queue a copy to the host of all logits, of a program that returns those of the last step alone.
+
+        It runs right behind the part: the host waits once, for both.
+        """
+        if self._host_logits is None:
+            logits = self.logits
+            self._host_logits = self._gpu.host_array(logits.shape, storage_dtype(logits.dtype))
+        host = self._host_logits
+        self._gpu.queue_copy(host.ctypes.data, self.logits.address, host.nbytes)
+
+    def last_logits(self) -> np.ndarray:
+        """What was copied, once the stream was waited for; the next copy overwrites it."""
+        assert self._host_logits is not None
+        return self._host_logits
 
 
 class Part:

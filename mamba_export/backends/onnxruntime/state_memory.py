@@ -117,11 +117,12 @@ class Start:
     A large one of zeros, which the states of our models start with, is copied from a piece of it.
 
     Attributes:
+        gpu: the stream on which it is copied.
         state: the whole, where it is kept; nobody writes there.
     """
 
     def __init__(self, kind: BlockKind, batch: int) -> None:
-        self._gpu = kind.gpu
+        self.gpu = kind.gpu
         self.batch = batch
         self.state: BlockState | None = None
         metadata = kind.metadata
@@ -145,12 +146,12 @@ class Start:
         address = block.state.place.memory.address
         for position in range(0, block.nbytes, _PIECE):
             part = min(_PIECE, block.nbytes - position)
-            self._gpu.queue_copy(address + position, self._zeros.address, part)
+            self.gpu.queue_copy(address + position, self._zeros.address, part)
 
     def _upload(self, address: int, array: np.ndarray) -> None:
-        with self._gpu.lock:
-            self._gpu.queue_upload(address, array)
-            self._gpu.wait()
+        with self.gpu.lock:
+            self.gpu.queue_upload(address, array)
+            self.gpu.wait()
 
 
 def _is_large(kind: BlockKind, batch: int) -> bool:

@@ -47,16 +47,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// What is added to the exponent of a decay that is multiplied into a state at every step: next to
-// 1 exp2_fast is too small by 0.1 of 2^-24 on average (H100, from -2^-8 to -2^-18), which a state
-// that forgets slowly adds up. 2^kDecayShift is 1.
-constexpr float kDecayShift = 0.115f * 0x1p-24f * kLog2e;
-
-// 2^(dt A), the decay of a step.
-__device__ __forceinline__ float decay_of(float dt, float A) {
-  return exp2_fast(fmaf(dt, A, kDecayShift));
-}
-
 __device__ __forceinline__ float log2_fast(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

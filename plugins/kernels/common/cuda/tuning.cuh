@@ -354,6 +354,19 @@ struct BatchTile {
 using BatchOfFewColumns = BatchTile<2, 8, 6>;
 using BatchOfManyColumns = BatchTile<1, 6, 1>;
 constexpr int64_t kManyTiles = 48;
+// Of in_proj with the convolution and x_proj (mamba_layer/cuda/batch_in.cu), up to
+// kBatchProductRows sequences: deep rings, but for narrow layers, which leave the second kernel's
+// blocks, and their states, room beside them; of few sequences and wide layers two tiles. A layer
+// takes, instead of in two kernels (us, H100, fp16): of 64 sequences 20.7 instead of 24.4 at 130M,
+// 25.5 instead of 28.6 at 370M; of 8 32.8 instead of 37.9 at 1.4B, 47.3 instead of 49.4 at 2.8B.
+// What lost: x sent to all blocks of a cluster by the copy engine (31.3 at 130M, 39 at 370M, 120
+// instead of 72 at 2.8B), the norm in this kernel, too (23.8 at 130M, 27.6 at 370M), and out_proj's
+// or in_proj's weights brought into the L2 cache by the kernels ahead (up to 5 us more).
+using BatchInDeep = BatchTile<1, 12, 1>;
+using BatchInNarrow = BatchTile<1, 8, 1>;
+using BatchInFewRows = BatchTile<2, 6, 1>;
+constexpr int64_t kWidestNarrowBatchIn = 768;  // of d_model
+constexpr int64_t kMostFewBatchInRows = 16, kLeastFewBatchInRowsWidth = 2048;
 
 // --- A batch's token of Mamba (mamba_layer/cuda/batch_token.cu) ----------------------------------
 

@@ -22,25 +22,33 @@ bool encode(CUtensorMap& map, mamba_dtype dtype, const void* data, int64_t strid
 
 }  // namespace
 
-bool batch_product_fits(const mamba_product& p) {
+bool batch_product_takes(const mamba_product& p) {
   const Gpu& gpu = current_gpu();
-  if (gpu.major != 9 || gpu.minor != 0 || !tensor_map_encoder()) return false;
-  const Tuning& tuning = current_tuning();
-  return p.dtype != MAMBA_FP32 && p.rows >= tuning.fewest_batch_rows &&
+  return gpu.major == 9 && gpu.minor == 0 && tensor_map_encoder() && p.dtype != MAMBA_FP32 &&
          p.rows <= kBatchProductRows && p.columns % 8 == 0 && p.depth % 8 == 0 &&
-         p.columns <= kMaxWidth && p.depth <= kMaxWidth &&
-         p.depth * p.columns <= tuning.most_batch_weights && is_aligned<16>(p.a, p.a_stride, 2) &&
+         p.columns <= kMaxWidth && p.depth <= kMaxWidth && is_aligned<16>(p.a, p.a_stride, 2) &&
          is_aligned<16>(p.b, 0, 2) && is_aligned<16>(p.c, p.c_stride, 2) &&
          is_aligned<16>(p.addend, 0, 2);
 }
 
+bool batch_product_fits(const mamba_product& p) {
+  const Tuning& tuning = current_tuning();
+  return p.rows >= tuning.fewest_batch_rows && p.depth * p.columns <= tuning.most_batch_weights &&
+         batch_product_takes(p);
+}
+
+bool encode_batch_product(const mamba_product& p, bool reads_early, BatchProductMaps* maps,
+                          BatchProduct* s) {
+  const auto steps = static_cast<int>((p.depth + kBatchDepth - 1) / kBatchDepth);
+  *s = {p, steps, static_cast<int>((p.rows + 7) / 8 * 8), reads_early};
+  return encode(maps->weights, p.dtype, p.b, p.columns, p.depth, p.columns, kBatchDepth) &&
+         encode(maps->x, p.dtype, p.a, p.a_stride, p.rows, p.depth, s->x_rows);
+}
+
 cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream) {
-  BatchProduct s = {p, static_cast<int>((p.depth + kBatchDepth - 1) / kBatchDepth), reads_early};
   BatchProductMaps maps;
-  if (!encode(maps.weights, p.dtype, p.b, p.columns, p.depth, p.columns, kBatchDepth) ||
-      !encode(maps.x, p.dtype, p.a, p.a_stride, p.rows, p.depth, kBatchProductRows)) {
-    return cudaErrorInvalidValue;
-  }
+  BatchProduct s;
+  if (!encode_batch_product(p, reads_early, &maps, &s)) return cudaErrorInvalidValue;
   return launch_batch_product(maps, s, stream);
 }
 
@@ -49,6 +57,8 @@ cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaS
 #else
 
 namespace mamba {
+
+bool batch_product_takes(const mamba_product&) { return false; }
 
 bool batch_product_fits(const mamba_product&) { return false; }
 

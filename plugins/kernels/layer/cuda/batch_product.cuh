@@ -13,20 +13,27 @@ constexpr int kBatchProductRows = 64;  // of a tile of the tensor cores
 constexpr int kBatchDepth = 64;        // of a stage: 128 bytes of a row of x
 constexpr int kBatchColumns = 64;      // of a tile of W: 128 bytes of a row
 
-// Boxes of kBatchDepth rows of W by kBatchColumns, and of kBatchProductRows rows of x by
-// kBatchDepth.
+// Boxes of kBatchDepth rows of W by kBatchColumns, and of all rows of x by kBatchDepth.
 struct BatchProductMaps {
   CUtensorMap weights, x;
 };
 
 struct BatchProduct {
   mamba_product p;
-  int steps;  // of the depth, kBatchDepth each
+  int steps;   // of the depth, kBatchDepth each
+  int x_rows;  // of a box of x: all of them, and up to a multiple of 8
   bool reads_early;
 };
 
-// Whether it takes these sizes on the current device, and is quicker there than cuBLAS.
+// Whether it takes these sizes on the current device.
+bool batch_product_takes(const mamba_product& p);
+
+// The same, and whether it is quicker there than cuBLAS.
 bool batch_product_fits(const mamba_product& p);
+
+// Its maps and the rest of what its kernel takes. False where the driver refuses the maps.
+bool encode_batch_product(const mamba_product& p, bool reads_early, BatchProductMaps* maps,
+                          BatchProduct* s);
 
 // reads_early: no work that is queued ahead writes the matrix.
 cudaError_t launch_batch_product(const mamba_product& p, bool reads_early, cudaStream_t stream);

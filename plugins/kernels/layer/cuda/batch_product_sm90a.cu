@@ -1,61 +1,40 @@
 // The kernel of batch_product.cuh.
 //
 // A block owns some columns of W and a share of the depth; the blocks of a cluster share out the
-// depth, and add up their sums in one another's shared memory, in a fixed order. One thread lets
-// the copy engine fill a ring of stages, weights as early as while the kernel ahead still runs; a
-// warpgroup multiplies.
+// depth, and add up their sums in one another's shared memory, in a fixed order.
 #include <algorithm>
 
-#include "common/cuda/hopper_ptx.cuh"
-#include "common/cuda/hopper_wgmma.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/tuning.cuh"
-#include "layer/cuda/batch_product.cuh"
+#include "layer/cuda/batch_ring.cuh"
 #include "layer/cuda/product_sums.cuh"
 
 namespace mamba {
 namespace hopper {
 namespace {
 
-constexpr int kConsumers = 128, kThreads = kConsumers + 32;
+constexpr int kThreads = kConsumers + 32;
 
 template <typename Tile>
-struct BatchLayout {
-  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages;
-  static constexpr int kColumns = kTiles * kBatchColumns, kSumStride = kColumns + 4;
-  static constexpr int kSums = kTiles * 32;                      // of a thread
-  static constexpr int kStageBytes = (kTiles + 1) * kTileBytes;  // weights, then x
-  static constexpr int kSumBytes = 4 * kBatchProductRows * kSumStride;
-  static constexpr int kBytes = std::max(kStages * kStageBytes, kSumBytes) + 1024;  // to align
-};
+constexpr int kBatchBytes =
+    std::max(BatchRing<Tile>::kBytes, BatchRing<Tile>::kSumBytes) + kRingAlignment;
 
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(kThreads)
     batch_product(const __grid_constant__ BatchProductMaps maps,
                   const __grid_constant__ BatchProduct s) {
-  using L = BatchLayout<Tile>;
-  constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages, kShares = Tile::kShares;
+  using L = BatchRing<Tile>;
+  constexpr int kShares = Tile::kShares;
   extern __shared__ unsigned char unaligned[];
-  __shared__ uint64_t full[kStages], empty[kStages];
-  unsigned char* shared = reinterpret_cast<unsigned char*>(
-      (reinterpret_cast<uintptr_t>(unaligned) + 1023) / 1024 * 1024);
-  const uint32_t ring = shared_address(shared);
-  const uint32_t first_full = shared_address(full), first_empty = shared_address(empty);
+  __shared__ typename L::Barriers barriers;
+  unsigned char* shared = aligned_for_ring(unaligned);
   let_next_launch_start();
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(first_full + 8 * i, 1);
-      barrier_init(first_empty + 8 * i, kConsumers / 32);
-    }
-    barriers_are_ready();
-  }
+  const L ring(shared, barriers);
   __syncthreads();
 
   const int first_column = blockIdx.x * L::kColumns, share = (s.steps + kShares - 1) / kShares;
   const int first_step = blockIdx.y * share;
   const int steps = max(0, min(share, s.steps - first_step));
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // A share of the rows, in the end, for each block of the cluster.
   const int block = blockIdx.y;
   const int rows = static_cast<int>(s.p.rows), own_rows = (rows + kShares - 1) / kShares;
@@ -65,35 +44,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto column_of = [&](int i) { return first_column + i % kRowFours * kFour; };
   float* sums = reinterpret_cast<float*>(shared);
   if (threadIdx.x == kConsumers) {
-    const auto load_weights = [&](int step) {
-      const int stage = step % kStages;
-      const uint32_t barrier = first_full + 8 * stage;
-      barrier_expect(barrier, L::kStageBytes);
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        tma_load(ring + stage * L::kStageBytes + tile * kTileBytes, &maps.weights, barrier,
-                 first_column + tile * kBatchColumns, 0, (first_step + step) * kBatchDepth, 0);
-      }
-    };
-    const auto load_x = [&](int step) {
-      const int stage = step % kStages;
-      tma_load(ring + stage * L::kStageBytes + kTiles * kTileBytes, &maps.x, first_full + 8 * stage,
-               (first_step + step) * kBatchDepth, 0, 0, 0);
-    };
-    const int ahead = min(kStages, steps);
-    if (s.reads_early) {
-      for (int step = 0; step < ahead; ++step) load_weights(step);
-    }
-    wait_for_previous_launch();
-    for (int step = 0; step < ahead; ++step) {
-      if (!s.reads_early) load_weights(step);
-      load_x(step);
-    }
-    for (int step = ahead; step < steps; ++step) {
-      barrier_wait(first_empty + 8 * (step % kStages), (step / kStages - 1) & 1);
-      load_weights(step);
-      load_x(step);
-    }
+    ring.fill(maps, s, first_column, first_step, steps);
   } else if (threadIdx.x < kConsumers) {
     wait_for_previous_launch();
     if (s.p.addend) {
@@ -104,35 +55,7 @@ __global__ void __launch_bounds__(kThreads)
         prefetch_to_l1(static_cast<const char*>(s.p.addend) + number * at);
       }
     }
-    float d[L::kSums] = {};
-    pin(d);
-    for (int step = 0; step < steps; ++step) {
-      const int stage = step % kStages;
-      barrier_wait(first_full + 8 * stage, step / kStages & 1);
-      const uint32_t weights = ring + stage * L::kStageBytes;
-      const uint32_t right = down_rows(weights), left = along_rows(weights + kTiles * kTileBytes);
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < kBatchDepth / 16; ++k) {
-        multiply_tile_down_rows<T>(d, descriptor(left + k * kColumnStep),
-                                   descriptor(right + k * kRowStep), 1);
-      }
-      products_commit();
-      if (step > 0) {
-        products_wait<1>();
-        if (lane == 0) barrier_arrive(first_empty + 8 * ((step - 1) % kStages));
-      }
-    }
-    products_wait<0>();
-    pin(d);
-    warpgroup_sync(1);  // the others' products have read the ring
-    const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < kTiles * 8; ++j) {
-      float* to = sums + row * L::kSumStride + 8 * j + column;
-      *reinterpret_cast<float2*>(to) = make_float2(d[4 * j], d[4 * j + 1]);
-      *reinterpret_cast<float2*>(to + 8 * L::kSumStride) = make_float2(d[4 * j + 2], d[4 * j + 3]);
-    }
+    ring.template multiply<T>(steps, sums);
   }
 
   __syncwarp();
@@ -153,10 +76,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, typename Tile>
 cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s, cudaStream_t stream) {
-  using L = BatchLayout<Tile>;
+  using L = BatchRing<Tile>;
+  constexpr int kBytes = kBatchBytes<Tile>;
   const auto kernel = batch_product<T, Tile>;
   if (cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes)) {
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
     return error;
   }
   cudaLaunchAttribute attributes[2] = {};
@@ -170,7 +94,7 @@ cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s, cudaStre
   config.gridDim =
       dim3(static_cast<unsigned>((s.p.columns + L::kColumns - 1) / L::kColumns), Tile::kShares);
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = L::kBytes;
+  config.dynamicSmemBytes = kBytes;
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = Tile::kShares > 1 ? 2 : 1;

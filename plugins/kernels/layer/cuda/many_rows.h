@@ -49,7 +49,6 @@ struct Products {
     return mamba_causal_conv1d_cuda(&conv, stream);
   }
 
- private:
   mamba_product describe(const Factors& f, void* c, mamba_dtype c_dtype, const void* addend) const {
     mamba_product g = {};
     g.rows = rows;
@@ -66,6 +65,7 @@ struct Products {
     return g;
   }
 
+ private:
   mamba_status run_skinny(const mamba_product& g, const mamba_causal_conv1d_params* conv) const {
     const auto queue = static_cast<cudaStream_t>(stream);
     return status_of(layer, launch_skinny_product(g, constant_weights, conv, queue));

@@ -4,6 +4,7 @@
 // that is theirs: the states wait in registers.
 #pragma once
 
+#include "common/cuda/decay.cuh"
 #include "common/cuda/lanes.cuh"
 #include "mamba_layer/cuda/batch_x_proj.cuh"
 
@@ -68,7 +69,10 @@ __global__ void __launch_bounds__(kThreads, Blocks)
                  row < rows);
     }
   };
-  load_tile(z_tile, static_cast<const T*>(s.parts.xz) + d_inner, 2 * int64_t{d_inner});
+  const auto load_gate = [&] {
+    load_tile(z_tile, static_cast<const T*>(s.parts.xz) + d_inner, 2 * int64_t{d_inner});
+  };
+  if (s.gate_is_early) load_gate();
 
   constexpr int kTeams = kThreads / kStateLanes;      // threads that have different channels
   constexpr int kRowsAtOnce = kTeams / Channels;      // of the teams
@@ -103,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, Blocks)
   wait_for_earlier_kernels();
 
   load_tile(u_tile, s.parts.u, d_inner);
+  if (!s.gate_is_early) load_gate();
   const int64_t share_numbers = int64_t{s.rows} * s.width;
   const float* shares = s.parts.shares + int64_t{first_row + r} * s.width;
 #pragma unroll 1
@@ -164,10 +169,10 @@ __global__ void __launch_bounds__(kThreads, Blocks)
       const float4* rows_of = reinterpret_cast<const float4*>(B_and_C + row * 2 * kStates);
       const float4 B = rows_of[member], C = rows_of[kStateLanes + member];
       float4& state = h[first + j];
-      state.x = exp2_fast(step.x * A.x) * state.x + step.y * B.x;
-      state.y = exp2_fast(step.x * A.y) * state.y + step.y * B.y;
-      state.z = exp2_fast(step.x * A.z) * state.z + step.y * B.z;
-      state.w = exp2_fast(step.x * A.w) * state.w + step.y * B.w;
+      state.x = Decay(step.x * A.x).of(state.x, step.y * B.x);
+      state.y = Decay(step.x * A.y).of(state.y, step.y * B.y);
+      state.z = Decay(step.x * A.z).of(state.z, step.y * B.z);
+      state.w = Decay(step.x * A.w).of(state.w, step.y * B.w);
       y[j] = C.x * state.x + C.y * state.y + C.z * state.z + C.w * state.w;
       if (row < rows) {
         __stcs(reinterpret_cast<float4*>(p.last_recurrent_state + state_at +

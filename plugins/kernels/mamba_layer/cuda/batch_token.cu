@@ -100,18 +100,40 @@ cudaError_t launch_second(const BatchToken& s, cudaStream_t stream) {
   return launch_overlapping(kernel, grid, dim3(batch::kThreads), bytes, stream, true, s);
 }
 
-int64_t share_bytes(const mamba_layer_params& p) {
-  return static_cast<int64_t>(sizeof(float)) * count_shares(p) * p.batch * projected_width(p);
+// Calls body with a null pointer of the type, of 16 bits.
+template <typename Body>
+cudaError_t with_narrow_type(const mamba_layer_params& p, Body body) {
+  return with_type(p.dtype, [&](auto* type) {
+    if constexpr (kIsWide<std::remove_pointer_t<decltype(type)>>) {
+      return cudaErrorNotSupported;
+    } else {
+      return body(type);
+    }
+  });
 }
 
 }  // namespace
+
+int64_t share_bytes(const mamba_layer_params& p, int64_t share_count) {
+  return static_cast<int64_t>(sizeof(float)) * share_count * p.batch * projected_width(p);
+}
+
+BatchToken batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
+                       int64_t share_count, bool gate_is_early) {
+  return {p,
+          parts,
+          static_cast<int>(p.batch),
+          static_cast<int>(projected_width(p)),
+          static_cast<int>(share_count),
+          gate_is_early};
+}
 
 bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes) {
   if (p.length != 1 || p.dtype == MAMBA_FP32 || p.d_state != batch::kStates ||
       p.d_conv != kStepTaps || p.dt_rank % batch::kVector != 0 ||
       p.d_inner % BatchStatesOfSome::kChannels != 0 || p.d_inner > kMaxWidth ||
       p.batch * p.d_inner > current_tuning().most_batch_channels ||
-      share_bytes(p) > most_share_bytes) {
+      share_bytes(p, count_shares(p)) > most_share_bytes) {
     return false;
   }
   const auto shared = static_cast<size_t>(current_gpu().shared_bytes);
@@ -129,19 +151,19 @@ bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes) {
 
 cudaError_t launch_batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
                                cudaStream_t stream) {
-  const BatchToken s = {p, parts, static_cast<int>(p.batch), static_cast<int>(projected_width(p)),
-                        static_cast<int>(count_shares(p))};
-  return with_type(p.dtype, [&](auto* type) {
+  const BatchToken s = batch_token(p, parts, count_shares(p), true);
+  const cudaError_t error = with_narrow_type(p, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if constexpr (kIsWide<T>) {
-      return cudaErrorNotSupported;
-    } else {
-      const cudaError_t error =
-          with_x_channels(p, [&](auto channels) { return launch_first<T, channels>(s, stream); });
-      if (error != cudaSuccess) return error;
-      return with_states(
-          p, [&](auto states) { return launch_second<T, decltype(states)>(s, stream); });
-    }
+    return with_x_channels(p, [&](auto channels) { return launch_first<T, channels>(s, stream); });
+  });
+  return error != cudaSuccess ? error : launch_batch_states(s, stream);
+}
+
+cudaError_t launch_batch_states(const BatchToken& s, cudaStream_t stream) {
+  return with_narrow_type(s.layer, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return with_states(s.layer,
+                       [&](auto states) { return launch_second<T, decltype(states)>(s, stream); });
   });
 }
 

@@ -31,14 +31,23 @@ struct BatchToken {
   mamba_layer_params layer;
   BatchTokenParts parts;
   int rows, width, share_count;
+  bool gate_is_early;  // z is written before the kernel ahead of the second
 };
 
 // Whether these sizes can be taken on the current device, and are quicker there so than by the
 // operators one by one. most_share_bytes: of room for the shares.
 bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes);
 
+int64_t share_bytes(const mamba_layer_params& p, int64_t share_count);
+
+BatchToken batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
+                       int64_t share_count, bool gate_is_early);
+
 // Queues both kernels.
 cudaError_t launch_batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
                                cudaStream_t stream);
+
+// Queues the second one, behind a kernel that starts it after its own wait.
+cudaError_t launch_batch_states(const BatchToken& s, cudaStream_t stream);
 
 }  // namespace mamba

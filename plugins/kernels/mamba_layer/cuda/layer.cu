@@ -8,7 +8,7 @@
 #include "layer/cuda/entry.cuh"
 #include "layer/cuda/many_rows.h"
 #include "mamba_layer/calls.h"
-#include "mamba_layer/cuda/batch_token.cuh"
+#include "mamba_layer/cuda/batch_in.cuh"
 #include "mamba_layer/cuda/layer.cuh"
 
 namespace mamba {
@@ -145,10 +145,16 @@ class ManyRows {
     mamba_status bad = status_of("layer", launch_norm(norm, stream_));
     if (bad) return bad;
     const Factors in = {m_.x, p_.d_model, p_.d_model, p_.in_proj_weight, 2 * d_inner};
-    if (batch_token_fits(p_, product_.rows * d_inner * element_bytes(p_.dtype))) {
+    // Nothing else is kept where delta would be.
+    const BatchTokenParts parts = {m_.xz, m_.u, m_.y, static_cast<float*>(m_.delta)};
+    const int64_t share_room = product_.rows * d_inner * element_bytes(p_.dtype);
+    const mamba_product in_proj = product_.describe(in, m_.xz, p_.dtype, nullptr);
+    if (batch_in_fits(p_, in_proj, share_room)) {
+      bad = status_of("layer", launch_batch_in(p_, in_proj, parts, stream_));
+      return bad ? bad : add_to_hidden();
+    }
+    if (batch_token_fits(p_, share_room)) {
       if ((bad = product_(in, m_.xz, p_.dtype))) return bad;
-      // Nothing else is kept where delta would be.
-      const BatchTokenParts parts = {m_.xz, m_.u, m_.y, static_cast<float*>(m_.delta)};
       bad = status_of("layer", launch_batch_token(p_, parts, stream_));
       return bad ? bad : add_to_hidden();
     }

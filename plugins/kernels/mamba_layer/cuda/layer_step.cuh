@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kStateThreads) step_state(const LayerStep s) {
 #pragma unroll
       for (int i = 0; i < kTeamStates; ++i) {
         if (n + i >= d_state) break;
-        h.values[i] = exponential<T>(dt * A.values[i]) * h.values[i] + dt_u * B[n + i];
+        h.values[i] = Decay(dt * kLog2e * A.values[i]).of(h.values[i], dt_u * B[n + i]);
         y[r] = fmaf(h.values[i], C[n + i], y[r]);
       }
       if (++t == length) {

@@ -1,6 +1,7 @@
 // The states of a channel, shared by a team of neighbouring threads.
 #pragma once
 
+#include "common/cuda/decay.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/tuning.cuh"
 
@@ -31,15 +32,6 @@ __device__ __forceinline__ void put_four(float* row, int first, int count, bool 
 #pragma unroll
   for (int i = 0; i < kTeamStates; ++i) {
     if (first + i < count) row[first + i] = values.values[i];
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ float exponential(float x) {
-  if constexpr (kIsWide<T>) {
-    return expf(x);
-  } else {
-    return decay_of(x, kLog2e);
   }
 }
 

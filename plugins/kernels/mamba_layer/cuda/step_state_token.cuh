@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kTokenThreads)
 #pragma unroll
     for (int i = 0; i < kTeamStates; ++i) {
       if (n + i >= d_state) break;
-      h.values[i] = exponential<T>(dt * A.values[i]) * h.values[i] + dt_u * B[n + i];
+      h.values[i] = Decay(dt * kLog2e * A.values[i]).of(h.values[i], dt_u * B[n + i]);
       y = fmaf(h.values[i], C[n + i], y);
     }
     if (is_inside) put_four(p.last_recurrent_state + offset, n, d_state, in_fours, h);

@@ -19,7 +19,7 @@ __global__ void chain_parts(const __grid_constant__ mamba_selective_scan_params 
     float& slot = parts.states[i * states + index];
     const float own = slot;
     slot = h;
-    h = decay_of(parts.dt_sums[i * p.batch * p.d_inner + place], A) * h + own;
+    h = Decay(parts.dt_sums[i * p.batch * p.d_inner + place] * A).of(h, own);
   }
 }
 

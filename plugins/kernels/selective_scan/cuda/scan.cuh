@@ -12,6 +12,7 @@
 // exact_zoh, with which (exp(dt A) - 1) / A takes the place of dt before u B.
 #pragma once
 
+#include "common/cuda/decay.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/numeric.cuh"
 #include "common/cuda/sequence.cuh"

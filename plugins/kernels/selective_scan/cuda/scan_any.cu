@@ -15,8 +15,8 @@ struct StepWeights {
   float decay, hold;
 };
 template <bool kExactZoh>
-__device__ __forceinline__ StepWeights step_weights(float dt, float A) {
-  if constexpr (!kExactZoh) return {decay_of(dt, A * kLog2e), dt};
+__device__ __forceinline__ StepWeights step_weights(float dt, float A, float shift) {
+  if constexpr (!kExactZoh) return {decay_of(dt, A * kLog2e, shift), dt};
   // Next to 1 the fast exponential is off to one side, which many small steps would add up.
   const float change = expm1f(dt * A), decay = change > -0.5f ? 1.f + change : expf(dt * A);
   return {decay, fabsf(A) < 1e-19f ? dt : change / A};
@@ -43,9 +43,10 @@ __global__ void __launch_bounds__(kThreads)
     if (p.delta_softplus) dt = softplus<T>(dt);
     const T* B = row<T>(p.B, batch, step) + group * p.d_state;
     const T* C = row<T>(p.C, batch, step) + group * p.d_state;
+    const float shift = decay_shift(static_cast<int>(s % kDecayShifts));
     float y = 0.f;
     for (int64_t n = lane; n < p.d_state; n += kLanes) {
-      const StepWeights weights = step_weights<kExactZoh>(dt, A[n]);
+      const StepWeights weights = step_weights<kExactZoh>(dt, A[n], shift);
       const float next = weights.decay * h[n] + weights.hold * u * to_float(B[n]);
       h[n] = next;
       y += to_float(C[n]) * next;

@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
         du[t] = dt * u[t];
 #pragma unroll
         for (int n = 0; n < S::kStates; ++n) {
-          decay[t][n] = decay_of(dt, A[n]);
+          decay[t][n] = decay_of(dt, A[n], decay_shift(t));
           h[n] = decay[t][n] * h[n] + du[t] * BC[t][0][n];
         }
       }
@@ -208,7 +208,8 @@ __global__ void __launch_bounds__(S::kWarps* kLanes, S::kBlocks)
 
 #pragma unroll
     for (int n = 0; n < S::kStates; ++n) {
-      shared[warp].chunks[stage].decay_state[n][lane] = make_float2(decay_of(dt_sum, A[n]), h[n]);
+      shared[warp].chunks[stage].decay_state[n][lane] =
+          make_float2(decay_of(dt_sum, A[n], kDecayShift), h[n]);
     }
     __syncthreads();
     // Every warp walks all chunks of the tile, so that each knows what the next tile starts from.

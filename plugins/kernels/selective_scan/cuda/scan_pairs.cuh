@@ -89,6 +89,7 @@ __device__ __forceinline__ void walk_group(const Group<kKeepsRest>& group,
     const float a2 = is_odd ? 0.f : du_rest, a3 = is_odd ? du_rest : 0.f;
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
+      const int s = half * 4 + pair * 2;
       const bool is_own = q / 2 == pair;
       const float dt0 = __shfl_sync(~0u, dt, pair * 2, 4);
       const float dt1 = __shfl_sync(~0u, dt, pair * 2 + 1, 4);
@@ -102,8 +103,8 @@ __device__ __forceinline__ void walk_group(const Group<kKeepsRest>& group,
         float first[2], second[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          first[j] = decay_of(dt0, A[n][j]) * h[n][j] + input[j];
-          second[j] = decay_of(dt1, A[n][j]) * first[j] + input[2 + j];
+          first[j] = decay_of(dt0, A[n][j], decay_shift(s)) * h[n][j] + input[j];
+          second[j] = decay_of(dt1, A[n][j], decay_shift(s + 1)) * first[j] + input[2 + j];
           h[n][j] = second[j];
         }
         if constexpr (kKeepsRest) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void walk_plainly(typename S::Tile& tile,
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int at = n * 8 + q * 2 + j;
-        h[n][j] = decay_of(dt_du.x, A[n][j]) * h[n][j] + dt_du.y * tile.B[s][at];
+        h[n][j] = decay_of(dt_du.x, A[n][j], decay_shift(s)) * h[n][j] + dt_du.y * tile.B[s][at];
         y += tile.C[s][at] * h[n][j];
       }
     }

@@ -156,7 +156,7 @@ __device__ __forceinline__ void load(const typename S::Tile& tile, int group, in
 }
 
 template <typename S>
-__device__ __forceinline__ void make_ready(const Loaded<S>& from,
+__device__ __forceinline__ void make_ready(int group, const Loaded<S>& from,
                                            const float (&A)[S::kChannels][S::kStates],
                                            Ready<S>& to) {
 #pragma unroll
@@ -166,7 +166,7 @@ __device__ __forceinline__ void make_ready(const Loaded<S>& from,
       to.C[t][j] = from.C[t][j];
 #pragma unroll
       for (int c = 0; c < S::kChannels; ++c) {
-        to.decay[c][t][j] = decay_of(from.dt_du[c][t].x, A[c][j]);
+        to.decay[c][t][j] = decay_of(from.dt_du[c][t].x, A[c][j], decay_shift(group * kGroup + t));
         to.input[c][t][j] = from.dt_du[c][t].y * from.B[t][j];
       }
     }
@@ -249,7 +249,7 @@ __device__ __forceinline__ void consume(const mamba_selective_scan_params& p, in
   wait(kFilled, threads);
   load(tiles[0], 0, slot, state, loaded);
   if constexpr (S::kAhead) {
-    make_ready(loaded, A, ready);
+    make_ready(0, loaded, A, ready);
     load(tiles[0], 1, slot, state, loaded);
   }
   int stage = 0;
@@ -260,7 +260,7 @@ __device__ __forceinline__ void consume(const mamba_selective_scan_params& p, in
 #pragma unroll
     for (int g = 0; g < S::kGroups; ++g) {
       Ready<S> next;
-      make_ready(loaded, A, next);
+      make_ready(g + kDepth - 1, loaded, A, next);
       if (g + kDepth < S::kGroups) {
         load(tile, g + kDepth, slot, state, loaded);
       } else {

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             float& state = h[i][q][j];
-            state = decay_of(log_decay, A[q][j]) * state + du * B[i][q][j];
+            state = Decay(log_decay * A[q][j]).of(state, du * B[i][q][j]);
             y[i] += C[i][q][j] * state;
           }
         }

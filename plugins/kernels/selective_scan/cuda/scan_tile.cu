@@ -325,7 +325,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         float even = 0.f, odd = 0.f;
 #pragma unroll
         for (int j = 0; j < S::kStatesAThread; ++j) {
-          h[c][j] = decay_of(dt.values[c], A[c][j]) * h[c][j] + du.values[c] * B[j];
+          h[c][j] = decay_of(dt.values[c], A[c][j], decay_shift(s)) * h[c][j] + du.values[c] * B[j];
           float& sum = j % 2 ? odd : even;
           sum += C[j] * h[c][j];
         }

@@ -10,6 +10,7 @@
 // h = exp(dt A + log_decay) h + dt x B^T, y = h C + D x, then y silu(z). A head has one decay.
 #pragma once
 
+#include "common/cuda/decay.cuh"
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/kernels.cuh"
 #include "common/cuda/lanes.cuh"

@@ -30,12 +30,13 @@ __global__ void __launch_bounds__(kThreads)
     const float x = to_float(row<T>(p.x, batch, step)[at]);
     const SsdStep now = ssd_step_of<T>(p, to_float(row<T>(p.dt, batch, step)[head]),
                                        log_decay_at(p, batch, step, head), A, bias);
-    const float decay = exp2_fast(now.decay + kDecayShift), dt_x = now.dt * x;
+    const Decay decay(now.decay);
+    const float dt_x = now.dt * x;
     const T* B = row<T>(p.B, batch, step) + group * p.d_state;
     const T* C = row<T>(p.C, batch, step) + group * p.d_state;
     float y = 0.f;
     for (int64_t n = lane; n < p.d_state; n += kLanes) {
-      const float next = decay * h[n] + dt_x * to_float(B[n]);
+      const float next = decay.of(h[n], dt_x * to_float(B[n]));
       h[n] = next;
       y += to_float(C[n]) * next;
     }

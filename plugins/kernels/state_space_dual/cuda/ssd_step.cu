@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
       skip = p.D[head * skips + (skips == 1 ? 0 : own_row / sizes.channels_a_skip)];
     }
     const SsdStep now = ssd_step_of<T>(p, raw_dt, log_decay, A, bias);
-    const float decay = exp2_fast(now.decay + kDecayShift);
+    const Decay decay(now.decay);
     float y[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < kV; ++i) {
           float& state = h[r][v][i];
           if (s == 0) state = to_float(packed[r][v].values[i]);
-          state = decay * state + dt_x[r] * to_float(Bs[v].values[i]);
+          state = decay.of(state, dt_x[r] * to_float(Bs[v].values[i]));
           y[r] += state * to_float(Cs[v].values[i]);
         }
       }

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     __syncthreads();
 
     for (int s = 0; s < steps; ++s) {
-      const float dt = dt_tile[s], decay = exp2_fast(decay_tile[s] + kDecayShift);
+      const float dt = dt_tile[s], decay = exp2_fast(decay_tile[s] + decay_shift(s));
       whole_decay += decay_tile[s];
       float dt_x[kRows], y[kRows];
 #pragma unroll
