@@ -20,6 +20,8 @@ extern const Kernels kMambaLayerKernels;
 extern const Kernels kMambaLayerPackedKernels;
 extern const Kernels kMamba2LayerKernels;
 extern const Kernels kMamba2LayerPackedKernels;
+extern const Kernels kLinearKernels;
+extern const Kernels kLinearPackedKernels;
 
 // SelectiveScan
 constexpr Size kSelectiveScanSizes[] = {
@@ -627,6 +629,60 @@ constexpr Tensor kMamba2LayerPackedAsymmetricOutputs[] = {
      offsetof(mamba2_layer_packed_params, layer.last_recurrent_state), 15},
 };
 
+// Linear
+constexpr Size kLinearSizes[] = {
+    {"batch", offsetof(mamba_linear_params, batch)},
+    {"length", offsetof(mamba_linear_params, length)},
+    {"in_features", offsetof(mamba_linear_params, in_features)},
+    {"out_features", offsetof(mamba_linear_params, out_features)},
+};
+constexpr Size kLinearPackedSizes[] = {
+    {"batch", offsetof(mamba_linear_packed_params, layer.batch)},
+    {"length", offsetof(mamba_linear_packed_params, layer.length)},
+    {"in_features", offsetof(mamba_linear_packed_params, layer.in_features)},
+    {"out_features", offsetof(mamba_linear_packed_params, layer.out_features)},
+    {"weight_blocks", offsetof(mamba_linear_packed_params, weight.blocks), 2},
+};
+constexpr size_t kLinearPackedBits[] = {
+    offsetof(mamba_linear_packed_params, weight.bits),
+};
+constexpr Tensor kLinearInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_params, x)},
+    {"weight", Role::kWeight, DtypeClass::kT, 2, {{{{3}}}, {{{2}}}},  // (out_features, in_features)
+     offsetof(mamba_linear_params, weight)},
+};
+constexpr Tensor kLinearOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_params, y)},
+};
+constexpr Tensor kLinearPackedInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_packed_params, layer.x)},
+    {"weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3}}}},  // (in_features, out_features)
+     offsetof(mamba_linear_packed_params, layer.weight)},
+    {"weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.scales)},
+};
+constexpr Tensor kLinearPackedOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_packed_params, layer.y)},
+};
+constexpr Tensor kLinearPackedAsymmetricInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_packed_params, layer.x)},
+    {"weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3}}}},  // (in_features, out_features)
+     offsetof(mamba_linear_packed_params, layer.weight)},
+    {"weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.scales)},
+    {"weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.zero_points)},
+};
+constexpr Tensor kLinearPackedAsymmetricOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_packed_params, layer.y)},
+};
+
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
      sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
@@ -652,6 +708,8 @@ constexpr Operator kOperators[] = {
      sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), {}, true, false, &kMambaLayerKernels, {}, false},
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
      sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels, {}, false},
+    {"Linear", kLinearSizes, {}, kLinearInputs, kLinearOutputs,
+     sizeof(mamba_linear_params), offsetof(mamba_linear_params, dtype), kNone, kNone, offsetof(mamba_linear_params, constant_weights), {}, true, false, &kLinearKernels, {}, false},
     {"MambaLayerPacked", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedInputs, kMambaLayerPackedOutputs,
      sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
     {"MambaLayerPackedAsymmetric", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedAsymmetricInputs, kMambaLayerPackedAsymmetricOutputs,
@@ -660,6 +718,10 @@ constexpr Operator kOperators[] = {
      sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, true},
     {"Mamba2LayerPackedAsymmetric", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedAsymmetricInputs, kMamba2LayerPackedAsymmetricOutputs,
      sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, false},
+    {"LinearPacked", kLinearPackedSizes, {}, kLinearPackedInputs, kLinearPackedOutputs,
+     sizeof(mamba_linear_packed_params), offsetof(mamba_linear_packed_params, layer.dtype), kNone, kNone, offsetof(mamba_linear_packed_params, layer.constant_weights), {}, false, false, &kLinearPackedKernels, kLinearPackedBits, true},
+    {"LinearPackedAsymmetric", kLinearPackedSizes, {}, kLinearPackedAsymmetricInputs, kLinearPackedAsymmetricOutputs,
+     sizeof(mamba_linear_packed_params), offsetof(mamba_linear_packed_params, layer.dtype), kNone, kNone, offsetof(mamba_linear_packed_params, layer.constant_weights), {}, false, false, &kLinearPackedKernels, kLinearPackedBits, false},
 };
 
 }  // namespace mamba_contract

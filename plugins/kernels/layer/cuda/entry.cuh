@@ -72,7 +72,8 @@ class LayerEntry {
     if (mamba_status bad = check(params, workspace)) return bad;
     const LayerMatrices of = Layer::matrices(*params);
     if (mamba_status bad = check_codes(Layer::kName, "in_proj", codes.in, of.in_depth)) return bad;
-    if (mamba_status bad = check_codes(Layer::kName, "out_proj", codes.out, of.out_depth)) return bad;
+    if (mamba_status bad = check_codes(Layer::kName, "out_proj", codes.out, of.out_depth))
+      return bad;
     if (prefers_step(*params, codes)) return run_step(*params, codes, workspace, stream);
     if (!multiply) return fail(MAMBA_INVALID, "%s: multiply is null", Layer::kName);
     const auto queue = static_cast<cudaStream_t>(stream);

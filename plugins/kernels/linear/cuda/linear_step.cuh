@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(Product::kThreads) multiply_codes(const Linear
   const T* given = static_cast<const T*>(s.x);
   const int first = blockIdx.x * kColumns;
   constexpr bool kCopiesX = Product::kReadsShared;
-  Product product({s.weight, s.depth, s.columns, s.codes}, first, 0, s.depth,
-                  kCopiesX ? x : given, kCopiesX ? x_stride : s.depth, kCopiesX ? kRows : s.rows);
+  Product product({s.weight, s.depth, s.columns, s.codes}, first, 0, s.depth, kCopiesX ? x : given,
+                  kCopiesX ? x_stride : s.depth, kCopiesX ? kRows : s.rows);
   product.start_weights(partial);
   wait_and_let_next_start(false);
   product.start_x();
