@@ -12,6 +12,18 @@ import mamba_export.backends.onnxruntime  # noqa: F401  (switches telemetry off 
 from mamba_export.models import MambaConfig, MambaLM
 
 
+def pytest_configure() -> None:
+    """ONNX Runtime's threads sleep while they wait: they spin, and workers of tests share the cores."""
+    import onnxruntime as ort
+
+    class SessionOptions(ort.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    ort.SessionOptions = SessionOptions
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

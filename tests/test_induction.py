@@ -106,7 +106,7 @@ def test_the_exported_models_stream_what_pytorch_computes(
             *arguments,
             "--lengths=64,700",
             "--part=128",
-            "--tokens=25600",
+            "--tokens=12800",
             "--device=cpu",
             f"--record={record}",
         ]

@@ -9,7 +9,8 @@ import ctypes
 from typing import Any
 
 import pytest
-from cases import ROUNDING_FLOOR, error
+import torch
+from cases import FP32_BOUND, ROUNDING_FLOOR, error
 from layer_calls import (
     EVERY_DTYPE,
     FEW_ROWS,
@@ -67,6 +68,27 @@ def test_one_token_of_published_widths(dtype: str, d_model: int) -> None:
     given = LAYER.drawn(dtype, batch=1, length=1, **shape)
     assert_close(given, Call(LAYER, given, step=True).run(), dtype)
     check_same_bits_and_in_place(LAYER, given, step=True)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
+@pytest.mark.parametrize(
+    ("dtype", "batch"), [("fp32", 1), ("fp16", 1), ("bf16", 8), ("fp16", 64)], ids=str
+)
+def test_a_long_memory_keeps_its_digits_token_by_token(dtype: str, batch: int) -> None:
+    """Nothing enters, so that the state decays alone, by the same small step at every token."""
+    given = LAYER.drawn(dtype, batch=batch, length=1, **SHAPES[0])
+    given.inputs["conv_weight"].zero_()
+    given.inputs["conv_bias"].zero_()
+    given.inputs["dt_bias"] -= 8
+    tokens = 1000
+    steps = torch.nn.functional.softplus(given.inputs["dt_bias"].double())[:, None]
+    truth = torch.exp(tokens * steps * given.inputs["A"]) * given.inputs["recurrent_state"]
+    call = Call(LAYER, given, in_place=True)
+    for _ in range(tokens):
+        call.queue()
+    torch.cuda.synchronize()
+    assert error(call.outputs["last_recurrent_state"], truth) <= FP32_BOUND
 
 
 @pytest.mark.gpu

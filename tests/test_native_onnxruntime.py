@@ -67,6 +67,7 @@ SMALL = {
     "gated_rms_norm": {"groups": 2, "group_width": 8},
     "mamba_layer": {"d_model": 8},
     "mamba2_layer": {"d_model": 8, "n_groups": 2},
+    "linear": {"in_features": 8},
 }
 
 

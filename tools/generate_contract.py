@@ -249,11 +249,18 @@ def _tables(op: Operator) -> Iterator[str]:
         yield "};"
         yield f"constexpr Tensor k{form.name}Outputs[] = {{"
         for tensor in op.outputs:
-            like = form.inputs.index(op.like(tensor))
             role = "kOutput" if tensor.continues is None else "kLastState"
-            yield _tensor(op, form, tensor, role, f", {like}")
+            yield _tensor(op, form, tensor, role, _like(op, form, tensor))
         yield "};"
     yield ""
+
+
+def _like(op: Operator, form: Form, output: Tensor) -> str:
+    """Last field of an output's row; nothing where no input has its axes."""
+    try:
+        return f", {form.inputs.index(op.like(output))}"
+    except KeyError:
+        return ""
 
 
 def _table(op: Operator, form: Form, what: str) -> str:

@@ -23,6 +23,7 @@ from mamba_export.contract.names import (
 )
 from mamba_export.contract.operators import (
     CAUSAL_CONV1D,
+    LINEAR,
     MAMBA2_LAYER,
     MAMBA_LAYER,
     OPERATORS,
@@ -38,6 +39,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "DOMAIN",
     "DTYPES",
+    "LINEAR",
     "MAMBA2_LAYER",
     "MAMBA_LAYER",
     "OPERATORS",

@@ -386,6 +386,41 @@ MAMBA2_LAYER = Operator(
 """A whole layer of a Mamba-2 language model: norm, projections, convolution, state space duality, gated norm
 and residual sum. As above, its function calls the other operators."""
 
+LINEAR = Operator(
+    name="Linear",
+    torch_name="linear",
+    inputs=(
+        Tensor("x", axes("batch, length, in_features"), T),
+        Tensor(
+            "weight",
+            axes("out_features, in_features"),
+            T,
+            weight=True,
+            values=WEIGHT,
+            outputs_first=True,
+        ),
+    ),
+    outputs=(Tensor("y", axes("batch, length, out_features"), T),),
+    attributes=(),
+    sizes=(
+        _BATCH,
+        _LENGTH,
+        Size("in_features", 24, (1, 65, 768)),
+        Size("out_features", 40, (1, 7, 1000)),
+    ),
+    kernels=("cpu",),
+    calls_products=True,
+    each_step_alone=True,
+    cases=(
+        # Few rows and many.
+        {"length": 1, "batch": 1, "in_features": 768, "out_features": 1000},
+        {"length": 1, "batch": 7, "in_features": 65, "out_features": 130},
+        {"length": 9, "batch": 1, "in_features": 768, "out_features": 130},
+    ),
+)
+"""The product with a language model's head, which may be the embedding. On a CPU runtimes widen a matrix of 16
+bits when they open the file, and read twice its bytes for every token; on a GPU they have quick products."""
+
 OPERATORS = (
     SELECTIVE_SCAN,
     CAUSAL_CONV1D,
@@ -393,5 +428,6 @@ OPERATORS = (
     GATED_RMS_NORM,
     MAMBA_LAYER,
     MAMBA2_LAYER,
+    LINEAR,
 )
 """Every operator that the package ships, in the order of the C++ table."""

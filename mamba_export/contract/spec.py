@@ -96,6 +96,7 @@ class Tensor:
         positive_unless: name of a flag; where it is off, tests draw small positive values.
         extremes: (shift, scale) pairs that tests apply to drawn values, one by one.
         packs: of a weight (K, N), whether a file may hold it as codes in blocks along K.
+        outputs_first: of a weight of a product, whether it is (N, K), as a PyTorch Linear keeps it.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Tensor:
     positive_unless: str | None = None
     extremes: tuple[tuple[float, float], ...] = ()
     packs: bool = False
+    outputs_first: bool = False
 
     @property
     def is_optional(self) -> bool:

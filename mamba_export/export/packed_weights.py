@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mamba_export import given
-from mamba_export.contract import DOMAIN, OPERATORS
+from mamba_export.contract import DOMAIN, LINEAR, OPERATORS
 from mamba_export.contract.spec import BLOCK, Form
 from mamba_export.contract.weights import (
     BLOCKS,
@@ -39,6 +39,7 @@ _KEPT = 1 << 20
 """Weights of a matrix that stays in memory once it is packed: its scales may be asked for again."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _LAYERS = {op.name: op for op in OPERATORS if any(True for _ in op.packed_forms())}
+_PRODUCTS = ("MatMul", LINEAR.name)
 _IN_LAYERS = ("int4", "int8")
 """Kinds of codes that layers' nodes take."""
 
@@ -144,6 +145,11 @@ def pack_products(
             widened = ir.node("DequantizeLinear", stored[name], attributes=attributes)
             graph.insert_before(place.node, widened)
             place.node.replace_input_with(index, widened.outputs[0])
+        if place.node.op_type == LINEAR.name:  # its matrix lies as MatMul takes it now
+            product = ir.node("MatMul", place.node.inputs)
+            ir.convenience.replace_nodes_and_values(
+                graph, place.node, [place.node], [product], place.node.outputs, product.outputs
+            )
     for node in [node for node in graph if node.op_type == "Transpose"]:
         if not node.domain and not node.outputs[0].uses():
             graph.remove(node, safe=True)
@@ -185,17 +191,20 @@ def _places(graph: ir.Graph, weights: Weights) -> Iterator[_Place]:
                 yield _Place(
                     node, matrices, next(f for f in forms if f.has_zero_points != weights.symmetric)
                 )
-        elif not node.domain and node.op_type == "MatMul":
-            matrix = _matrix(node.inputs[1])
+        elif node.op_type in _PRODUCTS:
+            matrix = _matrix(node.inputs[1], turn=node.op_type == LINEAR.name)
             if matrix is not None:
                 yield _Place(node, {1: matrix})
 
 
-def _matrix(value: ir.Value | None) -> tuple[str, ir.TensorProtocol] | None:
-    """The parameter that a product takes, and itself as (inputs, outputs); None for another value."""
+def _matrix(value: ir.Value | None, *, turn: bool = False) -> tuple[str, ir.TensorProtocol] | None:
+    """The parameter that a product takes, and itself as (inputs, outputs); None for another value.
+
+    turn: the product takes it as (outputs, inputs).
+    """
     if value is None:
         return None
-    producer, turn = value.producer(), False
+    producer = value.producer()
     if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
         value, turn = producer.inputs[0], True  # an embedding that is the head as well
     tensor = value.const_value if value.is_initializer() else None
@@ -235,7 +244,7 @@ def _turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 def _head(model: ir.Model) -> ir.Node | None:
     """The product that the first output comes from, through nodes of one tensor at a time."""
     node = model.graph.outputs[0].producer()
-    while node is not None and node.op_type != "MatMul":
+    while node is not None and node.op_type not in _PRODUCTS:
         node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
     return node
 

@@ -8,6 +8,7 @@ from mamba_export.operators.definition import OperatorDefinition, definitions, f
 from mamba_export.operators.gated_rms_norm import DEFINITION as _GATED_RMS_NORM
 from mamba_export.operators.gated_rms_norm.reference import gated_rms_norm_reference
 from mamba_export.operators.gated_rms_norm.torch_op import gated_rms_norm
+from mamba_export.operators.linear import DEFINITION as _LINEAR
 from mamba_export.operators.mamba2_layer import DEFINITION as _MAMBA2_LAYER
 from mamba_export.operators.mamba_layer import DEFINITION as _MAMBA_LAYER
 from mamba_export.operators.selective_scan import DEFINITION as _SELECTIVE_SCAN
@@ -24,6 +25,7 @@ for _definition in (
     _GATED_RMS_NORM,
     _MAMBA_LAYER,
     _MAMBA2_LAYER,
+    _LINEAR,
 ):
     define(_definition)
 

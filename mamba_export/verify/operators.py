@@ -162,7 +162,7 @@ def operator_checks(
         dtype: T of the nodes.
         backend: name for the report.
         run_graph: runs a one-node graph.
-        layers: False leaves out operators whose functions call others: for a backend that cannot run
+        layers: False leaves out operators whose functions multiply in T: for a backend that cannot run
             whole models of this dtype.
         exact_products: the backend multiplies numbers of 16 bits in fp32 (see ``bounds.allowed_of``).
 
@@ -182,7 +182,7 @@ def operator_checks(
         if found is None:
             failure = f"no operator {name} is defined in this process: import what defines it"
             yield Check(backend, f"{name} alone", math.inf, 0.0, name, failure)
-        elif layers or not _called(function):
+        elif layers or not found[0].spec.calls_products:
             yield worst(
                 [
                     check_case(

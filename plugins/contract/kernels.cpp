@@ -108,4 +108,7 @@ const Kernels kMamba2LayerPackedKernels = {nullptr, kAdapted<mamba2_layer_packed
                                            kAdapted<mamba2_layer_packed_is_step_cuda>,
                                            kAdapted<mamba2_layer_packed_cuda>};
 
+const Kernels kLinearKernels = {kAdapted<mamba_linear_cpu>, no_workspace, nullptr, nullptr,
+                                nullptr};
+
 }  // namespace mamba_contract

@@ -20,6 +20,7 @@ extern const Kernels kMambaLayerKernels;
 extern const Kernels kMambaLayerPackedKernels;
 extern const Kernels kMamba2LayerKernels;
 extern const Kernels kMamba2LayerPackedKernels;
+extern const Kernels kLinearKernels;
 
 // SelectiveScan
 constexpr Size kSelectiveScanSizes[] = {
@@ -627,6 +628,24 @@ constexpr Tensor kMamba2LayerPackedAsymmetricOutputs[] = {
      offsetof(mamba2_layer_packed_params, layer.last_recurrent_state), 15},
 };
 
+// Linear
+constexpr Size kLinearSizes[] = {
+    {"batch", offsetof(mamba_linear_params, batch)},
+    {"length", offsetof(mamba_linear_params, length)},
+    {"in_features", offsetof(mamba_linear_params, in_features)},
+    {"out_features", offsetof(mamba_linear_params, out_features)},
+};
+constexpr Tensor kLinearInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_params, x)},
+    {"weight", Role::kWeight, DtypeClass::kT, 2, {{{{3}}}, {{{2}}}},  // (out_features, in_features)
+     offsetof(mamba_linear_params, weight)},
+};
+constexpr Tensor kLinearOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_params, y)},
+};
+
 constexpr Operator kOperators[] = {
     {"SelectiveScan", kSelectiveScanSizes, kSelectiveScanAttributes, kSelectiveScanInputs, kSelectiveScanOutputs,
      sizeof(mamba_selective_scan_params), offsetof(mamba_selective_scan_params, dtype), kNone, kNone, kNone, {}, true, true, &kSelectiveScanKernels, {}, false},
@@ -652,6 +671,8 @@ constexpr Operator kOperators[] = {
      sizeof(mamba_layer_params), offsetof(mamba_layer_params, dtype), offsetof(mamba_layer_params, hidden_dtype), kNone, offsetof(mamba_layer_params, constant_weights), {}, true, false, &kMambaLayerKernels, {}, false},
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
      sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels, {}, false},
+    {"Linear", kLinearSizes, {}, kLinearInputs, kLinearOutputs,
+     sizeof(mamba_linear_params), offsetof(mamba_linear_params, dtype), kNone, kNone, kNone, {}, true, false, &kLinearKernels, {}, false},
     {"MambaLayerPacked", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedInputs, kMambaLayerPackedOutputs,
      sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
     {"MambaLayerPackedAsymmetric", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedAsymmetricInputs, kMambaLayerPackedAsymmetricOutputs,

@@ -67,6 +67,10 @@ MAMBA_API mamba_status mamba_layer_cpu(const mamba_layer_params* params,
 MAMBA_API mamba_status mamba2_layer_cpu(const mamba2_layer_params* params,
                                         mamba_parallel_for parallel_for, void* scheduler);
 
+/* The product with a language model's head, the node Linear: all tensors are contiguous. */
+MAMBA_API mamba_status mamba_linear_cpu(const mamba_linear_params* params,
+                                        mamba_parallel_for parallel_for, void* scheduler);
+
 /* CUDA. Pointers are those of the current device, which stream (a cudaStream_t, NULL for the
  * default one) belongs to. The calls return when the work is queued: they allocate nothing, wait
  * for nothing, and may be captured in a CUDA graph. Several threads may call at once. */

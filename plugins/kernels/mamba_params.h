@@ -200,4 +200,16 @@ typedef struct {
   mamba_codes out_proj_weight;
 } mamba2_layer_packed_params;
 
+/* Linear */
+typedef struct {
+  int64_t batch;
+  int64_t length;
+  int64_t in_features;
+  int64_t out_features;
+  mamba_dtype dtype;     /* T */
+  const void* x;         /* (batch, length, in_features), T */
+  const void* weight;    /* (out_features, in_features), T */
+  void* y;               /* (batch, length, out_features), T */
+} mamba_linear_params;
+
 #endif /* MAMBA_PARAMS_H */

@@ -19,7 +19,8 @@ namespace {
 // mamba_export/backends/onnxruntime/custom_ops.py reads it.
 constexpr char kRegisteredKey[] = "mamba_export.registered";
 // "1" where the session is to run on CUDA, set before this library is registered: then the
-// operators that have a kernel for CUDA alone are registered too. Registration is not told the
+// operators that have a kernel for CUDA alone are registered too, and those that have one for CPUs
+// alone are not. Registration is not told the
 // providers, and ONNX Runtime looks at no function of an operator that is registered for any
 // provider: on the CPU such a model would not load.
 constexpr char kCudaKey[] = "mamba_export.cuda";
@@ -41,6 +42,7 @@ OrtElementType element_type(const CustomOp& op, const Tensor& tensor) {
 // shape is said at the run, when all is known.
 void infer_shapes(const CustomOp& op, OrtShapeInferContext* context) {
   const int32_t input = op.description.outputs[0].like;
+  if (input == kNone) return;  // the file says it
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(op.api.ShapeInferContext_GetInputTypeShape(context, input, &info));
   const std::vector<int64_t> shape = shape_of(op.api, info);
@@ -93,12 +95,14 @@ OrtStatus* Registration::make(Domain& made, bool for_cuda) {
   for (const Operator& op : kOperators) {
     // One that has a kernel for CUDA alone must stay unknown to other sessions.
     const bool runs_on_cuda = has_cuda && op.kernels->cuda && (op.has_cpu_kernel || for_cuda);
+    // One that has a kernel for CPUs alone must stay unknown to sessions on CUDA.
+    const bool runs_on_cpu = op.has_cpu_kernel && (op.kernels->cuda || !for_cuda);
     // Every choice of dtypes that export writes.
     for (mamba_dtype dtype : {MAMBA_FP32, MAMBA_FP16, MAMBA_BF16}) {
       if (op.is_packed() && dtype == MAMBA_BF16) continue;  // DequantizeLinear has none
       for (mamba_dtype residual : {MAMBA_FP32, dtype}) {
         for (mamba_dtype state : {MAMBA_FP32, dtype}) {
-          if (op.has_cpu_kernel) add(op, {dtype, residual, state}, kCpu);
+          if (runs_on_cpu) add(op, {dtype, residual, state}, kCpu);
           if (runs_on_cuda) add(op, {dtype, residual, state}, kCuda);
           if (!has_state_dtype(op) || dtype == MAMBA_FP32) break;  // they have one of states
         }

@@ -110,7 +110,8 @@ class Call {
 
 void Call::allocate_output(int32_t index) {
   const Tensor& output = op_.outputs[index];
-  const std::vector<int64_t>& shape = inputs_[output.like].shape;
+  std::vector<int64_t> shape(static_cast<size_t>(output.rank));
+  for (int32_t i = 0; i < output.rank; ++i) shape[i] = sizes_.resolve(output.axes[i]);
   outputs_[index] = make_output(api_, context_, index, shape);
   if (outputs_[index]) return;
   // The graph leaves this output out; the kernel writes it all the same.

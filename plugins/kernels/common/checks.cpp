@@ -223,9 +223,9 @@ struct Limited {
   int64_t value, most;
 };
 
-// What every layer's sizes and attributes are asked.
+// What every layer's sizes and dtype are asked, and those of a product of all rows.
 template <typename Params, size_t Count>
-mamba_status check_layer(const char* op, const Params& p, const Limited (&sizes)[Count]) {
+mamba_status check_rows(const char* op, const Params& p, const Limited (&sizes)[Count]) {
   for (const Limited& size : sizes) {
     if (size.value < 1 || size.value > size.most) {
       return fail(MAMBA_INVALID, "%s: %s is %lld, expected 1 to %lld", op, size.name,
@@ -238,8 +238,16 @@ mamba_status check_layer(const char* op, const Params& p, const Limited (&sizes)
                 static_cast<long long>(p.batch), static_cast<long long>(p.length),
                 static_cast<long long>(INT32_MAX));
   }
-  const int dtype = number_of(p.dtype), hidden_dtype = number_of(p.hidden_dtype);
+  const int dtype = number_of(p.dtype);
   if (!known(dtype)) return fail(MAMBA_INVALID, "%s: dtype %d is unknown", op, dtype);
+  return MAMBA_OK;
+}
+
+// What every layer's sizes and attributes are asked.
+template <typename Params, size_t Count>
+mamba_status check_layer(const char* op, const Params& p, const Limited (&sizes)[Count]) {
+  if (mamba_status bad = check_rows(op, p, sizes)) return bad;
+  const int dtype = number_of(p.dtype), hidden_dtype = number_of(p.hidden_dtype);
   if (mamba_status bad = check_residual(op, "hidden_dtype", hidden_dtype, dtype)) return bad;
   return check_number(op, "epsilon", p.epsilon);
 }
@@ -349,6 +357,32 @@ mamba_status check(const mamba2_layer_params* params, const void* workspace) {
                                  p.hidden_out,
                                  p.last_recurrent_state};
   return check_layer_tensors("mamba2_layer", p, tensors, workspace);
+}
+
+// --- A product with a matrix
+
+mamba_status check_sizes(const mamba_linear_params* params) {
+  constexpr char kName[] = "linear";
+  if (!params) return fail(MAMBA_INVALID, "%s: params is null", kName);
+  const mamba_linear_params& p = *params;
+  const Limited sizes[] = {
+      {"batch", p.batch, INT32_MAX},
+      {"length", p.length, INT32_MAX},
+      {"in_features", p.in_features, kMaxWidth},
+      {"out_features", p.out_features, kMaxWidth},
+  };
+  if (mamba_status bad = check_rows(kName, p, sizes)) return bad;
+  const Elements tensors[] = {{"x", product(p.batch, p.length, p.in_features)},
+                              {"weight", product(p.in_features, p.out_features)},
+                              {"y", product(p.batch, p.length, p.out_features)}};
+  return check_fit(kName, tensors);
+}
+
+mamba_status check(const mamba_linear_params* params) {
+  if (mamba_status bad = check_sizes(params)) return bad;
+  const void* const tensors[] = {params->x, params->weight, params->y};
+  if (has_null(tensors)) return fail(MAMBA_INVALID, "linear: a tensor's pointer is null");
+  return MAMBA_OK;
 }
 
 }  // namespace mamba

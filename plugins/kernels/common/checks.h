@@ -18,6 +18,7 @@ mamba_status check_sizes(const mamba_state_space_dual_params* params);
 mamba_status check_sizes(const mamba_gated_rms_norm_params* params);
 mamba_status check_sizes(const mamba_layer_params* params);
 mamba_status check_sizes(const mamba2_layer_params* params);
+mamba_status check_sizes(const mamba_linear_params* params);
 
 // The same, and every tensor is there.
 mamba_status check(const mamba_selective_scan_params* params);
@@ -26,6 +27,7 @@ mamba_status check(const mamba_state_space_dual_params* params);
 mamba_status check(const mamba_gated_rms_norm_params* params);
 mamba_status check(const mamba_layer_params* params, const void* workspace);
 mamba_status check(const mamba2_layer_params* params, const void* workspace);
+mamba_status check(const mamba_linear_params* params);
 
 }  // namespace mamba
 

@@ -23,6 +23,7 @@ struct DualCall {
 // residual, which may be c. Dense but for a. First the first tasks, then the second ones.
 struct ProductCall {
   int64_t rows, columns, depth;
+  bool is_turned;       // b is (columns, depth)
   mamba_dtype dtype;    // of a and b
   mamba_dtype c_dtype;  // and of the residual
   const void* a;

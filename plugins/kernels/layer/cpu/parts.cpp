@@ -24,6 +24,7 @@ ProductCall LayerOnCpu::describe(const Product& product) const {
   call.rows = rows_;
   call.columns = product.columns;
   call.depth = product.depth;
+  call.is_turned = product.is_turned;
   call.dtype = call.c_dtype = dtype_;
   call.a = product.a;
   call.a_stride = product.a_stride;
@@ -31,8 +32,9 @@ ProductCall LayerOnCpu::describe(const Product& product) const {
   return call;
 }
 
-int64_t LayerOnCpu::product_bytes(int64_t depth, int64_t columns) const {
-  return cpu_kernels().product_scratch_bytes(describe({nullptr, 0, depth, nullptr, columns}));
+int64_t LayerOnCpu::product_bytes(int64_t depth, int64_t columns, bool is_turned) const {
+  return cpu_kernels().product_scratch_bytes(
+      describe({nullptr, 0, depth, nullptr, columns, is_turned}));
 }
 
 void LayerOnCpu::add(const ProductCall& given) {
@@ -45,8 +47,9 @@ void LayerOnCpu::add(const ProductCall& given) {
   const bool has_few_rows = k.product_task_bytes(call) == 0;
   phases_.add(k.product_first_tasks(call), k.product_first_task, &call,
               has_few_rows ? work : scratch);
-  phases_.add(k.product_second_tasks(call), k.product_second_task, &call,
-              has_few_rows ? scratch : work);
+  if (const size_t tasks = k.product_second_tasks(call)) {
+    phases_.add(tasks, k.product_second_task, &call, has_few_rows ? scratch : work);
+  }
 }
 
 void LayerOnCpu::multiply(const Product& product, void* c, void* scratch) {

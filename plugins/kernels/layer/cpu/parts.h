@@ -55,10 +55,11 @@ class LayerOnCpu {
     int64_t a_stride, depth;
     const void* b;  // (depth, columns)
     int64_t columns;
+    bool is_turned = false;  // b is (columns, depth)
   };
 
   // Bytes that multiply works in.
-  int64_t product_bytes(int64_t depth, int64_t columns) const;
+  int64_t product_bytes(int64_t depth, int64_t columns, bool is_turned = false) const;
   // c (rows, columns) of dtype = a b.
   void multiply(const Product& product, void* c, void* scratch);
   // c (rows, columns) of hidden_dtype = residual + a b.

@@ -1,5 +1,5 @@
 // The products of a layer on a CPU: c = a b, plus a residual, b a weight (depth, columns) of any
-// dtype.
+// dtype; or of a matrix (columns, depth), see turned_product.h.
 //
 // Many rows: a is packed in tiles of rows once; a task owns some columns, packs them of b, and runs
 // every tile of a over them, each tile of c in registers for the whole depth. Few rows: b is only
@@ -7,20 +7,12 @@
 // the number of threads, each sum has one order.
 #pragma once
 
-#include "common/cpu/kernels.h"
-#include "common/cpu/sequences.h"
-#include "common/cpu/simd.h"
-#include "common/sizes.h"
+#include "layer/cpu/turned_product.h"
 
 namespace mamba {
 namespace MAMBA_ISA {
 
-// A tile of c in registers: rows by vectors. 16 registers, or 32.
-constexpr int kProductRows = kLanes == 16 ? 14 : 6;
-constexpr int kProductVectors = 2;
-constexpr int64_t kProductColumns = kProductVectors * kLanes;
 constexpr int64_t kPanelsATask = 2;  // of columns
-constexpr int64_t kPanelDepth = 64;  // of a
 
 constexpr int64_t kFewRows = 4;         // at most; beyond, packing costs less than it saves
 constexpr int64_t kRowsAhead = 16;      // of b, that are asked for before they are read
@@ -29,8 +21,6 @@ constexpr int64_t kEnoughTasks = 12;    // threads that begin together then end 
 constexpr int64_t kLeastDepth = 64;     // of a task
 constexpr int64_t kMostParts = 16;      // of a sum: each is written and read again
 constexpr int64_t kColumnsASum = 1024;  // of a task that adds the parts
-
-static inline int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // --- Many rows
 
@@ -74,19 +64,6 @@ static inline void pack_columns(const ProductCall& p, int64_t column, float* to)
   }
 }
 
-// Writes a vector of c.
-template <typename R>
-static inline void put(const ProductCall& p, int64_t row, int64_t column, Vec sum) {
-  const int64_t left = p.columns - column;
-  if (left <= 0) return;
-  const int count = static_cast<int>(left < kLanes ? left : kLanes);
-  const int64_t at = row * p.columns + column;
-  if (p.residual) {
-    sum += load<R>(static_cast<const typename R::Bits*>(p.residual) + at, count);
-  }
-  store<R>(static_cast<typename R::Bits*>(p.c) + at, sum, count);
-}
-
 template <typename R, int kRows>
 static inline void multiply_tile(const ProductCall& p, const float* a, const float* b, int64_t row,
                                  int64_t column) {
@@ -112,8 +89,8 @@ static void multiply_columns(const ProductCall& p, int64_t task, float* packed) 
   const int64_t first = task * kPanelsATask * kProductColumns;
   int panels = 0;
   for (; panels < kPanelsATask && first + panels * kProductColumns < p.columns; ++panels) {
-    pack_columns<T>(p, first + panels * kProductColumns,
-                    packed + panels * kProductColumns * p.depth);
+    const auto pack = p.is_turned ? pack_turned_columns<T> : pack_columns<T>;
+    pack(p, first + panels * kProductColumns, packed + panels * kProductColumns * p.depth);
   }
   for (int64_t row = 0; row < p.rows; row += kProductRows) {
     const float* a = p.scratch + row * packed_depth(p);
@@ -252,9 +229,12 @@ static void add_parts(const ProductCall& p, int64_t task) {
 
 // --- Tasks
 
-static inline bool has_few_rows(const ProductCall& p) { return p.rows <= kFewRows; }
+static inline bool has_few_rows(const ProductCall& p) {
+  return p.rows <= (p.is_turned ? kFewTurnedRows : kFewRows);
+}
 
 static int64_t product_scratch_bytes(const ProductCall& p) {
+  if (has_few_rows(p) && p.is_turned) return 0;
   if (has_few_rows(p)) {
     return product(parts_of(p.depth, depth_a_task(p)), p.rows, p.columns, sizeof(float));
   }
@@ -266,17 +246,25 @@ static int64_t product_task_bytes(const ProductCall& p) {
 }
 
 static size_t product_first_tasks(const ProductCall& p) {
+  if (has_few_rows(p) && p.is_turned)
+    return static_cast<size_t>(parts_of(p.columns, kTurnedColumns));
   return static_cast<size_t>(has_few_rows(p) ? column_blocks(p) * parts_of(p.depth, depth_a_task(p))
                                              : product_row_tiles(p));
 }
 
+// None where the first tasks did it all.
 static size_t product_second_tasks(const ProductCall& p) {
+  if (has_few_rows(p) && p.is_turned) return 0;
   return static_cast<size_t>(
       parts_of(p.columns, has_few_rows(p) ? kColumnsASum : kPanelsATask * kProductColumns));
 }
 
 template <typename T>
 static void product_first_task(const ProductCall& p, int64_t task) {
+  if (has_few_rows(p) && p.is_turned) {
+    return p.c_dtype == MAMBA_FP32 ? multiply_turned_few<T, Fp32>(p, task)
+                                   : multiply_turned_few<T, T>(p, task);
+  }
   switch (has_few_rows(p) ? p.rows : 0) {
     case 1:
       return multiply_few<T, 1>(p, task);
