@@ -241,12 +241,13 @@ def test_blocks_that_do_not_divide_are_refused(
 ) -> None:
     form = next(op.packed_forms())
     sizes = op.with_products({size.name: size.usual for size in op.free_sizes})
-    sizes |= {size.name: 5 if index else 1 for index, size in enumerate(form.sizes)}
+    last, weight = form.sizes[-1], form.packed[-1]
+    sizes |= {size.name: 5 if size is last else 1 for size in form.sizes}
     found = through_the_table(form.name, [tensor.shape(sizes) for tensor in form.inputs])
-    whole = sizes["d_inner"]
+    assert last.divides is not None
+    whole = sizes[last.divides]
     assert found == (
-        "out_proj_weight_scales has out_proj_weight_blocks 5, which does not divide "
-        f"d_inner {whole}"
+        f"{weight}_scales has {last.name} 5, which does not divide {last.divides} {whole}"
     )
 
 

@@ -14,10 +14,11 @@ from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.contract import LINEAR
 from mamba_export.contract.weights import Weights
 from mamba_export.export import export
-from mamba_export.export.functions import function_protos
+from mamba_export.export.functions import function_proto, function_protos
 from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import TORCH_DTYPES, MambaLM, cast
 from mamba_export.models.mamba_config import MambaConfig
+from mamba_export.operators import find
 from mamba_export.verify import operators
 from mamba_export.verify.bounds import allowed_of
 from mamba_export.verify.cases import Case, draw
@@ -108,11 +109,14 @@ def test_sessions_on_cuda_inline_it() -> None:
 
 
 @pytest.mark.parametrize("packs_head", [True, False])
-def test_codes_are_of_a_plain_product(tmp_path: Path, packs_head: bool) -> None:
-    """Runtimes join DequantizeLinear and MatMul to one product, so a packed head is these."""
+def test_codes(tmp_path: Path, packs_head: bool) -> None:
+    """The function of a head over codes is what runtimes join to one product."""
     weights = Weights("int4", head=packs_head)
     out = export(language_model("fp16"), tmp_path / "out", dtype="fp16", weights=weights)
     found = nodes(out / contract.MODEL_FILE)
     assert found[LINEAR.name] == (not packs_head)
-    assert found["MatMul"] == found["DequantizeLinear"] == packs_head
-    assert "Transpose" not in found
+    assert found[f"{LINEAR.name}Packed"] == packs_head
+    assert {"MatMul", "DequantizeLinear", "Transpose"}.isdisjoint(found)
+    [form, *_] = LINEAR.packed_forms()
+    body = function_proto(find(form.name)[0], form, 21).node
+    assert [node.op_type for node in body] == ["DequantizeLinear", "MatMul"]

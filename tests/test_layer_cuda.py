@@ -120,6 +120,18 @@ def test_many_rows_match_float64(
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("length", [70, 129])
+@pytest.mark.parametrize(("d_inner", "dt_rank"), [(1536, 48), (2000, 64), (200, 48)])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_dt_proj_in_the_scan(dtype: str, d_inner: int, dt_rank: int, length: int) -> None:
+    """Of few channels a block; tiles of steps and of channels that are not full."""
+    given = LAYER.drawn(dtype, batch=1, length=length, d_model=96, d_inner=d_inner, dt_rank=dt_rank)
+    assert_close(given, Call(LAYER, given).run(), dtype)
+    check_same_bits_and_in_place(LAYER, given, step=False)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
 @pytest.mark.parametrize("length", [1, 30], ids=["step", "many rows"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_residual_stream_of_16_bits(dtype: str, length: int) -> None:

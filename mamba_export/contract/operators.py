@@ -397,6 +397,7 @@ LINEAR = Operator(
             T,
             weight=True,
             values=WEIGHT,
+            packs=True,
             outputs_first=True,
         ),
     ),
@@ -409,6 +410,7 @@ LINEAR = Operator(
         Size("out_features", 40, (1, 7, 1000)),
     ),
     kernels=("cpu",),
+    constant_weights=True,
     calls_products=True,
     each_step_alone=True,
     cases=(
@@ -419,7 +421,8 @@ LINEAR = Operator(
     ),
 )
 """The product with a language model's head, which may be the embedding. On a CPU runtimes widen a matrix of 16
-bits when they open the file, and read twice its bytes for every token; on a GPU they have quick products."""
+bits when they open the file, and read twice its bytes for every token; on a GPU they
+have quick products, but for a few rows and codes, so there it has kernels of its packed forms."""
 
 OPERATORS = (
     SELECTIVE_SCAN,

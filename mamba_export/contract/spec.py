@@ -95,7 +95,8 @@ class Tensor:
         values: how tests draw it: NORMAL, NEGATIVE or WEIGHT.
         positive_unless: name of a flag; where it is off, tests draw small positive values.
         extremes: (shift, scale) pairs that tests apply to drawn values, one by one.
-        packs: of a weight (K, N), whether a file may hold it as codes in blocks along K.
+        packs: of a weight of K inputs and N outputs, whether a file may hold it as codes (K, N) in blocks
+            along K.
         outputs_first: of a weight of a product, whether it is (N, K), as a PyTorch Linear keeps it.
     """
 
@@ -113,6 +114,11 @@ class Tensor:
     extremes: tuple[tuple[float, float], ...] = ()
     packs: bool = False
     outputs_first: bool = False
+
+    @property
+    def matrix(self) -> tuple[Axis, ...]:
+        """Of a weight of a product: its axes as (K, N)."""
+        return self.axes[::-1] if self.outputs_first else self.axes
 
     @property
     def is_optional(self) -> bool:
@@ -316,7 +322,7 @@ class Operator:
         """
         weights = [tensor for tensor in self.inputs if tensor.packs]
         blocks = {one.name: f"{one.name}_blocks" for one in weights}
-        sizes = tuple(Size(blocks[one.name], divides=one.axes[0].terms[0][0]) for one in weights)
+        sizes = tuple(Size(blocks[one.name], divides=one.matrix[0].terms[0][0]) for one in weights)
         for suffix, parts in (
             ("Packed", (CODES, SCALES)),
             ("PackedAsymmetric", (CODES, SCALES, ZERO_POINTS)),
@@ -326,10 +332,10 @@ class Operator:
                 if not one.packs:
                     inputs.append(one)
                     continue
-                per_block = (*axes(blocks[one.name]), *one.axes[1:])
+                per_block = (*axes(blocks[one.name]), *one.matrix[1:])
                 for part in parts:
                     name = packed_input(one.name, part)
-                    shape = one.axes if part == CODES else per_block
+                    shape = one.matrix if part == CODES else per_block
                     inputs.append(Tensor(name, shape, T if part == SCALES else Q, weight=True))
             if weights:
                 names = tuple(one.name for one in weights)

@@ -71,9 +71,12 @@ def _packed_body(body: str, form: Form) -> str:
     widened = ""
     for weight in form.packed:
         inputs = ", ".join(packed_input(weight, part) for part in parts)
-        widened += (
-            f"\n    {weight} = DequantizeLinear <axis = 0, block_size: int = @block> ({inputs})"
-        )
+        widening = f"DequantizeLinear <axis = 0, block_size: int = @block> ({inputs})"
+        turned = f"Transpose <perm = [1, 0]> ({weight})"
+        if turned in body:  # of a weight with outputs first, whose codes are turned already
+            body = body.replace(turned, widening)
+        else:
+            widened += f"\n    {weight} = {widening}"
         scales = packed_input(weight, SCALES)
         body = re.sub(rf"(CastLike \(\w+, ){weight}\)", rf"\1{scales})", body)
     return widened + body

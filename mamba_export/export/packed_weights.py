@@ -39,7 +39,6 @@ _KEPT = 1 << 20
 """Weights of a matrix that stays in memory once it is packed: its scales may be asked for again."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _LAYERS = {op.name: op for op in OPERATORS if any(True for _ in op.packed_forms())}
-_PRODUCTS = ("MatMul", LINEAR.name)
 _IN_LAYERS = ("int4", "int8")
 """Kinds of codes that layers' nodes take."""
 
@@ -145,11 +144,6 @@ def pack_products(
             widened = ir.node("DequantizeLinear", stored[name], attributes=attributes)
             graph.insert_before(place.node, widened)
             place.node.replace_input_with(index, widened.outputs[0])
-        if place.node.op_type == LINEAR.name:  # its matrix lies as MatMul takes it now
-            product = ir.node("MatMul", place.node.inputs)
-            ir.convenience.replace_nodes_and_values(
-                graph, place.node, [place.node], [product], place.node.outputs, product.outputs
-            )
     for node in [node for node in graph if node.op_type == "Transpose"]:
         if not node.domain and not node.outputs[0].uses():
             graph.remove(node, safe=True)
@@ -184,15 +178,15 @@ def _places(graph: ir.Graph, weights: Weights) -> Iterator[_Place]:
         if node.domain == DOMAIN and node.op_type in _LAYERS:
             op = _LAYERS[node.op_type]
             packs = [i for i, tensor in enumerate(op.inputs) if tensor.packs]
-            found = {i: _matrix(node.inputs[i]) for i in packs}
+            found = {i: _matrix(node.inputs[i], turn=op.inputs[i].outputs_first) for i in packs}
             matrices = {i: one for i, one in found.items() if one is not None}
             if len(matrices) == len(packs):
                 forms = op.packed_forms()
                 yield _Place(
                     node, matrices, next(f for f in forms if f.has_zero_points != weights.symmetric)
                 )
-        elif node.op_type in _PRODUCTS:
-            matrix = _matrix(node.inputs[1], turn=node.op_type == LINEAR.name)
+        elif not node.domain and node.op_type == "MatMul":
+            matrix = _matrix(node.inputs[1])
             if matrix is not None:
                 yield _Place(node, {1: matrix})
 
@@ -244,7 +238,7 @@ def _turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 def _head(model: ir.Model) -> ir.Node | None:
     """The product that the first output comes from, through nodes of one tensor at a time."""
     node = model.graph.outputs[0].producer()
-    while node is not None and node.op_type not in _PRODUCTS:
+    while node is not None and node.op_type not in ("MatMul", LINEAR.name):
         node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
     return node
 

@@ -108,7 +108,13 @@ const Kernels kMamba2LayerPackedKernels = {nullptr, kAdapted<mamba2_layer_packed
                                            kAdapted<mamba2_layer_packed_is_step_cuda>,
                                            kAdapted<mamba2_layer_packed_cuda>};
 
+// On a GPU the runtimes' own products are quick where the weights are no codes.
 const Kernels kLinearKernels = {kAdapted<mamba_linear_cpu>, no_workspace, nullptr, nullptr,
                                 nullptr};
+
+const Kernels kLinearPackedKernels = {nullptr, kAdapted<mamba_linear_packed_cuda_workspace>,
+                                      &WithoutProducts<mamba_linear_packed_cuda>::call,
+                                      kAdapted<mamba_linear_packed_is_step_cuda>,
+                                      kAdapted<mamba_linear_packed_cuda>};
 
 }  // namespace mamba_contract

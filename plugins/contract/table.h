@@ -21,6 +21,7 @@ extern const Kernels kMambaLayerPackedKernels;
 extern const Kernels kMamba2LayerKernels;
 extern const Kernels kMamba2LayerPackedKernels;
 extern const Kernels kLinearKernels;
+extern const Kernels kLinearPackedKernels;
 
 // SelectiveScan
 constexpr Size kSelectiveScanSizes[] = {
@@ -635,6 +636,16 @@ constexpr Size kLinearSizes[] = {
     {"in_features", offsetof(mamba_linear_params, in_features)},
     {"out_features", offsetof(mamba_linear_params, out_features)},
 };
+constexpr Size kLinearPackedSizes[] = {
+    {"batch", offsetof(mamba_linear_packed_params, layer.batch)},
+    {"length", offsetof(mamba_linear_packed_params, layer.length)},
+    {"in_features", offsetof(mamba_linear_packed_params, layer.in_features)},
+    {"out_features", offsetof(mamba_linear_packed_params, layer.out_features)},
+    {"weight_blocks", offsetof(mamba_linear_packed_params, weight.blocks), 2},
+};
+constexpr size_t kLinearPackedBits[] = {
+    offsetof(mamba_linear_packed_params, weight.bits),
+};
 constexpr Tensor kLinearInputs[] = {
     {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
      offsetof(mamba_linear_params, x)},
@@ -644,6 +655,32 @@ constexpr Tensor kLinearInputs[] = {
 constexpr Tensor kLinearOutputs[] = {
     {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
      offsetof(mamba_linear_params, y)},
+};
+constexpr Tensor kLinearPackedInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_packed_params, layer.x)},
+    {"weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3}}}},  // (in_features, out_features)
+     offsetof(mamba_linear_packed_params, layer.weight)},
+    {"weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.scales)},
+};
+constexpr Tensor kLinearPackedOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_packed_params, layer.y)},
+};
+constexpr Tensor kLinearPackedAsymmetricInputs[] = {
+    {"x", Role::kInput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{2}}}},  // (batch, length, in_features)
+     offsetof(mamba_linear_packed_params, layer.x)},
+    {"weight_codes", Role::kWeight, DtypeClass::kQ, 2, {{{{2}}}, {{{3}}}},  // (in_features, out_features)
+     offsetof(mamba_linear_packed_params, layer.weight)},
+    {"weight_scales", Role::kWeight, DtypeClass::kT, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.scales)},
+    {"weight_zero_points", Role::kWeight, DtypeClass::kQ, 2, {{{{4}}}, {{{3}}}},  // (weight_blocks, out_features)
+     offsetof(mamba_linear_packed_params, weight.zero_points)},
+};
+constexpr Tensor kLinearPackedAsymmetricOutputs[] = {
+    {"y", Role::kOutput, DtypeClass::kT, 3, {{{{0}}}, {{{1}}}, {{{3}}}},  // (batch, length, out_features)
+     offsetof(mamba_linear_packed_params, layer.y)},
 };
 
 constexpr Operator kOperators[] = {
@@ -672,7 +709,7 @@ constexpr Operator kOperators[] = {
     {"Mamba2Layer", kMamba2LayerSizes, kMamba2LayerAttributes, kMamba2LayerInputs, kMamba2LayerOutputs,
      sizeof(mamba2_layer_params), offsetof(mamba2_layer_params, dtype), offsetof(mamba2_layer_params, hidden_dtype), offsetof(mamba2_layer_params, recurrent_state_dtype), offsetof(mamba2_layer_params, constant_weights), {}, true, false, &kMamba2LayerKernels, {}, false},
     {"Linear", kLinearSizes, {}, kLinearInputs, kLinearOutputs,
-     sizeof(mamba_linear_params), offsetof(mamba_linear_params, dtype), kNone, kNone, kNone, {}, true, false, &kLinearKernels, {}, false},
+     sizeof(mamba_linear_params), offsetof(mamba_linear_params, dtype), kNone, kNone, offsetof(mamba_linear_params, constant_weights), {}, true, false, &kLinearKernels, {}, false},
     {"MambaLayerPacked", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedInputs, kMambaLayerPackedOutputs,
      sizeof(mamba_layer_packed_params), offsetof(mamba_layer_packed_params, layer.dtype), offsetof(mamba_layer_packed_params, layer.hidden_dtype), kNone, offsetof(mamba_layer_packed_params, layer.constant_weights), {}, false, false, &kMambaLayerPackedKernels, kMambaLayerPackedBits, true},
     {"MambaLayerPackedAsymmetric", kMambaLayerPackedSizes, kMambaLayerPackedAttributes, kMambaLayerPackedAsymmetricInputs, kMambaLayerPackedAsymmetricOutputs,
@@ -681,6 +718,10 @@ constexpr Operator kOperators[] = {
      sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, true},
     {"Mamba2LayerPackedAsymmetric", kMamba2LayerPackedSizes, kMamba2LayerPackedAttributes, kMamba2LayerPackedAsymmetricInputs, kMamba2LayerPackedAsymmetricOutputs,
      sizeof(mamba2_layer_packed_params), offsetof(mamba2_layer_packed_params, layer.dtype), offsetof(mamba2_layer_packed_params, layer.hidden_dtype), offsetof(mamba2_layer_packed_params, layer.recurrent_state_dtype), offsetof(mamba2_layer_packed_params, layer.constant_weights), {}, false, false, &kMamba2LayerPackedKernels, kMamba2LayerPackedBits, false},
+    {"LinearPacked", kLinearPackedSizes, {}, kLinearPackedInputs, kLinearPackedOutputs,
+     sizeof(mamba_linear_packed_params), offsetof(mamba_linear_packed_params, layer.dtype), kNone, kNone, offsetof(mamba_linear_packed_params, layer.constant_weights), {}, false, false, &kLinearPackedKernels, kLinearPackedBits, true},
+    {"LinearPackedAsymmetric", kLinearPackedSizes, {}, kLinearPackedAsymmetricInputs, kLinearPackedAsymmetricOutputs,
+     sizeof(mamba_linear_packed_params), offsetof(mamba_linear_packed_params, layer.dtype), kNone, kNone, offsetof(mamba_linear_packed_params, layer.constant_weights), {}, false, false, &kLinearPackedKernels, kLinearPackedBits, false},
 };
 
 }  // namespace mamba_contract

@@ -172,6 +172,13 @@ MAMBA_API mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params
                                                 mamba_multiply multiply, void* context,
                                                 void* workspace, void* stream);
 
+/* A head with codes for its weight, which are (in_features, out_features): as the layers'. */
+MAMBA_API int mamba_linear_packed_is_step_cuda(const mamba_linear_packed_params* params);
+MAMBA_API size_t mamba_linear_packed_cuda_workspace(const mamba_linear_packed_params* params);
+MAMBA_API mamba_status mamba_linear_packed_cuda(const mamba_linear_packed_params* params,
+                                                mamba_multiply multiply, void* context,
+                                                void* workspace, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -207,9 +207,16 @@ typedef struct {
   int64_t in_features;
   int64_t out_features;
   mamba_dtype dtype;     /* T */
+  int constant_weights;  /* 1: no work queued on the stream writes the weights, which may be read ahead of it */
   const void* x;         /* (batch, length, in_features), T */
   const void* weight;    /* (out_features, in_features), T */
   void* y;               /* (batch, length, out_features), T */
 } mamba_linear_params;
+
+/* Linear with codes for weight, where their bits are not 0 */
+typedef struct {
+  mamba_linear_params layer;
+  mamba_codes weight;
+} mamba_linear_packed_params;
 
 #endif /* MAMBA_PARAMS_H */

@@ -5,6 +5,7 @@
 
 #include "common/cuda/gpu.cuh"
 #include "common/cuda/numeric.cuh"
+#include "common/errors.h"
 #include "layer/parts.h"
 #include "mamba_kernels.h"
 
@@ -28,6 +29,22 @@ inline bool multiplies_on_tensor_cores(mamba_dtype dtype) {
 // Rows of a column that share a scale.
 __host__ __device__ inline int block_rows(const mamba_codes& codes, int64_t depth) {
   return static_cast<int>(depth) / static_cast<int>(codes.blocks);
+}
+
+// Refuses what is no matrix of so many rows. name, matrix: in messages.
+inline mamba_status check_codes(const char* name, const char* matrix, const mamba_codes& codes,
+                                int64_t depth) {
+  if (codes.bits == 0) return MAMBA_OK;
+  if (codes.bits != 4 && codes.bits != 8) {
+    return fail(MAMBA_INVALID, "%s: codes of %s have %d bits, expected 4 or 8", name, matrix,
+                codes.bits);
+  }
+  if (codes.blocks < 1 || depth % codes.blocks != 0) {
+    return fail(MAMBA_INVALID, "%s: %lld blocks of %s do not divide its %lld rows", name,
+                static_cast<long long>(codes.blocks), matrix, static_cast<long long>(depth));
+  }
+  if (codes.scales) return MAMBA_OK;
+  return fail(MAMBA_INVALID, "%s: the scales of %s are null", name, matrix);
 }
 
 // Whether the codes of 8 columns of a matrix, and their scales, can be read at once, and those of

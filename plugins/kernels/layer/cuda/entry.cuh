@@ -71,8 +71,9 @@ class LayerEntry {
                           void* context, void* workspace, void* stream) {
     if (mamba_status bad = check(params, workspace)) return bad;
     const LayerMatrices of = Layer::matrices(*params);
-    if (mamba_status bad = check_codes("in_proj", codes.in, of.in_depth)) return bad;
-    if (mamba_status bad = check_codes("out_proj", codes.out, of.out_depth)) return bad;
+    if (mamba_status bad = check_codes(Layer::kName, "in_proj", codes.in, of.in_depth)) return bad;
+    if (mamba_status bad = check_codes(Layer::kName, "out_proj", codes.out, of.out_depth))
+      return bad;
     if (prefers_step(*params, codes)) return run_step(*params, codes, workspace, stream);
     if (!multiply) return fail(MAMBA_INVALID, "%s: multiply is null", Layer::kName);
     const auto queue = static_cast<cudaStream_t>(stream);
@@ -117,20 +118,6 @@ class LayerEntry {
       return cudaSuccess;
     }
   };
-
-  static mamba_status check_codes(const char* matrix, const mamba_codes& codes, int64_t depth) {
-    if (codes.bits == 0) return MAMBA_OK;
-    if (codes.bits != 4 && codes.bits != 8) {
-      return fail(MAMBA_INVALID, "%s: codes of %s have %d bits, expected 4 or 8", Layer::kName,
-                  matrix, codes.bits);
-    }
-    if (codes.blocks < 1 || depth % codes.blocks != 0) {
-      return fail(MAMBA_INVALID, "%s: %lld blocks of %s do not divide its %lld rows", Layer::kName,
-                  static_cast<long long>(codes.blocks), matrix, static_cast<long long>(depth));
-    }
-    if (codes.scales) return MAMBA_OK;
-    return fail(MAMBA_INVALID, "%s: the scales of %s are null", Layer::kName, matrix);
-  }
 
   // One row may take kernels that several do not, with parts of their own.
   static size_t step_bytes_of_one_row(Params p) {

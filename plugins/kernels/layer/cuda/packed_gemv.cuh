@@ -150,6 +150,10 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
     if (leaves_multiprocessors(columns, few)) {
       return rows == 1 ? of(few, ring, one) : of(few, rows_ring, all);
     }
+    if constexpr (Bits == 8) {
+      const std::integral_constant<int, kFewSharedTensorRing> few_ring{};
+      if (rows == 1 && !is_alone) return of(few, few_ring, one);
+    }
     if (rows > 1 && !is_alone && has_own_multiprocessors(columns, many)) {
       return of(many, rows_ring, all);
     }

@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(Product::kThreads) project_out(const ProjectOu
     start_norm_weight<kThreads>(s.gate_norm_weight, s.depth, s.reads_in_fours, norm_weight);
   }
   product.start_weights(partial);
-  wait_and_let_next_start(s.codes.bits == 0);
+  // Early, of codes too: 130M, int4, H100: a layer takes 8.0 us instead of 8.3.
+  wait_and_let_next_start(true);
   product.start_x();
   if constexpr (kCopiesY && !IsGated)
     copy_rows<kThreads, Product::kRows>(y, s.stride, s.rows, s.depth, x, x_stride);

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
       const Pack<T, kFour> x = {from_float<T>(sum.x), from_float<T>(sum.y), from_float<T>(sum.z),
                                 from_float<T>(sum.w)};
       if (is_gate) {
-        T* to = static_cast<T*>(s.product.p.c) + 2 * int64_t{row} * d_inner + first_column + place;
+        T* to = static_cast<T*>(s.product.p.c) + row * s.product.p.c_stride + first_column + place;
         *reinterpret_cast<Pack<T, kFour>*>(to) = x;
       } else {
         *reinterpret_cast<Pack<T, kFour>*>(u_tile + row * L::kUStride + place) =

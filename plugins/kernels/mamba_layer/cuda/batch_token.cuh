@@ -38,8 +38,10 @@ struct BatchToken {
 // operators one by one. most_share_bytes: of room for the shares.
 bool batch_token_fits(const mamba_layer_params& p, int64_t most_share_bytes);
 
+// Of so many shares of x_proj's output.
 int64_t share_bytes(const mamba_layer_params& p, int64_t share_count);
 
+// What the kernels take.
 BatchToken batch_token(const mamba_layer_params& p, const BatchTokenParts& parts,
                        int64_t share_count, bool gate_is_early);
 

@@ -10,6 +10,7 @@
 #include "mamba_layer/calls.h"
 #include "mamba_layer/cuda/batch_in.cuh"
 #include "mamba_layer/cuda/layer.cuh"
+#include "selective_scan/cuda/scan.cuh"
 
 namespace mamba {
 namespace {
@@ -163,21 +164,23 @@ class ManyRows {
              product_({m_.u, d_inner, d_inner, p_.x_proj_weight, width}, m_.projected, p_.dtype))) {
       return bad;
     }
+    const mamba_selective_scan_params scan =
+        describe_scan(p_, {m_.u, m_.xz, m_.projected, m_.delta, m_.y});
+    const ScanDtProj dt_proj = {slice(m_.projected, 0, width, p_.length, p_.dtype),
+                                p_.dt_proj_weight, p_.dt_rank};
+    if (scan_does_dt_proj(scan, dt_proj)) {
+      bad = status_of("layer", launch_scan(scan, dt_proj, stream_));
+      return bad ? bad : add_to_hidden();
+    }
     if ((bad = product_({m_.projected, width, p_.dt_rank, p_.dt_proj_weight, d_inner}, m_.delta,
                         p_.dtype))) {
       return bad;
     }
-    if ((bad = scan())) return bad;
+    if ((bad = mamba_selective_scan_cuda(&scan, m_.scan, stream_))) return bad;
     return add_to_hidden();
   }
 
  private:
-  mamba_status scan() const {
-    const mamba_selective_scan_params s =
-        describe_scan(p_, {m_.u, m_.xz, m_.projected, m_.delta, m_.y});
-    return mamba_selective_scan_cuda(&s, m_.scan, stream_);
-  }
-
   mamba_status add_to_hidden() const {
     return product_({m_.y, p_.d_inner, p_.d_inner, p_.out_proj_weight, p_.d_model}, p_.hidden_out,
                     p_.hidden_dtype, p_.hidden);

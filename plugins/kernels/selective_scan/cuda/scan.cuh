@@ -52,6 +52,18 @@ cudaError_t launch_scan_tile(const mamba_selective_scan_params& p, const ScanPar
                              cudaStream_t stream);
 cudaError_t launch_scan_any(const mamba_selective_scan_params& p, cudaStream_t stream);
 
+// What a scan of few channels a block takes in place of delta: rows of dt, `depth` numbers each,
+// times weight (depth, d_inner), which are not rounded on the way.
+struct ScanDtProj {
+  mamba_sequence dt;
+  const void* weight;
+  int64_t depth;
+};
+// Whether it does for these sizes. delta is not read then.
+bool scan_does_dt_proj(const mamba_selective_scan_params& p, const ScanDtProj& proj);
+cudaError_t launch_scan(const mamba_selective_scan_params& p, const ScanDtProj& proj,
+                        cudaStream_t stream);
+
 // The step of memory that the walk reaches as its given step.
 __device__ __forceinline__ int64_t walked(const mamba_selective_scan_params& p, int64_t step) {
   return p.reverse ? p.length - 1 - step : step;

@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "common/cuda/gpu.cuh"
+#include "common/cuda/mma.cuh"
 #include "selective_scan/cuda/scan_stages.cuh"
 
 namespace mamba {
@@ -27,6 +28,7 @@ namespace {
 constexpr int kGroup = 4;      // steps of an iteration of the consumers' loop
 constexpr int kQuad = 4;       // channels, or states, that the other roles move at once
 constexpr int kMaxSteps = 32;  // of a tile
+constexpr int kDtDepth = 16;   // of dt_proj, that a product of matrices takes at once
 
 // What follows from the tile's constants (tuning.cuh).
 template <typename Constants>
@@ -453,6 +455,149 @@ __device__ __forceinline__ void produce(const mamba_selective_scan_params& p, in
   }
 }
 
+// As produce, but delta is made here, from what x_proj made, by tiles of 16 steps and 8 channels. A
+// product's sum does not ask for the order of its factors, so that a lane reads four neighbours of
+// a row of dt at once, and takes the same four rows of the weight, which stay in registers.
+template <typename T, typename S, int kDepths>
+__device__ __forceinline__ void produce_with_dt_proj(const mamba_selective_scan_params& p,
+                                                     const ScanDtProj& proj, int64_t batch,
+                                                     int64_t first, int tile_count, int consumers,
+                                                     int width, int thread,
+                                                     typename S::Tile* tiles) {
+  constexpr int kStateQuads = S::kStateQuads, kWarps = S::kRoleThreads / 32;
+  constexpr int kTiles = 2 * (S::kWidth / 8) / kWarps;
+  static_assert(kTiles * kWarps == 2 * (S::kWidth / 8) && kWarps % 2 == 0 && S::kSteps == 32);
+  const int lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
+  const int first_step = warp % 2 * 16 + g;
+  const Walk<T> u_walk(p, p.u, batch, first), dt_walk(p, proj.dt, batch, 0);
+  const Walk<T> B_walk(p, p.B, batch, 0), C_walk(p, p.C, batch, 0);
+  const int threads = consumers + S::kRoleThreads;
+  const int state = thread % kStateQuads * kQuad;
+  const bool has_state = state < p.d_state;
+  const int read_state = has_state ? state : 0;
+  const bool has_softplus = p.delta_softplus;
+  const int channels = static_cast<int>(min(int64_t{width}, p.d_inner - first));
+  int channel[kTiles];
+  bool has_channel[kTiles];
+  float2 bias[kTiles];
+  uint32_t weight[kTiles][kDepths][2];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    const int block = (warp + t * kWarps) / 2 * 8;
+    has_channel[t] = block + 2 * q < channels;
+    channel[t] = has_channel[t] ? block + 2 * q : 0;
+    bias[t] = make_float2(p.delta_bias[first + channel[t]], p.delta_bias[first + channel[t] + 1]);
+    const T* column = static_cast<const T*>(proj.weight) + first + min(block + g, channels - 1);
+#pragma unroll
+    for (int k = 0; k < kDepths; ++k) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const T* at = column + (k * kDtDepth + 4 * q + 2 * j) * p.d_inner;
+        weight[t][k][j] = pack_two<T>(to_float(at[0]), to_float(at[p.d_inner]));
+      }
+    }
+  }
+  struct Fetched {
+    uint2 dt[kDepths][2];
+    uint32_t u[kTiles][2];
+    RawQuad<T> B[S::kStateItems], C[S::kStateItems];
+  };
+  const auto fetch = [&](int tile_index, Fetched& to) {
+    if (tile_index >= tile_count) return;
+    const int last = steps_of_tile<S::kSteps>(p.length, tile_index) - 1;
+    const T *u = u_walk.tile(tile_index, S::kSteps), *dt = dt_walk.tile(tile_index, S::kSteps);
+    const T *B = B_walk.tile(tile_index, S::kSteps) + read_state,
+            *C = C_walk.tile(tile_index, S::kSteps) + read_state;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int step = min(first_step + 8 * j, last);
+#pragma unroll
+      for (int k = 0; k < kDepths; ++k) {
+        to.dt[k][j] =
+            *reinterpret_cast<const uint2*>(dt + step * dt_walk.stride + k * kDtDepth + 4 * q);
+      }
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        to.u[t][j] = *reinterpret_cast<const uint32_t*>(u + step * u_walk.stride + channel[t]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < S::kStateItems; ++i) {
+      const int step = min((thread + i * S::kRoleThreads) / kStateQuads, last);
+      to.B[i].read(B + step * B_walk.stride);
+      to.C[i].read(C + step * C_walk.stride);
+    }
+  };
+
+  int stage = 0;
+  const auto produce_tile = [&](int tile_index, Fetched& fetched) {
+    auto& tile = tiles[stage];
+    const int steps = steps_of_tile<S::kSteps>(p.length, tile_index);
+    float delta[kTiles][4];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      delta[t][0] = delta[t][2] = bias[t].x;
+      delta[t][1] = delta[t][3] = bias[t].y;
+#pragma unroll
+      for (int k = 0; k < kDepths; ++k) {
+        const uint32_t left[4] = {fetched.dt[k][0].x, fetched.dt[k][1].x, fetched.dt[k][0].y,
+                                  fetched.dt[k][1].y};
+        multiply_add<T>(delta[t], left, weight[t][k][0], weight[t][k][1]);
+      }
+    }
+    if (tile_index >= kStages) wait(kFree + stage, threads);
+    // Steps past the end get dt = 0, which leaves a state as it is.
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float2 two = unpack_two<T>(fetched.u[t][j]);
+        const float us[] = {two.x, two.y};
+        float dt[2], du[2];
+        const bool exists = first_step + 8 * j < steps;
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+          const float plain = delta[t][2 * j + v];
+          const float soft = softplus<T>(plain);
+          dt[v] = has_softplus ? soft : plain;
+          dt[v] = exists ? dt[v] : 0.f;
+          du[v] = exists ? us[v] * dt[v] : 0.f;
+        }
+        if (!has_channel[t]) continue;
+        *reinterpret_cast<float4*>(&tile.dt_du[first_step + 8 * j][channel[t]]) =
+            make_float4(dt[0], du[0], dt[1], du[1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < S::kStateItems; ++i) {
+      const int step = (thread + i * S::kRoleThreads) / kStateQuads;
+      if (step >= S::kSteps) continue;
+      float B[kQuad], C[kQuad];
+      fetched.B[i].unpack(B);
+      fetched.C[i].unpack(C);
+      const bool exists = step < steps && has_state;
+#pragma unroll
+      for (int v = 0; v < kQuad; ++v) {
+        B[v] = exists ? B[v] : 0.f;
+        C[v] = exists ? C[v] : 0.f;
+      }
+      *reinterpret_cast<float4*>(&tile.B[step][state]) = make_float4(B[0], B[1], B[2], B[3]);
+      *reinterpret_cast<float4*>(&tile.C[step][state]) = make_float4(C[0], C[1], C[2], C[3]);
+    }
+    arrive(kFilled + stage, threads);
+    fetch(tile_index + S::kUnderWay, fetched);
+    stage = stage + 1 < kStages ? stage + 1 : 0;
+  };
+
+  Fetched even, odd;  // where one tile is under way, even has them all
+  fetch(0, even);
+  if (S::kUnderWay == 2) fetch(1, odd);
+  for (int tile_index = 0; tile_index < tile_count; tile_index += S::kUnderWay) {
+    produce_tile(tile_index, even);
+    if (S::kUnderWay == 2 && tile_index + 1 < tile_count) produce_tile(tile_index + 1, odd);
+  }
+}
+
 // The sums of four channels from a row of y: undoes sum_at.
 template <typename S>
 __device__ __forceinline__ void read_sums(const float* row, int channel, float (&to)[kQuad]) {
@@ -566,9 +711,11 @@ __device__ __forceinline__ void epilogue(const mamba_selective_scan_params& p, i
 }
 
 // width: channels of a block; its first threads, kLanes a channel or two, scan.
-template <typename T, typename S>
+// kDepths: sixteens of the depth of dt_proj, where the scan does that too; else 0.
+template <typename T, typename S, int kDepths>
 __global__ void __launch_bounds__(S::kConsumers + 2 * S::kRoleThreads, S::kBlocks)
-    scan_pipe_kernel(const __grid_constant__ mamba_selective_scan_params p, int width) {
+    scan_pipe_kernel(const __grid_constant__ mamba_selective_scan_params p,
+                     const __grid_constant__ ScanDtProj proj, int width) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* tiles = reinterpret_cast<typename S::Tile*>(memory);
   const int consumers = width * S::kLanes / S::kChannels;
@@ -579,7 +726,12 @@ __global__ void __launch_bounds__(S::kConsumers + 2 * S::kRoleThreads, S::kBlock
   if (rank < 0) {
     consume<T, S>(p, batch, first, tile_count, consumers, tiles);
   } else if (rank < S::kRoleThreads) {
-    produce<T, S>(p, batch, first, tile_count, consumers, width, rank, tiles);
+    if constexpr (kDepths > 0) {
+      produce_with_dt_proj<T, S, kDepths>(p, proj, batch, first, tile_count, consumers, width, rank,
+                                          tiles);
+    } else {
+      produce<T, S>(p, batch, first, tile_count, consumers, width, rank, tiles);
+    }
   } else {
     epilogue<T, S>(p, batch, first, tile_count, consumers, width, rank - S::kRoleThreads, tiles);
   }
@@ -603,9 +755,10 @@ auto with_shape(const mamba_selective_scan_params& p, Body body) {
   return with(PipeShape<ManyChannels>{});
 }
 
-template <typename T, typename S>
-cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStream_t stream) {
-  const auto kernel = scan_pipe_kernel<T, S>;
+template <typename T, typename S, int kDepths>
+cudaError_t launch(const mamba_selective_scan_params& p, const ScanDtProj& proj, int64_t width,
+                   cudaStream_t stream) {
+  const auto kernel = scan_pipe_kernel<T, S, kDepths>;
   constexpr int kBytes = kStages * sizeof(typename S::Tile);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
@@ -618,7 +771,8 @@ cudaError_t launch(const mamba_selective_scan_params& p, int64_t width, cudaStre
   // Not overlapping: blocks that start while another kernel runs pile up on the multiprocessors
   // that it leaves free, and 96 blocks on 36 of them take 77 us instead of 48 (1 x 1536 x 2048,
   // H200).
-  kernel<<<static_cast<unsigned>(blocks), threads, kBytes, stream>>>(p, static_cast<int>(width));
+  kernel<<<static_cast<unsigned>(blocks), threads, kBytes, stream>>>(p, proj,
+                                                                     static_cast<int>(width));
   return cudaGetLastError();
 }
 
@@ -644,8 +798,36 @@ bool pipe_fits(const mamba_selective_scan_params& p) {
 cudaError_t launch_scan_pipe(const mamba_selective_scan_params& p, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    return with_shape(
-        p, [&](auto shape, int64_t width) { return launch<T, decltype(shape)>(p, width, stream); });
+    return with_shape(p, [&](auto shape, int64_t width) {
+      return launch<T, decltype(shape), 0>(p, {}, width, stream);
+    });
+  });
+}
+
+bool scan_does_dt_proj(const mamba_selective_scan_params& p, const ScanDtProj& proj) {
+  if (p.dtype == MAMBA_FP32 || current_gpu().major < 8) return false;
+  if (p.length <= kFewSteps || narrow_fits(p) || mma_fits(p) || !pipe_fits(p)) return false;
+  if (count_parts(p, p.batch, current_tuning()) > 1) return false;
+  if (proj.depth != 3 * kDtDepth && proj.depth != 4 * kDtDepth) return false;
+  return rows_aligned<8>(proj.dt, 2) && with_shape(p, [](auto shape, int64_t) {
+           return std::is_same_v<decltype(shape), PipeShape<FewChannels>>;
+         });
+}
+
+cudaError_t launch_scan(const mamba_selective_scan_params& p, const ScanDtProj& proj,
+                        cudaStream_t stream) {
+  return with_type(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return with_shape(p, [&](auto shape, int64_t width) {
+      using S = decltype(shape);
+      if constexpr (std::is_same_v<T, float> || !std::is_same_v<S, PipeShape<FewChannels>>) {
+        return cudaErrorNotSupported;
+      } else if (proj.depth == 3 * kDtDepth) {
+        return launch<T, S, 3>(p, proj, width, stream);
+      } else {
+        return launch<T, S, 4>(p, proj, width, stream);
+      }
+    });
   });
 }
 
