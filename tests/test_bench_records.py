@@ -303,6 +303,21 @@ def test_page_has_the_newest_of_each_device(record: dict) -> None:
     assert text.count("Selective scan, gate") == 1
 
 
+def test_page_has_what_only_an_older_record_timed(record: dict) -> None:
+    others = [
+        {
+            **row,
+            "what": f"{row['what']}, weights int4",
+            "sizes": {**row["sizes"], "weights": "int4"},
+        }
+        for row in record["rows"]
+        if row["kind"] == "decode"
+    ]
+    text = page(Records([{**record, "date": "2026-01-02", "rows": others}, record]))
+    assert text.count("Decode, a token of every sequence") == 2
+    assert text.index("| int4 |") < text.index("Selective scan, gate")
+
+
 def test_figures_are_ranges_over_all_that_was_measured(record: dict) -> None:
     readme = (ROOT / README).read_text(encoding="utf-8")
     text = with_figures(readme, Records([record]))

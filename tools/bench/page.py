@@ -96,16 +96,18 @@ def load_records(root: Path) -> Records:
 
 
 def page(records: Records) -> str:
-    """The page of all tables and plots: of each device every kind of table, from its newest record."""
+    """The page of all tables and plots: of each device every piece of work, from its newest record."""
     parts = [_HEAD]
-    seen: set[tuple[str, str]] = set()  # device and kind
+    seen: set[tuple[str, str]] = set()  # device and piece of work
+    kinds: set[str] = set()
     for record in records.valid:
-        rows = [row for row in rows_of(record) if (record["device"], row.kind) not in seen]
-        seen |= {(record["device"], row.kind) for row in rows}
+        rows = [row for row in rows_of(record) if (record["device"], row.what) not in seen]
+        seen |= {(record["device"], row.what) for row in rows}
         shown = [row for row in rows if not row.kind or row.kind in _TITLES]
+        kinds |= {row.kind for row in shown}
         if shown:
             parts += _section(record, shown)
-    if not any(kind for _, kind in seen):
+    if not any(kinds):
         parts += ["## NVIDIA GPUs\n", "No valid record exists yet.\n"]
     if records.refused:
         parts.append("## Refused\n")
