@@ -14,8 +14,8 @@ namespace mamba {
 constexpr float kDecayShift = 0.115f * 0x1p-24f * kLog2e;
 
 // The same for the steps of a walk: eight shifts in turn, from -0.76 to 0.99 of 2^-24, so that
-// steps that are alike round up and down by turns: 5e-6 instead of 1e-5. Neighbours cancel out. A
-// constant that a multiplication adds costs nothing.
+// steps that are alike round up and down by turns: 5e-6 instead of 1e-5. A constant that a
+// multiplication adds costs nothing.
 constexpr int kDecayShifts = 8;
 __device__ __forceinline__ constexpr float decay_shift(int step) {
   const int i = step % kDecayShifts;

@@ -316,7 +316,7 @@ constexpr int kLinearRing = 40 * 1024;
 // two kernels share a multiprocessor, so that weights are on their way while the kernel ahead runs.
 constexpr int kRingThreads = 256, kRingBytes = 80 * 1024;
 // One row's first kernel: where few columns leave a quarter of the multiprocessors free, blocks
-// have that few, whose weights are all on their way at once (a layer of 130M takes 7.1 us, and 7.3
+// have that few, whose weights are all on their way at once (a layer of 130M takes 7.3 us, and 7.5
 // with kInProjBlock's; one of 370M, whose blocks would take all of them, 11.1 instead of 9.2).
 // Blocks that have a multiprocessor each have larger rings (1.4B: 24.7 us instead of 25.9), and
 // else not (2.8B: 38.8 instead of 35.2). All on an H100. Weights in registers were slower than

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/batch_ring.cuh"
 #include "layer/cuda/product_sums.cuh"
@@ -77,28 +78,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, typename Tile>
 cudaError_t launch(const BatchProductMaps& maps, const BatchProduct& s, cudaStream_t stream) {
   using L = BatchRing<Tile>;
-  constexpr int kBytes = kBatchBytes<Tile>;
-  const auto kernel = batch_product<T, Tile>;
-  if (cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
-    return error;
-  }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = 1;
-  attributes[1].val.clusterDim.y = Tile::kShares;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>((s.p.columns + L::kColumns - 1) / L::kColumns), Tile::kShares);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = Tile::kShares > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, maps, s);
+  const dim3 grid(static_cast<unsigned>((s.p.columns + L::kColumns - 1) / L::kColumns),
+                  Tile::kShares);
+  return launch_overlapping_clusters(batch_product<T, Tile>, grid, dim3(1, Tile::kShares),
+                                     dim3(kThreads), kBatchBytes<Tile>, stream, maps, s);
 }
 
 }  // namespace

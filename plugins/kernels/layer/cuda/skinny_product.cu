@@ -235,29 +235,12 @@ int share_of(const mamba_product& p) {
 
 template <typename T, int RowTiles, int Blocks = 2>
 cudaError_t launch(const SkinnyProduct& s, cudaStream_t stream) {
-  const auto kernel = skinny_product<T, RowTiles, Blocks>;
-  const size_t shared = Layout<RowTiles>::shared_bytes(s.share);
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(shared))) {
-    return error;
-  }
   // Rounding the shares up may leave the last ones without a step, which costs nothing.
   const unsigned shares = static_cast<unsigned>(count_shares(s.p));
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = 1;
-  attributes[1].val.clusterDim.y = shares;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((s.p.columns + kColumns - 1) / kColumns), shares);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, s);
+  const dim3 grid(static_cast<unsigned>((s.p.columns + kColumns - 1) / kColumns), shares);
+  return launch_overlapping_clusters(skinny_product<T, RowTiles, Blocks>, grid, dim3(1, shares),
+                                     dim3(kThreads), Layout<RowTiles>::shared_bytes(s.share),
+                                     stream, s);
 }
 
 template <typename T>

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "common/cuda/numeric.cuh"
+#include "common/cuda/overlap.cuh"
 #include "common/cuda/tuning.cuh"
 #include "layer/cuda/batch_ring.cuh"
 #include "layer/cuda/product_sums.cuh"
@@ -135,28 +136,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, typename Tile>
 cudaError_t launch(const BatchProductMaps& maps, const BatchIn& s, cudaStream_t stream) {
-  const auto kernel = project_and_convolve<T, Tile>;
-  const size_t bytes = BatchInShared<Tile>(s.token.width).bytes;
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(bytes))) {
-    return error;
-  }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kBatchCluster;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>(2 * s.token.layer.d_inner / BatchRing<Tile>::kColumns));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, maps, s);
+  const dim3 grid(static_cast<unsigned>(2 * s.token.layer.d_inner / BatchRing<Tile>::kColumns));
+  return launch_overlapping_clusters(project_and_convolve<T, Tile>, grid, dim3(kBatchCluster),
+                                     dim3(kThreads), BatchInShared<Tile>(s.token.width).bytes,
+                                     stream, maps, s);
 }
 
 }  // namespace

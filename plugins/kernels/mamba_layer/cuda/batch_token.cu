@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "common/cuda/gpu.cuh"
+#include "common/cuda/overlap.cuh"
 #include "mamba_layer/calls.h"
 #include "mamba_layer/cuda/batch_state.cuh"
 #include "mamba_layer/cuda/batch_token.cuh"
@@ -62,28 +63,11 @@ size_t second_shared_bytes(const mamba_layer_params& p) {
 
 template <typename T, int Channels>
 cudaError_t launch_first(const BatchToken& s, cudaStream_t stream) {
-  const auto kernel = batch::convolve_and_project<T, Channels>;
-  const size_t bytes = batch::XProjShared<Channels>(s.width).bytes;
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(bytes))) {
-    return error;
-  }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kBatchCluster;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(s.share_count * kBatchCluster),
-                        static_cast<unsigned>(row_groups(s.layer)));
-  config.blockDim = dim3(batch::kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, s);
+  const dim3 grid(static_cast<unsigned>(s.share_count * kBatchCluster),
+                  static_cast<unsigned>(row_groups(s.layer)));
+  return launch_overlapping_clusters(batch::convolve_and_project<T, Channels>, grid,
+                                     dim3(kBatchCluster), dim3(batch::kThreads),
+                                     batch::XProjShared<Channels>(s.width).bytes, stream, s);
 }
 
 template <typename T, typename States>
