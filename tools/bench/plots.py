@@ -140,6 +140,8 @@ def _models(figure: Any, rows: Sequence[Row], unit: str) -> None:
     for row in rows:
         panels.setdefault((row.sizes["batch"], row.sizes.get("length", 0)), []).append(row)
     names = sorted({_model_name(row.sizes) for row in _of(rows, OURS)}, key=_name_order)
+    from matplotlib import ticker
+
     figure.set_size_inches(_INCHES[0] * 1.4, 1.2 + 0.3 * len(names))
     peer = bool(_of(rows, _THEIRS))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -160,6 +162,9 @@ def _models(figure: Any, rows: Sequence[Row], unit: str) -> None:
                     color=_COLOURS[name],
                 )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_title(_panel_title(*key), fontsize=9)
         axes.set_xlabel(unit, fontsize=8)
         axes.tick_params(labelsize=7.5)
