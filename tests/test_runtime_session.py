@@ -198,10 +198,18 @@ def test_fp16_on_the_cpu(tiny_model: MambaLM, tmp_path: Path) -> None:
     close(step, logits[:, 10], 1e-2)
 
 
-def test_bf16_on_the_cpu_is_refused_in_one_line(tiny_model: MambaLM, tmp_path: Path) -> None:
+def test_bf16_on_the_cpu_is_refused_in_one_line_without_our_kernels(
+    tiny_model: MambaLM, tmp_path: Path
+) -> None:
     folder = export(tiny_model, tmp_path / "bf16", dtype="bf16")
+    session = OrtSession(folder, providers=["CPUExecutionProvider"])  # all its products are ours
+    ids = np.arange(1, 12)[None]
+    with torch.no_grad():
+        expected, _ = tiny_model(torch.from_numpy(ids))
+    assert session.native
+    close(session.run(ids)[0].astype(np.float32), expected.numpy(), 3e-2)
     with pytest.raises(SessionError) as caught:
-        OrtSession(folder, providers=["CPUExecutionProvider"])
+        OrtSession(folder, providers=["CPUExecutionProvider"], native=False)
     message = str(caught.value)
     assert "is bf16, which the CPU provider of ONNX Runtime" in message
     assert "--dtype fp32" in message

@@ -93,6 +93,15 @@ mamba_status mamba2_layer_packed_cuda(const mamba2_layer_packed_params*, mamba_m
                                       void*, void*) {
   return MAMBA_INTERNAL;
 }
+mamba_status mamba_linear_cpu(const mamba_linear_params*, mamba_parallel_for, void*) {
+  return MAMBA_INTERNAL;
+}
+int mamba_linear_packed_is_step_cuda(const mamba_linear_packed_params*) { return 0; }
+size_t mamba_linear_packed_cuda_workspace(const mamba_linear_packed_params*) { return 0; }
+mamba_status mamba_linear_packed_cuda(const mamba_linear_packed_params*, mamba_multiply, void*,
+                                      void*, void*) {
+  return MAMBA_INTERNAL;
+}
 
 }  // extern "C"
 

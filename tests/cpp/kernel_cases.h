@@ -85,6 +85,8 @@ inline std::vector<Sizes> cases_of(const std::string& op, bool on_gpu) {
         {2, 40, 72, 2, 2, 64, 64, 4, 64},
         {1, 130, 96, 1, 3, 64, 128, 4, 1},
         {1, 70, 65, 1, 2, 9, 6, 4, 1}}},
+      // One token, a few rows, more than are multiplied with the matrix as it lies.
+      {"Linear", {{1, 1, 768, 65}, {3, 1, 65, 130}, {2, 5, 96, 33}, {1, 40, 72, 65}}},
   };
   std::vector<Sizes> found;
   const auto add = [&](const Cases& one) {

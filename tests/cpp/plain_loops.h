@@ -139,6 +139,22 @@ inline Results gated_rms_norm(const Call& call) {
   return {y};
 }
 
+inline Results linear(const Call& call) {
+  const Array &x = call["x"], &weight = call["weight"];
+  const int64_t depth = x.shape[2], columns = weight.shape[0];
+  Array y({x.shape[0], x.shape[1], columns});
+  for (int64_t row = 0; row < x.shape[0] * x.shape[1]; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      double sum = 0;
+      for (int64_t i = 0; i < depth; ++i) {
+        sum += x.values[row * depth + i] * weight.values[column * depth + i];
+      }
+      y.values[row * columns + column] = sum;
+    }
+  }
+  return {y};
+}
+
 // --- Whole layers
 
 // norm(hidden), rounded to T.
@@ -258,9 +274,13 @@ inline Results truth_of(const std::string& op, const Call& call) {
   static constexpr struct {
     const char* prefix;
     Results (*truth)(const Call&);
-  } kTruths[] = {{"SelectiveScan", selective_scan},    {"CausalConv1d", causal_conv1d},
-                 {"StateSpaceDual", state_space_dual}, {"GatedRmsNorm", gated_rms_norm},
-                 {"MambaLayer", mamba_layer},          {"Mamba2Layer", mamba2_layer}};
+  } kTruths[] = {{"SelectiveScan", selective_scan},
+                 {"CausalConv1d", causal_conv1d},
+                 {"StateSpaceDual", state_space_dual},
+                 {"GatedRmsNorm", gated_rms_norm},
+                 {"MambaLayer", mamba_layer},
+                 {"Mamba2Layer", mamba2_layer},
+                 {"Linear", linear}};
   for (const auto& one : kTruths) {
     if (op.rfind(one.prefix, 0) == 0) return one.truth(call);
   }
