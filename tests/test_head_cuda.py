@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 from onnx import helper
 
 from mamba_export import contract
@@ -14,16 +15,7 @@ from mamba_export.contract import LINEAR
 from mamba_export.contract.weights import Weights
 from mamba_export.packing import pack, unpack
 
-CUDA = "CUDAExecutionProvider"
-
-
-def _missing() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 ROWS = ((1, 1), (1, 3), (8, 1), (3, 3), (64, 1), (1, 200))
 """Batch and length: a step's, and those that widen the matrix."""

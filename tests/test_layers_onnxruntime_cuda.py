@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 
 from mamba_export import contract
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.stepper import OrtStepper
@@ -25,16 +24,7 @@ from mamba_export.models import Mamba2Config, MambaLM
 from mamba_export.verify import operators
 from mamba_export.verify.cases import Case, draw, grid
 
-CUDA = "CUDAExecutionProvider"
-
-
-def _missing() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 OPSET = 20
 LAYERS = (contract.MAMBA_LAYER.name, contract.MAMBA2_LAYER.name)

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 
 from mamba_export import contract
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.graph_stepper import GraphStepper
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.backends.onnxruntime.stepper import OrtStepper
@@ -27,16 +26,7 @@ from mamba_export.models import MambaConfig, MambaLM
 from mamba_export.verify import operators
 from mamba_export.verify.cases import Case, definition_of, draw, grid
 
-CUDA = "CUDAExecutionProvider"
-
-
-def _missing() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 OPSET = 20
 OPERATORS = tuple(

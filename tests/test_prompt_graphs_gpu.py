@@ -7,12 +7,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 
 from mamba_export import contract
-from mamba_export.backends.onnxruntime import custom_ops, prompt_parts
+from mamba_export.backends.onnxruntime import prompt_parts
 from mamba_export.backends.onnxruntime.binding import run_once
 from mamba_export.backends.onnxruntime.cuda_stream import GpuStream, Graph
 from mamba_export.backends.onnxruntime.prompt_parts import largest_part, part_lengths
@@ -23,17 +23,10 @@ from mamba_export.export import export
 from mamba_export.generation.values import check_inputs
 from mamba_export.models import Mamba2Config, MambaConfig, MambaLM
 
-CUDA = "CUDAExecutionProvider"
 LENGTHS = (1, 2, 63, 64, 65, 127, 500, 1000, 2048, 4097, 5000)
 
 
-def _missing() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 
 SIZES = {"d_model": 256, "n_layer": 4, "vocab_size": 1000, "eos_token_id": 0}

@@ -5,21 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import NEEDS_CUDA
 
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
 from mamba_export.models import MambaLM
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        "CUDAExecutionProvider" not in ort.get_available_providers(),
-        reason="this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)",
-    ),
-]
+pytestmark = NEEDS_CUDA
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-3), ("fp16", 2e-2), ("bf16", 1e-1)])

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime as ort
 import pytest
 import torch
 from cuda_faults import FAULTS, INT4, SUPPORT
+from cuda_provider import NEEDS_CUDA
 from planted_faults import EXACT, VARIABLE, build, built_file, exports, failing
 
 from mamba_export import export, libraries, verify
 from mamba_export.models import Mamba2Config, MambaConfig
 
-CUDA = "CUDAExecutionProvider"
-NO_PROVIDER = "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason=NO_PROVIDER),
-]
+pytestmark = NEEDS_CUDA
 
 
 @pytest.fixture(scope="module")

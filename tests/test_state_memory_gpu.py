@@ -6,16 +6,15 @@ import gc
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 
-from mamba_export.backends.onnxruntime import custom_ops, state_block
+from mamba_export.backends.onnxruntime import state_block
 from mamba_export.backends.onnxruntime.session import OrtSession
 from mamba_export.export import export
 from mamba_export.models import Mamba2Config, MambaConfig, MambaLM
 
-CUDA = "CUDAExecutionProvider"
 SIZES = {"d_model": 256, "n_layer": 4, "vocab_size": 1000, "eos_token_id": 0}
 CONFIGS = {
     "mamba": MambaConfig(**SIZES, d_state=64),  # type: ignore[arg-type]
@@ -23,13 +22,7 @@ CONFIGS = {
 }
 
 
-def _missing() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import NEEDS_CUDA_KERNELS
 from cuda_stand_in import on_graphs
 from torch import Tensor, nn
 from trt_stand_in import on_engine
 
 import mamba_export
 from mamba_export import OrtSession, State, TrtSession
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.streamer import GraphStreamer, OrtStreamer
 from mamba_export.backends.tensorrt.streamer import TrtStreamer
 from mamba_export.contract.program import Tokens, Value
@@ -28,12 +27,6 @@ from mamba_export.libraries import CUSTOM_OPS
 from mamba_export.models import MambaBackbone, MambaConfig
 
 needs_kernels = pytest.mark.skipif(CUSTOM_OPS.path() is None, reason=CUSTOM_OPS.why_absent())
-
-
-def _missing() -> str:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
 
 
 class Filter(nn.Module):
@@ -79,9 +72,7 @@ OPEN = [
     on_cpu,
     on_engine,
     pytest.param(on_stand_in, marks=needs_kernels),
-    pytest.param(
-        on_gpu, marks=[pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
-    ),
+    pytest.param(on_gpu, marks=NEEDS_CUDA_KERNELS),
 ]
 Open = Callable[[Path], OrtSession | TrtSession]
 

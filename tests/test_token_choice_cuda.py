@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
+from cuda_provider import NEEDS_CUDA_KERNELS
 
 from mamba_export import contract
-from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.backends.onnxruntime.cuda_stream import (
     CHOOSE_BEST,
     CHOOSE_DRAWN,
@@ -22,14 +21,7 @@ from mamba_export.backends.onnxruntime.device import Device, DeviceTensor
 from mamba_export.folder.dtypes import NUMPY_DTYPES
 from mamba_export.generation.sampling import Sampler, Sampling
 
-
-def _missing() -> str:
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    return custom_ops.cuda_problem()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = NEEDS_CUDA_KERNELS
 
 
 def choose(

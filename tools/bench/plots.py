@@ -136,12 +136,12 @@ def _scan(figure: Any, rows: Sequence[Row]) -> None:
 
 def _models(figure: Any, rows: Sequence[Row], unit: str) -> None:
     """A panel for each length and batch, and in it a line for each model: ours, the peer, the limit."""
+    from matplotlib import ticker
+
     panels: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         panels.setdefault((row.sizes["batch"], row.sizes.get("length", 0)), []).append(row)
     names = sorted({_model_name(row.sizes) for row in _of(rows, OURS)}, key=_name_order)
-    from matplotlib import ticker
-
     figure.set_size_inches(_INCHES[0] * 1.4, 1.2 + 0.3 * len(names))
     peer = bool(_of(rows, _THEIRS))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
