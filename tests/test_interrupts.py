@@ -346,6 +346,23 @@ def test_a_command_leaves_what_its_caller_began(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
+def test_a_command_that_ends_late_leaves_what_was_begun_since(tmp_path: Path) -> None:
+    """As where garbage is collected, with a block of which a signal came in the call of the end."""
+
+    def application(*_: object) -> None: ...
+
+    with as_before():
+        command = ending_well()
+        command.__enter__()
+        signal.signal(signal.SIGTERM, application)
+        with new_folder(tmp_path / "out", marker=MARKER) as new:
+            del command
+            fill(new, "new")
+            assert signal.getsignal(signal.SIGTERM) is application
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
+
+
 def test_a_fork_leaves_its_parent_s_folder(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"

@@ -73,10 +73,19 @@ def ending_well() -> Iterator[None]:
     sys.unraisablehook = again
     try:
         yield
+    except GeneratorExit:
+        # A signal came in the very call of the block's end, and its frames are freed only now: at once, or, of a
+        # cycle, when garbage is collected. What was begun or set since stays.
+        outer = begun()
+        in_main = threading.current_thread() is threading.main_thread()
+        ours = (end, signal.SIG_IGN)
+        before = {n: was for n, was in before.items() if in_main and signal.getsignal(n) in ours}
+        raise
     finally:
         with deferred():
             end_left(but=outer)
-            sys.unraisablehook = report
+            if sys.unraisablehook is again:
+                sys.unraisablehook = report
             # The exception's frames lead here: without this they would live until garbage is collected, and
             # with them a block whose end the signal met before it had begun.
             raised.clear()
