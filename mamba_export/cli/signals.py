@@ -74,7 +74,7 @@ def ending_well() -> Iterator[None]:
     try:
         yield
     except GeneratorExit:
-        # A signal came in the very call of the block's end, and its frames are freed only now: at once, or, of a
+        # A signal came in the call of the end of the block, whose frames are freed only now: at once, or, of a
         # cycle, when garbage is collected. What was begun or set since stays.
         outer = begun()
         in_main = threading.current_thread() is threading.main_thread()
