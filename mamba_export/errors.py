@@ -34,6 +34,10 @@ class SessionError(MambaExportError):
     """An exported folder that cannot be loaded, or a request that it cannot serve."""
 
 
+class MissingKernelError(SessionError):
+    """An exported folder of a dtype that a runtime is known to lack kernels of, and lacks one of its nodes'."""
+
+
 class EngineError(MambaExportError):
     """An engine that cannot be built as asked, or that is not what its folder says."""
 

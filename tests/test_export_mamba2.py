@@ -203,6 +203,9 @@ def test_verify_is_green(
 def test_bf16_states(checkpoint: Path, tmp_path: Path) -> None:
     folder = export(checkpoint, tmp_path / "out", dtype="bf16", state_dtype="bf16")
     assert {state.past.dtype for state in read_metadata(folder).states} == {"bf16"}
+    report = verify(folder, quick=True, backends=["native"])
+    assert [check for check in report.checks if not check.passed] == []
+    assert not any(name.endswith("whole model") for name in report.not_run)
 
 
 def test_verify_finds_a_changed_weight_and_another_model(

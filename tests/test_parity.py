@@ -104,6 +104,19 @@ def test_bf16_says_what_the_cpu_cannot_run(source: Path, tmp_path: Path) -> None
     }  # fmt: skip
 
 
+def test_bf16_runs_whole_where_our_kernels_run_every_product(source: Path, tmp_path: Path) -> None:
+    report = verify(export(source, tmp_path / "out", dtype="bf16"), quick=True, backends=["native"])
+    assert failed(report) == []
+    assert not report.not_run
+    names = " ".join(check.check for check in report.checks)
+    for part in ("MambaLayer alone", "batch 1, length 1", "next token over"):
+        assert part in names
+    nodes = export(source, tmp_path / "nodes", dtype="bf16", fuse_layers=False)
+    report = verify(nodes, quick=True, backends=["native"])
+    assert report.passed
+    assert "implementation for MatMul" in report.not_run["onnxruntime CPU, native, whole model"]
+
+
 def test_last_logits_only(source: Path, tmp_path: Path) -> None:
     out = export(source, tmp_path / "out", last_logits_only=True)
     assert failed(verify(out, quick=True)) == []

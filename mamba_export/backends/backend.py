@@ -25,7 +25,8 @@ class Backend:
 
     Args:
         name: for a report, such as "onnxruntime CPU, native".
-        open_model: a session on an exported folder; raises SessionError where it cannot be loaded.
+        open_model: a session on an exported folder; raises SessionError where it cannot be loaded, and
+            MissingKernelError where the runtime has no kernel of the file's dtype for one of its nodes.
         open_graph: loads a serialised graph of one node of our domain, with its function.
         missing_dtypes: dtypes, of files or of packed weights, whose whole models it cannot run, each with the
             reason in one line.

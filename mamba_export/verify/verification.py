@@ -19,7 +19,7 @@ from mamba_export.adapters import transformers
 from mamba_export.backends import registry
 from mamba_export.backends.backend import Backend
 from mamba_export.contract.program import Tokens
-from mamba_export.errors import ExportError, MambaExportError, SessionError
+from mamba_export.errors import ExportError, MambaExportError, MissingKernelError, SessionError
 from mamba_export.export.module_program import module_program
 from mamba_export.folder.graph import interface, open_graph
 from mamba_export.folder.interface import difference
@@ -154,7 +154,11 @@ def verify(
         if missing_dtype is not None:
             report.not_run[f"{backend.name}, whole model"] = backend.missing_dtypes[missing_dtype]
             continue
-        session = _open(backend, folder, note)
+        try:
+            session = _open(backend, folder, note)
+        except MissingKernelError as error:
+            report.not_run[f"{backend.name}, whole model"] = str(error)
+            continue
         if session is None:
             continue
         comparison = Comparison(backend.name, session, truth, metadata)
@@ -199,6 +203,8 @@ def _graph_runner(backend: Backend) -> RunGraph:
 def _open(backend: Backend, folder: Path, note: Callable[[Check], None]) -> object | None:
     try:
         return backend.open_model(folder)
+    except MissingKernelError:
+        raise
     except SessionError as error:
         note(Check(backend.name, "load", math.inf, 0.0, contract.MODEL_FILE, str(error)))
         return None

@@ -27,7 +27,7 @@ from mamba_export.backends.onnxruntime.providers import (
     session_device,
     with_defaults,
 )
-from mamba_export.errors import SessionError, shortened, whole_first_line
+from mamba_export.errors import MissingKernelError, SessionError, shortened, whole_first_line
 from mamba_export.folder.interface import Interface, difference
 from mamba_export.folder.metadata import Metadata
 from mamba_export.untrusted import utf8_name
@@ -268,7 +268,7 @@ def _open(
         with utf8_name(metadata.model_path, error=SessionError) as name:
             session = make_session(name, options, all_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        raise SessionError(_explain(metadata, error, provider_name(providers[0]))) from error
+        raise _explained(metadata, error, provider_name(providers[0])) from error
     device = session_device(session)
     if device.name != "cuda":
         gpu = None
@@ -296,16 +296,19 @@ def _stream_for(provider: str, options: dict[str, Any]) -> GpuStream | None:
     return None if custom_ops.cuda_problem(device) else GpuStream(device)
 
 
-def _explain(metadata: Metadata, error: Exception, provider: str) -> str:
+def _explained(metadata: Metadata, error: Exception, provider: str) -> SessionError:
     reason = plain_reason(error)
     found = f"ONNX Runtime {ort.__version__}"
     if provider == CPU_PROVIDER and metadata.dtype != "fp32" and "NOT_IMPLEMENTED" in str(error):
-        return (
+        known = metadata.dtype in MISSING_DTYPES[CPU_PROVIDER]
+        return (MissingKernelError if known else SessionError)(
             f"{metadata.model_path} is {metadata.dtype}, which the CPU provider of {found} cannot "
             f"compute ({reason}): run it on a GPU (onnxruntime-gpu, --provider cuda), or export the "
             "model again with --dtype fp32"
         )
-    return f"{metadata.model_path} cannot be loaded by {found} on {provider}: {reason}"
+    return SessionError(
+        f"{metadata.model_path} cannot be loaded by {found} on {provider}: {reason}"
+    )
 
 
 def plain_reason(error: Exception) -> str:

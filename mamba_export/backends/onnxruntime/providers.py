@@ -20,6 +20,7 @@ PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 """By their names on the command line."""
 
 MISSING_DTYPES = {
+    # But for files whose products are all nodes of ours, where our kernels run them.
     CPU_PROVIDER: {"bf16": "CPU provider has no bf16 MatMul"},
     # Tried with 1.31: it loads the file, and fails when it runs it.
     CUDA_PROVIDER: {"fp8": "CUDA provider has no DequantizeLinear of fp8 in blocks"},

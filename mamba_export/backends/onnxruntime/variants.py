@@ -42,6 +42,7 @@ def find(option: str) -> Backend | Absent:
         missing_dtypes={
             dtype: f"ONNX Runtime's {reason}; operators and weights are checked"
             for dtype, reason in MISSING_DTYPES.get(provider, {}).items()
+            if not (native and provider == CPU_PROVIDER)  # then the file decides, when it is opened
         },
         exact_products=provider == CPU_PROVIDER,
     )
