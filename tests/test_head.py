@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from mamba_export import contract
+from mamba_export import OrtSession, contract, verify
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.contract import LINEAR
 from mamba_export.contract.weights import Weights
@@ -53,9 +53,9 @@ def session(model: str | bytes, *, for_cuda: bool = False, optimized: Path | Non
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def language_model(dtype: str, *, tied: bool = True) -> MambaLM:
+def language_model(dtype: str, *, tied: bool = True, vocab_size: int = 96) -> MambaLM:
     torch.manual_seed(0)
-    config = MambaConfig(d_model=64, n_layer=1, vocab_size=96, tie_embeddings=tied)
+    config = MambaConfig(d_model=64, n_layer=1, vocab_size=vocab_size, tie_embeddings=tied)
     model = MambaLM(config).eval()
     cast(model, TORCH_DTYPES[dtype])
     return model
@@ -120,3 +120,34 @@ def test_codes(tmp_path: Path, packs_head: bool) -> None:
     [form, *_] = LINEAR.packed_forms()
     body = function_proto(find(form.name)[0], form, 21).node
     assert [node.op_type for node in body] == ["DequantizeLinear", "MatMul"]
+
+
+@needs_library
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "weights", [Weights("int4"), Weights("int8"), Weights("int4", symmetric=False)], ids=str
+)
+def test_codes_of_a_vocabulary_that_8_does_not_divide(
+    tmp_path: Path, weights: Weights, tied: bool, native: bool
+) -> None:
+    """Stored with columns of zeros, which a Slice takes off: bit for bit the logits of a larger vocabulary."""
+    odd, even = (language_model("fp16", tied=tied, vocab_size=size) for size in (91, 96))
+    rows = {name: tensor[:91] for name, tensor in even.state_dict().items() if len(tensor) == 96}
+    odd.load_state_dict({**even.state_dict(), **rows})
+    ids = np.arange(1, 40).reshape(1, -1)
+    logits = []
+    for model in (odd, even):
+        out = export(model, tmp_path / f"{model.config.vocab_size}", dtype="fp16", weights=weights)
+        opened = OrtSession(out, providers=["CPUExecutionProvider"], native=native)
+        logits.append(opened.run(ids)[0])
+    np.testing.assert_array_equal(logits[0], logits[1][..., :91])
+    assert logits[0].shape == (1, 39, 91)
+    graph = onnx.load(str(tmp_path / "91" / contract.MODEL_FILE), load_external_data=False).graph
+    name = "embeddings.weight" if tied else "lm_head.weight"
+    [codes] = [one for one in graph.initializer if one.name == f"{name}.codes"]
+    assert list(codes.dims) == [64, 96]
+    report = verify(
+        tmp_path / "91", model=odd, quick=True, backends=["native" if native else "cpu"]
+    )
+    assert [check for check in report.checks if not check.passed] == []

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from cuda_provider import CUDA, NEEDS_CUDA_KERNELS
 from onnx import helper
 
-from mamba_export import contract
+from mamba_export import contract, export, verify
 from mamba_export.backends.onnxruntime import custom_ops
 from mamba_export.contract import LINEAR
 from mamba_export.contract.weights import Weights
+from mamba_export.models import MambaConfig, MambaLM
 from mamba_export.packing import pack, unpack
 
 pytestmark = NEEDS_CUDA_KERNELS
@@ -53,6 +57,15 @@ def _session(weights: Weights, matrix: np.ndarray, dtype: np.dtype) -> tuple:
     custom_ops.register(options, True, for_cuda=True)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=[CUDA])
     return session, unpack(packed).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_a_vocabulary_that_8_does_not_divide(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    model = MambaLM(MambaConfig(d_model=256, n_layer=1, vocab_size=2003)).eval()
+    out = export(model, tmp_path / "out", dtype="fp16", weights=kind)
+    report = verify(out, model=model, quick=True, backends=["cuda-native"])
+    assert [check for check in report.checks if not check.passed] == []
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])

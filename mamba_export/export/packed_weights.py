@@ -41,6 +41,9 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _LAYERS = {op.name: op for op in OPERATORS if any(True for _ in op.packed_forms())}
 _IN_LAYERS = ("int4", "int8")
 """Kinds of codes that layers' nodes take."""
+_HEAD_COLUMNS = 8
+"""Columns of a head's codes that our CUDA kernel reads at once. Where this does not divide a vocabulary, every
+step would widen all codes: more columns are stored, whose logits a Slice takes off."""
 
 
 def checked(
@@ -133,8 +136,19 @@ def pack_products(
             f"--weights {weights.kind}: the model has no product of a matrix that could be packed: leave it out"
         )
     taken = {name: tensor for place in places for name, tensor in place.matrices.values()}
-    stored = {name: _store(graph, name, tensor, weights, choose) for name, tensor in taken.items()}
+    more = {
+        name: -int(tensor.shape.numpy()[1]) % _HEAD_COLUMNS
+        for place in places
+        if place.node.op_type == LINEAR.name
+        for name, tensor in place.matrices.values()
+    }
+    stored = {
+        name: _store(graph, name, tensor, weights, choose, more.get(name, 0))
+        for name, tensor in taken.items()
+    }
     for place in places:
+        if place.node.op_type == LINEAR.name:
+            _cut(graph, place, more)
         if place.form is not None:
             _replace_layer(graph, place, stored, weights.block)
             continue
@@ -226,6 +240,27 @@ def _replace_layer(
     )
 
 
+def _cut(graph: ir.Graph, place: _Place, more: Mapping[str, int]) -> None:
+    """Take off a head's output what its stored columns are more than its own."""
+    [(name, tensor)] = place.matrices.values()
+    if not more[name]:
+        return
+    [whole] = place.node.outputs
+    bounds = []
+    for which, number in (("start", 0), ("end", int(tensor.shape.numpy()[1])), ("axis", -1)):
+        label = f"{name}.{which}"
+        value = ir.Value(name=label, const_value=ir.tensor([number], name=label))
+        graph.initializers[label] = value
+        bounds.append(value)
+    cut = ir.node("Slice", [whole, *bounds])
+    [own] = cut.outputs
+    own.name, own.type, own.shape = whole.name, whole.type, whole.shape
+    ir.convenience.replace_all_uses_with(whole, own, replace_graph_outputs=True)
+    cut.replace_input_with(0, whole)
+    whole.name, whole.shape = f"{name}.outputs", None
+    graph.insert_after(place.node, cut)
+
+
 def _turned(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(tensor.numpy().T, dtype=tensor.dtype),
@@ -263,8 +298,9 @@ def _store(
     tensor: ir.TensorProtocol,
     weights: Weights,
     choose: Choose | None,
+    more: int,
 ) -> list[ir.Value]:
-    """Initializers of a packed matrix, in DequantizeLinear's order."""
+    """Initializers of a packed matrix with so many more columns, of 0, in DequantizeLinear's order."""
     inputs, outputs = (int(size) for size in tensor.shape.numpy())
     dtype = tensor.dtype.numpy()
     codes = ir.DataType.from_numpy(code_dtype(weights))
@@ -274,16 +310,21 @@ def _store(
         matrix = np.asarray(tensor.numpy())
         return pack(matrix, weights, dtype) if choose is None else choose(name, matrix, dtype)
 
-    of_blocks = (inputs // weights.block, outputs)
+    columns = outputs + more
+    of_blocks = (inputs // weights.block, columns)
     parts: Mapping[str, tuple[ir.DataType, tuple[int, int]]] = {
-        CODES: (codes, (inputs, outputs)),
+        CODES: (codes, (inputs, columns)),
         SCALES: (tensor.dtype, of_blocks),
         **({} if weights.symmetric else {ZERO_POINTS: (codes, of_blocks)}),
     }
     last = list(parts)[-1]
 
     def part(which: str) -> ir.TensorProtocol:
-        found = ir.tensor(getattr(packed(), which), dtype=parts[which][0])
+        array = getattr(packed(), which)
+        fill = np.full((len(array), more), which == SCALES).astype(
+            array.dtype
+        )  # scales are positive
+        found = ir.tensor(np.concatenate([array, fill], axis=1), dtype=parts[which][0])
         if which == last and inputs * outputs > _KEPT:
             packed.cache_clear()
         return found

@@ -23,11 +23,14 @@ _INPUT_LEVELS = 127
 of 0, in blocks of the weights' length (its ``accuracy_level`` 4, the usual one)."""
 
 
-def packed_of(initializers: Mapping[str, ir.Value], parameter: str) -> Packed | None:
-    """The packed matrix of a parameter in a file; None where it has none."""
+def packed_of(initializers: Mapping[str, ir.Value], parameter: str, outputs: int) -> Packed | None:
+    """The packed matrix of a parameter in a file; None where it has none.
+
+    outputs: of the parameter; a head may be stored with more columns, whose results the file takes off.
+    """
     parts = [initializers.get(packed_name(parameter, part)) for part in PARTS]
     codes, scales, zero_points = (
-        None if part is None or part.const_value is None else part.const_value.numpy()
+        None if part is None or part.const_value is None else part.const_value.numpy()[:, :outputs]
         for part in parts
     )
     return None if codes is None or scales is None else Packed(codes, scales, zero_points)
@@ -56,12 +59,15 @@ class PackedMatrices:
         cls, initializers: Mapping[str, ir.Value], model: nn.Module, weights: Weights
     ) -> PackedMatrices:
         """Those of a model's parameters in a file."""
-        names = [name for name, _ in model.named_parameters()]
-        matrices, rows = (
-            {name: one for name in names if (one := find(initializers, name)) is not None}
-            for find in (packed_of, packed_rows_of)
-        )
-        return cls(matrices, rows, weights.block)
+        matrices, embeddings = {}, {}
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2:
+                continue
+            if (matrix := packed_of(initializers, name, len(parameter))) is not None:
+                matrices[name] = matrix
+            if (rows := packed_rows_of(initializers, name)) is not None:
+                embeddings[name] = rows
+        return cls(matrices, embeddings, weights.block)
 
     def products(self, model: nn.Module, *, rounds_inputs: bool = False) -> PackedProducts:
         """Context in which a model's products take these matrices; see ``PackedProducts``."""

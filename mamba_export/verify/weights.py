@@ -78,7 +78,9 @@ def _compare(
     is_ours = isinstance(model, MambaLM | MambaBackbone)
     for name, parameter in model.named_parameters():
         stored_name = name.removesuffix("_log") if _is_logarithm(name) else name
-        codes, rows = packed_of(initializers, name), packed_rows_of(initializers, name)
+        codes, rows = None, packed_rows_of(initializers, name)
+        if parameter.ndim == 2:
+            codes = packed_of(initializers, name, len(parameter))
         for one in (codes, rows) if weights is not None else ():
             if one is not None and weights is not None:
                 kind = weights.kind if one is codes else EMBEDDING_KIND
