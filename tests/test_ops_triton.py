@@ -77,6 +77,10 @@ SCAN_CASES = [
     Scan("bf16", reverse=True, groups=2, exact_zoh=True),
     Scan(batch=64, length=100, d_inner=512),
     Scan(batch=1, length=300, d_inner=1536),
+    # Long memories: of 3001 steps of about 3e-4, a state keeps what the first brought.
+    *[Scan(dtype, batch=1, length=3001, delta=-8.0) for dtype in ("fp32", "bf16")],
+    Scan("fp16", batch=1, length=3001, delta=-8.0, reverse=True),
+    Scan(batch=1, length=3001, delta=-8.0, exact_zoh=True),
 ]
 CONV_CASES = [
     *[Conv(batch=b, length=n) for b in (1, 3) for n in (1, 2, 63, 64, 65, 1000)],
@@ -165,6 +169,24 @@ class TestGpu:
         y2, state = run(slice(37, None), state)
         assert torch.equal(torch.cat([y1, y2], dim=1), y)
         assert torch.equal(state, last)
+
+    @pytest.mark.parametrize("d_inner", [64, 24576])  # blocks of few channels and of many
+    def test_a_step_of_zero_leaves_a_state_as_it_is(self, d_inner: int) -> None:
+        from mamba_export.operators.selective_scan.triton_kernels import (
+            selective_scan_forward as scan,
+        )
+
+        u, B = (
+            torch.randn(1, 100, d_inner, device="cuda"),
+            torch.randn(1, 100, 1, 16, device="cuda"),
+        )
+        zero, none = torch.zeros_like(u), torch.zeros(d_inner, device="cuda")
+        A, state = (
+            -torch.rand(d_inner, 16, device="cuda"),
+            torch.randn(1, d_inner, 16, device="cuda"),
+        )
+        last = scan(u, zero, A, B, B, none, None, none, state, False, False, False)[1]
+        assert torch.equal(last, state)
 
     def test_gradients_are_the_same_from_run_to_run(self) -> None:
         from mamba_export.operators.selective_scan.triton_kernels import (

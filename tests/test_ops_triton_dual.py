@@ -68,6 +68,7 @@ CASES = [
     *[Dual(dt=shift) for shift in (-30.0, -10.0, 30.0, 1e4)],
     *[Dual(dtype, mixed=True, length=200) for dtype in ("fp32", "bf16")],
     Dual(batch=1, heads=2, d_state=128, length=4099),
+    *[Dual(dtype, batch=1, length=3001, dt=-8.0) for dtype in ("fp32", "bf16")],  # long memories
 ]
 
 

@@ -3,7 +3,9 @@
 import triton.language as tl
 
 from mamba_export.operators.selective_scan.triton_device import (
+    DECAY_SHIFT,
     backward_jit,
+    decay_of,
     hold_of,
     hold_slope_of,
     locate,
@@ -53,7 +55,7 @@ def chunk_states_kernel(
             x = tl.load(delta_ptr + row * delta_stride_l + d, mask=in_d, other=0.0).to(tl.float32)
             B = tl.load(B_ptr + row * B_stride_l + n, mask=in_n, other=0.0).to(tl.float32)
             dt = step_size(x + bias, SOFTPLUS)
-            h = next_state(h, dt, u, A, B, EXACT_ZOH)
+            h = next_state(h, DECAY_SHIFT, dt, u, A, B, EXACT_ZOH)
         tl.store(states_ptr + chunk * state_size + tile, h, mask=mask)
 
 
@@ -115,7 +117,7 @@ def segment_adjoints_kernel(
                     q = q * z * sigmoid(z)
                 q = tl.where(valid, q, 0.0)
                 dt = tl.where(valid, step_size(x + bias, SOFTPLUS), 0.0)
-                p = tl.exp2(dt[None, :] * A) * (p + q[None, :] * C[:, None])
+                p = decay_of(dt, A, DECAY_SHIFT) * (p + q[None, :] * C[:, None])
 
 
 @backward_jit
@@ -188,7 +190,7 @@ def gradients_kernel(
             x = tl.load(delta_ptr + row * delta_stride_l + d, mask=in_d, other=0.0).to(tl.float32)
             B = tl.load(B_ptr + row * B_stride_l + n, mask=in_n, other=0.0).to(tl.float32)
             dt = step_size(x + bias, SOFTPLUS)
-            h = next_state(h, dt, u, A, B, EXACT_ZOH)
+            h = next_state(h, DECAY_SHIFT, dt, u, A, B, EXACT_ZOH)
             # Triton knows no starred expression.
             before = before + (h,)  # type: ignore[assignment]  # noqa: RUF005
 
@@ -206,7 +208,7 @@ def gradients_kernel(
             x = x + bias
             dt = tl.where(valid, step_size(x, SOFTPLUS), 0.0)
             dy = tl.where(valid, dy, 0.0)
-            a = tl.exp2(dt[None, :] * A)
+            a = decay_of(dt, A, DECAY_SHIFT)
             decayed = a * before[CHUNK - 1 - j]
             if EXACT_ZOH:
                 hold = hold_of(dt, A, a)

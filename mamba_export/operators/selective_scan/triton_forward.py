@@ -2,7 +2,12 @@
 
 import triton.language as tl
 
-from mamba_export.operators.selective_scan.triton_device import locate, next_state, step_size
+from mamba_export.operators.selective_scan.triton_device import (
+    locate,
+    next_state,
+    shift_by_turns,
+    step_size,
+)
 from mamba_export.operators.triton_launch import jit
 from mamba_export.operators.triton_math import LOG2E, row_of, sigmoid
 
@@ -68,7 +73,7 @@ def forward_kernel(
             z_next = tl.load(z_ptr + row * z_stride_l + d, mask=in_d, other=0.0)
 
         dt = step_size(x, SOFTPLUS)
-        h = next_state(h, dt, u, A, B, EXACT_ZOH)
+        h = next_state(h, shift_by_turns(h), dt, u, A, B, EXACT_ZOH)
         y = tl.sum(h * C[:, None], axis=0) + D * u
         if HAS_Z:
             y = y * z * sigmoid(z)
