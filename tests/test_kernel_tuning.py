@@ -36,7 +36,8 @@ int main(int, char** arguments) {
   for (int64_t value : {t.split_channels, t.shortest_part, t.most_parts, t.large_convolution,
                         t.most_step_rows, t.most_step_products, t.most_skinny_rows,
                         t.most_skinny_products, t.most_skinny_weights, t.most_token_products,
-                        t.most_batch_channels, t.fewest_batch_rows, t.most_batch_weights}) {
+                        t.most_batch_channels, t.fewest_batch_rows, t.most_batch_weights,
+                        t.most_shared_batch_weights}) {
     std::printf(" %lld", static_cast<long long>(value));
   }
 }
@@ -74,4 +75,5 @@ def test_an_architecture_gets_its_row(tmp_path: Path) -> None:
         64 * 5120,
         17,
         9_000_000,
+        14_000_000,
     ]

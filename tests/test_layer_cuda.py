@@ -72,6 +72,20 @@ def test_one_token_of_published_widths(dtype: str, d_model: int) -> None:
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
+@pytest.mark.parametrize("batch", [2, 8, 12, 40])
+@pytest.mark.parametrize("d_model", [2048, 2560])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_batch_of_wide_layers(dtype: str, d_model: int, batch: int) -> None:
+    """Stages with room for eight, sixteen or all rows; six or four blocks that share out a depth."""
+    shape = {"d_model": d_model, "d_inner": 2 * d_model, "dt_rank": d_model // 16}
+    given = LAYER.drawn(dtype, batch=batch, length=1, **shape)
+    assert_close(given, Call(LAYER, given).run(), dtype)
+    check_same_bits_and_in_place(LAYER, given, step=False)
+    check_steps_in_a_graph(LAYER, given, constant=1)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
 @pytest.mark.parametrize(
     ("dtype", "batch"), [("fp32", 1), ("fp16", 1), ("bf16", 8), ("fp16", 64)], ids=str
 )

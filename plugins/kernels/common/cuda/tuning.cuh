@@ -40,11 +40,16 @@ struct Tuning {
   // From so many rows on, and up to so large a matrix, products are batch_product.cu's (sm_90a).
   int64_t fewest_batch_rows;
   int64_t most_batch_weights;
+  // Where blocks share out the depth, up to a larger one, and of fewer rows what is too large for
+  // skinny_product.cu: a layer of Mamba takes, instead of by cuBLAS (us, H100, fp16): of 8 and 16
+  // sequences 32.7 instead of 34.9 and 34.8 instead of 37.2 at 1.4B; of 8, 16, 32 and 64 44.4
+  // instead of 46.6, 47.6 instead of 50.1, 52.1 instead of 54.5 and 65.7 instead of 67.7 at 2.8B.
+  int64_t most_shared_batch_weights;
 };
 
 constexpr Tuning kMeasuredOnH100 = {1024,       128, 64,          int64_t{1} << 21, 4,
                                     64'000'000, 32,  220'000'000, 8'000'000,        8'000'000,
-                                    64 * 5120,  17,  9'000'000};
+                                    64 * 5120,  17,  9'000'000,   14'000'000};
 
 constexpr Tuning without_clusters(Tuning tuning) {
   tuning.most_skinny_rows = 0;
@@ -350,28 +355,35 @@ constexpr int64_t kLargeSkinnyWeight = 4'000'000;
 // --- Products of a batch's rows on Hopper (layer/cuda/batch_product.cu) --------------------------
 
 // A block has kTiles times 64 columns and a ring of kStages times 64 rows of the depth, which the
-// blocks of a cluster share out. Few columns are cut into many shares; where there are kManyTiles
-// tiles of 64, a block has the whole depth, and no cluster to wait for.
-template <int Tiles, int Stages, int Shares>
+// blocks of a cluster share out. Few columns are cut into many shares, of as many blocks as find a
+// place at once: beyond kFewTiles tiles of 64 clusters of six would wait for others to end. Where
+// there are kManyTiles, a block has the whole depth, and no cluster to wait for. A stage has room
+// for kRows rows of x.
+template <int Tiles, int Stages, int Shares, int Rows = 64>
 struct BatchTile {
-  static constexpr int kTiles = Tiles, kStages = Stages, kShares = Shares;
+  static constexpr int kTiles = Tiles, kStages = Stages, kShares = Shares, kRows = Rows;
 };
 using BatchOfFewColumns = BatchTile<2, 8, 6>;
+using BatchOfSomeColumns = BatchTile<2, 8, 4>;
 using BatchOfManyColumns = BatchTile<1, 6, 1>;
-constexpr int64_t kManyTiles = 48;
+constexpr int64_t kFewTiles = 32, kManyTiles = 48;
 // Of in_proj with the convolution and x_proj (mamba_layer/cuda/batch_in.cu), up to
 // kBatchProductRows sequences: deep rings, but for narrow layers, which leave the second kernel's
-// blocks, and their states, room beside them; of few sequences and wide layers two tiles. A layer
-// takes, instead of in two kernels (us, H100, fp16): of 64 sequences 20.7 instead of 24.4 at 130M,
-// 25.5 instead of 28.6 at 370M; of 8 32.8 instead of 37.9 at 1.4B, 47.3 instead of 49.4 at 2.8B.
+// blocks, and their states, room beside them; of few sequences and wide layers two tiles, and room
+// for few rows. A layer takes, instead of in two kernels (us, H100, fp16): of 64 sequences 20.7
+// instead of 24.4 at 130M, 25.5 instead of 28.6 at 370M; of 8 32.8 instead of 37.9 at 1.4B, 47.3
+// instead of 49.4 at 2.8B. With room for 64 rows (and rings of six stages) instead of few, a layer
+// of 16 sequences takes 37.2 instead of 35.8 at 1.4B and 50.1 instead of 48.8 at 2.8B, one of 8
+// 34.9 instead of 33.7 and 46.5 instead of 45.4.
 // What lost: x sent to all blocks of a cluster by the copy engine (31.3 at 130M, 39 at 370M, 120
 // instead of 72 at 2.8B), the norm in this kernel, too (23.8 at 130M, 27.6 at 370M), and out_proj's
 // or in_proj's weights brought into the L2 cache by the kernels ahead (up to 5 us more).
 using BatchInDeep = BatchTile<1, 12, 1>;
 using BatchInNarrow = BatchTile<1, 8, 1>;
-using BatchInFewRows = BatchTile<2, 6, 1>;
-constexpr int64_t kWidestNarrowBatchIn = 768;  // of d_model
-constexpr int64_t kMostFewBatchInRows = 16, kLeastFewBatchInRowsWidth = 2048;
+using BatchInFewRows = BatchTile<2, 6, 1, 8>;
+using BatchInSomeRows = BatchTile<2, 8, 1, 16>;
+constexpr int64_t kWidestNarrowBatchIn = 768;        // of d_model
+constexpr int64_t kLeastFewBatchInRowsWidth = 2048;  // of d_model
 
 // --- A batch's token of Mamba (mamba_layer/cuda/batch_token.cu) ----------------------------------
 

@@ -33,8 +33,12 @@ bool batch_product_takes(const mamba_product& p) {
 
 bool batch_product_fits(const mamba_product& p) {
   const Tuning& tuning = current_tuning();
-  return p.rows >= tuning.fewest_batch_rows && p.depth * p.columns <= tuning.most_batch_weights &&
-         batch_product_takes(p);
+  const int64_t weights = p.depth * p.columns;
+  const bool is_shared = p.columns < kManyTiles * kBatchColumns;
+  const bool has_rows =
+      p.rows >= tuning.fewest_batch_rows || (is_shared && weights > tuning.most_skinny_weights);
+  const int64_t most = is_shared ? tuning.most_shared_batch_weights : tuning.most_batch_weights;
+  return has_rows && weights <= most && batch_product_takes(p);
 }
 
 bool encode_batch_product(const mamba_product& p, bool reads_early, BatchProductMaps* maps,

@@ -95,6 +95,8 @@ cudaError_t launch_batch_product(const BatchProductMaps& maps, const BatchProduc
       return cudaErrorNotSupported;
     } else if (s.p.columns >= kManyTiles * kBatchColumns) {
       return hopper::launch<T, BatchOfManyColumns>(maps, s, stream);
+    } else if (s.p.columns > kFewTiles * kBatchColumns) {
+      return hopper::launch<T, BatchOfSomeColumns>(maps, s, stream);
     } else {
       return hopper::launch<T, BatchOfFewColumns>(maps, s, stream);
     }

@@ -9,17 +9,20 @@
 namespace mamba {
 namespace hopper {
 
-constexpr int kConsumers = 128;  // threads that multiply: the first of a block
+constexpr int kConsumers = 128;             // threads that multiply: the first of a block
+constexpr int kRowBytes = 2 * kBatchDepth;  // of x in a stage
 
-// Tile: its kTiles times kBatchColumns columns, and kStages.
+// Tile: its kTiles times kBatchColumns columns, kStages, and kRows rows of x.
 template <typename Tile>
 struct BatchRing {
-  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages;
+  static constexpr int kTiles = Tile::kTiles, kStages = Tile::kStages, kRows = Tile::kRows;
   static constexpr int kColumns = kTiles * kBatchColumns, kSumStride = kColumns + 4;
-  static constexpr int kSums = kTiles * 32;                      // of a thread
-  static constexpr int kStageBytes = (kTiles + 1) * kTileBytes;  // weights, then x
-  static constexpr int kBytes = kStages * kStageBytes;
-  static constexpr int kSumBytes = 4 * kBatchProductRows * kSumStride;
+  static constexpr int kSums = kTiles * 32;                                    // of a thread
+  static constexpr int kStageBytes = kTiles * kTileBytes + kRows * kRowBytes;  // weights, then x
+  // Products read a tile of x whole, beyond its kRows rows what lies there: the next stage, or what
+  // is left free after the last one. It goes into sums that nobody keeps.
+  static constexpr int kBytes = kStages * kStageBytes + kTileBytes - kRows * kRowBytes;
+  static constexpr int kSumBytes = 4 * kRows * kSumStride;
 
   struct Barriers {
     uint64_t full[kStages], empty[kStages];
@@ -47,7 +50,7 @@ struct BatchRing {
     const auto load_weights = [&](int step) {
       const int stage = step % kStages;
       const uint32_t barrier = full + 8 * stage;
-      barrier_expect(barrier, kTiles * kTileBytes + s.x_rows * 128);
+      barrier_expect(barrier, kTiles * kTileBytes + s.x_rows * kRowBytes);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         tma_load(stages + stage * kStageBytes + tile * kTileBytes, &maps.weights, barrier,
@@ -106,8 +109,12 @@ struct BatchRing {
 #pragma unroll
     for (int j = 0; j < kTiles * 8; ++j) {
       float* to = sums + row * kSumStride + 8 * j + column;
-      *reinterpret_cast<float2*>(to) = make_float2(d[4 * j], d[4 * j + 1]);
-      *reinterpret_cast<float2*>(to + 8 * kSumStride) = make_float2(d[4 * j + 2], d[4 * j + 3]);
+      if (kRows == kBatchProductRows || row < kRows) {
+        *reinterpret_cast<float2*>(to) = make_float2(d[4 * j], d[4 * j + 1]);
+      }
+      if (kRows == kBatchProductRows || row + 8 < kRows) {
+        *reinterpret_cast<float2*>(to + 8 * kSumStride) = make_float2(d[4 * j + 2], d[4 * j + 3]);
+      }
     }
   }
 };

@@ -16,8 +16,9 @@ struct BatchIn {
 // Calls body with a value of the tile of the first kernel.
 template <typename Body>
 auto with_batch_in_tile(const mamba_layer_params& p, Body body) {
-  if (p.batch <= kMostFewBatchInRows && p.d_model >= kLeastFewBatchInRowsWidth) {
-    return body(BatchInFewRows());
+  if (p.d_model >= kLeastFewBatchInRowsWidth) {
+    if (p.batch <= BatchInFewRows::kRows) return body(BatchInFewRows());
+    if (p.batch <= BatchInSomeRows::kRows) return body(BatchInSomeRows());
   }
   if (p.d_model <= kWidestNarrowBatchIn) return body(BatchInNarrow());
   return body(BatchInDeep());

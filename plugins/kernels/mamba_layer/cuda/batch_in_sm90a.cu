@@ -28,14 +28,15 @@ template <typename Tile>
 struct BatchInShared {
   using Ring = BatchRing<Tile>;
   static constexpr int kUStride = apart(Ring::kColumns);
+  static constexpr int kRows = std::max(Ring::kRows, 16);  // of whole tiles of x_proj's products
   static constexpr int kU = Ring::kSumBytes;
-  static constexpr int kSums = kU + 2 * kBatchProductRows * kUStride;
+  static constexpr int kSums = kU + 2 * kRows * kUStride;
   int stride;
   size_t weights, bytes;
 
   __host__ __device__ explicit BatchInShared(int width) {
     stride = apart(width);
-    const size_t used = kSums + sizeof(float) * kBatchProductRows * width;
+    const size_t used = kSums + sizeof(float) * kRows * width;
     weights = used > Ring::kBytes ? (used + 127) / 128 * 128 : Ring::kBytes;
     // A half tile beyond the last column may be read.
     bytes = weights + 2 * (Ring::kColumns * stride + kVector) + kRingAlignment;
@@ -68,7 +69,8 @@ __global__ void __launch_bounds__(kThreads)
 
   // A worker's four columns are the same in all of its rows.
   constexpr int kFours = kColumns / kFour, kRowsAtOnce = kWorkers / kFours;
-  constexpr int kOwnRows = kBatchProductRows / kRowsAtOnce;
+  constexpr int kOwnRows = Ring::kRows / kRowsAtOnce;
+  static_assert(kOwnRows * kRowsAtOnce == Ring::kRows, "workers have as many rows each");
   const int place = threadIdx.x % kFours * kFour, first_row = threadIdx.x / kFours;
   batch::ConvTaps taps;
   batch::ConvPast<T> past[kOwnRows];
@@ -126,8 +128,8 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   if (threadIdx.x < kWorkers) {
-    batch::multiply_x_proj<T, kColumns, kBatchProductRows>(u_tile, weights, at.stride, width, rows,
-                                                           x_proj_sums);
+    batch::multiply_x_proj<T, kColumns, L::kRows>(u_tile, weights, at.stride, width, rows,
+                                                  x_proj_sums);
   }
   cluster_barrier();
   if (threadIdx.x < kWorkers) batch::add_up_shares(token, x_proj_sums, 0, rows);
