@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+def pytest_runtest_setup() -> None:
+    _read_torchlib_once()
+
+
+def _read_torchlib_once() -> None:
+    """torch.onnx parses ONNX Script's 500 functions at every export, half the time of a small one's.
+
+    What it made of them is kept; a copy takes what an export adds. Where PyTorch has another such class, or
+    nothing was exported yet, nothing is done.
+    """
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(module, "ONNXRegistry", None)
+    make = getattr(registry, "from_torchlib", None)
+    if make is None or hasattr(make, "cache"):
+        return
+    made = functools.cache(make)
+
+    def from_torchlib(*args: Any, **options: Any) -> Any:
+        one = copy.copy(made(*args, **options))
+        one.functions = {target: list(found) for target, found in one.functions.items()}
+        return one
+
+    from_torchlib.cache = made  # type: ignore[attr-defined]
+    registry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[union-attr]
 
 
 @pytest.fixture(autouse=True)
