@@ -47,11 +47,15 @@ SHAPES = [
     ("mamba2", SMALLEST_2),  # in_proj's columns are a multiple of 8 alone
     ("mamba2", SMALL_2),
 ]
-LARGE = [  # of which blocks have 96, 64 and 64 columns on an H100, where SMALLEST's have 32
-    ("mamba", {"d_model": 2560, "d_inner": 5120, "dt_rank": 160}),
+WIDE = {"d_model": 2560, "d_inner": 5120, "dt_rank": 160}
+# On an H100 in_proj's blocks have 80 columns of these for one row of 4 bits, 96 for several rows.
+LARGE = [
+    ("mamba", WIDE),
+    ("mamba", {"d_model": 2848, "d_inner": 5280, "dt_rank": 160}),  # uneven shares of warps
     ("mamba", {"d_model": 2048, "d_inner": 4096, "dt_rank": 128}),
     ("mamba2", {"d_model": 2560, "group_heads": 80, "head_dim": 64, "d_state": 128}),
 ]
+"""Shapes whose blocks of in_proj have more columns than SMALLEST's 32, and its depth more rows."""
 ODD = {"d_model": 96, "group_heads": 3, "head_dim": 64, "d_state": 64}
 """A layer of Mamba-2 whose in_proj has an odd number of columns."""
 
@@ -195,7 +199,9 @@ def test_step_matches_float64(
 @pytest.mark.parametrize(
     ("layer", "shape"), LARGE, ids=[f"{name} {shape['d_model']}" for name, shape in LARGE]
 )
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, False)], ids=["int4", "uint8"])
+@pytest.mark.parametrize(
+    ("bits", "symmetric"), [(4, True), (4, False), (8, False)], ids=["int4", "uint4", "uint8"]
+)
 def test_large_step_matches_float64(
     bits: int, symmetric: bool, layer: str, shape: dict[str, Any], batch: int
 ) -> None:
@@ -209,10 +215,14 @@ def test_large_step_matches_float64(
 @pytest.mark.gpu
 @NEEDS_KERNELS
 @pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(("layer", "shape"), [("mamba2", SMALLEST_2), ("mamba", WIDE)])
 @EVERY_CODE
-def test_longer_blocks(bits: int, symmetric: bool, block: int) -> None:
-    row = LAYERS["mamba2"]
-    given, codes = packed(row, "fp16", bits, symmetric, block, batch=1, length=1, **SMALLEST_2)
+def test_longer_blocks(
+    bits: int, symmetric: bool, layer: str, shape: dict[str, Any], block: int
+) -> None:
+    row = LAYERS[layer]
+    numbers: dict[str, Any] = {"batch": 1, "length": 1, **shape}
+    given, codes = packed(row, "fp16", bits, symmetric, block, **numbers)
     call = PackedCall(row, given, codes)
     assert call.is_step
     assert_close(given, call.run(), "fp16")
@@ -263,15 +273,49 @@ def test_one_matrix_alone(layer: str, shape: dict[str, Any], matrix: str, rows: 
 
 @pytest.mark.gpu
 @NEEDS_KERNELS
-@pytest.mark.parametrize("batch", [1, 4, 8, 9])
-def test_same_bits_every_time_and_in_place(batch: int) -> None:
-    row = LAYERS["mamba2"]
-    given, codes = packed(row, "fp16", 4, False, batch=batch, length=1, **SMALLEST_2)
+@pytest.mark.parametrize(
+    ("layer", "shape", "batch"),
+    [*(("mamba2", SMALLEST_2, batch) for batch in (1, 4, 8, 9)), ("mamba", WIDE, 1)],
+)
+def test_same_bits_every_time_and_in_place(layer: str, shape: dict[str, Any], batch: int) -> None:
+    row = LAYERS[layer]
+    numbers: dict[str, Any] = {"batch": batch, "length": 1, **shape}
+    given, codes = packed(row, "fp16", 4, False, **numbers)
     first = PackedCall(row, given, codes).run()
     for in_place in (False, True):
         again = PackedCall(row, given, codes, in_place).run()
         for one, other in zip(again, first, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@NEEDS_KERNELS
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [SMALLEST, WIDE], ids=["130M", "2.8B"])
+def test_a_step_reads_the_states_that_the_one_before_it_has_written(
+    shape: dict[str, Any], bits: int
+) -> None:
+    """Kernels of steps that follow one another overlap: what they leave is as if each had waited."""
+    row = LAYERS["mamba"]
+    numbers: dict[str, Any] = {"batch": 1, "length": 1, **shape}
+    given, codes = packed(row, "fp16", bits, True, **numbers)
+
+    def in_place() -> PackedCall:
+        call = PackedCall(row, given, codes, in_place=True)
+        call.params.constant_weights = 1
+        return call
+
+    one_by_one, captured = in_place(), in_place()
+    for _ in range(8):
+        one_by_one.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(8):
+            captured.queue()
+    graph.replay()
+    torch.cuda.synchronize()
+    for name, expected in one_by_one.outputs.items():
+        torch.testing.assert_close(captured.outputs[name], expected, rtol=0, atol=0)
 
 
 @NEEDS_KERNELS

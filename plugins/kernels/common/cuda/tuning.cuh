@@ -311,8 +311,22 @@ constexpr int kTensorRing = 108 * 1024, kSharedTensorRing = 80 * 1024;
 // Of one row of 8 bits whose blocks would share multiprocessors few columns and small rings are
 // quicker (2.8B, H100: a layer takes 31.1 us instead of 34.7).
 constexpr int kFewSharedTensorRing = 48 * 1024;
+// Of one row of 4 bits they have as many columns as give each a multiprocessor, where any do (2.8B,
+// H100, last kernel and step of the state as below: 21.0 us instead of 23.4).
+constexpr GemvBlock kWideTensorBlock = {80, 320};
+constexpr int kWideTensorRing = 117 * 1024;
+// Fours of a row that a thread of the norm keeps; many where blocks of few columns share
+// multiprocessors, whose layers are wide (2.8B, int8, H100: 29.3 us instead of 29.8).
+constexpr int kFewKeptFours = 2, kManyKeptFours = 3;
 constexpr int kTensorRowsRing = 88 * 1024, kSharedTensorRowsRing = 40 * 1024;
 constexpr int kTensorOutRing = 80 * 1024, kTensorOutRowsRing = 40 * 1024;
+// Of one row of 4 bits and no norm fewer threads and small rings leave blocks of the next layer's
+// first kernel room beside these (H100: 130M 7.7 us instead of 7.95, 370M 8.7 instead
+// of 8.8; 2.8B as the first kernel's wide blocks have it), but not between these depths (1.4B 16.0
+// instead of 15.4).
+constexpr int kSmallTensorOutRing = 56 * 1024;
+constexpr int kMostShallowDepth = 2048, kShallowOutThreads = 256;
+constexpr int kLeastDeepDepth = 5120, kDeepOutThreads = 320;
 // A head over codes (linear_step.cuh), whose columns are many: a block, and the bytes of its rings.
 // 130M, int4, one row, H100: 14.0 us, of 64 columns and 256 threads 17.1; 8 rows 17.6 and 21.6.
 constexpr GemvBlock kLinearBlock = {128, 128};
@@ -336,10 +350,17 @@ constexpr int64_t kXProjSplitDepth = 512;  // rows of x_proj that one block read
 // One row of so many blocks' channels, at most, goes to x_proj in the blocks that make them: the
 // kernel after adds up their shares.
 constexpr int kMostNextShares = 80;
+// Of layers of codes, whose blocks may have few columns, twice as many (2.8B, int8, H100: a layer
+// takes 29.3 us instead of 30.75).
+constexpr int kMostPackedShares = 160;
 // Threads of a block of the scan's step of one token; blocks of so many share out the sum of
 // x_proj's shares where these are at least so many bytes a row.
 constexpr int kStateTokenThreads = 256, kStateCluster = 4;
 constexpr int64_t kLargeShares = 24 * 1024;
+// Of layers of codes (H100, states read early: 1.4B 14.4 us instead of 15.7 in int4, 19.7 instead
+// of 20.8 in int8, of 40 KB; 2.8B 20.9 instead of 21.7 in int4, of 48 KB, but 31.6 instead of 29.5
+// in int8, of 120 KB).
+constexpr int64_t kLargePackedShares = 64 * 1024;
 
 // --- Products of a few rows on tensor cores (layer/cuda/skinny_product.cu)
 // ------------------------

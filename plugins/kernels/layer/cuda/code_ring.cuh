@@ -16,31 +16,35 @@ namespace mamba {
 template <int Bytes>
 __device__ __forceinline__ void copy_codes(void* to, const void* from, bool exists) {
 #ifdef MAMBA_HAVE_MMA
-  static_assert(Bytes == 4 || Bytes == 16);
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   if constexpr (Bytes == 16) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(from), "r"(exists ? 16 : 0)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(exists ? 4 : 0)
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %3, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(exists ? Bytes : 0), "n"(Bytes)
                  : "memory");
   }
 #endif
 }
 
-// Chunk: bytes that rows of codes may be copied at a time. RingBytes: of all warps' rings.
-template <int Bits, int Columns, int Warps, int Chunk, int RingBytes>
+// RowChunk: bytes that rows of codes may be copied at a time. RingBytes: of all warps' rings.
+template <int Bits, int Columns, int Warps, int RowChunk, int RingBytes>
 class CodeRing {
  public:
   static constexpr int kDepth = kCodeRows;
   // Of a stage: codes, of 16 bytes of a row, those of all rows side by side; scales; zero points.
   static constexpr int kRowBytes = Columns * Bits / 8, kScaleBytes = Columns * sizeof(__half);
+  static constexpr int kGroups = kRowBytes / 16;  // whole ones, of 16 bytes of a row
+  // Half a group may be left over. A pair of stages shares groups of the two: 8 bytes of a row of
+  // the first, then 8 of the second.
+  static constexpr bool kHasHalf = kRowBytes % 16 != 0;
   static constexpr int kScalesAt = kDepth * kRowBytes, kZeroPointsAt = kScalesAt + kScaleBytes;
-  static constexpr int kStageBytes = kZeroPointsAt + kRowBytes;
+  static constexpr int kStageBytes = (kZeroPointsAt + kRowBytes + 15) / 16 * 16;
   static constexpr int kStages = RingBytes / (Warps * kStageBytes) / 2 * 2;
   static constexpr int kSharedBytes = Warps * kStages * kStageBytes;
-  static_assert(kStages >= 2 && kStageBytes % 16 == 0);
+  static_assert(kStages >= 2 && kRowBytes % 8 == 0 && kScalesAt % 16 == 0);
 
   __device__ CodeRing(const Matrix& w, int first_column, int depth)
       : row_bytes_(w.columns * Bits / 8),
@@ -56,6 +60,11 @@ class CodeRing {
   __device__ __forceinline__ bool has(int number) const { return block(number) < blocks_; }
   __device__ __forceinline__ static int first_row(int number) { return block(number) * kDepth; }
   __device__ __forceinline__ const char* stage(int at) const { return stages_ + at * kStageBytes; }
+  // Where a pair of stages, counted from the first one, has its half groups of a place.
+  __device__ __forceinline__ static int half_at(int place) {
+    constexpr int kOfStage = kDepth / 2, kAt = kDepth * kGroups * 16;
+    return kAt + place * 16 + (place < kOfStage ? 0 : kStageBytes - kOfStage * 16);
+  }
   __device__ __forceinline__ bool has_zero_points() const { return zero_points_; }
 
   // Starts the copies of the first stages. shared: kSharedBytes, of all warps.
@@ -72,11 +81,15 @@ class CodeRing {
       char* stage = stages_ + at * kStageBytes;
 #pragma unroll
       for (int i = 0; i < kChunks; ++i) {
-        const int chunk = i * 32 + lane(), row = chunk / kChunks, own = chunk % kChunks * Chunk;
+        const int chunk = i * 32 + lane(), row = chunk / kChunks, own = chunk % kChunks * kChunk;
         const int byte = first_byte_ + own;
         const bool exists = byte < row_bytes_;
-        copy_codes<Chunk>(stage + (own / 16 * kDepth + place(row)) * 16 + own % 16,
-                          codes_ + (exists ? row * row_bytes_ + byte : 0), exists);
+        char* to = stage + (own / 16 * kDepth + place(row)) * 16 + own % 16;
+        if (kHasHalf && own >= kGroups * 16) {
+          const int second = at % 2;
+          to = stage - second * kStageBytes + half_at(place(row)) + second * 8 + own % 16;
+        }
+        copy_codes<kChunk>(to, codes_ + (exists ? row * row_bytes_ + byte : 0), exists);
       }
       codes_ += int64_t{Warps} * kDepth * row_bytes_;
       load_scales(scale_rows_ == 1 ? block(number) : block(number) / scale_rows_, stage);
@@ -85,7 +98,8 @@ class CodeRing {
   }
 
  private:
-  static constexpr int kChunks = kRowBytes / Chunk;
+  static constexpr int kChunk = RowChunk == 16 && kHasHalf ? 8 : RowChunk;
+  static constexpr int kChunks = kRowBytes / kChunk;
   static_assert(kChunks <= 32);
 
   __device__ static int lane() { return threadIdx.x % 32; }
@@ -103,10 +117,10 @@ class CodeRing {
       copy_codes<16>(stage + kScalesAt + lane() * 16, from, exists);
     }
     if (zero_points_ && lane() < kChunks) {
-      const int byte = first_byte_ + lane() * Chunk;
+      const int byte = first_byte_ + lane() * kChunk;
       const bool exists = byte < row_bytes_;
       const char* from = zero_points_ + int64_t{row} * row_bytes_ + (exists ? byte : 0);
-      copy_codes<Chunk>(stage + kZeroPointsAt + lane() * Chunk, from, exists);
+      copy_codes<kChunk>(stage + kZeroPointsAt + lane() * kChunk, from, exists);
     }
   }
 

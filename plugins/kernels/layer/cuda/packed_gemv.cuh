@@ -147,6 +147,15 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
   const std::integral_constant<int, kSharedTensorRowsRing> shared_rows_ring{};
   const bool is_alone = has_own_multiprocessors(columns, some);
   if constexpr (Chunk == 16) {
+    if constexpr (Bits == 4) {
+      // Halves of the columns are whole blocks', so that these can go on with x_proj.
+      constexpr GemvBlock kBlock = kWideTensorBlock;
+      if (rows == 1 && !is_alone && columns % (2 * kBlock.columns) == 0 &&
+          has_own_multiprocessors(columns, kBlock.columns)) {
+        return body(Choice<TensorRowProduct<Bits, kBlock.columns, kBlock.threads, Chunk,
+                                            kWideTensorRing, 1>>());
+      }
+    }
     if (leaves_multiprocessors(columns, few)) {
       return rows == 1 ? of(few, ring, one) : of(few, rows_ring, all);
     }
@@ -162,11 +171,24 @@ auto with_tensor_in_product(int rows, int columns, Body body) {
   return is_alone ? of(some, rows_ring, all) : of(some, shared_rows_ring, all);
 }
 
+// What multiplies with a matrix of codes: a layer's first kernel, or its last one, after a norm.
+enum class PackedPlace { kFirst, kLast, kLastGated };
+
 // The same of the last kernel, on tensor cores where that is quicker.
-template <int Bits, int Chunk, typename Body>
-auto with_tensor_out_product(int rows, Body body) {
+template <int Bits, int Chunk, PackedPlace Place, typename Body>
+auto with_tensor_out_product(int rows, int depth, Body body) {
   constexpr int kColumns = kPackedOutBlock.columns, kThreads = kPackedOutBlock.threads;
   if constexpr (Bits == 4) {
+    if constexpr (Chunk == 16 && Place == PackedPlace::kLast) {
+      if (rows == 1 && depth <= kMostShallowDepth) {
+        return body(Choice<TensorRowProduct<Bits, kColumns, kShallowOutThreads, Chunk,
+                                            kSmallTensorOutRing, 1>>());
+      }
+      if (rows == 1 && depth >= kLeastDeepDepth) {
+        return body(Choice<TensorRowProduct<Bits, kColumns, kDeepOutThreads, Chunk,
+                                            kSmallTensorOutRing, 1>>());
+      }
+    }
     if (rows == 1) {
       return body(Choice<TensorRowProduct<Bits, kColumns, kThreads, Chunk, kTensorOutRing, 1>>());
     }
@@ -177,31 +199,34 @@ auto with_tensor_out_product(int rows, Body body) {
 }
 
 // Calls body with the Choice of the product of these rows with a matrix of codes that step_takes
-// allows. Columns, Threads: of a block where tensor cores are not used. IsIn: of the first kernel.
-template <typename T, int Columns, int Threads, bool IsIn, typename Body>
-auto with_packed_product(const mamba_codes& codes, int rows, int columns, Body body) {
+// allows.
+template <typename T, PackedPlace Place, typename Body>
+auto with_packed_product(const mamba_codes& codes, int rows, int depth, int columns, Body body) {
+  constexpr bool kIsFirst = Place == PackedPlace::kFirst;
+  constexpr GemvBlock kBlock = kIsFirst ? kInProjBlock : kPackedOutBlock;  // on CUDA cores
+  constexpr int kColumns = kBlock.columns, kThreads = kBlock.threads;
   const auto of_bits = [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (std::is_same_v<T, __half>) {
-      const bool is_quicker = IsIn || kBits == 4 || rows > 1;
+      const bool is_quicker = kIsFirst || kBits == 4 || rows > 1;
       if (is_quicker && multiplies_on_tensor_cores(MAMBA_FP16)) {
         return with_chunk(kBits, columns, [&](auto chunk) {
           constexpr int kChunk = decltype(chunk)::value;
-          if constexpr (IsIn) {
+          if constexpr (kIsFirst) {
             return with_tensor_in_product<kBits, kChunk>(rows, columns, body);
           } else {
-            return with_tensor_out_product<kBits, kChunk>(rows, body);
+            return with_tensor_out_product<kBits, kChunk, Place>(rows, depth, body);
           }
         });
       }
     }
     if (rows > 1) {
-      return body(Choice<PackedRowProduct<T, kBits, 8, Columns, Threads, kMostCodeRows>>());
+      return body(Choice<PackedRowProduct<T, kBits, 8, kColumns, kThreads, kMostCodeRows>>());
     }
     if (columns % 16 == 0) {
-      return body(Choice<PackedRowProduct<T, kBits, 16, Columns, Threads, 1>>());
+      return body(Choice<PackedRowProduct<T, kBits, 16, kColumns, kThreads, 1>>());
     }
-    return body(Choice<PackedRowProduct<T, kBits, 8, Columns, Threads, 1>>());
+    return body(Choice<PackedRowProduct<T, kBits, 8, kColumns, kThreads, 1>>());
   };
   if (codes.bits == 4) return of_bits(std::integral_constant<int, 4>());
   return of_bits(std::integral_constant<int, 8>());

@@ -22,8 +22,7 @@ using InProduct =
 template <typename T, typename Body>
 auto with_in_product(const ProjectIn& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kInProjBlock.columns, kInProjBlock.threads, true>(
-        s.codes, s.rows, s.columns, body);
+    return with_packed_product<T, PackedPlace::kFirst>(s.codes, s.rows, s.d_model, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<InProduct<T, kMaxStepRows, false>>());
@@ -207,12 +206,17 @@ int next_share_channels(const ProjectIn& s, const void* weight, int columns) {
       columns % kWidth != 0 || !step::has_vector_rows<T>(weight, columns)) {
     return 0;
   }
+  const int most = s.codes.bits ? kMostPackedShares : kMostNextShares;
   return step::with_in_product<T>(s, [&](auto choice) {
     using Product = step::chosen<decltype(choice)>;
     constexpr int kColumns = Product::kColumns;
+    ProjectIn with_share = s;
+    with_share.next_weight = weight;
+    with_share.next_columns = columns;
     const bool fits = s.conv_first % kColumns == 0 && s.conv_columns % kColumns == 0 &&
-                      s.conv_columns / kColumns <= kMostNextShares &&
-                      columns / kWidth <= Product::kThreads;
+                      s.conv_columns / kColumns <= most && columns / kWidth <= Product::kThreads &&
+                      step::TokenShared<T, Product>(with_share).bytes <=
+                          static_cast<size_t>(current_gpu().shared_bytes);
     return fits ? kColumns : 0;
   });
 }

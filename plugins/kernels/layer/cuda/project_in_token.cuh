@@ -8,6 +8,7 @@
 
 #include "layer/cuda/gemv.cuh"
 #include "layer/cuda/next_share.cuh"
+#include "layer/cuda/tensor_gemv.cuh"
 #include "layer/cuda/token_norm.cuh"
 
 namespace mamba {
@@ -25,6 +26,14 @@ inline bool is_usual(const ProjectIn& s) {
   return s.hidden_dtype == MAMBA_FP32 && s.reads_hidden_in_fours && s.d_conv == kUsualTaps;
 }
 
+// Fours of a single row that a thread keeps for the norm. Small rings are those of wide layers.
+template <typename Product>
+inline constexpr int kKeptFours = kFewKeptFours;
+template <int Bits, int Columns, int Threads, int Chunk>
+inline constexpr int
+    kKeptFours<TensorRowProduct<Bits, Columns, Threads, Chunk, kFewSharedTensorRing, 1>> =
+        kManyKeptFours;
+
 template <typename T, typename Product>
 using ShareAfter = std::conditional_t<Product::kReadsShared,
                                       TensorNextShare<T, Product::kColumns, Product::kThreads>,
@@ -39,8 +48,7 @@ struct TokenShared {
     x = 0;
     partial = x + Product::kRows * Product::x_stride(s.d_model) * sizeof(T);
     norm = partial + sizeof(float) * Product::kSharedFloats;
-    next =
-        norm + sizeof(float) * (Product::kRows == 1 ? Product::kThreads / 32 : padded(s.d_model));
+    next = norm + sizeof(float) * padded(Product::kRows == 1 ? Product::kThreads / 32 : s.d_model);
     bytes = next + (s.next_weight ? ShareAfter<T, Product>::shared_bytes(s.next_columns) : 0);
   }
 };
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(Product::kThreads)
   const int first_channel = first - s.conv_first;  // that of the block's first column
 
   Product product({s.weight, s.d_model, s.columns, s.codes}, first, 0, s.d_model, x, x_stride);
-  std::conditional_t<kIsOneRow, OneRowNorm<T, kThreads, IsUsual>,
+  std::conditional_t<kIsOneRow, OneRowNorm<T, kThreads, kKeptFours<Product>, IsUsual>,
                      RowsNorm<T, kThreads, kRows, Product::kPendingCopies>>
       norm(s, of_norm);
   const bool has_next =

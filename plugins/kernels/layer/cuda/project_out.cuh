@@ -22,8 +22,8 @@ using OutProduct = RowProduct<T, T, kOutProjBlock.columns, kOutProjBlock.threads
 template <typename T, bool IsGated, typename Body>
 auto with_out_product(const ProjectOut& s, Body body) {
   if (s.codes.bits) {
-    return with_packed_product<T, kPackedOutBlock.columns, kPackedOutBlock.threads, false>(
-        s.codes, s.rows, s.columns, body);
+    constexpr PackedPlace kPlace = IsGated ? PackedPlace::kLastGated : PackedPlace::kLast;
+    return with_packed_product<T, kPlace>(s.codes, s.rows, s.depth, s.columns, body);
   }
   const bool is_vector = has_vector_rows<T>(s.weight, s.columns);
   if (!is_vector) return body(Choice<OutProduct<T, kMaxStepRows, false, IsGated>>());

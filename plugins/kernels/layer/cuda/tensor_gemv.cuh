@@ -84,14 +84,15 @@ class TensorRowProduct {
 
  private:
   static constexpr int kTurns = 8;  // blocks of the warp that share sums, where there is one row
-  static constexpr int kGroups = Ring::kRowBytes / 16;  // of columns that are read together
-  static constexpr int kTiles = Columns / 16;
+  static constexpr int kGroups = Ring::kGroups, kGroupTiles = 8 / Bits;  // tiles read together
+  static constexpr int kWholeTiles = kGroups * kGroupTiles;
+  static constexpr int kTiles = kWholeTiles + (Ring::kHasHalf ? kGroupTiles : 0);
   static constexpr int kKept = Rows == 1 ? 1 : 2;  // rows of x of a lane's sums
   static constexpr uint32_t kHighest = Bits == 4 ? 0x88888888u : 0x80808080u;
   static constexpr uint32_t kCode = Bits == 4 ? 0x000f000fu : 0x00ff00ffu;  // of two rows
   static constexpr float kUnit = 1 << 24;  // times 1 as bits of an fp16 number is 1
   static constexpr float kMiddle = 1 << (Bits - 1);
-  static_assert(Columns % 32 == 0 && (Rows == 1 || Rows == 8));
+  static_assert(Ring::kHasHalf ? Rows == 1 && Bits == 4 : Rows == 1 || Rows == 8);
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32; }
@@ -99,6 +100,7 @@ class TensorRowProduct {
   // A lane's two columns of a tile, which lie side by side: the first one.
   __device__ static int column_of(int tile) {
     const int n = lane() / 4;
+    if (tile >= kWholeTiles) return kGroups * 32 + n % 4 * 4 + tile % 2 * 2;
     return Bits == 4 ? tile / 2 * 32 + n * 4 + tile % 2 * 2 : tile * 16 + n * 2;
   }
   // (pair ^ flip) & mask, in one instruction.
@@ -128,18 +130,21 @@ class TensorRowProduct {
   __device__ __forceinline__ void add_codes(const char* stage, const uint4& right) {
 #pragma unroll
     for (int c = 0; c < kGroups; ++c) {
-      uint32_t pairs[4];
-      load_tiles_transposed(shared_address(stage) + c * (Ring::kDepth * 16) + lane() * 16, pairs);
+      add_group(shared_address(stage) + c * (Ring::kDepth * 16) + lane() * 16, c, right);
+    }
+  }
+  __device__ __forceinline__ void add_group(uint32_t from, int group, const uint4& right) {
+    uint32_t pairs[4];
+    load_tiles_transposed(from, pairs);
 #pragma unroll
-      for (int half = 0; half < kTiles / kGroups; ++half) {
+    for (int half = 0; half < kGroupTiles; ++half) {
 #pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          const uint32_t upper = pairs[k] >> (half * 8), lower = pairs[k + 1] >> (half * 8);
-          const uint32_t left[4] = {first_of(upper), second_of(upper), first_of(lower),
-                                    second_of(lower)};
-          multiply_add<__half>(sum_[c * (kTiles / kGroups) + half], left, k ? right.z : right.x,
-                               k ? right.w : right.y);
-        }
+      for (int k = 0; k < 4; k += 2) {
+        const uint32_t upper = pairs[k] >> (half * 8), lower = pairs[k + 1] >> (half * 8);
+        const uint32_t left[4] = {first_of(upper), second_of(upper), first_of(lower),
+                                  second_of(lower)};
+        multiply_add<__half>(sum_[group * kGroupTiles + half], left, k ? right.z : right.x,
+                             k ? right.w : right.y);
       }
     }
   }
@@ -151,7 +156,7 @@ class TensorRowProduct {
     clear();
     add_x(x);
     add_codes(ring_.stage(at), x);
-    read(scale_[0], ring_.stage(at));
+    read(scale_[0], ring_.stage(at), 0);
     take(scale_[0], scale_[0]);
   }
 
@@ -166,15 +171,21 @@ class TensorRowProduct {
   // Two of them; of the second, where there is none, x and scale are 0.
   __device__ __forceinline__ void add_turns(int number, int turn, int at) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t mask = lane() / 4 == turn + i ? ~0u : 0u;
-      add_codes(ring_.stage(at + i),
-                make_uint4(turn_x_.x & mask, turn_x_.y & mask, turn_x_.z & mask, turn_x_.w & mask));
+    for (int i = 0; i < 2; ++i) add_codes(ring_.stage(at + i), x_where(lane() / 4 == turn + i));
+    if constexpr (Ring::kHasHalf) {
+      // Rows of the left factor are columns of the one block, then of the other. Each is wanted of
+      // one of the two columns of the right factor: of the other one its scale stays 0.
+      add_group(shared_address(ring_.stage(at)) + Ring::half_at(lane()), kGroups,
+                x_where(lane() / 8 == turn / 2));
     }
     if (lane() % 4 == turn / 2) {
-      read(scale_[0], ring_.stage(at));
-      if (ring_.has(number + 1)) read(scale_[1], ring_.stage(at + 1));
+      read(scale_[0], ring_.stage(at), 0);
+      if (ring_.has(number + 1)) read(scale_[1], ring_.stage(at + 1), 1);
     }
+  }
+  __device__ __forceinline__ uint4 x_where(bool is_turn) const {
+    const uint32_t mask = is_turn ? ~0u : 0u;
+    return make_uint4(turn_x_.x & mask, turn_x_.y & mask, turn_x_.z & mask, turn_x_.w & mask);
   }
   __device__ __forceinline__ void end_turns() { take(scale_[0], scale_[1]); }
 
@@ -183,9 +194,11 @@ class TensorRowProduct {
     __half2 scale[kTiles] = {};
     unsigned short zero[kTiles] = {};  // two codes
   };
-  __device__ __forceinline__ void read(Scales& of, const char* stage) const {
+  // second: 1 of the second stage of a pair, else 0.
+  __device__ __forceinline__ void read(Scales& of, const char* stage, int second) const {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
+      if (m >= kWholeTiles && lane() / 16 != second) continue;
       of.scale[m] = *reinterpret_cast<const __half2*>(stage + Ring::kScalesAt + column_of(m) * 2);
     }
     if (!ring_.has_zero_points()) return;
@@ -249,8 +262,9 @@ class TensorRowProduct {
           if constexpr (Rows == 1) {
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            if (m >= kWholeTiles) sum += __shfl_xor_sync(0xffffffffu, sum, 16);
           }
-          if (Rows > 1 || member == 0) {
+          if (Rows > 1 || (member == 0 && (m < kWholeTiles || lane() < 16))) {
             const int row = Rows == 1 ? 0 : member * 2 + e;
             partial[(warp() * Rows + row) * Columns + column_of(m) + j] = sum;
           }

@@ -48,8 +48,9 @@ __device__ __forceinline__ void put_four_of(T* x, const float4& value, float sca
   *reinterpret_cast<Pack<T, 4>*>(x) = four;
 }
 
-// x = norm(hidden) of a row, zeros up to the stride; in two halves, before and after the wait.
-template <typename T, int Threads, bool IsQuick>
+// x = norm(hidden) of a row, zeros up to the stride; in two halves, before and after the wait. Of
+// each thread Kept times four numbers wait in registers.
+template <typename T, int Threads, int Kept, bool IsQuick>
 class OneRowNorm {
  public:
   // sums: Threads / 32 numbers in shared memory.
@@ -95,7 +96,7 @@ class OneRowNorm {
   }
 
  private:
-  static constexpr int kKept = 2, kApart = Threads * 4;
+  static constexpr int kKept = Kept, kApart = Threads * 4;
 
   __device__ __forceinline__ static int first() { return static_cast<int>(threadIdx.x) * 4; }
   // The stride is a multiple of 8.

@@ -77,7 +77,7 @@ LayerStep describe_step(const mamba_layer_params& p, const LayerCodes& codes, vo
   s.y = parts.take(s.rows * s.y_stride * element);
   s.out.y = s.y;
   // The shares of x_proj: of its own kernel, or of one row of the blocks of the first.
-  const int64_t shares = std::max<int64_t>(s.splits, s.rows == 1 ? kMostNextShares : 0);
+  const int64_t shares = std::max<int64_t>(s.splits, s.rows == 1 ? kMostPackedShares : 0);
   s.parts = static_cast<float*>(
       parts.take(static_cast<int64_t>(sizeof(float)) * shares * s.rows * s.projected));
   const int share_channels = with_type(p.dtype, [&](auto* type) {

@@ -105,8 +105,11 @@ class ShareSums {
   const int width_, own_, first_, groups_, group_, place_;
 };
 
-// Width: numbers of shares that are read at once, which divide `projected`.
-template <typename T, int Width, int Cluster, bool IsUsual>
+// Width: numbers of shares that are read at once, which divide `projected`. IsEarly: the first
+// kernel has codes. It lets this one start after a wait of its own, when all that is ahead of it
+// has ended, the step that wrote the states, too: they are read before this one's wait, past the
+// first-level cache, which may hold what their lines were when an earlier kernel read them.
+template <typename T, int Width, int Cluster, bool IsUsual, bool IsEarly>
 __global__ void __launch_bounds__(kTokenThreads)
     step_state_token(const __grid_constant__ LayerStep s) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -132,12 +135,20 @@ __global__ void __launch_bounds__(kTokenThreads)
   const Pack<float, kTeamStates> A_first = four_of(A_row, member * kTeamStates, d_state, in_fours);
   const float bias = p.dt_bias[channel], skip = p.D[channel];
   const ShareSums<Width, Cluster> sums(s.projected, blockIdx.x % Cluster);
-  wait_and_let_next_start(s.in.codes.bits == 0);
-
   const int row = blockIdx.y;
   const int64_t offset = (int64_t{row} * d_inner + channel) * d_state;
-  const Pack<float, kTeamStates> first_states =
-      four_of(p.recurrent_state + offset, member * kTeamStates, d_state, in_fours);
+  Pack<float, kTeamStates> first_states;
+  if constexpr (IsEarly) {
+    static_assert(IsUsual, "it has a vector of states for each member of a team");
+    const float4 states =
+        __ldcg(reinterpret_cast<const float4*>(p.recurrent_state + offset + member * kTeamStates));
+    first_states = {states.x, states.y, states.z, states.w};
+  }
+  wait_and_let_next_start(s.in.codes.bits == 0);
+
+  if constexpr (!IsEarly) {
+    first_states = four_of(p.recurrent_state + offset, member * kTeamStates, d_state, in_fours);
+  }
   const float input = to_float(static_cast<const T*>(s.u)[row * s.in_stride + channel]);
   const float gate = to_float(static_cast<const T*>(s.z)[row * s.in_stride + channel]);
   const float* shares = s.parts + row * s.projected;
@@ -182,7 +193,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   }
 }
 
-template <typename T, int Width, int Cluster, bool IsUsual>
+template <typename T, int Width, int Cluster, bool IsUsual, bool IsEarly = false>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -197,19 +208,23 @@ cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = attributes + (s.overlaps ? 0 : 1);
   config.numAttrs = (s.overlaps ? 1 : 0) + (Cluster > 1 ? 1 : 0);
-  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster, IsUsual>, s);
+  return cudaLaunchKernelEx(&config, step_state_token<T, Width, Cluster, IsUsual, IsEarly>, s);
 }
 
 template <typename T>
 cudaError_t launch_state_token(const LayerStep& s, cudaStream_t stream) {
   if (s.projected % kTeamStates != 0) return launch_state_token<T, 1, 1, false>(s, stream);
   const int64_t bytes = sizeof(float) * s.splits * s.projected;
-  if (s.overlaps && bytes >= kLargeShares) {
-    return is_usual(s) ? launch_state_token<T, kTeamStates, kStateCluster, true>(s, stream)
-                       : launch_state_token<T, kTeamStates, kStateCluster, false>(s, stream);
-  }
-  return is_usual(s) ? launch_state_token<T, kTeamStates, 1, true>(s, stream)
-                     : launch_state_token<T, kTeamStates, 1, false>(s, stream);
+  const bool is_packed = s.in.codes.bits != 0;
+  const bool has_large = bytes >= (is_packed ? kLargePackedShares : kLargeShares);
+  const auto of_cluster = [&](auto cluster) {
+    constexpr int kCluster = decltype(cluster)::value;
+    if (!is_usual(s)) return launch_state_token<T, kTeamStates, kCluster, false>(s, stream);
+    return is_packed ? launch_state_token<T, kTeamStates, kCluster, true, true>(s, stream)
+                     : launch_state_token<T, kTeamStates, kCluster, true>(s, stream);
+  };
+  if (s.overlaps && has_large) return of_cluster(std::integral_constant<int, kStateCluster>());
+  return of_cluster(std::integral_constant<int, 1>());
 }
 
 }  // namespace step
