@@ -34,7 +34,7 @@ from bench.peers import dual as peer_dual
 from bench.peers import operators as peer_operators
 from bench.rows import OURS
 from bench.tables import grids
-from bench.timing import median_milliseconds
+from bench.timing import median_milliseconds, milliseconds_a_step
 from mamba_export.contract.weights import Weights
 from mamba_export.errors import MambaExportError
 from mamba_export.models import MambaConfig
@@ -202,6 +202,15 @@ def test_mamba_ssm_is_timed_in_each_of_its_forms(
     ]  # fmt: skip
     assert [row.milliseconds is None for row in rows] == [False, False, False, False, True, False]
     assert rows[4].note == "ValueError: the captured logits differ by 2.0e+00"
+
+
+def test_a_step_s_time_does_not_shrink_where_the_host_was_busy_in_short_runs() -> None:
+    disturbed = iter([0.0, 0.030, 0.004, 0.030, 0.0, 0.030, 0.002, 0.0, 0.0, 0.025])
+
+    def seconds(steps: int) -> float:
+        return 0.016 + 0.0007 * steps + next(disturbed)
+
+    assert milliseconds_a_step(seconds, 64) == pytest.approx(0.7)
 
 
 def test_prefill_and_decode_have_batches_of_their_own() -> None:

@@ -31,3 +31,19 @@ def median_milliseconds(
         call()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)
+
+
+def milliseconds_a_step(seconds: Callable[[int], float], steps: int, runs: int = 5) -> float:
+    """Time of a step in milliseconds: a run of ``1 + steps`` steps less one of a single step.
+
+    Each is the quickest of its runs. What else the host does makes a run longer, never shorter; a difference
+    of two single runs is too small where that befell the short one.
+
+    Args:
+        seconds: runs so many steps and returns how long that took; warmed up.
+        steps: by which the two differ.
+        runs: of each.
+    """
+    pairs = [(seconds(1 + steps), seconds(1)) for _ in range(runs)]
+    long, short = (min(times) for times in zip(*pairs, strict=True))
+    return 1000 * (long - short) / steps

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.timing import milliseconds_a_step
 from mamba_export.models import TORCH_DTYPES, Mamba2Config, ModelConfig
 
 _PROMPT = 16  # tokens before a decode measurement
@@ -93,8 +94,7 @@ class MambaSsmModel:
             return time.perf_counter() - start
 
         seconds(1 + steps)  # captures the graph
-        times = [seconds(1 + steps) - seconds(1) for _ in range(3)]
-        return 1e3 * sorted(times)[1] / steps
+        return milliseconds_a_step(seconds, steps)
 
     def capture_step(self, batch: int, prompt: int) -> None:
         """Let its ``generate`` read random prompts and capture its step, for ``graph_milliseconds``."""
