@@ -134,6 +134,24 @@ def test_figures_have_each_peer_at_its_fastest() -> None:
     ]
 
 
+def test_figures_are_those_of_each_cpu_s_newest_record_with_its_note() -> None:
+    def record(device: str, ours: float, note: str = "") -> dict:
+        rows = [
+            Row("130m fp16, a token", "ONNX Runtime, native kernels", ours),
+            Row("130m fp16, a token", "llama.cpp, F16", 20.0),
+        ]
+        return new_record(rows, device, "a command", **({"note": note} if note else {}))
+
+    text = figures([record("a CPU", 10.0, "built so"), record("another", 20.0), record("a CPU", 5)])
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- fp16, a token (130m): 2.0x the speed of llama.cpp.",
+        "- fp16, a token (130m): 1.0x the speed of llama.cpp.",
+    ]
+    assert text.count("On a CPU (") == text.count("On another (") == 1
+    assert "in the same run (built so):" in text
+    assert text.count("built so") == 1
+
+
 @pytest.mark.parametrize(
     "config",
     [

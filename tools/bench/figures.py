@@ -24,15 +24,18 @@ _KINDS = {
 
 
 def figures(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of each GPU's record a range a kind, and of the newest of a CPU a range a kind and peer.
+    """Markdown: of each GPU's record a range a kind, and of each CPU's newest a range a kind and peer.
 
     Args:
         records: valid, newest first.
     """
     of_gpus = [text for record in records if (text := _gpu_figures(record))]
-    of_cpus = [text for record in records if (text := _cpu_figures(record))]
+    of_cpus: dict[str, str] = {}
+    for record in records:
+        if record["device"] not in of_cpus and (text := _cpu_figures(record)):
+            of_cpus[record["device"]] = text
     none = "No valid record of an NVIDIA GPU exists yet."
-    return "\n\n".join([*(of_gpus or [none]), *of_cpus[:1]])
+    return "\n\n".join([*(of_gpus or [none]), *of_cpus.values()])
 
 
 def _gpu_figures(gpu: dict[str, Any]) -> str:
@@ -106,8 +109,10 @@ def _cpu_figures(record: dict[str, Any]) -> str:
     lines = [line for kind, found in kinds.items() if (line := _cpu_line(kind, found))]
     if not lines:
         return ""
+    note = f" ({record['note']})" if record.get("note") else ""
     head = (
-        f"On {record['device']} ({_made(record)}), beside each peer at its fastest in the same run:"
+        f"On {record['device']} ({_made(record)}), beside each peer at its fastest in the same run"
+        f"{note}:"
     )
     return "\n".join([head, "", *lines])
 
