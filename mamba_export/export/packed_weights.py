@@ -321,9 +321,11 @@ def _store(
 
     def part(which: str) -> ir.TensorProtocol:
         array = getattr(packed(), which)
-        # Scales are positive.
-        fill = np.full((len(array), more), which == SCALES).astype(array.dtype)
-        found = ir.tensor(np.concatenate([array, fill], axis=1), dtype=parts[which][0])
+        if more:
+            # Scales are positive.
+            fill = np.full((len(array), more), which == SCALES).astype(array.dtype)
+            array = np.concatenate([array, fill], axis=1)
+        found = ir.tensor(array, dtype=parts[which][0])
         if which == last and inputs * outputs > _KEPT:
             packed.cache_clear()
         return found

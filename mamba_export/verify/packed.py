@@ -23,12 +23,15 @@ _INPUT_LEVELS = 127
 of 0, in blocks of the weights' length (its ``accuracy_level`` 4, the usual one)."""
 
 
-def packed_of(initializers: Mapping[str, ir.Value], parameter: str, outputs: int) -> Packed | None:
-    """The packed matrix of a parameter in a file; None where it has none.
+def packed_of(initializers: Mapping[str, ir.Value], name: str, parameter: Tensor) -> Packed | None:
+    """The packed matrix of a parameter (outputs, inputs) in a file; None where it has none.
 
-    outputs: of the parameter; a head may be stored with more columns, whose results the file takes off.
+    A head may be stored with more columns than the outputs, whose results the file takes off.
     """
-    parts = [initializers.get(packed_name(parameter, part)) for part in PARTS]
+    if parameter.ndim != 2:
+        return None
+    outputs = len(parameter)
+    parts = [initializers.get(packed_name(name, part)) for part in PARTS]
     codes, scales, zero_points = (
         None if part is None or part.const_value is None else part.const_value.numpy()[:, :outputs]
         for part in parts
@@ -61,9 +64,7 @@ class PackedMatrices:
         """Those of a model's parameters in a file."""
         matrices, embeddings = {}, {}
         for name, parameter in model.named_parameters():
-            if parameter.ndim != 2:
-                continue
-            if (matrix := packed_of(initializers, name, len(parameter))) is not None:
+            if (matrix := packed_of(initializers, name, parameter)) is not None:
                 matrices[name] = matrix
             if (rows := packed_rows_of(initializers, name)) is not None:
                 embeddings[name] = rows

@@ -78,9 +78,8 @@ def _compare(
     is_ours = isinstance(model, MambaLM | MambaBackbone)
     for name, parameter in model.named_parameters():
         stored_name = name.removesuffix("_log") if _is_logarithm(name) else name
-        codes, rows = None, packed_rows_of(initializers, name)
-        if parameter.ndim == 2:
-            codes = packed_of(initializers, name, len(parameter))
+        codes = packed_of(initializers, name, parameter)
+        rows = packed_rows_of(initializers, name)
         for one in (codes, rows) if weights is not None else ():
             if one is not None and weights is not None:
                 kind = weights.kind if one is codes else EMBEDDING_KIND
